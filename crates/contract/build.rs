@@ -1,0 +1,28 @@
+//! Compiles `proto/` with protox (no protoc to install) into prost messages and tonic services.
+
+use std::path::Path;
+
+use prost::Message as _;
+
+const FILES: &[&str] = &[
+    "inkstone/v1/image.proto",
+    "inkstone/task/v1/task.proto",
+    "inkstone/auth/v1/auth.proto",
+    "inkstone/orchestrator/v1/orchestrator.proto",
+    "inkstone/registry/v1/registry.proto",
+];
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
+    println!("cargo:rerun-if-changed={}", root.display());
+    let descriptors = protox::compile(FILES, [&root])?;
+    let out = std::env::var("OUT_DIR")?;
+    std::fs::write(
+        Path::new(&out).join("descriptors.bin"),
+        descriptors.encode_to_vec(),
+    )?;
+    tonic_prost_build::configure()
+        .build_transport(true)
+        .compile_fds(descriptors)?;
+    Ok(())
+}

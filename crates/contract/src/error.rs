@@ -1,0 +1,230 @@
+//! The one closed list of error codes, and how each looks over gRPC and HTTP.
+//!
+//! A service's own error enum maps to a [`Failure`] once, at its edge. Over gRPC a failure is a
+//! [`tonic::Status`] whose metadata carries the code, the field and the wait, so the gateway can give it back in
+//! any dialect without reading messages. Every code has a page in `docs/errors/`.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use tonic::metadata::{MetadataMap, MetadataValue};
+use tonic::{Code, Status};
+
+const CODE: &str = "inkstone-code";
+const FIELD: &str = "inkstone-field";
+const RETRY_AFTER_MS: &str = "inkstone-retry-after-ms";
+
+macro_rules! codes {
+    ($($(#[$doc:meta])* $name:ident = $text:literal, $grpc:ident, $http:ident;)*) => {
+        /// Why a request was not carried out.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+        pub enum ErrorCode {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl ErrorCode {
+            /// Every code there is.
+            pub const ALL: &'static [ErrorCode] = &[$(ErrorCode::$name),*];
+
+            /// The code as callers see it.
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => $text,)* }
+            }
+
+            /// The code that callers see as `text`.
+            pub fn from_text(text: &str) -> Option<Self> {
+                match text { $($text => Some(Self::$name),)* _ => None }
+            }
+
+            /// The gRPC status it maps to.
+            pub fn grpc(self) -> Code {
+                match self { $(Self::$name => Code::$grpc,)* }
+            }
+
+            /// The HTTP status it maps to.
+            pub fn http(self) -> StatusCode {
+                match self { $(Self::$name => StatusCode::$http,)* }
+            }
+        }
+    };
+}
+
+codes! {
+    /// A field is missing, malformed or out of its range. Sending it again changes nothing.
+    InvalidArgument = "invalid_argument", InvalidArgument, BAD_REQUEST;
+    /// The body is larger than the edge takes.
+    PayloadTooLarge = "payload_too_large", OutOfRange, PAYLOAD_TOO_LARGE;
+    /// The body is not of a media type that the path takes.
+    UnsupportedMediaType = "unsupported_media_type", InvalidArgument, UNSUPPORTED_MEDIA_TYPE;
+    /// The caller did not show who it is.
+    Unauthenticated = "unauthenticated", Unauthenticated, UNAUTHORIZED;
+    /// The caller's policy does not allow this.
+    PermissionDenied = "permission_denied", PermissionDenied, FORBIDDEN;
+    /// There is no such model, or the caller may not see it.
+    ModelNotFound = "model_not_found", NotFound, NOT_FOUND;
+    /// There is no such task for this tenant.
+    TaskNotFound = "task_not_found", NotFound, NOT_FOUND;
+    /// There is nothing at this path.
+    NotFound = "not_found", NotFound, NOT_FOUND;
+    /// The path exists, but not with this method.
+    MethodNotAllowed = "method_not_allowed", Unimplemented, METHOD_NOT_ALLOWED;
+    /// The idempotency key was used for another request.
+    IdempotencyConflict = "idempotency_conflict", AlreadyExists, CONFLICT;
+    /// The task has not ended, so there is nothing to fetch yet.
+    NotReady = "not_ready", FailedPrecondition, CONFLICT;
+    /// Over the rate limit.
+    RateLimited = "rate_limited", ResourceExhausted, TOO_MANY_REQUESTS;
+    /// The platform is too busy or a part of it is down; try again after the wait.
+    Unavailable = "unavailable", Unavailable, SERVICE_UNAVAILABLE;
+    /// The caller's deadline passed first. The task, if accepted, goes on.
+    DeadlineExceeded = "deadline_exceeded", DeadlineExceeded, GATEWAY_TIMEOUT;
+    /// The task was cancelled.
+    Cancelled = "cancelled", Cancelled, CONFLICT;
+    /// The task was tried as often as allowed and never finished.
+    AttemptsExhausted = "attempts_exhausted", Aborted, INTERNAL_SERVER_ERROR;
+    /// The engine could not draw this request.
+    EngineFailed = "engine_failed", Internal, INTERNAL_SERVER_ERROR;
+    /// A fault of ours.
+    Internal = "internal", Internal, INTERNAL_SERVER_ERROR;
+}
+
+impl std::fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// An error as a caller hears it.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Failure {
+    /// Which of the closed list.
+    pub code: ErrorCode,
+    /// For the person who reads it: what is wrong, and the limit or the way out.
+    pub message: String,
+    /// The request's field that is at fault, by its name in [`crate::proto::v1::SubmitTask`].
+    pub field: Option<String>,
+    /// How long to wait before trying again.
+    pub retry_after: Option<Duration>,
+}
+
+impl Failure {
+    /// A failure without field or wait.
+    pub fn new(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self {
+            code,
+            message: message.into(),
+            field: None,
+            retry_after: None,
+        }
+    }
+
+    /// A field that is missing, malformed or out of range.
+    pub fn invalid(field: impl Into<String>, message: impl Into<String>) -> Self {
+        Self {
+            field: Some(field.into()),
+            ..Self::new(ErrorCode::InvalidArgument, message)
+        }
+    }
+
+    /// A part of the platform is down or full; worth trying again after `wait`.
+    pub fn unavailable(message: impl Into<String>, wait: Duration) -> Self {
+        Self {
+            retry_after: Some(wait),
+            ..Self::new(ErrorCode::Unavailable, message)
+        }
+    }
+}
+
+impl From<Failure> for Status {
+    fn from(failure: Failure) -> Status {
+        let mut metadata = MetadataMap::new();
+        metadata.insert(CODE, MetadataValue::from_static(failure.code.as_str()));
+        if let Some(Ok(field)) = failure.field.map(|f| f.parse()) {
+            metadata.insert(FIELD, field);
+        }
+        if let Some(wait) = failure.retry_after {
+            metadata.insert(RETRY_AFTER_MS, (wait.as_millis() as u64).into());
+        }
+        Status::with_metadata(failure.code.grpc(), failure.message, metadata)
+    }
+}
+
+impl From<Status> for Failure {
+    /// Reads back what [`Status::from`] wrote; a status of other origin (a broken connection, a deadline) gets
+    /// the nearest code.
+    fn from(status: Status) -> Failure {
+        let text = |key| status.metadata().get(key).and_then(|v| v.to_str().ok());
+        let own = text(CODE).and_then(ErrorCode::from_text);
+        let code = own.unwrap_or(match status.code() {
+            Code::Unavailable | Code::Cancelled | Code::Unknown => ErrorCode::Unavailable,
+            Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
+            Code::ResourceExhausted => ErrorCode::RateLimited,
+            Code::InvalidArgument => ErrorCode::InvalidArgument,
+            Code::Unauthenticated => ErrorCode::Unauthenticated,
+            Code::PermissionDenied => ErrorCode::PermissionDenied,
+            Code::NotFound => ErrorCode::NotFound,
+            _ => ErrorCode::Internal,
+        });
+        let wait = text(RETRY_AFTER_MS).and_then(|v| v.parse().ok());
+        let retry_after = wait
+            .map(Duration::from_millis)
+            .or((code == ErrorCode::Unavailable).then_some(Duration::from_secs(1)));
+        // A transport's own words ("tcp connect error …") are for logs, not for callers.
+        let message = match own {
+            Some(_) => status.message().to_owned(),
+            None if code == ErrorCode::Unavailable => {
+                "a part of the platform is not reachable just now; try again".to_owned()
+            }
+            None => status.message().to_owned(),
+        };
+        Failure {
+            code,
+            message,
+            field: text(FIELD).map(str::to_owned),
+            retry_after,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_survives_grpc_whole() {
+        for &code in ErrorCode::ALL {
+            let failure = Failure {
+                code,
+                message: "size: 96 is not a multiple of 32".to_owned(),
+                field: Some("width".to_owned()),
+                retry_after: Some(Duration::from_millis(1500)),
+            };
+            assert_eq!(Failure::from(Status::from(failure.clone())), failure);
+        }
+    }
+
+    #[test]
+    fn codes_read_back_as_written() {
+        for &code in ErrorCode::ALL {
+            assert_eq!(ErrorCode::from_text(code.as_str()), Some(code));
+        }
+    }
+
+    #[test]
+    fn a_broken_connection_is_unavailable_and_worth_a_retry() {
+        let failure = Failure::from(Status::unavailable("tcp connect error: 127.0.0.1:1"));
+        assert_eq!(failure.code, ErrorCode::Unavailable);
+        assert!(failure.retry_after.is_some());
+        assert!(!failure.message.contains("127.0.0.1"));
+    }
+
+    #[test]
+    fn every_code_has_a_page() {
+        let pages = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors");
+        for code in ErrorCode::ALL {
+            let page = pages.join(format!("{code}.md"));
+            assert!(page.is_file(), "missing {}", page.display());
+        }
+    }
+}

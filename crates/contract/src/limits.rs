@@ -1,0 +1,24 @@
+//! Limits of the public contract: the same whichever dialect a request comes in.
+
+/// Prompt and negative prompt, bytes of UTF-8 each.
+pub const MAX_PROMPT_BYTES: usize = 4096;
+/// Pictures in one task.
+pub const MAX_IMAGES: u32 = 10;
+/// Previews of one picture.
+pub const MAX_PARTIAL_IMAGES: u32 = 3;
+/// Style tags on one task.
+pub const MAX_STYLE_TAGS: usize = 16;
+/// One style tag, bytes.
+pub const MAX_STYLE_TAG_BYTES: usize = 64;
+/// Idempotency key, bytes.
+pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 256;
+/// The caller's own user name, bytes.
+pub const MAX_USER_BYTES: usize = 256;
+/// Tasks on one page of a list.
+pub const MAX_PAGE_SIZE: u32 = 100;
+/// Tasks on a page when the caller does not say.
+pub const DEFAULT_PAGE_SIZE: u32 = 20;
+/// One gRPC message between services, bytes: a 10-picture task's largest single picture fits.
+pub const MAX_GRPC_MESSAGE_BYTES: usize = 36 * 1024 * 1024;
+/// Clock difference that a signature may have, seconds.
+pub const MAX_CLOCK_SKEW_SECONDS: i64 = 300;

@@ -1,0 +1,76 @@
+//! The admin port of every service: `/livez`, `/readyz`, `/metrics`.
+
+use std::net::SocketAddr;
+
+use axum::Router;
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Json};
+use axum::routing::get;
+use telemetry::Telemetry;
+use tokio::net::TcpListener;
+
+use crate::{Health, Service};
+
+/// The admin port could not be opened.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address} for admin requests (setting process.admin_listen)")]
+pub struct AdminError {
+    address: SocketAddr,
+    #[source]
+    source: std::io::Error,
+}
+
+#[derive(Clone)]
+struct Admin {
+    health: Health,
+    telemetry: Telemetry,
+}
+
+/// Serves a service's health and the process's metrics until the service stops.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn serve(
+    service: &mut Service,
+    address: SocketAddr,
+    telemetry: &Telemetry,
+) -> Result<(), AdminError> {
+    let failed = |source| AdminError { address, source };
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    service.listens("admin", listener.local_addr().map_err(failed)?);
+    let router = Router::new()
+        .route("/livez", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .route("/metrics", get(metrics))
+        .with_state(Admin {
+            health: service.health.clone(),
+            telemetry: telemetry.clone(),
+        });
+    let stopping = service.tasks.stopping();
+    service.tasks.critical("admin", async move {
+        axum::serve(listener, router)
+            .with_graceful_shutdown(stopping)
+            .await
+    });
+    Ok(())
+}
+
+async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
+    let ready = admin.health.problem().is_none();
+    let status = if ready {
+        StatusCode::OK
+    } else {
+        StatusCode::SERVICE_UNAVAILABLE
+    };
+    let body = serde_json::json!({
+        "status": if ready { "ready" } else { "not ready" },
+        "checks": admin.health.findings(),
+    });
+    (status, Json(body))
+}
+
+async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {
+    let text = (header::CONTENT_TYPE, "text/plain; version=0.0.4");
+    ([text], admin.telemetry.render_metrics())
+}

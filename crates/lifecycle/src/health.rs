@@ -1,0 +1,106 @@
+//! Whether a service can do its work: a list of named checks that the parts keep up to date.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, RwLock};
+
+use serde::Serialize;
+
+/// The checks of one service. Cheap to clone; all clones are the same list.
+#[derive(Clone, Default)]
+pub struct Health {
+    checks: Arc<RwLock<BTreeMap<&'static str, Option<String>>>>,
+}
+
+/// One dependency's entry in a [`Health`].
+#[derive(Clone)]
+pub struct Check {
+    name: &'static str,
+    health: Health,
+}
+
+/// One check, as `/readyz` and `/healthz?verbose` show it.
+#[derive(Debug, Clone, Serialize)]
+pub struct Finding {
+    /// Whether it is well.
+    pub ok: bool,
+    /// What is wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+}
+
+impl Health {
+    /// Adds a check, which fails until it is first [passed](Check::pass).
+    pub fn check(&self, name: &'static str) -> Check {
+        let check = Check {
+            name,
+            health: self.clone(),
+        };
+        check.fail("not checked so far");
+        check
+    }
+
+    /// The problem of the first check that fails.
+    pub fn problem(&self) -> Option<String> {
+        let checks = self.checks.read().unwrap_or_else(|e| e.into_inner());
+        checks
+            .iter()
+            .find_map(|(name, problem)| problem.as_ref().map(|p| format!("{name}: {p}")))
+    }
+
+    /// Every check by name.
+    pub fn findings(&self) -> BTreeMap<&'static str, Finding> {
+        let checks = self.checks.read().unwrap_or_else(|e| e.into_inner());
+        let finding = |problem: &Option<String>| Finding {
+            ok: problem.is_none(),
+            problem: problem.clone(),
+        };
+        checks.iter().map(|(name, p)| (*name, finding(p))).collect()
+    }
+
+    fn set(&self, name: &'static str, problem: Option<String>) {
+        let mut checks = self.checks.write().unwrap_or_else(|e| e.into_inner());
+        let before = checks.insert(name, problem.clone());
+        match (before, problem) {
+            (Some(None), Some(problem)) => tracing::warn!("{name} fails: {problem}"),
+            (Some(Some(_)), None) => tracing::info!("{name} is well"),
+            _ => {}
+        }
+    }
+}
+
+impl Check {
+    /// The dependency is well.
+    pub fn pass(&self) {
+        self.health.set(self.name, None);
+    }
+
+    /// The dependency is not well, and why.
+    pub fn fail(&self, problem: impl Into<String>) {
+        self.health.set(self.name, Some(problem.into()));
+    }
+
+    /// Passes or fails by `result`.
+    pub fn set<E: std::error::Error>(&self, result: Result<(), E>) {
+        match result {
+            Ok(()) => self.pass(),
+            Err(error) => self.fail(crate::tasks::chain(&error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_fails_until_it_is_passed() {
+        let health = Health::default();
+        assert!(health.problem().is_none());
+        let check = health.check("broker");
+        assert!(health.problem().unwrap().starts_with("broker"));
+        check.pass();
+        assert!(health.problem().is_none());
+        check.fail("connection refused");
+        assert_eq!(health.problem().unwrap(), "broker: connection refused");
+    }
+}

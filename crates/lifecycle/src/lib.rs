@@ -1,0 +1,66 @@
+//! The life of a process: start, signals, drain.
+//!
+//! A service's `main` is one call of [`run`]; its library builds a [`Service`] out of supervised
+//! [tasks](Tasks), [health checks](Health) and an [admin port](admin), and hands it back as a value that can
+//! be stopped. Several services live in one process the same way (`inkstone up`).
+//!
+//! Invariants: no task runs without a name and an owner; a critical task that ends takes its service down with
+//! a message, so no process lives on half-dead; stopping is bounded by a grace time.
+
+pub mod admin;
+mod health;
+mod process;
+mod tasks;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+pub use health::{Check, Health};
+pub use process::{Process, ProcessSettings, RunError, run, shutdown_signal};
+pub use tasks::{TaskFailure, Tasks, chain};
+
+/// A running service.
+pub struct Service {
+    /// Its name, as in its binary's.
+    pub name: &'static str,
+    /// Its tasks.
+    pub tasks: Tasks,
+    /// Whether it can do its work.
+    pub health: Health,
+    addresses: BTreeMap<&'static str, SocketAddr>,
+}
+
+impl Service {
+    /// A service that runs nothing yet.
+    pub fn new(name: &'static str) -> Self {
+        Self {
+            name,
+            tasks: Tasks::new(name),
+            health: Health::default(),
+            addresses: BTreeMap::new(),
+        }
+    }
+
+    /// Notes where the service listens, for logs and for those who started it on port 0.
+    pub fn listens(&mut self, what: &'static str, address: SocketAddr) {
+        tracing::info!(service = self.name, %address, "{what} listens");
+        self.addresses.insert(what, address);
+    }
+
+    /// Where the service listens for `what`.
+    ///
+    /// # Panics
+    /// When it does not: which addresses a service has is part of its code.
+    pub fn address(&self, what: &str) -> SocketAddr {
+        match self.addresses.get(what) {
+            Some(address) => *address,
+            None => panic!("{} has no address called {what}", self.name),
+        }
+    }
+
+    /// Asks every task to stop and waits until all have, `grace` at most. False when some had to be left.
+    pub async fn stop(&self, grace: Duration) -> bool {
+        self.tasks.stop(grace).await
+    }
+}

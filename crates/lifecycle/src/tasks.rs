@@ -1,0 +1,199 @@
+//! Supervised tasks: each has a name, an owner and a policy for its end.
+
+use std::future::Future;
+use std::panic::AssertUnwindSafe;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
+
+/// Why a service cannot go on.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{service}: task `{task}` {problem}")]
+pub struct TaskFailure {
+    /// Whose task.
+    pub service: &'static str,
+    /// Which task.
+    pub task: &'static str,
+    /// How it ended.
+    pub problem: String,
+}
+
+/// The tasks of one service. Cheap to clone; all clones are the same set.
+#[derive(Clone)]
+pub struct Tasks {
+    service: &'static str,
+    tracker: TaskTracker,
+    stopping: CancellationToken,
+    failed: CancellationToken,
+    failure: Arc<Mutex<Option<TaskFailure>>>,
+}
+
+impl Tasks {
+    pub(crate) fn new(service: &'static str) -> Self {
+        Self {
+            service,
+            tracker: TaskTracker::new(),
+            stopping: CancellationToken::new(),
+            failed: CancellationToken::new(),
+            failure: Arc::default(),
+        }
+    }
+
+    /// Runs what the service cannot live without. If it ends before the service stops, by returning or by a
+    /// panic, the service has [failed](Self::failed). It must watch [`stopping`](Self::stopping) itself.
+    pub fn critical<F, E>(&self, task: &'static str, future: F)
+    where
+        F: Future<Output = Result<(), E>> + Send + 'static,
+        E: std::error::Error + Send + 'static,
+    {
+        let tasks = self.clone();
+        self.track(task, async move {
+            let problem = match AssertUnwindSafe(future).catch_unwind().await {
+                Ok(_) if tasks.stopping.is_cancelled() => return,
+                Ok(Ok(())) => "ended by itself".to_owned(),
+                Ok(Err(error)) => format!("failed: {}", chain(&error)),
+                Err(panic) => format!("panicked: {}", panic_text(&*panic)),
+            };
+            tasks.fail(task, problem);
+        });
+    }
+
+    /// Runs one bounded piece of work, such as one request's. Its panic is logged and hurts nothing else.
+    pub fn job<F>(&self, task: &'static str, future: F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let service = self.service;
+        self.track(task, async move {
+            if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
+                tracing::error!(service, task, "panicked: {}", panic_text(&*panic));
+            }
+        });
+    }
+
+    #[allow(clippy::disallowed_methods)] // The one place where tasks are born.
+    fn track(&self, task: &'static str, future: impl Future<Output = ()> + Send + 'static) {
+        tracing::trace!(service = self.service, task, "starts");
+        self.tracker
+            .spawn(future.instrument(tracing::Span::current()));
+    }
+
+    /// Declares that the service cannot go on. Only the first failure counts.
+    pub fn fail(&self, task: &'static str, problem: String) {
+        let failure = TaskFailure {
+            service: self.service,
+            task,
+            problem,
+        };
+        tracing::error!(service = self.service, "{failure}");
+        // A poisoned lock still holds a whole value: it is only ever set.
+        let mut slot = self.failure.lock().unwrap_or_else(|e| e.into_inner());
+        slot.get_or_insert(failure);
+        self.failed.cancel();
+    }
+
+    /// Resolves when the service has been asked to stop.
+    pub fn stopping(&self) -> WaitForCancellationFutureOwned {
+        self.stopping.clone().cancelled_owned()
+    }
+
+    /// A token that is cancelled when the service has been asked to stop.
+    pub fn stop_token(&self) -> CancellationToken {
+        self.stopping.clone()
+    }
+
+    /// Resolves when a critical task has ended before its time.
+    pub async fn failed(&self) -> TaskFailure {
+        self.failed.cancelled().await;
+        let slot = self.failure.lock().unwrap_or_else(|e| e.into_inner());
+        slot.clone().unwrap_or(TaskFailure {
+            service: self.service,
+            task: "unknown",
+            problem: "failed".to_owned(),
+        })
+    }
+
+    pub(crate) async fn stop(&self, grace: Duration) -> bool {
+        self.stopping.cancel();
+        self.tracker.close();
+        let done = tokio::time::timeout(grace, self.tracker.wait()).await;
+        if done.is_err() {
+            let left = self.tracker.len();
+            tracing::warn!(service = self.service, left, "tasks left behind after the grace time");
+        }
+        done.is_ok()
+    }
+}
+
+/// An error with its causes, on one line.
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(next) = cause {
+        let words = next.to_string();
+        if !text.contains(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
+        cause = next.source();
+    }
+    text
+}
+
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_critical_task_that_panics_fails_its_service_with_the_message() {
+        let tasks = Tasks::new("test");
+        tasks.critical("doomed", async {
+            if true {
+                panic!("the reason");
+            }
+            Ok::<(), std::io::Error>(())
+        });
+        let failure = tasks.failed().await;
+        assert_eq!(failure.task, "doomed");
+        assert!(failure.problem.contains("the reason"));
+    }
+
+    #[tokio::test]
+    async fn stopping_waits_for_tasks_and_is_no_failure() {
+        let tasks = Tasks::new("test");
+        let stopping = tasks.stopping();
+        tasks.critical("patient", async move {
+            stopping.await;
+            Ok::<(), std::io::Error>(())
+        });
+        assert!(tasks.stop(Duration::from_secs(5)).await);
+        assert!(tasks.failure.lock().unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_hurts_nothing_else() {
+        let tasks = Tasks::new("test");
+        tasks.job("clumsy", async { panic!("oh") });
+        assert!(tasks.stop(Duration::from_secs(5)).await);
+        assert!(tasks.failure.lock().unwrap().is_none());
+    }
+
+    #[tokio::test]
+    async fn stopping_is_bounded_by_the_grace_time() {
+        let tasks = Tasks::new("test");
+        tasks.job("stubborn", std::future::pending());
+        assert!(!tasks.stop(Duration::from_millis(20)).await);
+    }
+}

@@ -1,0 +1,243 @@
+//! A key-value bucket of JSON values with compare-and-set, and a live copy of it.
+
+use std::collections::BTreeMap;
+use std::marker::PhantomData;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
+use bytes::Bytes;
+use futures::{StreamExt as _, TryStreamExt as _};
+use lifecycle::Tasks;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::sync::watch;
+
+use crate::BrokerError;
+
+/// How often a live copy is read anew, in case the watch missed something.
+const RECONCILE: Duration = Duration::from_secs(30);
+const WATCH_PAUSE: Duration = Duration::from_millis(500);
+
+/// A bucket of `T`.
+pub struct Bucket<T> {
+    name: &'static str,
+    store: kv::Store,
+    kind: PhantomData<fn() -> T>,
+}
+
+impl<T> Clone for Bucket<T> {
+    fn clone(&self) -> Self {
+        Self {
+            name: self.name,
+            store: self.store.clone(),
+            kind: PhantomData,
+        }
+    }
+}
+
+/// A value and the revision that a later [update](Bucket::update) must name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry<T> {
+    /// What is stored.
+    pub value: T,
+    /// Which write stored it.
+    pub revision: u64,
+}
+
+/// One change of a bucket.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Change<T> {
+    /// A key has a new value.
+    Put(String, T),
+    /// A key is gone.
+    Gone(String),
+}
+
+/// All values of a bucket by key, as last seen.
+pub type Snapshot<T> = Arc<BTreeMap<String, T>>;
+
+impl<T> Bucket<T> {
+    pub(crate) fn new(name: &'static str, store: kv::Store) -> Self {
+        Self {
+            name,
+            store,
+            kind: PhantomData,
+        }
+    }
+}
+
+impl<T: Serialize + DeserializeOwned> Bucket<T> {
+    fn decode(&self, key: &str, bytes: &[u8]) -> Result<T, BrokerError> {
+        serde_json::from_slice(bytes).map_err(|source| BrokerError::Decode {
+            what: format!("{}/{key}", self.name),
+            source: source.into(),
+        })
+    }
+
+    fn encode(&self, key: &str, value: &T) -> Result<Bytes, BrokerError> {
+        let bytes = serde_json::to_vec(value).map_err(|source| BrokerError::Decode {
+            what: format!("{}/{key}", self.name),
+            source: source.into(),
+        })?;
+        Ok(bytes.into())
+    }
+
+    fn conflict(&self, key: &str) -> BrokerError {
+        BrokerError::Conflict {
+            key: format!("{}/{key}", self.name),
+        }
+    }
+
+    /// The value at `key`.
+    ///
+    /// # Errors
+    /// When the broker does not answer or the value cannot be decoded.
+    pub async fn get(&self, key: &str) -> Result<Option<Entry<T>>, BrokerError> {
+        let entry = self.store.entry(key).await;
+        let entry = entry.map_err(BrokerError::request("reading a bucket"))?;
+        let Some(entry) = entry.filter(|e| e.operation == Operation::Put) else {
+            return Ok(None);
+        };
+        Ok(Some(Entry {
+            value: self.decode(key, &entry.value)?,
+            revision: entry.revision,
+        }))
+    }
+
+    /// Stores a value at a key that has none.
+    ///
+    /// # Errors
+    /// [`BrokerError::Conflict`] when it has one.
+    pub async fn create(&self, key: &str, value: &T) -> Result<u64, BrokerError> {
+        let created = self.store.create(key, self.encode(key, value)?).await;
+        created.map_err(|error| match error.kind() {
+            CreateErrorKind::AlreadyExists => self.conflict(key),
+            _ => BrokerError::request("writing a bucket")(error),
+        })
+    }
+
+    /// Replaces the value that was read at `revision`.
+    ///
+    /// # Errors
+    /// [`BrokerError::Conflict`] when it has changed since.
+    pub async fn update(&self, key: &str, value: &T, revision: u64) -> Result<u64, BrokerError> {
+        let bytes = self.encode(key, value)?;
+        let updated = self.store.update(key, bytes, revision).await;
+        updated.map_err(|error| match error.kind() {
+            UpdateErrorKind::WrongLastRevision => self.conflict(key),
+            _ => BrokerError::request("writing a bucket")(error),
+        })
+    }
+
+    /// Stores a value whatever was there.
+    ///
+    /// # Errors
+    /// When the broker does not confirm.
+    pub async fn put(&self, key: &str, value: &T) -> Result<u64, BrokerError> {
+        let bytes = self.encode(key, value)?;
+        let put = self.store.put(key, bytes).await;
+        put.map_err(BrokerError::request("writing a bucket"))
+    }
+
+    /// Removes a key.
+    ///
+    /// # Errors
+    /// When the broker does not confirm.
+    pub async fn delete(&self, key: &str) -> Result<(), BrokerError> {
+        let deleted = self.store.delete(key).await;
+        deleted.map_err(BrokerError::request("writing a bucket"))
+    }
+
+    /// Every value by key. A value that cannot be decoded is logged and left out: it must not hide the others.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn all(&self) -> Result<BTreeMap<String, T>, BrokerError> {
+        let keys = self.store.keys().await;
+        let keys = keys.map_err(BrokerError::request("listing a bucket"))?;
+        let keys: Vec<String> = keys
+            .try_collect()
+            .await
+            .map_err(BrokerError::request("listing a bucket"))?;
+        let mut all = BTreeMap::new();
+        for key in keys {
+            match self.get(&key).await {
+                Ok(Some(entry)) => drop(all.insert(key, entry.value)),
+                Ok(None) => {}
+                Err(error @ BrokerError::Decode { .. }) => {
+                    tracing::error!(%error, "left out");
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(all)
+    }
+}
+
+impl<T: Serialize + DeserializeOwned + Clone + Send + Sync + 'static> Bucket<T> {
+    /// A copy of the bucket that follows its changes within milliseconds for as long as the service runs, and is
+    /// read anew now and then in case a change was missed.
+    ///
+    /// # Errors
+    /// When the bucket cannot be read now.
+    pub async fn follow(
+        &self,
+        tasks: &Tasks,
+        task: &'static str,
+    ) -> Result<watch::Receiver<Snapshot<T>>, BrokerError> {
+        let (sender, receiver) = watch::channel(Arc::new(self.all().await?));
+        let bucket = self.clone();
+        let stopping = tasks.stopping();
+        tasks.critical(task, async move {
+            tokio::select! {
+                () = stopping => {}
+                () = bucket.keep_following(&sender) => {}
+            }
+            Ok::<(), BrokerError>(())
+        });
+        Ok(receiver)
+    }
+
+    async fn keep_following(&self, copy: &watch::Sender<Snapshot<T>>) {
+        loop {
+            if let Err(error) = self.follow_once(copy).await {
+                tracing::debug!(%error, bucket = self.name, "watching again");
+                tokio::time::sleep(WATCH_PAUSE).await;
+            }
+        }
+    }
+
+    /// Watches until the watch breaks or it is time to read everything anew.
+    async fn follow_once(&self, copy: &watch::Sender<Snapshot<T>>) -> Result<(), BrokerError> {
+        // Watch first, read second: a change between the two is then seen twice rather than never.
+        let watch = self.store.watch_all().await;
+        let mut watch = watch.map_err(BrokerError::request("watching a bucket"))?;
+        let all = self.all().await?;
+        copy.send_replace(Arc::new(all));
+        let until = tokio::time::Instant::now() + RECONCILE;
+        while let Ok(next) = tokio::time::timeout_at(until, watch.next()).await {
+            let Some(entry) = next else { break };
+            let entry = entry.map_err(BrokerError::request("watching a bucket"))?;
+            let change = match entry.operation {
+                Operation::Put => match self.decode(&entry.key, &entry.value) {
+                    Ok(value) => Change::Put(entry.key, value),
+                    Err(error) => {
+                        tracing::error!(%error, "left out");
+                        continue;
+                    }
+                },
+                Operation::Delete | Operation::Purge => Change::Gone(entry.key),
+            };
+            copy.send_modify(|all| apply(Arc::make_mut(all), change));
+        }
+        Ok(())
+    }
+}
+
+fn apply<T>(all: &mut BTreeMap<String, T>, change: Change<T>) {
+    match change {
+        Change::Put(key, value) => drop(all.insert(key, value)),
+        Change::Gone(key) => drop(all.remove(&key)),
+    }
+}

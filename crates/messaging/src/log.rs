@@ -1,0 +1,201 @@
+//! A stream as a log of keyed events: create-only or last-one-counts per subject.
+
+use async_nats::HeaderMap;
+use async_nats::connection::State;
+use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::message::PublishMessage;
+use bytes::Bytes;
+use futures::StreamExt as _;
+
+use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
+
+/// The most events that one read returns.
+pub(crate) const MAX_BATCH: usize = 512;
+
+/// A stream whose subjects are keys.
+#[derive(Clone)]
+pub struct EventLog {
+    broker: Broker,
+    stream: &'static str,
+}
+
+/// What came of a create-only append.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Appended {
+    /// It is stored now.
+    Created,
+    /// Something was there first: its payload.
+    Exists(Bytes),
+}
+
+/// One stored event.
+#[derive(Debug, Clone)]
+pub struct Event {
+    /// Its key.
+    pub subject: String,
+    /// Its place in the stream.
+    pub sequence: u64,
+    /// What was written.
+    pub payload: Bytes,
+}
+
+impl EventLog {
+    pub(crate) fn new(broker: Broker, stream: &'static str) -> Self {
+        Self { broker, stream }
+    }
+
+    /// Stores `payload` at `subject` unless something is there. The stream's acknowledgement has been seen when this
+    /// returns. An answer that got lost is settled by reading back.
+    ///
+    /// # Errors
+    /// When it is not known to be stored. It may still be: the caller must be ready to find it.
+    pub async fn create(&self, subject: &str, payload: Bytes) -> Result<Appended, BrokerError> {
+        let message = PublishMessage::build()
+            .payload(payload.clone())
+            .headers(trace_headers())
+            .expected_last_subject_sequence(0);
+        let Err(error) = self.publish(subject, message).await else {
+            return Ok(Appended::Created);
+        };
+        let ambiguous = match error.kind() {
+            PublishErrorKind::WrongLastSequence => false,
+            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => true,
+            _ => return Err(BrokerError::request("appending an event")(error)),
+        };
+        match self.last(subject).await? {
+            Some(event) if ambiguous && event.payload == payload => Ok(Appended::Created),
+            Some(event) => Ok(Appended::Exists(event.payload)),
+            None => Err(BrokerError::request("appending an event")(error)),
+        }
+    }
+
+    /// Stores `payload` at `subject`, in place of what was there.
+    ///
+    /// # Errors
+    /// When it is not known to be stored.
+    pub async fn put(&self, subject: &str, payload: Bytes) -> Result<(), BrokerError> {
+        let message = PublishMessage::build()
+            .payload(payload)
+            .headers(trace_headers());
+        let stored = self.publish(subject, message).await;
+        stored.map_err(BrokerError::request("writing an event"))
+    }
+
+    async fn publish(
+        &self,
+        subject: &str,
+        message: PublishMessage,
+    ) -> Result<(), async_nats::jetstream::context::PublishError> {
+        // Without a connection the client would keep the message and send it later, when whoever waited has been told
+        // that it failed: an accepted task that nobody knows of.
+        if self.broker.client.connection_state() != State::Connected {
+            return Err(PublishErrorKind::BrokenPipe.into());
+        }
+        let message = message.expected_stream(self.stream);
+        let sent = self.broker.jetstream.send_publish(subject.to_owned(), message);
+        sent.await?.await.map(drop)
+    }
+
+    /// The last event at exactly `subject`.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn last(&self, subject: &str) -> Result<Option<Event>, BrokerError> {
+        Ok(self.last_of_each(subject).await?.pop())
+    }
+
+    /// The last event at each subject that `filter` matches, in stream order.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or more than a batch match.
+    pub async fn last_of_each(&self, filter: &str) -> Result<Vec<Event>, BrokerError> {
+        let request = serde_json::json!({ "multi_last": [filter], "batch": MAX_BATCH });
+        self.direct_get(request).await
+    }
+
+    /// Up to `limit` events at subjects that `filter` matches, in stream order, from `sequence` on.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn from_sequence(
+        &self,
+        filter: &str,
+        sequence: u64,
+        limit: usize,
+    ) -> Result<Vec<Event>, BrokerError> {
+        let batch = limit.min(MAX_BATCH);
+        let request =
+            serde_json::json!({ "seq": sequence.max(1), "next_by_subj": filter, "batch": batch });
+        self.direct_get(request).await
+    }
+
+    /// The sequence of the stream's last message.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn last_sequence(&self) -> Result<u64, BrokerError> {
+        let stream = self.broker.jetstream.get_stream(self.stream).await;
+        let stream = stream.map_err(BrokerError::request("reading a stream's state"))?;
+        Ok(stream.cached_info().state.last_sequence)
+    }
+
+    /// One request, several answers, as in NATS's ADR-31 (batched direct get), which the client library does not
+    /// have: answers come to an inbox until one has an end-of-batch status.
+    async fn direct_get(&self, request: serde_json::Value) -> Result<Vec<Event>, BrokerError> {
+        const OPERATION: &str = "reading events";
+        let client = &self.broker.client;
+        if client.connection_state() != State::Connected {
+            return Err(self.broker.unreachable());
+        }
+        let inbox = client.new_inbox();
+        let subscribed = client.subscribe(inbox.clone()).await;
+        let mut answers = subscribed.map_err(BrokerError::request(OPERATION))?;
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        let payload = Bytes::from(request.to_string());
+        let sent = client.publish_with_reply(subject, inbox, payload).await;
+        sent.map_err(BrokerError::request(OPERATION))?;
+        let mut events = Vec::new();
+        loop {
+            let answer = tokio::time::timeout(REQUEST_TIMEOUT, answers.next()).await;
+            let Ok(Some(answer)) = answer else {
+                return Err(self.broker.unreachable());
+            };
+            let status = answer.status.map_or(200, |status| status.as_u16());
+            match status {
+                200 => events.push(event(answer)?),
+                // End of batch; nothing found.
+                204 | 404 => return Ok(events),
+                503 => return Err(self.broker.unreachable()),
+                _ => {
+                    let text = answer.description.unwrap_or_default().to_string();
+                    let text = format!("the broker answered {status} {text}");
+                    return Err(BrokerError::request(OPERATION)(text));
+                }
+            }
+        }
+    }
+}
+
+fn event(message: async_nats::Message) -> Result<Event, BrokerError> {
+    let headers = message.headers.as_ref();
+    let header = |name| headers.and_then(|h| h.get(name)).map(ToString::to_string);
+    let subject = header(async_nats::header::NATS_SUBJECT);
+    let sequence = header(async_nats::header::NATS_SEQUENCE).and_then(|s| s.parse().ok());
+    match (subject, sequence) {
+        (Some(subject), Some(sequence)) => Ok(Event {
+            subject,
+            sequence,
+            payload: message.payload,
+        }),
+        _ => Err(BrokerError::Decode {
+            what: "a direct-get answer".to_owned(),
+            source: "subject or sequence is missing".into(),
+        }),
+    }
+}
+
+pub(crate) fn trace_headers() -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    telemetry::inject(|name, value| headers.insert(name, value));
+    headers
+}

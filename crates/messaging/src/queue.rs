@@ -1,0 +1,222 @@
+//! A stream as a work queue: publish once by message id, pull with room, heartbeat while working.
+
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull;
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer};
+use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::{self, AckKind};
+use bytes::Bytes;
+use futures::StreamExt as _;
+
+use crate::log::trace_headers;
+use crate::{Broker, BrokerError};
+
+/// How long one pull waits for messages before it is asked again.
+const PULL_EXPIRES: Duration = Duration::from_secs(5);
+
+/// A stream from which each message is taken by one worker at a time.
+#[derive(Clone)]
+pub struct WorkQueue {
+    broker: Broker,
+    stream: &'static str,
+}
+
+/// One durable consumer of a queue, shared by whoever pulls under the same name.
+#[derive(Clone)]
+pub struct Puller {
+    consumer: PullConsumer,
+    ack_wait: Duration,
+}
+
+/// One message, to be [acknowledged](Delivery::ack) or [given back](Delivery::give_back). If it is neither, it is
+/// delivered again one ack wait after its last [heartbeat](Delivery::heartbeat).
+pub struct Delivery {
+    message: jetstream::Message,
+    ack_wait: Duration,
+}
+
+impl WorkQueue {
+    pub(crate) fn new(broker: Broker, stream: &'static str) -> Self {
+        Self { broker, stream }
+    }
+
+    /// Stores a message unless one with the same id was stored within the stream's duplicate window.
+    ///
+    /// # Errors
+    /// When it is not known to be stored.
+    pub async fn publish(
+        &self,
+        subject: &str,
+        message_id: &str,
+        payload: Bytes,
+    ) -> Result<(), BrokerError> {
+        let message = PublishMessage::build()
+            .payload(payload)
+            .headers(trace_headers())
+            .message_id(message_id)
+            .expected_stream(self.stream);
+        let failed = BrokerError::request::<jetstream::context::PublishError>;
+        let sent = self.broker.jetstream.send_publish(subject.to_owned(), message);
+        let acknowledged = sent.await.map_err(failed("queueing work"))?;
+        acknowledged.await.map(drop).map_err(failed("queueing work"))
+    }
+
+    /// How many messages wait or are being worked on, by subject, among those that `filter` matches.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn depth(&self, filter: &str) -> Result<Vec<(String, usize)>, BrokerError> {
+        let stream = self.broker.jetstream.get_stream_no_info(self.stream).await;
+        let stream = stream.map_err(BrokerError::request("opening a queue"))?;
+        let info = stream.info_with_subjects(filter).await;
+        let mut info = info.map_err(BrokerError::request("reading a queue's depth"))?;
+        let mut depths = Vec::new();
+        while let Some(subject) = info.next().await {
+            depths.push(subject.map_err(BrokerError::request("reading a queue's depth"))?);
+        }
+        Ok(depths)
+    }
+
+    /// Opens the durable consumer `name` on subjects that `filter` matches.
+    ///
+    /// `ack_wait` is how long a silent worker keeps a message; `max_waiting` how many messages may be out at once.
+    /// Deliveries are not counted here: whoever takes work decides from its own record when to stop trying.
+    ///
+    /// # Errors
+    /// When the broker refuses, or the stream is not there.
+    pub async fn puller(
+        &self,
+        name: &str,
+        filter: &str,
+        ack_wait: Duration,
+        max_out: i64,
+    ) -> Result<Puller, BrokerError> {
+        let config = pull::Config {
+            durable_name: Some(name.to_owned()),
+            filter_subject: filter.to_owned(),
+            ack_policy: AckPolicy::Explicit,
+            deliver_policy: DeliverPolicy::All,
+            ack_wait,
+            max_ack_pending: max_out,
+            ..pull::Config::default()
+        };
+        let made = self.broker.jetstream.create_consumer_on_stream(config, self.stream);
+        let consumer = made.await.map_err(BrokerError::request("opening a consumer"))?;
+        Ok(Puller { consumer, ack_wait })
+    }
+}
+
+impl Puller {
+    /// Waits a few seconds for up to `room` messages. Comes back as soon as it has one or more; empty when there were none.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked. Messages that came before the error are not lost: they are delivered again.
+    pub async fn pull(&self, room: usize) -> Result<Vec<Delivery>, BrokerError> {
+        let first = self.request(1, Some(PULL_EXPIRES)).await?;
+        if first.is_empty() || room <= 1 {
+            return Ok(first);
+        }
+        let mut all = first;
+        all.extend(self.request(room - 1, None).await?);
+        Ok(all)
+    }
+
+    async fn request(
+        &self,
+        room: usize,
+        wait: Option<Duration>,
+    ) -> Result<Vec<Delivery>, BrokerError> {
+        let failed = BrokerError::request::<pull::BatchError>;
+        let messages = match wait {
+            Some(expires) => {
+                let batch = self.consumer.batch().max_messages(room).expires(expires);
+                batch.messages().await.map_err(failed("pulling work"))?
+            }
+            None => {
+                let fetch = self.consumer.fetch().max_messages(room);
+                fetch.messages().await.map_err(failed("pulling work"))?
+            }
+        };
+        let mut messages = std::pin::pin!(messages);
+        let mut deliveries = Vec::new();
+        while let Some(message) = messages.next().await {
+            match message {
+                Ok(message) => deliveries.push(Delivery {
+                    message,
+                    ack_wait: self.ack_wait,
+                }),
+                Err(error) if deliveries.is_empty() => {
+                    return Err(BrokerError::request("pulling work")(error));
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(deliveries)
+    }
+}
+
+impl Delivery {
+    /// What was published.
+    pub fn payload(&self) -> &Bytes {
+        &self.message.payload
+    }
+
+    /// Where it was published.
+    pub fn subject(&self) -> &str {
+        &self.message.subject
+    }
+
+    /// How often it has been delivered, this time included.
+    pub fn deliveries(&self) -> u64 {
+        self.message.info().map_or(1, |i| i.delivered.max(1) as u64)
+    }
+
+    /// Makes `span` a child of the publisher's span.
+    pub fn continue_trace(&self, span: &tracing::Span) {
+        let headers = self.message.headers.as_ref();
+        telemetry::continue_trace(span, |name| {
+            headers.and_then(|h| h.get(name)).map(|v| v.as_str())
+        });
+    }
+
+    /// Drives `work` while telling the broker every third of the ack wait that it goes on.
+    pub async fn heartbeat<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        let mut beat = tokio::time::interval(self.ack_wait / 3);
+        loop {
+            tokio::select! {
+                done = &mut work => return done,
+                _ = beat.tick() => self.still_working().await,
+            }
+        }
+    }
+
+    /// Tells the broker that the message is still being worked on: its ack wait begins anew. May be lost.
+    pub async fn still_working(&self) {
+        if let Err(error) = self.message.ack_with(AckKind::Progress).await {
+            tracing::debug!(error, "a heartbeat was not sent");
+        }
+    }
+
+    /// Takes the message off the queue, confirmed by the server.
+    ///
+    /// # Errors
+    /// When the confirmation did not come: it may be delivered again.
+    pub async fn ack(&self) -> Result<(), BrokerError> {
+        self.confirm(AckKind::Ack).await
+    }
+
+    /// Puts the message back, to be delivered after `delay`.
+    ///
+    /// # Errors
+    /// When the confirmation did not come: it is delivered again after the ack wait at the latest.
+    pub async fn give_back(&self, delay: Duration) -> Result<(), BrokerError> {
+        self.confirm(AckKind::Nak(Some(delay))).await
+    }
+
+    async fn confirm(&self, kind: AckKind) -> Result<(), BrokerError> {
+        let confirmed = self.message.double_ack_with(kind).await;
+        confirmed.map_err(BrokerError::request("acknowledging work"))
+    }
+}

@@ -1,0 +1,299 @@
+//! Finds and runs a real `nats-server` with JetStream as a child process: beside `inkstone up` on a laptop, and in
+//! tests, which kill it and start it again.
+//!
+//! There is no in-memory imitation of the broker anywhere in Inkstone; this is the alternative.
+
+use std::fs;
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal};
+
+/// The oldest version with what we use: batched direct get came with 2.11.
+const OLDEST: (u32, u32) = (2, 11);
+const START_LIMIT: Duration = Duration::from_secs(15);
+const STOP_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why there is no server.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// No binary was found that is new enough.
+    #[error(
+        "no nats-server {}.{} or newer found in $INKSTONE_NATS_SERVER, .tools/bin or $PATH; \
+         `make tools` installs one",
+        OLDEST.0, OLDEST.1
+    )]
+    NotFound,
+    /// Its data folder or log cannot be used.
+    #[error("cannot use {} for the broker's data", path.display())]
+    Folder {
+        /// The folder or file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// The process could not be started.
+    #[error("cannot start {}", binary.display())]
+    Spawn {
+        /// The binary.
+        binary: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// It ended, or did not answer in time.
+    #[error("nats-server did not come up; its log is {}", log.display())]
+    NotUp {
+        /// Where it says why.
+        log: PathBuf,
+    },
+}
+
+/// How to run it.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Where streams, the log and the process id are kept.
+    pub folder: PathBuf,
+    /// The client port; `None` picks a free one, and keeps it over restarts.
+    pub port: Option<u16>,
+    /// Whether every write is flushed to the disk before it is acknowledged: survives power loss, costs throughput.
+    pub sync_always: bool,
+}
+
+/// A running server; stopped when dropped.
+pub struct NatsServer {
+    options: Options,
+    binary: PathBuf,
+    address: SocketAddr,
+    child: Child,
+    /// Keeps a temporary folder for as long as the server.
+    _scratch: Option<tempfile::TempDir>,
+}
+
+impl NatsServer {
+    /// Starts a server and waits until it takes connections. One that an earlier process left behind on the same folder
+    /// is stopped first: two servers on one store would ruin it.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub fn start(options: Options) -> Result<Self, ServerError> {
+        let binary = find()?;
+        let folder = |source| ServerError::Folder {
+            path: options.folder.clone(),
+            source,
+        };
+        fs::create_dir_all(&options.folder).map_err(folder)?;
+        stop_leftover(&options.folder);
+        let port = match options.port {
+            Some(port) => port,
+            None => free_port().map_err(folder)?,
+        };
+        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        let child = spawn(&binary, &options, address)?;
+        let mut server = Self {
+            options,
+            binary,
+            address,
+            child,
+            _scratch: None,
+        };
+        server.wait_until_up()?;
+        Ok(server)
+    }
+
+    /// A server on a free port with a folder of its own that goes with it. For tests.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub fn scratch() -> Result<Self, ServerError> {
+        let scratch = tempfile::tempdir().map_err(|source| ServerError::Folder {
+            path: std::env::temp_dir(),
+            source,
+        })?;
+        let mut server = Self::start(Options {
+            folder: scratch.path().to_owned(),
+            port: None,
+            sync_always: false,
+        })?;
+        server._scratch = Some(scratch);
+        Ok(server)
+    }
+
+    /// Its `nats://` address.
+    pub fn url(&self) -> String {
+        format!("nats://{}", self.address)
+    }
+
+    /// Its process id.
+    pub fn process_id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// True while the process runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Kills it as a crash would (SIGKILL).
+    pub fn kill(&mut self) {
+        // Fails only when it has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Starts it again on the same port and folder, after [`kill`](Self::kill) or an end of its own.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub fn restart(&mut self) -> Result<(), ServerError> {
+        self.kill();
+        self.child = spawn(&self.binary, &self.options, self.address)?;
+        self.wait_until_up()
+    }
+
+    fn wait_until_up(&mut self) -> Result<(), ServerError> {
+        let deadline = Instant::now() + START_LIMIT;
+        while Instant::now() < deadline && self.is_running() {
+            if TcpStream::connect_timeout(&self.address, Duration::from_millis(200)).is_ok() {
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let log = self.options.folder.join("nats-server.log");
+        self.kill();
+        Err(ServerError::NotUp { log })
+    }
+}
+
+impl Drop for NatsServer {
+    fn drop(&mut self) {
+        if let Some(pid) = Pid::from_raw(self.child.id() as i32) {
+            let _ = rustix::process::kill_process(pid, Signal::TERM);
+        }
+        let deadline = Instant::now() + STOP_LIMIT;
+        while self.is_running() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        self.kill();
+        let _ = fs::remove_file(self.options.folder.join("nats-server.pid"));
+    }
+}
+
+fn spawn(binary: &Path, options: &Options, address: SocketAddr) -> Result<Child, ServerError> {
+    let config = options.folder.join("nats-server.conf");
+    let log = options.folder.join("nats-server.log");
+    let folder = |source| ServerError::Folder {
+        path: options.folder.clone(),
+        source,
+    };
+    fs::write(&config, configuration(options, address)).map_err(folder)?;
+    let mut command = Command::new(binary);
+    command.arg("-c").arg(&config).arg("-l").arg(&log);
+    command.arg("-P").arg(options.folder.join("nats-server.pid"));
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    // Ctrl-C goes to the whole terminal group; the broker must outlive those who still drain.
+    std::os::unix::process::CommandExt::process_group(&mut command, 0);
+    command.spawn().map_err(|source| ServerError::Spawn {
+        binary: binary.to_owned(),
+        source,
+    })
+}
+
+fn configuration(options: &Options, address: SocketAddr) -> String {
+    let store = options.folder.join("jetstream");
+    let sync = if options.sync_always { "always" } else { "2m" };
+    format!(
+        "host: \"{}\"\nport: {}\nmax_payload: 8MB\n\
+         jetstream {{\n  store_dir: {:?}\n  sync_interval: {sync}\n}}\n",
+        address.ip(),
+        address.port(),
+        store,
+    )
+}
+
+/// Ends the server that `folder`'s pid file names, if that process runs on this very folder.
+fn stop_leftover(folder: &Path) {
+    let Ok(text) = fs::read_to_string(folder.join("nats-server.pid")) else {
+        return;
+    };
+    let Some(pid) = text.trim().parse().ok().and_then(Pid::from_raw) else {
+        return;
+    };
+    let proc = PathBuf::from(format!("/proc/{pid}"));
+    let ours = |line: String| line.contains(&*folder.join("nats-server.conf").to_string_lossy());
+    if !fs::read_to_string(proc.join("cmdline")).is_ok_and(ours) {
+        return;
+    }
+    tracing::info!(%pid, "stopping the broker that an earlier run left behind");
+    let _ = rustix::process::kill_process(pid, Signal::TERM);
+    let deadline = Instant::now() + STOP_LIMIT;
+    while proc.exists() && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn free_port() -> io::Result<u16> {
+    let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+    Ok(probe.local_addr()?.port())
+}
+
+fn find() -> Result<PathBuf, ServerError> {
+    let named = std::env::var_os("INKSTONE_NATS_SERVER").map(PathBuf::from);
+    let here = std::env::current_dir().unwrap_or_default();
+    let tools = here.ancestors().map(|d| d.join(".tools/bin/nats-server"));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path: Vec<PathBuf> = std::env::split_paths(&path)
+        .map(|d| d.join("nats-server"))
+        .collect();
+    named
+        .into_iter()
+        .chain(tools)
+        .chain(path)
+        .find(|binary| binary.is_file() && version(binary).is_some_and(|v| v >= OLDEST))
+        .ok_or(ServerError::NotFound)
+}
+
+/// `nats-server: v2.15.1` → (2, 15).
+fn version(binary: &Path) -> Option<(u32, u32)> {
+    let output = Command::new(binary).arg("--version").output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    let numbers = text.split_once('v')?.1;
+    // "nats-server: v2.15.1": the first v is the one in "server".
+    let numbers = numbers.rsplit_once('v').map_or(numbers, |(_, n)| n);
+    let mut parts = numbers.trim().split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_comes_back_on_the_same_address_after_a_kill() {
+        let mut server = NatsServer::scratch().unwrap();
+        let (url, first) = (server.url(), server.process_id());
+        server.kill();
+        assert!(!server.is_running());
+        server.restart().unwrap();
+        assert_eq!(server.url(), url);
+        assert_ne!(server.process_id(), first);
+    }
+
+    #[test]
+    fn a_server_left_behind_on_the_same_folder_is_stopped_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let options = Options {
+            folder: folder.path().to_owned(),
+            port: None,
+            sync_always: false,
+        };
+        let mut first = NatsServer::start(options.clone()).unwrap();
+        let second = NatsServer::start(options).unwrap();
+        assert!(!first.is_running());
+        drop(second);
+    }
+}

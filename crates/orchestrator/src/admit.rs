@@ -1,0 +1,276 @@
+//! Whether a request becomes a task, and exactly which: model, limits, defaults, lane. Pure.
+
+use contract::auth::Policy;
+use contract::limits::{MAX_IMAGES, MAX_PARTIAL_IMAGES, MAX_PROMPT_BYTES};
+use contract::registry::{Model, Profile};
+use contract::v1::{OutputFormat, Quality, SubmitTask};
+use contract::{ErrorCode, Failure, Lane};
+
+use crate::models;
+use crate::settings::{FALLBACK_TIER, SchedulingSettings};
+
+const DEFAULT_COMPRESSION: u32 = 90;
+
+/// The model that a request means, if the policy allows it. A request that names none gets the platform's default or,
+/// where the policy does not allow that, the first model that it does.
+///
+/// # Errors
+/// [`ErrorCode::ModelNotFound`] or [`ErrorCode::PermissionDenied`], with what there is instead.
+pub(crate) fn choose_model<'a>(
+    models: &'a [Model],
+    named: &str,
+    default: &str,
+    policy: &Policy,
+) -> Result<&'a Model, Failure> {
+    if named.is_empty() {
+        let preferred = models::find(models, default).filter(|m| allows(policy, m));
+        return preferred
+            .or_else(|| models.iter().find(|m| allows(policy, m)))
+            .ok_or_else(|| denied("your key's policy allows none of the models here", policy));
+    }
+    let Some(model) = models::find(models, named) else {
+        let shown: String = named.chars().take(80).collect();
+        let text = format!("there is no model {shown:?}; GET /v1/models lists those you may use");
+        return Err(Failure {
+            field: Some("model".to_owned()),
+            ..Failure::new(ErrorCode::ModelNotFound, text)
+        });
+    };
+    if allows(policy, model) {
+        Ok(model)
+    } else {
+        Err(denied(&format!("your key may not use the model {named:?}"), policy))
+    }
+}
+
+fn denied(what: &str, policy: &Policy) -> Failure {
+    let text = format!("{what}; it may use: {}", policy.models.join(", "));
+    Failure {
+        field: Some("model".to_owned()),
+        ..Failure::new(ErrorCode::PermissionDenied, text)
+    }
+}
+
+fn allows(policy: &Policy, model: &Model) -> bool {
+    policy.models.iter().any(|allowed| {
+        allowed == "*" || *allowed == model.name || model.aliases.contains(allowed)
+    })
+}
+
+/// The request with every default filled in, or what is wrong with it. `seed` is used when the caller gave none.
+///
+/// # Errors
+/// [`ErrorCode::InvalidArgument`] naming the field and the limit; [`ErrorCode::PermissionDenied`] for HD without leave.
+pub(crate) fn normalise(
+    request: &SubmitTask,
+    model: &Model,
+    profile: &Profile,
+    policy: &Policy,
+    seed: u64,
+) -> Result<SubmitTask, Failure> {
+    check_texts(request)?;
+    if request.quality() == Quality::Hd && !policy.hd {
+        return Err(Failure {
+            field: Some("quality".to_owned()),
+            ..Failure::new(ErrorCode::PermissionDenied, "your key's policy does not allow HD")
+        });
+    }
+    let images = at_most("images", request.images.max(1), MAX_IMAGES)?;
+    let steps = or_default(request.steps, profile.default_steps);
+    let guidance = request
+        .guidance_scale
+        .unwrap_or(profile.default_guidance_scale);
+    if !(0.0..=profile.max_guidance_scale).contains(&guidance) {
+        let limit = profile.max_guidance_scale;
+        let text = format!("guidance_scale must be 0 to {limit} for this model, not {guidance}");
+        return Err(Failure::invalid("guidance_scale", text));
+    }
+    let compression = request.output_compression.unwrap_or(DEFAULT_COMPRESSION);
+    if !(1..=100).contains(&compression) {
+        let text = format!("output_compression must be 1 to 100, not {compression}");
+        return Err(Failure::invalid("output_compression", text));
+    }
+    let mut full = request.clone();
+    full.model = model.name.clone();
+    full.width = side("width", request.width, profile.default_width, profile)?;
+    full.height = side("height", request.height, profile.default_height, profile)?;
+    full.images = images;
+    full.seed = Some(request.seed.unwrap_or(seed));
+    full.steps = at_most("steps", steps, profile.max_steps)?;
+    full.guidance_scale = Some(guidance);
+    full.output_compression = Some(compression);
+    full.partial_images = at_most("partial_images", request.partial_images, MAX_PARTIAL_IMAGES)?;
+    if request.quality() == Quality::Unspecified {
+        full.set_quality(Quality::Standard);
+    }
+    if request.output_format() == OutputFormat::Unspecified {
+        full.set_output_format(OutputFormat::Png);
+    }
+    Ok(full)
+}
+
+fn check_texts(request: &SubmitTask) -> Result<(), Failure> {
+    if request.prompt.trim().is_empty() {
+        return Err(Failure::invalid("prompt", "prompt must not be empty"));
+    }
+    for (field, text) in [
+        ("prompt", &request.prompt),
+        ("negative_prompt", &request.negative_prompt),
+    ] {
+        if text.len() > MAX_PROMPT_BYTES {
+            let text = format!(
+                "{field} has {} bytes; at most {MAX_PROMPT_BYTES} are taken",
+                text.len()
+            );
+            return Err(Failure::invalid(field, text));
+        }
+    }
+    Ok(())
+}
+
+fn or_default(given: u32, default: u32) -> u32 {
+    if given == 0 { default } else { given }
+}
+
+fn at_most(field: &str, given: u32, limit: u32) -> Result<u32, Failure> {
+    if given <= limit {
+        return Ok(given);
+    }
+    let text = format!("{field} must be at most {limit}, not {given}");
+    Err(Failure::invalid(field, text))
+}
+
+fn side(field: &str, given: u32, default: u32, profile: &Profile) -> Result<u32, Failure> {
+    let side = or_default(given, default);
+    let (min, max, multiple) = (profile.min_side, profile.max_side, profile.multiple.max(1));
+    if (min..=max).contains(&side) && side % multiple == 0 {
+        return Ok(side);
+    }
+    let text =
+        format!("{field} must be {min} to {max} and a multiple of {multiple} for this model, not {side}");
+    Err(Failure::invalid(field, text))
+}
+
+/// The lane of a request: the policy's tier and the kind of work.
+pub(crate) fn lane(request: &SubmitTask, policy: &Policy, settings: &SchedulingSettings) -> Lane {
+    let class = if request.quality() == Quality::Hd { "hd" } else { "image" };
+    let wanted = format!("{}-{class}", policy.tier);
+    let fallback = format!("{FALLBACK_TIER}-{class}");
+    let find = |name: &str| settings.lanes.keys().find(|lane| lane.as_str() == name);
+    match find(&wanted).or_else(|| find(&fallback)) {
+        Some(lane) => lane.clone(),
+        // Settings without the fallback lanes are refused at start.
+        None => unreachable!("validated settings hold {fallback}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn profile() -> Profile {
+        Profile {
+            default_width: 128,
+            default_height: 128,
+            default_steps: 12,
+            default_guidance_scale: 2.0,
+            min_side: 64,
+            max_side: 256,
+            multiple: 32,
+            max_steps: 100,
+            max_guidance_scale: 20.0,
+        }
+    }
+
+    fn policy(models: &[&str]) -> Policy {
+        Policy {
+            models: models.iter().map(|&m| m.to_owned()).collect(),
+            ..Policy::default()
+        }
+    }
+
+    fn model() -> Model {
+        Model {
+            name: "demo".to_owned(),
+            aliases: vec!["t2i-v2".to_owned()],
+            ..Model::default()
+        }
+    }
+
+    fn request(prompt: &str) -> SubmitTask {
+        SubmitTask {
+            prompt: prompt.to_owned(),
+            ..SubmitTask::default()
+        }
+    }
+
+    fn admit(request: &SubmitTask) -> Result<SubmitTask, Failure> {
+        normalise(request, &model(), &profile(), &policy(&["*"]), 7)
+    }
+
+    fn refused_field(request: &SubmitTask) -> String {
+        admit(request).unwrap_err().field.unwrap()
+    }
+
+    #[test]
+    fn defaults_are_the_models_and_the_seed_is_kept() {
+        let full = admit(&request("a cat")).unwrap();
+        assert_eq!((full.width, full.height, full.steps), (128, 128, 12));
+        assert_eq!((full.seed, full.images), (Some(7), 1));
+        assert_eq!(full.output_format(), OutputFormat::Png);
+        let mut given = request("a cat");
+        given.seed = Some(0);
+        assert_eq!(admit(&given).unwrap().seed, Some(0));
+    }
+
+    #[test]
+    fn each_bad_value_is_refused_by_its_field() {
+        let with = |change: fn(&mut SubmitTask)| {
+            let mut request = request("a cat");
+            change(&mut request);
+            refused_field(&request)
+        };
+        assert_eq!(refused_field(&request("  ")), "prompt");
+        assert_eq!(refused_field(&request(&"x".repeat(4097))), "prompt");
+        assert_eq!(with(|r| r.width = 96 + 1), "width");
+        assert_eq!(with(|r| r.height = 512), "height");
+        assert_eq!(with(|r| r.height = 32), "height");
+        assert_eq!(with(|r| r.images = 11), "images");
+        assert_eq!(with(|r| r.steps = 101), "steps");
+        assert_eq!(with(|r| r.guidance_scale = Some(f32::NAN)), "guidance_scale");
+        assert_eq!(with(|r| r.guidance_scale = Some(-1.0)), "guidance_scale");
+        assert_eq!(with(|r| r.output_compression = Some(0)), "output_compression");
+        assert_eq!(with(|r| r.set_quality(Quality::Hd)), "quality");
+    }
+
+    #[test]
+    fn a_policy_allows_by_name_by_alias_and_by_star() {
+        let models = [model()];
+        for allowed in ["demo", "t2i-v2", "*"] {
+            assert!(choose_model(&models, "demo", "", &policy(&[allowed])).is_ok());
+            assert!(choose_model(&models, "", "demo", &policy(&[allowed])).is_ok());
+        }
+        let denied = choose_model(&models, "demo", "", &policy(&["i2v"])).unwrap_err();
+        assert_eq!(denied.code, ErrorCode::PermissionDenied);
+        let unknown = choose_model(&models, "x", "", &policy(&["*"])).unwrap_err();
+        assert_eq!(unknown.code, ErrorCode::ModelNotFound);
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_admitted_is_within_the_models_limits(
+            width in 0u32..600, height in 0u32..600, steps in 0u32..200, images in 0u32..20,
+        ) {
+            let given = SubmitTask { width, height, steps, images, ..request("a cat") };
+            if let Ok(full) = admit(&given) {
+                for side in [full.width, full.height] {
+                    prop_assert!((64..=256).contains(&side) && side % 32 == 0);
+                }
+                prop_assert!((1..=100).contains(&full.steps));
+                prop_assert!((1..=10).contains(&full.images));
+            }
+        }
+    }
+}

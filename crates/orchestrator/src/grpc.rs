@@ -1,0 +1,178 @@
+//! Decode, call, encode.
+
+use std::time::Duration;
+
+use contract::auth::Caller;
+use contract::orchestrator as api;
+use contract::orchestrator::orchestrator_service_server::OrchestratorService;
+use contract::task::progress_event;
+use contract::v1::{self, watch_response};
+use contract::Failure;
+use lifecycle::Tasks as ServiceTasks;
+use task_log::{Update, Watch};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::error::CallError;
+use crate::tasks::Tasks;
+
+/// Updates that a slow watcher may be behind before progress is left out.
+const WATCH_BUFFER: usize = 32;
+/// Before a watch that lost the log tries again.
+const WATCH_AGAIN: Duration = Duration::from_millis(500);
+
+/// The gRPC service.
+pub(crate) struct Grpc {
+    pub(crate) tasks: Tasks,
+    pub(crate) service: ServiceTasks,
+}
+
+fn status(error: CallError) -> Status {
+    Failure::from(error).into()
+}
+
+fn missing(field: &str) -> Status {
+    Failure::invalid(field, format!("{field} is missing")).into()
+}
+
+#[tonic::async_trait]
+impl OrchestratorService for Grpc {
+    type WatchStream = ReceiverStream<Result<api::WatchResponse, Status>>;
+
+    async fn submit(
+        &self,
+        request: Request<api::SubmitRequest>,
+    ) -> Result<Response<api::SubmitResponse>, Status> {
+        let api::SubmitRequest { caller, task } = request.into_inner();
+        let caller: Caller = caller.ok_or_else(|| missing("caller"))?;
+        let task = task.ok_or_else(|| missing("task"))?;
+        let (task, existing) = self.tasks.submit(&caller, &task).await.map_err(status)?;
+        let task = Some(task);
+        Ok(Response::new(api::SubmitResponse { task, existing }))
+    }
+
+    async fn get(
+        &self,
+        request: Request<api::GetRequest>,
+    ) -> Result<Response<api::GetResponse>, Status> {
+        let api::GetRequest { tenant, task_id } = request.into_inner();
+        let record = self.tasks.read(&tenant, &task_id).await.map_err(status)?;
+        let task = Some(record.view());
+        Ok(Response::new(api::GetResponse { task }))
+    }
+
+    async fn cancel(
+        &self,
+        request: Request<api::CancelRequest>,
+    ) -> Result<Response<api::CancelResponse>, Status> {
+        let api::CancelRequest {
+            tenant,
+            task_id,
+            reason,
+        } = request.into_inner();
+        let task = self.tasks.cancel(&tenant, &task_id, &reason).await;
+        let task = Some(task.map_err(status)?);
+        Ok(Response::new(api::CancelResponse { task }))
+    }
+
+    async fn list(
+        &self,
+        request: Request<api::ListRequest>,
+    ) -> Result<Response<api::ListResponse>, Status> {
+        let request = request.into_inner();
+        let page = self.tasks.list(
+            &request.tenant,
+            request.page_size,
+            &request.page_token,
+            request.phase(),
+        );
+        let (tasks, next_page_token) = page.await.map_err(status)?;
+        Ok(Response::new(api::ListResponse {
+            tasks,
+            next_page_token,
+        }))
+    }
+
+    async fn watch(
+        &self,
+        request: Request<api::WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        let request = request.into_inner();
+        let watch = self.tasks.watch(&request.tenant, &request.task_id).await;
+        let watch = watch.map_err(status)?;
+        let (sender, receiver) = mpsc::channel(WATCH_BUFFER);
+        let stopping = self.service.stopping();
+        self.service.job("watch", async move {
+            tokio::select! {
+                () = forward(watch, request.previews, &sender) => {}
+                () = sender.closed() => {}
+                () = stopping => {
+                    let text = "this orchestrator is stopping; watch again";
+                    let failure = Failure::unavailable(text, WATCH_AGAIN);
+                    let _ = sender.try_send(Err(failure.into()));
+                }
+            }
+        });
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+
+    async fn resolve_image(
+        &self,
+        request: Request<api::ResolveImageRequest>,
+    ) -> Result<Response<api::ResolveImageResponse>, Status> {
+        let api::ResolveImageRequest {
+            tenant,
+            task_id,
+            index,
+            access_token,
+        } = request.into_inner();
+        let found = self.tasks.resolve_image(&tenant, &task_id, index, &access_token);
+        let (info, key) = found.await.map_err(status)?;
+        let info = Some(info);
+        Ok(Response::new(api::ResolveImageResponse { info, key }))
+    }
+}
+
+/// Sends a task's updates until its end has been sent. Progress is left out when the receiver is behind; changes wait.
+async fn forward(
+    mut watch: Watch,
+    previews: bool,
+    sender: &mpsc::Sender<Result<api::WatchResponse, Status>>,
+) {
+    loop {
+        let event = match watch.next().await {
+            Ok(None) => return,
+            Ok(Some(Update::Changed(record))) => {
+                let event = watch_response::Event::Task(record.view());
+                if sender.send(Ok(response(event))).await.is_err() {
+                    return;
+                }
+                continue;
+            }
+            Ok(Some(Update::Progress(event))) => event.event,
+            Err(error) => {
+                tracing::debug!(%error, "watching again");
+                tokio::time::sleep(WATCH_AGAIN).await;
+                continue;
+            }
+        };
+        let event = match event {
+            Some(progress_event::Event::Progress(progress)) => {
+                watch_response::Event::Progress(progress)
+            }
+            Some(progress_event::Event::Preview(preview)) if previews => {
+                watch_response::Event::Preview(preview)
+            }
+            _ => continue,
+        };
+        let _ = sender.try_send(Ok(response(event)));
+    }
+}
+
+fn response(event: watch_response::Event) -> api::WatchResponse {
+    api::WatchResponse {
+        event: Some(v1::WatchResponse { event: Some(event) }),
+    }
+}
+

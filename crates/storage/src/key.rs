@@ -1,0 +1,75 @@
+//! Where each kind of object lies.
+
+use std::fmt;
+
+use contract::TaskId;
+
+/// The key of an object. Made only by the functions here, so that no part of it comes unchecked from outside.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Key(String);
+
+impl Key {
+    /// Picture `index` of a task; `extension` is that of its file format.
+    pub fn image(task: TaskId, index: u32, extension: &'static str) -> Self {
+        Self(format!("images/{task}/{index}.{extension}"))
+    }
+
+    /// A task's engine snapshots after `step` steps.
+    pub fn checkpoint(task: TaskId, step: u32) -> Self {
+        Self(format!("checkpoints/{task}/{step}"))
+    }
+
+    /// A model's file by its SHA-256 in lower-case hex; `None` when it is not one.
+    pub fn artifact(sha256: &str) -> Option<Self> {
+        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (sha256.len() == 64 && sha256.bytes().all(hex)).then(|| Self(format!("artifacts/{sha256}")))
+    }
+
+    /// A key that someone else made and stored, such as the one in a task's end. `None` when it is not of a kind
+    /// that this module makes.
+    pub fn stored(text: &str) -> Option<Self> {
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b"/.-".contains(&b);
+        let known = ["images/", "checkpoints/", "artifacts/"];
+        let well = known.iter().any(|kind| text.starts_with(kind))
+            && text.bytes().all(plain)
+            && !text.contains("..");
+        well.then(|| Self(text.to_owned()))
+    }
+
+    pub(crate) fn probe() -> Self {
+        // Probes of different processes must not meet.
+        Self(format!("probe-{}", TaskId::random()))
+    }
+
+    /// The key as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stored_keys_are_those_that_were_made_here() {
+        let image = Key::image(TaskId::random(), 3, "png");
+        assert_eq!(Key::stored(image.as_str()), Some(image));
+        for text in ["", "images/../../etc/passwd", "other/x", "images/a b", "/images/x"] {
+            assert_eq!(Key::stored(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn an_artifact_is_named_by_a_whole_digest() {
+        assert!(Key::artifact(&"0a".repeat(32)).is_some());
+        assert!(Key::artifact(&"0A".repeat(32)).is_none());
+        assert!(Key::artifact("0a").is_none());
+    }
+}

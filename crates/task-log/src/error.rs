@@ -1,0 +1,24 @@
+//! What can go wrong with the log.
+
+use contract::id::InvalidId;
+use messaging::BrokerError;
+
+/// Why the log could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum TaskLogError {
+    /// The broker is not there or says no.
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    /// A stored event is not what this version writes.
+    #[error("a stored `{what}` event cannot be decoded")]
+    Decode {
+        /// Which event.
+        what: &'static str,
+        /// Why not.
+        #[source]
+        source: prost::DecodeError,
+    },
+    /// A stored event names something that is not an id.
+    #[error("a task event holds an invalid id")]
+    Id(#[from] InvalidId),
+}

@@ -1,0 +1,225 @@
+//! The one log of tasks: append, read, and end exactly once.
+//!
+//! The stream TASKS is the only truth about tasks. Each task has at most three events, one subject each:
+//! `inkstone.task.<tenant>.<lane>.<task>.<event>` with `submitted` (create-only), `state` (the last one counts) and
+//! `done` (create-only). Both the orchestrator and the workers write here, through this crate, so the rules stand in
+//! one place:
+//!
+//! * **I1** a task exists if and only if its `submitted` is stored: [`TaskLog::submit`];
+//! * **I2** a task ends exactly once; whoever comes second reads the first end: [`TaskLog::end`];
+//! * **I4** work is acknowledged only after `done` is stored: the worker acknowledges what [`TaskLog::end`] returned.
+//!
+//! Beside it lie WORK (what workers pull, [`TaskLog::dispatch`]) and DEAD (what was given up, [`TaskLog::bury`]). What may be
+//! lost (progress, previews) goes over plain subjects.
+
+mod error;
+mod listing;
+mod record;
+mod streams;
+mod watch;
+
+use std::time::Duration;
+
+use contract::task::{DeadLetter, Dispatch, Done, ProgressEvent, State, Submitted};
+use contract::{ModelName, TaskId, TenantId, VersionName};
+use messaging::{Appended, Broker, EventLog, Puller, WorkQueue};
+use prost::Message;
+
+pub use error::TaskLogError;
+pub use listing::Page;
+pub use record::{Record, TaskRef};
+pub use streams::StreamSettings;
+pub use watch::{Ends, Update, Watch};
+
+/// What came of a submission.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Submission {
+    /// The task exists from now on.
+    Accepted,
+    /// It existed before; this is how it was submitted.
+    Existing(Box<Submitted>),
+}
+
+/// What came of ending a task.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Ended {
+    /// This end counts.
+    First,
+    /// It had ended before, like this.
+    Already(Box<Done>),
+}
+
+/// The log. Cheap to clone.
+#[derive(Clone)]
+pub struct TaskLog {
+    broker: Broker,
+    tasks: EventLog,
+    dead: EventLog,
+    work: WorkQueue,
+}
+
+impl TaskLog {
+    /// Opens the log, whose streams someone [makes](TaskLog::ensure_streams).
+    pub fn new(broker: Broker) -> Self {
+        Self {
+            tasks: broker.log(streams::TASKS),
+            dead: broker.log(streams::DEAD),
+            work: broker.queue(streams::WORK),
+            broker,
+        }
+    }
+
+    /// Makes the three streams, or brings them to these settings.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn ensure_streams(&self, settings: &StreamSettings) -> Result<(), TaskLogError> {
+        for spec in streams::specs(settings) {
+            self.broker.ensure_stream(&spec).await?;
+        }
+        Ok(())
+    }
+
+    /// Stores that a task exists (create-only).
+    ///
+    /// # Errors
+    /// When it is not known to be stored. It may be: a caller that submits again under the same id finds out.
+    pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
+        let subject = TaskRef::of(submitted)?.subject("submitted");
+        match self.tasks.create(&subject, encode(submitted)).await? {
+            Appended::Created => Ok(Submission::Accepted),
+            Appended::Exists(payload) => {
+                let existing = decode("submitted", &payload)?;
+                Ok(Submission::Existing(Box::new(existing)))
+            }
+        }
+    }
+
+    /// All that is known of a task; `None` when this tenant has no such task.
+    ///
+    /// # Errors
+    /// When the broker does not answer or an event cannot be decoded.
+    pub async fn read(
+        &self,
+        tenant: &TenantId,
+        task: TaskId,
+    ) -> Result<Option<Record>, TaskLogError> {
+        let events = self.tasks.last_of_each(&record::filter(tenant, task)).await?;
+        Record::from_events(&events)
+    }
+
+    /// The same for whoever's task it is: for callers that hold the task's access token instead of a key.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub async fn read_for_any_tenant(&self, task: TaskId) -> Result<Option<Record>, TaskLogError> {
+        let filter = format!("inkstone.task.*.*.{task}.*");
+        Record::from_events(&self.tasks.last_of_each(&filter).await?)
+    }
+
+    /// Writes where a task stands, in place of where it stood.
+    ///
+    /// # Errors
+    /// When it is not known to be stored.
+    pub async fn set_state(&self, task: &TaskRef, state: &State) -> Result<(), TaskLogError> {
+        let subject = task.subject("state");
+        Ok(self.tasks.put(&subject, encode(state)).await?)
+    }
+
+    /// Ends a task unless it has ended (create-only).
+    ///
+    /// # Errors
+    /// When neither is known. Try again: the answer is the same however often it is asked.
+    pub async fn end(&self, task: &TaskRef, done: &Done) -> Result<Ended, TaskLogError> {
+        let subject = task.subject("done");
+        match self.tasks.create(&subject, encode(done)).await? {
+            Appended::Created => Ok(Ended::First),
+            Appended::Exists(payload) => Ok(Ended::Already(Box::new(decode("done", &payload)?))),
+        }
+    }
+
+    /// Keeps a copy of what was given up, with the reason.
+    ///
+    /// # Errors
+    /// When it is not known to be stored.
+    pub async fn bury(&self, letter: &DeadLetter) -> Result<(), TaskLogError> {
+        let subject = format!("inkstone.dead.{}.{}", letter.tenant, letter.task_id);
+        Ok(self.dead.put(&subject, encode(letter)).await?)
+    }
+
+    /// Hands a task to the workers of its model version. The same task and attempt within the duplicate window is handed
+    /// over once.
+    ///
+    /// # Errors
+    /// When it is not known to be stored.
+    pub async fn dispatch(&self, submitted: &Submitted, attempt: u32) -> Result<(), TaskLogError> {
+        let task = TaskRef::of(submitted)?;
+        let subject = streams::work_subject(submitted, &task.lane);
+        let message_id = format!("{}-{attempt}", task.task);
+        let dispatch = Dispatch {
+            task_id: task.task.to_string(),
+            tenant: task.tenant.to_string(),
+            lane: task.lane.to_string(),
+        };
+        let payload = encode(&dispatch);
+        Ok(self.work.publish(&subject, &message_id, payload).await?)
+    }
+
+    /// How many dispatches wait or are being worked on, by model version.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn work_depth(&self) -> Result<Vec<((String, String), usize)>, TaskLogError> {
+        let depths = self.work.depth("inkstone.work.>").await?;
+        Ok(streams::by_version(depths))
+    }
+
+    /// Opens the consumer that all workers of a model version share.
+    ///
+    /// # Errors
+    /// When the broker refuses, or WORK does not exist so far.
+    pub async fn work_of(
+        &self,
+        model: &ModelName,
+        version: &VersionName,
+        ack_wait: Duration,
+    ) -> Result<Puller, TaskLogError> {
+        let name = format!("worker_{model}_{version}");
+        let filter = format!("inkstone.work.{model}.{version}.>");
+        let puller = self.work.puller(&name, &filter, ack_wait, streams::MAX_OUT);
+        Ok(puller.await?)
+    }
+
+    /// Opens the consumer that hands each submission of a lane to one orchestrator.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn submissions(
+        &self,
+        lane: &contract::Lane,
+        ack_wait: Duration,
+    ) -> Result<Puller, TaskLogError> {
+        let name = format!("dispatch_{lane}");
+        let filter = format!("inkstone.task.*.{lane}.*.submitted");
+        let queue = self.broker.queue(streams::TASKS);
+        let puller = queue.puller(&name, &filter, ack_wait, streams::MAX_OUT);
+        Ok(puller.await?)
+    }
+
+    /// Tells who watches a task how it comes on. May be lost.
+    pub async fn tell_progress(&self, task: TaskId, event: &ProgressEvent) {
+        self.broker.tell(progress_subject(task), encode(event)).await;
+    }
+}
+
+fn progress_subject(task: TaskId) -> String {
+    format!("inkstone.progress.{task}")
+}
+
+fn encode(message: &impl Message) -> bytes::Bytes {
+    message.encode_to_vec().into()
+}
+
+fn decode<M: Message + Default>(what: &'static str, payload: &[u8]) -> Result<M, TaskLogError> {
+    M::decode(payload).map_err(|source| TaskLogError::Decode { what, source })
+}

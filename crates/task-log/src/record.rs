@@ -1,0 +1,158 @@
+//! One task, put together from its events.
+
+use contract::task::{Done, Phase, State, Submitted, done};
+use contract::v1::{self, TaskPhase};
+use contract::{Lane, TaskId, TenantId};
+use messaging::Event;
+
+use crate::{TaskLogError, decode};
+
+/// Where a task's events are.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TaskRef {
+    /// Whose task.
+    pub tenant: TenantId,
+    /// In which lane.
+    pub lane: Lane,
+    /// Which task.
+    pub task: TaskId,
+}
+
+impl TaskRef {
+    /// The place of the task that `submitted` makes.
+    ///
+    /// # Errors
+    /// When it holds an invalid id.
+    pub fn of(submitted: &Submitted) -> Result<Self, TaskLogError> {
+        Self::parse(&submitted.tenant, &submitted.lane, &submitted.task_id)
+    }
+
+    /// Reads the three ids.
+    ///
+    /// # Errors
+    /// When one is invalid.
+    pub fn parse(tenant: &str, lane: &str, task: &str) -> Result<Self, TaskLogError> {
+        Ok(Self {
+            tenant: tenant.parse()?,
+            lane: lane.parse()?,
+            task: task.parse()?,
+        })
+    }
+
+    pub(crate) fn subject(&self, event: &str) -> String {
+        let Self { tenant, lane, task } = self;
+        format!("inkstone.task.{tenant}.{lane}.{task}.{event}")
+    }
+}
+
+/// All events of one task, whatever its lane.
+pub(crate) fn filter(tenant: &TenantId, task: TaskId) -> String {
+    format!("inkstone.task.{tenant}.*.{task}.*")
+}
+
+/// All that the log knows of one task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Record {
+    /// How it was submitted.
+    pub submitted: Submitted,
+    /// Where it stands, once it left the backlog.
+    pub state: Option<State>,
+    /// How it ended.
+    pub done: Option<Done>,
+}
+
+impl Record {
+    pub(crate) fn from_events(events: &[Event]) -> Result<Option<Self>, TaskLogError> {
+        let find = |name: &str| {
+            let of = |event: &&Event| event.subject.rsplit('.').next() == Some(name);
+            events.iter().find(of).map(|event| &event.payload[..])
+        };
+        let Some(submitted) = find("submitted") else {
+            return Ok(None);
+        };
+        Ok(Some(Self {
+            submitted: decode("submitted", submitted)?,
+            state: find("state").map(|p| decode("state", p)).transpose()?,
+            done: find("done").map(|p| decode("done", p)).transpose()?,
+        }))
+    }
+
+    /// Where the task's events are.
+    ///
+    /// # Errors
+    /// When the stored ids are invalid.
+    pub fn task_ref(&self) -> Result<TaskRef, TaskLogError> {
+        TaskRef::of(&self.submitted)
+    }
+
+    /// Times a worker took the task up so far.
+    pub fn attempts(&self) -> u32 {
+        self.state.as_ref().map_or(0, |state| state.attempt)
+    }
+
+    /// The phase that the events add up to.
+    pub fn phase(&self) -> TaskPhase {
+        if let Some(done) = &self.done {
+            return match done.outcome {
+                Some(done::Outcome::Succeeded(_)) => TaskPhase::Succeeded,
+                Some(done::Outcome::Cancelled(_)) => TaskPhase::Cancelled,
+                // An end without a known outcome was written by a later version: it has ended all the same.
+                Some(done::Outcome::Failed(_)) | None => TaskPhase::Failed,
+            };
+        }
+        match self.state.as_ref().map(State::phase) {
+            None | Some(Phase::Unspecified) => TaskPhase::Queued,
+            Some(Phase::Scheduled) => TaskPhase::Scheduled,
+            Some(Phase::Running) => TaskPhase::Running,
+        }
+    }
+
+    /// The task as its tenant sees it.
+    pub fn view(&self) -> v1::Task {
+        let submitted = &self.submitted;
+        let state = self.state.as_ref();
+        let done = self.done.as_ref();
+        let (images, error) = match done.and_then(|done| done.outcome.as_ref()) {
+            Some(done::Outcome::Succeeded(success)) => {
+                let image = |stored| image_info(stored, &submitted.task_id, &submitted.access_token);
+                (success.images.iter().map(image).collect(), None)
+            }
+            Some(done::Outcome::Failed(failed)) => {
+                let error = v1::TaskError {
+                    code: failed.code.clone(),
+                    message: failed.message.clone(),
+                };
+                (Vec::new(), Some(error))
+            }
+            Some(done::Outcome::Cancelled(_)) | None => (Vec::new(), None),
+        };
+        v1::Task {
+            id: submitted.task_id.clone(),
+            phase: self.phase().into(),
+            request: submitted.request.clone(),
+            model_version: submitted.model_version.clone(),
+            submitted_at: submitted.at,
+            scheduled_at: state.and_then(|s| s.scheduled_at),
+            started_at: done
+                .and_then(|d| d.started_at)
+                .or(state.and_then(|s| s.started_at)),
+            ended_at: done.and_then(|d| d.at),
+            attempt: done.map_or(self.attempts(), |d| d.attempt),
+            images,
+            error,
+        }
+    }
+}
+
+fn image_info(stored: &contract::task::StoredImage, task: &str, token: &str) -> v1::ImageInfo {
+    v1::ImageInfo {
+        index: stored.index,
+        seed: stored.seed,
+        width: stored.width,
+        height: stored.height,
+        format: stored.format,
+        size_bytes: stored.size_bytes,
+        sha256: stored.sha256.clone(),
+        path: format!("/v1/tasks/{task}/images/{}?token={token}", stored.index),
+    }
+}

@@ -1,0 +1,233 @@
+//! The log against a real broker.
+
+use contract::task::{Cancelled, DeadLetter, Done, Phase, State, Submitted, Succeeded, done};
+use contract::v1::TaskPhase;
+use contract::{TaskId, TenantId};
+use messaging::{Broker, BrokerSettings};
+use nats_server::NatsServer;
+use task_log::{Ended, StreamSettings, Submission, TaskLog, TaskRef, Update};
+
+struct Bench {
+    server: NatsServer,
+    log: TaskLog,
+}
+
+async fn bench() -> Bench {
+    let server = NatsServer::scratch().unwrap();
+    let settings = BrokerSettings {
+        url: server.url(),
+        replicas: 1,
+        start_timeout: "10s".parse().unwrap(),
+    };
+    let broker = Broker::connect(&settings, "test").await.unwrap();
+    let log = TaskLog::new(broker);
+    let streams = StreamSettings {
+        task_retention: "1h".parse().unwrap(),
+        task_max_size: "64MiB".parse().unwrap(),
+        dead_retention: "1h".parse().unwrap(),
+    };
+    log.ensure_streams(&streams).await.unwrap();
+    Bench { server, log }
+}
+
+fn tenant() -> TenantId {
+    "acme".parse().unwrap()
+}
+
+fn submitted(task: TaskId) -> Submitted {
+    Submitted {
+        task_id: task.to_string(),
+        tenant: "acme".to_owned(),
+        lane: "standard-image".to_owned(),
+        model: "demo".to_owned(),
+        model_version: "1".to_owned(),
+        request_digest: vec![1],
+        ..Submitted::default()
+    }
+}
+
+fn ended(outcome: done::Outcome) -> Done {
+    Done {
+        outcome: Some(outcome),
+        ..Done::default()
+    }
+}
+
+fn cancelled() -> Done {
+    ended(done::Outcome::Cancelled(Cancelled::default()))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_same_submission_twice_is_one_task() {
+    let Bench { server: _server, log } = bench().await;
+    let first = submitted(TaskId::random());
+    assert_eq!(log.submit(&first).await.unwrap(), Submission::Accepted);
+    let again = log.submit(&first).await.unwrap();
+    assert_eq!(again, Submission::Existing(Box::new(first.clone())));
+    let mut other = first.clone();
+    other.request_digest = vec![2];
+    let conflict = log.submit(&other).await.unwrap();
+    assert_eq!(conflict, Submission::Existing(Box::new(first)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_ends_at_once_one_counts_and_the_others_read_it() {
+    let Bench { server: _server, log } = bench().await;
+    let event = submitted(TaskId::random());
+    log.submit(&event).await.unwrap();
+    let task = TaskRef::of(&event).unwrap();
+    let ends = (0..32).map(|attempt| {
+        let (log, task) = (log.clone(), task.clone());
+        async move {
+            let mut done = if attempt % 2 == 0 { cancelled() } else {
+                ended(done::Outcome::Succeeded(Succeeded::default()))
+            };
+            done.attempt = attempt;
+            (log.end(&task, &done).await.unwrap(), done)
+        }
+    });
+    let outcomes = futures::future::join_all(ends).await;
+    let firsts: Vec<_> = outcomes.iter().filter(|(e, _)| *e == Ended::First).collect();
+    assert_eq!(firsts.len(), 1);
+    let winner = &firsts[0].1;
+    for (outcome, _) in &outcomes {
+        assert!(*outcome == Ended::First || *outcome == Ended::Already(Box::new(winner.clone())));
+    }
+    let record = log.read(&task.tenant, task.task).await.unwrap().unwrap();
+    assert_eq!(record.done.as_ref(), Some(winner));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_is_its_tenants_alone() {
+    let Bench { server: _server, log } = bench().await;
+    let id = TaskId::random();
+    log.submit(&submitted(id)).await.unwrap();
+    assert!(log.read(&tenant(), id).await.unwrap().is_some());
+    let other = "other".parse().unwrap();
+    assert!(log.read(&other, id).await.unwrap().is_none());
+    assert!(log.watch(&other, id).await.unwrap().is_none());
+    assert!(log.read_for_any_tenant(id).await.unwrap().is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_tells_every_phase_and_ends_with_the_end() {
+    let Bench { server: _server, log } = bench().await;
+    let event = submitted(TaskId::random());
+    log.submit(&event).await.unwrap();
+    let task = TaskRef::of(&event).unwrap();
+    let mut watch = log.watch(&task.tenant, task.task).await.unwrap().unwrap();
+    let mut phases = Vec::new();
+    while let Some(update) = watch.next().await.unwrap() {
+        let Update::Changed(record) = update else { continue };
+        phases.push(record.phase());
+        match record.phase() {
+            TaskPhase::Queued => {
+                let state = State { phase: Phase::Running.into(), attempt: 1, ..State::default() };
+                log.set_state(&task, &state).await.unwrap();
+            }
+            TaskPhase::Running => drop(log.end(&task, &cancelled()).await.unwrap()),
+            _ => {}
+        }
+    }
+    assert_eq!(phases, [TaskPhase::Queued, TaskPhase::Running, TaskPhase::Cancelled]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_watch_outlives_a_broker_that_is_killed_and_comes_back() {
+    let Bench { mut server, log } = bench().await;
+    let event = submitted(TaskId::random());
+    log.submit(&event).await.unwrap();
+    let task = TaskRef::of(&event).unwrap();
+    let mut watch = log.watch(&task.tenant, task.task).await.unwrap().unwrap();
+    assert!(matches!(watch.next().await.unwrap(), Some(Update::Changed(_))));
+    server.kill();
+    server.restart().unwrap();
+    let end = async {
+        while log.end(&task, &cancelled()).await.is_err() {
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+    };
+    let seen = async {
+        loop {
+            if let Ok(Some(Update::Changed(record))) = watch.next().await {
+                return record.phase();
+            }
+        }
+    };
+    let limit = std::time::Duration::from_secs(30);
+    let both = tokio::time::timeout(limit, async { tokio::join!(end, seen).1 });
+    assert_eq!(both.await.unwrap(), TaskPhase::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_is_refused_while_the_broker_is_away_and_leaves_no_ghost() {
+    let Bench { mut server, log } = bench().await;
+    server.kill();
+    let event = submitted(TaskId::random());
+    while log.submit(&event).await.is_ok() {}
+    server.restart().unwrap();
+    let task = TaskRef::of(&event).unwrap();
+    let found = loop {
+        match log.read(&task.tenant, task.task).await {
+            Ok(found) => break found,
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+        }
+    };
+    assert!(found.is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pages_hold_every_task_once_newest_first() {
+    let Bench { server: _server, log } = bench().await;
+    let ids: Vec<TaskId> = (0..25).map(|_| TaskId::random()).collect();
+    for &id in &ids {
+        log.submit(&submitted(id)).await.unwrap();
+        let mut foreign = submitted(TaskId::random());
+        foreign.tenant = "other".to_owned();
+        log.submit(&foreign).await.unwrap();
+    }
+    let (mut seen, mut before) = (Vec::new(), None);
+    loop {
+        let page = log.list(&tenant(), before, 10).await.unwrap();
+        assert!(page.records.len() <= 10);
+        seen.extend(page.records.iter().map(|r| r.submitted.task_id.parse::<TaskId>().unwrap()));
+        before = page.next;
+        if before.is_none() {
+            break;
+        }
+    }
+    let newest_first: Vec<TaskId> = ids.into_iter().rev().collect();
+    assert_eq!(seen, newest_first);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatch_is_queued_once_and_comes_back_when_it_is_not_acknowledged() {
+    let Bench { server: _server, log } = bench().await;
+    let event = submitted(TaskId::random());
+    log.dispatch(&event, 0).await.unwrap();
+    log.dispatch(&event, 0).await.unwrap();
+    let version = ("demo".to_owned(), "1".to_owned());
+    assert_eq!(log.work_depth().await.unwrap(), [(version, 1)]);
+    let wait = std::time::Duration::from_secs(1);
+    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
+    let work = log.work_of(&model, &number, wait).await.unwrap();
+    let first = work.pull(4).await.unwrap();
+    assert_eq!(first.len(), 1);
+    drop(first);
+    let second = work.pull(4).await.unwrap();
+    assert_eq!(second[0].deliveries(), 2);
+    second[0].ack().await.unwrap();
+    assert!(log.work_depth().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_up_is_kept_with_its_reason() {
+    let Bench { server: _server, log } = bench().await;
+    let letter = DeadLetter {
+        tenant: "acme".to_owned(),
+        task_id: TaskId::random().to_string(),
+        reason: "it broke three workers".to_owned(),
+        ..DeadLetter::default()
+    };
+    log.bury(&letter).await.unwrap();
+}

@@ -1,0 +1,200 @@
+//! What a process tells those who run it: logs, spans over OTLP, metrics, and the trace context that ties a
+//! request's spans together over HTTP, gRPC and NATS headers (W3C Trace Context).
+//!
+//! Spans always have ids, exported or not, so `traceparent` on an answer can be found in the logs.
+
+use std::sync::OnceLock;
+
+use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
+use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
+use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+pub use tracing::Span;
+
+/// The W3C header that names a request's trace.
+pub const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
+
+/// Buckets of every `_seconds` histogram: 1 ms to 2 minutes.
+const SECONDS: &[f64] = &[
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0,
+];
+
+/// Settings of a process's logs and traces.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TelemetrySettings {
+    /// Which events are logged, in `tracing`'s filter syntax, such as `info,gateway=debug`.
+    pub log: String,
+    /// How they are written.
+    pub format: LogFormat,
+    /// gRPC endpoint of an OTLP receiver such as Jaeger; empty exports nothing.
+    pub otlp_endpoint: String,
+}
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Telemetry that could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum TelemetryError {
+    /// The filter is not in `tracing`'s syntax.
+    #[error("telemetry.log is not a filter such as `info` or `info,gateway=debug`")]
+    Filter(#[source] tracing_subscriber::filter::ParseError),
+    /// The OTLP endpoint is not a URL that can be used.
+    #[error("telemetry.otlp_endpoint cannot be used")]
+    Exporter(#[source] opentelemetry_otlp::ExporterBuildError),
+    /// Someone has set the process's recorder before.
+    #[error("metrics were started twice in one process")]
+    Metrics(#[source] metrics_exporter_prometheus::BuildError),
+    /// Someone has set the process's subscriber before.
+    #[error("logging was started twice in one process")]
+    Subscriber(#[source] tracing_subscriber::util::TryInitError),
+}
+
+/// A process's telemetry. [`Telemetry::flush`] it before the process ends.
+#[derive(Clone)]
+pub struct Telemetry {
+    metrics: PrometheusHandle,
+    traces: SdkTracerProvider,
+}
+
+impl Telemetry {
+    /// Starts logs, traces and metrics of this process. Must run inside a tokio runtime when traces are exported.
+    ///
+    /// # Errors
+    /// See [`TelemetryError`]. Nothing is left half-started that would matter: the process should end.
+    pub fn start(service: &'static str, settings: &TelemetrySettings) -> Result<Self, TelemetryError> {
+        let filter = EnvFilter::try_new(&settings.log).map_err(TelemetryError::Filter)?;
+        let traces = tracer_provider(service, settings)?;
+        let spans = tracing_opentelemetry::layer().with_tracer(traces.tracer(service));
+        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let lines = match settings.format {
+            LogFormat::Json => lines.json().flatten_event(true).boxed(),
+            LogFormat::Text => lines.compact().with_target(false).boxed(),
+        };
+        tracing_subscriber::registry()
+            .with(filter)
+            .with(spans)
+            .with(lines)
+            .try_init()
+            .map_err(TelemetryError::Subscriber)?;
+        let metrics = PrometheusBuilder::new()
+            .set_buckets_for_metric(Matcher::Suffix("_seconds".to_owned()), SECONDS)
+            .and_then(PrometheusBuilder::install_recorder)
+            .map_err(TelemetryError::Metrics)?;
+        Ok(Self { metrics, traces })
+    }
+
+    /// The metrics in Prometheus's text format.
+    pub fn render_metrics(&self) -> String {
+        self.metrics.render()
+    }
+
+    /// Lets go of histogram samples already counted. Call it every few seconds, or memory grows with each
+    /// observation until the next scrape.
+    pub fn upkeep(&self) {
+        self.metrics.run_upkeep();
+    }
+
+    /// Sends the spans that wait. Blocks: call it off the runtime.
+    pub fn flush(&self) {
+        if let Err(error) = self.traces.shutdown() {
+            tracing::debug!(%error, "some spans were not exported");
+        }
+    }
+}
+
+fn tracer_provider(
+    service: &'static str,
+    settings: &TelemetrySettings,
+) -> Result<SdkTracerProvider, TelemetryError> {
+    let resource = opentelemetry_sdk::Resource::builder()
+        .with_service_name(service)
+        .build();
+    let builder = SdkTracerProvider::builder().with_resource(resource);
+    if settings.otlp_endpoint.is_empty() {
+        return Ok(builder.build());
+    }
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(&settings.otlp_endpoint)
+        .build()
+        .map_err(TelemetryError::Exporter)?;
+    Ok(builder.with_batch_exporter(exporter).build())
+}
+
+fn propagator() -> &'static TraceContextPropagator {
+    static PROPAGATOR: OnceLock<TraceContextPropagator> = OnceLock::new();
+    PROPAGATOR.get_or_init(TraceContextPropagator::new)
+}
+
+struct Outgoing<F>(F);
+
+impl<F: FnMut(&str, String)> Injector for Outgoing<F> {
+    fn set(&mut self, key: &str, value: String) {
+        (self.0)(key, value);
+    }
+}
+
+struct Incoming<'a> {
+    traceparent: Option<&'a str>,
+    tracestate: Option<&'a str>,
+}
+
+impl Extractor for Incoming<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        match key {
+            TRACEPARENT => self.traceparent,
+            TRACESTATE => self.tracestate,
+            _ => None,
+        }
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        vec![TRACEPARENT, TRACESTATE]
+    }
+}
+
+/// Writes the current span's context as headers, by calling `set(name, value)`.
+pub fn inject(set: impl FnMut(&str, String)) {
+    propagator().inject_context(&Span::current().context(), &mut Outgoing(set));
+}
+
+/// Makes `span` a child of the context in the headers that `get(name)` reads, if there is a valid one.
+pub fn continue_trace<'a>(span: &Span, get: impl Fn(&str) -> Option<&'a str>) {
+    let parent = propagator().extract(&Incoming {
+        traceparent: get(TRACEPARENT),
+        tracestate: get(TRACESTATE),
+    });
+    if parent.span().span_context().is_valid() {
+        // Fails only where no subscriber keeps spans, and then there is nothing to tie together.
+        let _ = span.set_parent(parent);
+    }
+}
+
+/// The `traceparent` of `span`, if spans are kept.
+pub fn traceparent(span: &Span) -> Option<String> {
+    let mut found = None;
+    let set = |key: &str, value: String| {
+        if key == TRACEPARENT {
+            found = Some(value);
+        }
+    };
+    propagator().inject_context(&span.context(), &mut Outgoing(set));
+    found
+}
