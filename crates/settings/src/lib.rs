@@ -68,8 +68,10 @@ pub trait Settings: DeserializeOwned {
     }
 }
 
-/// Loads defaults, then `file`, then the environment, then `overrides` (dotted key, TOML-like scalar), and
-/// validates.
+/// Loads defaults, then `file`, then the environment, then `overrides` (dotted key and value), and validates.
+///
+/// Values from the environment and overrides are plain text (`8080`, `info`, `5s`), or a TOML list of strings
+/// (`["a", "b"]`) where the setting is a list.
 ///
 /// # Errors
 /// See [`SettingsError`].
@@ -90,15 +92,14 @@ pub fn load<S: Settings>(
         })?;
         layers = layers.add_source(toml(&text));
     }
-    let prefix = format!("INKSTONE_{}", S::SERVICE.to_uppercase().replace('-', "_"));
-    layers = layers.add_source(
-        config::Environment::with_prefix(&prefix)
-            .prefix_separator("__")
-            .separator("__"),
-    );
-    for (key, value) in overrides {
+    let prefix = format!("INKSTONE_{}__", S::SERVICE.to_uppercase().replace('-', "_"));
+    let overrides: Vec<(String, String)> = overrides
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), value.clone()))
+        .collect();
+    for (key, value) in environment(&prefix).iter().chain(&overrides) {
         layers = layers
-            .set_override(key, value.as_str())
+            .set_override(key, scalar_or_list(value))
             .map_err(understand)?;
     }
     let settings: S = layers
@@ -107,6 +108,33 @@ pub fn load<S: Settings>(
         .map_err(understand)?;
     settings.validate()?;
     Ok(settings)
+}
+
+/// `INKSTONE_GATEWAY__HTTP__LISTEN=…` as (`http.listen`, …).
+fn environment(prefix: &str) -> Vec<(String, String)> {
+    let ours = |(name, value): (String, String)| {
+        let key = name.strip_prefix(prefix)?.to_lowercase().replace("__", ".");
+        Some((key, value))
+    };
+    std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+        .filter_map(ours)
+        .collect()
+}
+
+fn scalar_or_list(text: &str) -> config::Value {
+    #[derive(serde::Deserialize)]
+    struct List {
+        list: Vec<String>,
+    }
+    let list = text
+        .starts_with('[')
+        .then(|| toml::from_str::<List>(&format!("list = {text}")).ok())
+        .flatten();
+    match list {
+        Some(List { list }) => list.into(),
+        None => text.into(),
+    }
 }
 
 #[cfg(test)]
@@ -122,6 +150,7 @@ mod tests {
         wait: Millis,
         body: ByteSize,
         names: Names,
+        list: Vec<String>,
     }
 
     #[derive(Debug, serde::Deserialize)]
@@ -132,7 +161,7 @@ mod tests {
 
     impl Settings for Sample {
         const SERVICE: &'static str = "sample-of-settings";
-        const DEFAULTS: &'static str = "wait = \"5s\"\nbody = \"1MiB\"\n[names]\nmax = 3\n";
+        const DEFAULTS: &'static str = "wait = \"5s\"\nbody = \"1MiB\"\nlist = []\n[names]\nmax = 3\n";
 
         fn validate(&self) -> Result<(), SettingsError> {
             if self.names.max == 0 {
@@ -155,6 +184,12 @@ mod tests {
         assert_eq!(loaded.names.max, 7);
         assert_eq!(loaded.wait.duration(), Duration::from_millis(250));
         assert_eq!(loaded.body.bytes(), 1 << 20);
+    }
+
+    #[test]
+    fn a_list_is_given_as_toml() {
+        let loaded: Sample = load(None, &[("list", "[\"a\", \"b\"]".to_owned())]).unwrap();
+        assert_eq!(loaded.list, ["a", "b"]);
     }
 
     #[test]

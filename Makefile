@@ -1,0 +1,53 @@
+# What people type. Everything that is needed beyond Rust and Python is installed by scripts/, pinned, under .tools/.
+
+# Compiled code lives outside the checkout, so that every clone and every CI run shares it.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/inkstone/target
+
+export PATH := $(CURDIR)/.tools/bin:$(PATH)
+
+PROMPT ?= a 3d panda on a yellow background
+INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
+
+.PHONY: help demo up build test lint unit e2e clients bench-health tools test-tools docs install
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+tools: ## install the pinned tools that running needs
+	@scripts/install-tools.sh nats
+
+test-tools: tools
+	@scripts/install-tools.sh nextest deny
+
+build: tools
+	@scripts/build.sh
+
+demo: build ## draw PROMPT with the whole platform, once
+	@$(INKSTONE) demo --prompt "$(PROMPT)"
+
+up: build ## run the platform until Ctrl-C
+	@exec $(INKSTONE) up
+
+install: build ## put `inkstone` into ~/.local/bin
+	@mkdir -p $(HOME)/.local/bin && cp $(INKSTONE) $(HOME)/.local/bin/inkstone && echo "~/.local/bin/inkstone"
+
+test: lint unit e2e clients ## everything that CI runs
+
+lint: test-tools ## format, clippy, layers, tidiness, generated docs, licences
+	@scripts/lint.sh
+
+unit: test-tools ## unit and integration tests of every crate
+	cargo nextest run --workspace --exclude e2e
+
+e2e: test-tools ## real processes, kill -9, bad input
+	cargo build --workspace --bins
+	cargo nextest run --package e2e
+
+clients: build ## the OpenAI and gRPC clients that callers have, against a running platform
+	@scripts/test-clients.sh
+
+bench-health: build ## /healthz latency while pictures are drawn
+	@scripts/bench-health.sh
+
+docs: ## write docs/SETTINGS.md anew
+	cargo xtask settings

@@ -1,0 +1,268 @@
+//! What can be typed.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::error::CliError;
+use crate::{client, demo, doctor, generate, inspect, keys, models, up};
+
+/// Text to image, from prompt to picture.
+#[derive(Debug, Parser)]
+#[command(name = "inkstone", version, about)]
+pub(crate) struct Cli {
+    /// The folder where `inkstone up` keeps its data, and where other commands find a running platform.
+    #[arg(long, global = true, env = "INKSTONE_DATA", default_value = ".inkstone")]
+    data: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the whole platform in this process until Ctrl-C.
+    Up(UpArgs),
+    /// Run the whole platform, draw one picture, and stop.
+    Demo(DemoArgs),
+    /// Draw a picture with a running platform.
+    Generate(GenerateArgs),
+    /// Follow a task until it ends.
+    Watch {
+        /// The task's id.
+        task: String,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Cancel a task.
+    Cancel {
+        /// The task's id.
+        task: String,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Create, list and revoke keys.
+    Keys {
+        #[command(subcommand)]
+        command: KeysCommand,
+        #[command(flatten)]
+        auth: AuthArgs,
+    },
+    /// List models, publish versions, shift traffic.
+    Models {
+        #[command(subcommand)]
+        command: ModelsCommand,
+    },
+    /// Read the labels in a picture file.
+    Inspect {
+        /// A PNG, JPEG or WebP file.
+        file: PathBuf,
+    },
+    /// Check that this machine and a running platform have what they need.
+    Doctor {
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArgs {
+    /// Where callers reach the platform.
+    #[arg(long, default_value = "127.0.0.1:8080")]
+    pub(crate) listen: SocketAddr,
+    /// A model folder to publish at start; may be given several times. Default: the demo model.
+    #[arg(long = "model")]
+    pub(crate) models: Vec<PathBuf>,
+    /// Flush every write to the disk before it is acknowledged: survives power loss, costs throughput.
+    #[arg(long)]
+    pub(crate) sync_always: bool,
+    /// gRPC endpoint of an OTLP receiver such as Jaeger; empty exports nothing.
+    #[arg(long, env = "INKSTONE_OTLP_ENDPOINT", default_value = "")]
+    pub(crate) otlp_endpoint: String,
+    /// What is logged, in tracing's filter syntax.
+    #[arg(long, env = "INKSTONE_LOG", default_value = "info")]
+    pub(crate) log: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct DemoArgs {
+    /// What to draw.
+    #[arg(long, default_value = "a 3d panda on a yellow background")]
+    pub(crate) prompt: String,
+    /// Where the picture goes.
+    #[arg(long, default_value = "out")]
+    pub(crate) folder: PathBuf,
+}
+
+/// Where a running platform is.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ServerArgs {
+    /// The platform's address. Default: the one that runs on the data folder, else http://127.0.0.1:8080.
+    #[arg(long, env = "INKSTONE_URL")]
+    pub(crate) url: Option<String>,
+    /// A bearer key. Default: the one that `inkstone up` made.
+    #[arg(long, env = "INKSTONE_KEY", hide_env_values = true)]
+    pub(crate) key: Option<String>,
+}
+
+/// Where auth itself is: keys are managed there, never through the public port.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct AuthArgs {
+    /// Auth's own address. Default: the one that runs on the data folder.
+    #[arg(long, global = true, env = "INKSTONE_AUTH_URL")]
+    pub(crate) auth_url: Option<String>,
+    /// The file with auth's admin token. Default: the one in the data folder.
+    #[arg(long, global = true, env = "INKSTONE_ADMIN_TOKEN_FILE")]
+    pub(crate) admin_token_file: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct GenerateArgs {
+    /// What to draw.
+    pub(crate) prompt: String,
+    /// The file to write; with several pictures, -0, -1, … go before the extension. The extension (png, jpg, webp) says
+    /// which format.
+    #[arg(short, long, default_value = "inkstone.png")]
+    pub(crate) output: PathBuf,
+    /// What to keep out of the picture.
+    #[arg(long, default_value = "")]
+    pub(crate) negative: String,
+    /// Model name or alias.
+    #[arg(long, default_value = "")]
+    pub(crate) model: String,
+    /// WIDTHxHEIGHT in pixels. Default: the model's.
+    #[arg(long, value_parser = size)]
+    pub(crate) size: Option<(u32, u32)>,
+    /// How many pictures, 1 to 10.
+    #[arg(short, long, default_value_t = 1)]
+    pub(crate) n: u32,
+    /// Same seed, same picture. Default: random.
+    #[arg(long)]
+    pub(crate) seed: Option<u64>,
+    /// Denoising steps. Default: the model's.
+    #[arg(long, default_value_t = 0)]
+    pub(crate) steps: u32,
+    /// Guidance scale; 1 or less switches guidance off. Default: the model's.
+    #[arg(long)]
+    pub(crate) guidance: Option<f32>,
+    /// Sampler. Default: the model's.
+    #[arg(long)]
+    pub(crate) scheduler: Option<Scheduler>,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Scheduler {
+    Ddim,
+    Euler,
+    #[value(name = "dpm++2m")]
+    DpmPp2m,
+    #[value(name = "dpm++2m-karras")]
+    DpmPp2mKarras,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeysCommand {
+    /// Make a key; its secret and bearer are shown once.
+    Create {
+        /// Who owns what the key makes: a-z, 0-9 and -.
+        #[arg(long)]
+        tenant: String,
+        /// The policy, by its prefix: dev-, test-, prod-, ….
+        #[arg(long, default_value = "dev-")]
+        prefix: String,
+        /// For people.
+        #[arg(long, default_value = "")]
+        name: String,
+        /// Refuse signature v1, which signs no body.
+        #[arg(long)]
+        no_signature_v1: bool,
+    },
+    /// List keys.
+    List {
+        /// Only this tenant's.
+        #[arg(long, default_value = "")]
+        tenant: String,
+    },
+    /// Revoke a key: every service refuses it within a second.
+    Revoke {
+        /// The public half of the key.
+        app_key: String,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ModelsCommand {
+    /// List the models that your key may use.
+    List {
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Publish a model folder as a version, on a running `inkstone up`.
+    Register {
+        /// A folder in diffusers layout with an inkstone.json.
+        folder: PathBuf,
+        /// The registry's own address. Default: the one that runs on the data folder.
+        #[arg(long, env = "INKSTONE_REGISTRY_URL")]
+        registry_url: Option<String>,
+    },
+    /// Share new tasks among versions, such as `1=90 2=10`.
+    Traffic {
+        /// The model.
+        model: String,
+        /// VERSION=WEIGHT; 0 takes no new tasks.
+        #[arg(required = true, value_parser = weight)]
+        weights: Vec<(String, u32)>,
+        /// The registry's own address. Default: the one that runs on the data folder.
+        #[arg(long, env = "INKSTONE_REGISTRY_URL")]
+        registry_url: Option<String>,
+    },
+}
+
+fn size(text: &str) -> Result<(u32, u32), String> {
+    let sides = text.split_once(['x', 'X', '*']);
+    let parsed = sides.and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
+    parsed.ok_or_else(|| "a size is WIDTHxHEIGHT, such as 128x128".to_owned())
+}
+
+fn weight(text: &str) -> Result<(String, u32), String> {
+    let parts = text.split_once('=');
+    let parsed = parts.and_then(|(version, w)| Some((version.to_owned(), w.parse().ok()?)));
+    parsed.ok_or_else(|| "traffic is VERSION=WEIGHT, such as 2=10".to_owned())
+}
+
+pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
+    let data = cli.data;
+    match cli.command {
+        Command::Up(args) => up::run(&data, &args).await,
+        Command::Demo(args) => demo::run(&data, &args).await,
+        Command::Generate(args) => generate::run(&data, &args).await,
+        Command::Watch { task, server } => client::watch(&data, &server, &task).await,
+        Command::Cancel { task, server } => client::cancel(&data, &server, &task).await,
+        Command::Keys { command, auth } => keys::run(&data, &auth, command).await,
+        Command::Models { command } => models::run(&data, command).await,
+        Command::Inspect { file } => inspect::run(&file),
+        Command::Doctor { server } => doctor::run(&data, &server).await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_makes_sense() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_and_weights_are_read() {
+        assert_eq!(size("128x96"), Ok((128, 96)));
+        assert!(size("128").is_err());
+        assert_eq!(weight("2=10"), Ok(("2".to_owned(), 10)));
+        assert!(weight("2").is_err());
+    }
+}

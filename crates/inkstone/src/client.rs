@@ -1,0 +1,154 @@
+//! Calling a running platform's public port.
+
+use std::path::Path;
+
+use contract::v1::image_service_client::ImageServiceClient;
+use contract::v1::{CancelRequest, Task, TaskPhase, WatchRequest, watch_response};
+use rpc::{Peer, PeerSettings};
+use tonic::Request;
+use tonic::metadata::{Ascii, MetadataValue};
+
+use crate::cli::ServerArgs;
+use crate::error::CliError;
+use crate::place::Place;
+
+const DEFAULT_URL: &str = "http://127.0.0.1:8080";
+const CALL_LIMIT: &str = "30s";
+
+/// A channel to `url`.
+pub(crate) fn peer(url: &str) -> Result<Peer, CliError> {
+    let timeout = CALL_LIMIT.parse();
+    let settings = PeerSettings {
+        url: url.to_owned(),
+        timeout: timeout.unwrap_or_else(|_| unreachable!("{CALL_LIMIT} is a duration")),
+    };
+    Ok(rpc::peer(&settings)?)
+}
+
+/// A request that carries `Authorization: Bearer …`.
+pub(crate) fn with_bearer<T>(message: T, bearer: &str) -> Result<Request<T>, CliError> {
+    let mut request = Request::new(message);
+    request.metadata_mut().insert("authorization", authorization(bearer)?);
+    Ok(request)
+}
+
+fn authorization(bearer: &str) -> Result<MetadataValue<Ascii>, CliError> {
+    let value = format!("Bearer {bearer}").parse();
+    value.map_err(|_| CliError::BadKey)
+}
+
+/// The public API with a key.
+#[derive(Clone)]
+pub(crate) struct Client {
+    service: ImageServiceClient<Peer>,
+    key: String,
+    pub(crate) url: String,
+}
+
+impl Client {
+    /// Finds the platform and the key: what was given, else what runs on the data folder.
+    pub(crate) fn find(data: &Path, server: &ServerArgs) -> Result<Self, CliError> {
+        let place = Place::at(data);
+        let local = place.running().map(|running| running.gateway);
+        let url = server.url.clone().or(local);
+        let key = server.key.clone().or_else(|| place.key());
+        let Some(key) = key else {
+            return Err(if url.is_none() {
+                let data = data.to_owned();
+                CliError::NotRunning { data }
+            } else {
+                CliError::NoKey
+            });
+        };
+        Self::new(&url.unwrap_or_else(|| DEFAULT_URL.to_owned()), key)
+    }
+
+    pub(crate) fn new(url: &str, key: String) -> Result<Self, CliError> {
+        authorization(&key)?;
+        let service = ImageServiceClient::new(peer(url)?);
+        Ok(Self {
+            service: rpc::with_limits!(service),
+            key,
+            url: url.to_owned(),
+        })
+    }
+
+    pub(crate) fn service(&self) -> ImageServiceClient<Peer> {
+        self.service.clone()
+    }
+
+    pub(crate) fn request<T>(&self, message: T) -> Result<Request<T>, CliError> {
+        with_bearer(message, &self.key)
+    }
+
+    pub(crate) fn streaming<T>(&self, message: T) -> Result<Request<T>, CliError> {
+        let mut request = rpc::streaming(message);
+        request
+            .metadata_mut()
+            .insert("authorization", authorization(&self.key)?);
+        Ok(request)
+    }
+
+    pub(crate) async fn cancel(&self, task: &str) -> Result<Task, CliError> {
+        let request = self.request(CancelRequest {
+            task_id: task.to_owned(),
+        })?;
+        let task = self.service().cancel(request).await?.into_inner().task;
+        task.ok_or(CliError::Answer("a cancel without a task"))
+    }
+
+    pub(crate) async fn watch(
+        &self,
+        task: &str,
+    ) -> Result<tonic::Streaming<contract::v1::WatchResponse>, CliError> {
+        let request = self.streaming(WatchRequest {
+            task_id: task.to_owned(),
+            previews: false,
+        })?;
+        Ok(self.service().watch(request).await?.into_inner())
+    }
+}
+
+/// `inkstone cancel`.
+pub(crate) async fn cancel(data: &Path, server: &ServerArgs, task: &str) -> Result<(), CliError> {
+    let task = Client::find(data, server)?.cancel(task).await?;
+    println!("{}  {}", task.id, phase(&task));
+    Ok(())
+}
+
+/// `inkstone watch`.
+pub(crate) async fn watch(data: &Path, server: &ServerArgs, task: &str) -> Result<(), CliError> {
+    let client = Client::find(data, server)?;
+    let mut updates = client.watch(task).await?;
+    while let Some(update) = updates.message().await? {
+        match update.event {
+            Some(watch_response::Event::Task(task)) => {
+                println!("{}", phase(&task));
+                for image in &task.images {
+                    println!("  {}{}", client.url, image.path);
+                }
+                if let Some(error) = &task.error {
+                    println!("  {} [{}]", error.message, error.code);
+                }
+            }
+            Some(watch_response::Event::Progress(progress)) => {
+                println!("step {}/{}", progress.step, progress.steps);
+            }
+            Some(watch_response::Event::Preview(_)) | None => {}
+        }
+    }
+    Ok(())
+}
+
+/// A task's phase in one word.
+pub(crate) fn phase(task: &Task) -> &'static str {
+    match task.phase() {
+        TaskPhase::Queued => "queued",
+        TaskPhase::Scheduled => "scheduled",
+        TaskPhase::Running => "running",
+        TaskPhase::Succeeded => "succeeded",
+        TaskPhase::Failed => "failed",
+        TaskPhase::Cancelled => "cancelled",
+        TaskPhase::Unspecified => "unknown",
+    }
+}

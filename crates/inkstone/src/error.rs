@@ -1,0 +1,137 @@
+//! What can go wrong at the terminal, in words for the person there.
+
+use std::io;
+use std::path::PathBuf;
+
+use contract::Failure;
+
+/// Why a command did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum CliError {
+    /// The operating system would not give threads or signals.
+    #[error("cannot start the runtime")]
+    Runtime(#[source] io::Error),
+    /// A file or folder cannot be used.
+    #[error("cannot {operation} {}", path.display())]
+    File {
+        /// Read, write, make.
+        operation: &'static str,
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// No platform runs on the data folder.
+    #[error("no platform runs on {}; start one with `inkstone up` or `make up`", data.display())]
+    NotRunning {
+        /// The data folder.
+        data: PathBuf,
+    },
+    /// Another platform runs on the data folder.
+    #[error("a platform runs on {} already (process {process}); stop it, or use another --data", data.display())]
+    AlreadyRunning {
+        /// The data folder.
+        data: PathBuf,
+        /// Its process id.
+        process: i32,
+    },
+    /// There is no key to call with.
+    #[error("no key: give --key or INKSTONE_KEY, or make one with `inkstone keys create`")]
+    NoKey,
+    /// A key that cannot be sent.
+    #[error("the key is not one: it holds characters that no key has")]
+    BadKey,
+    /// There is no model to publish.
+    #[error("{} is not a model folder (no model_index.json); run from the repository or give --model", path.display())]
+    NoModel {
+        /// Where one was looked for.
+        path: PathBuf,
+    },
+    /// nats-server could not be started.
+    #[error(transparent)]
+    Broker(#[from] nats_server::ServerError),
+    /// Settings, which only the environment can have made wrong.
+    #[error(transparent)]
+    Settings(#[from] settings::SettingsError),
+    /// Logs and metrics.
+    #[error(transparent)]
+    Telemetry(#[from] telemetry::TelemetryError),
+    /// A service did not start.
+    #[error("{service} did not start")]
+    Start {
+        /// Which.
+        service: &'static str,
+        /// Why not.
+        #[source]
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A service ended.
+    #[error(transparent)]
+    Failed(#[from] lifecycle::TaskFailure),
+    /// The platform did not become ready.
+    #[error("the platform did not become ready within {seconds} s: {problem}")]
+    NotReady {
+        /// How long it was waited for.
+        seconds: u64,
+        /// What is missing.
+        problem: String,
+    },
+    /// An address is not one.
+    #[error(transparent)]
+    Address(#[from] rpc::RpcError),
+    /// The platform said no.
+    #[error("{}", describe(.0))]
+    Refused(Failure),
+    /// The task ended otherwise than with pictures.
+    #[error("the task {task} {how}")]
+    Ended {
+        /// Which.
+        task: String,
+        /// Failed or cancelled, and why.
+        how: String,
+    },
+    /// What came over the wire makes no sense.
+    #[error("the platform's answer makes no sense: {0}")]
+    Answer(&'static str),
+    /// A file is not a picture that we can read.
+    #[error("cannot inspect {}", path.display())]
+    Inspect {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: imaging::InspectError,
+    },
+    /// `doctor` found something.
+    #[error("{0} of the checks failed")]
+    Unwell(usize),
+}
+
+impl CliError {
+    pub(crate) fn file(
+        operation: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File {
+            operation,
+            path,
+            source,
+        }
+    }
+}
+
+impl From<tonic::Status> for CliError {
+    fn from(status: tonic::Status) -> Self {
+        Self::Refused(status.into())
+    }
+}
+
+fn describe(failure: &Failure) -> String {
+    let mut text = failure.message.clone();
+    if let Some(wait) = failure.retry_after {
+        text.push_str(&format!(" (in {:.1} s)", wait.as_secs_f32()));
+    }
+    format!("{text} [{}]", failure.code)
+}

@@ -1,0 +1,227 @@
+//! `inkstone generate`: submit, show progress, fetch, write.
+
+use std::io::IsTerminal as _;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use contract::v1::{
+    self, GetImageRequest, OutputFormat, SubmitRequest, SubmitTask, Task, TaskPhase, watch_response,
+};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::cli::{GenerateArgs, Scheduler};
+use crate::client::{Client, phase};
+use crate::error::CliError;
+
+/// How often a broken connection is made anew before giving up; the task goes on meanwhile.
+const WATCH_ATTEMPTS: u32 = 20;
+const WATCH_PAUSE: Duration = Duration::from_millis(500);
+
+/// Pictures that were drawn and written.
+pub(crate) struct Drawn {
+    pub(crate) task: Task,
+    pub(crate) files: Vec<PathBuf>,
+    pub(crate) took: Duration,
+}
+
+pub(crate) async fn run(data: &Path, args: &GenerateArgs) -> Result<(), CliError> {
+    let client = Client::find(data, &args.server)?;
+    let drawn = draw(&client, request(args)?, &args.output).await?;
+    tell(&drawn);
+    Ok(())
+}
+
+/// Says what was drawn and where it is.
+pub(crate) fn tell(drawn: &Drawn) {
+    let request = drawn.task.request.clone().unwrap_or_default();
+    for (file, image) in drawn.files.iter().zip(&drawn.task.images) {
+        println!(
+            "{}  {}×{} · seed {} · {} {} · {} steps · {:.2} s",
+            file.display(),
+            image.width,
+            image.height,
+            image.seed,
+            request.model,
+            drawn.task.model_version,
+            request.steps,
+            drawn.took.as_secs_f32(),
+        );
+    }
+}
+
+fn request(args: &GenerateArgs) -> Result<SubmitTask, CliError> {
+    let (width, height) = args.size.unwrap_or_default();
+    let mut request = SubmitTask {
+        model: args.model.clone(),
+        prompt: args.prompt.clone(),
+        negative_prompt: args.negative.clone(),
+        width,
+        height,
+        images: args.n,
+        seed: args.seed,
+        steps: args.steps,
+        guidance_scale: args.guidance,
+        ..SubmitTask::default()
+    };
+    let extension = args.output.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    request.set_output_format(match extension.to_lowercase().as_str() {
+        "jpg" | "jpeg" => OutputFormat::Jpeg,
+        "webp" => OutputFormat::Webp,
+        _ => OutputFormat::Png,
+    });
+    request.set_scheduler(match args.scheduler {
+        None => v1::Scheduler::Unspecified,
+        Some(Scheduler::Ddim) => v1::Scheduler::Ddim,
+        Some(Scheduler::Euler) => v1::Scheduler::Euler,
+        Some(Scheduler::DpmPp2m) => v1::Scheduler::DpmPp2m,
+        Some(Scheduler::DpmPp2mKarras) => v1::Scheduler::DpmPp2mKarras,
+    });
+    Ok(request)
+}
+
+/// Draws and writes to `output`. Ctrl-C cancels the task before it gives up.
+pub(crate) async fn draw(
+    client: &Client,
+    request: SubmitTask,
+    output: &Path,
+) -> Result<Drawn, CliError> {
+    let began = Instant::now();
+    let interrupted = lifecycle::shutdown_signal().map_err(CliError::Runtime)?;
+    let submit = client.request(SubmitRequest {
+        task: Some(request),
+    })?;
+    let task = client.service().submit(submit).await?.into_inner().task;
+    let task = task.ok_or(CliError::Answer("a submission without a task"))?;
+    let bar = progress_bar();
+    let ended = tokio::select! {
+        ended = follow(client, &task, &bar) => ended?,
+        () = interrupted => {
+            bar.abandon_with_message("cancelling");
+            client.cancel(&task.id).await?
+        }
+    };
+    bar.finish_and_clear();
+    if ended.phase() != TaskPhase::Succeeded {
+        return Err(not_succeeded(&ended));
+    }
+    let mut files = Vec::new();
+    for image in &ended.images {
+        let fetch = client.request(GetImageRequest {
+            task_id: ended.id.clone(),
+            index: image.index,
+        })?;
+        let data = client.service().get_image(fetch).await?.into_inner().data;
+        let path = numbered(output, image.index, ended.images.len());
+        write(&path, &data)?;
+        files.push(path);
+    }
+    Ok(Drawn {
+        task: ended,
+        files,
+        took: began.elapsed(),
+    })
+}
+
+fn not_succeeded(task: &Task) -> CliError {
+    let reason = task.error.as_ref().map(|e| format!(": {} [{}]", e.message, e.code));
+    let phase = phase(task);
+    CliError::Ended {
+        task: task.id.clone(),
+        how: match task.phase() {
+            TaskPhase::Cancelled => "was cancelled".to_owned(),
+            _ => format!("{phase}{}", reason.unwrap_or_default()),
+        },
+    }
+}
+
+/// Waits for the end, over as many connections as it takes.
+async fn follow(client: &Client, task: &Task, bar: &ProgressBar) -> Result<Task, CliError> {
+    let mut attempt = 0;
+    loop {
+        let error = match follow_once(client, &task.id, bar, &mut attempt).await {
+            Ok(Some(ended)) => return Ok(ended),
+            Ok(None) => CliError::Answer("a watch that stopped before the task's end"),
+            Err(error) => error,
+        };
+        attempt += 1;
+        if attempt >= WATCH_ATTEMPTS {
+            return Err(error);
+        }
+        tokio::time::sleep(WATCH_PAUSE).await;
+    }
+}
+
+async fn follow_once(
+    client: &Client,
+    task: &str,
+    bar: &ProgressBar,
+    attempt: &mut u32,
+) -> Result<Option<Task>, CliError> {
+    let mut updates = client.watch(task).await?;
+    while let Some(update) = updates.message().await? {
+        *attempt = 0;
+        match update.event {
+            Some(watch_response::Event::Progress(progress)) => {
+                bar.set_length(progress.steps.into());
+                bar.set_position(progress.step.into());
+            }
+            Some(watch_response::Event::Task(task)) => {
+                bar.set_message(phase(&task));
+                let going_on = matches!(
+                    task.phase(),
+                    TaskPhase::Queued | TaskPhase::Scheduled | TaskPhase::Running
+                );
+                if !going_on {
+                    return Ok(Some(task));
+                }
+            }
+            Some(watch_response::Event::Preview(_)) | None => {}
+        }
+    }
+    Ok(None)
+}
+
+/// A bar where someone looks; plain lines every now and then would only clutter a log file.
+fn progress_bar() -> ProgressBar {
+    let bar = ProgressBar::new(1);
+    if !std::io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::hidden());
+        return bar;
+    }
+    let template = "  {msg:10} [{bar:32}] {pos}/{len} steps  {elapsed}";
+    let style = ProgressStyle::with_template(template);
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style.progress_chars("█▓░"));
+    bar.set_message("queued");
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar
+}
+
+/// `cat.png` for one picture; `cat-0.png`, `cat-1.png`, … for several.
+fn numbered(output: &Path, index: u32, of: usize) -> PathBuf {
+    if of == 1 {
+        return output.to_owned();
+    }
+    let stem = output.file_stem().unwrap_or_default().to_string_lossy();
+    let extension = output.extension().map(|e| format!(".{}", e.to_string_lossy()));
+    output.with_file_name(format!("{stem}-{index}{}", extension.unwrap_or_default()))
+}
+
+fn write(path: &Path, data: &[u8]) -> Result<(), CliError> {
+    if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
+        std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
+    }
+    std::fs::write(path, data).map_err(CliError::file("write", path))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn several_pictures_are_numbered_before_the_extension() {
+        assert_eq!(numbered(Path::new("a/cat.png"), 0, 1), Path::new("a/cat.png"));
+        assert_eq!(numbered(Path::new("a/cat.png"), 2, 3), Path::new("a/cat-2.png"));
+        assert_eq!(numbered(Path::new("cat"), 1, 3), Path::new("cat-1"));
+    }
+}

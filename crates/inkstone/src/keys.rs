@@ -1,0 +1,72 @@
+//! `inkstone keys`: on auth's own address, with its admin token.
+
+use std::path::Path;
+
+use contract::auth::key_service_client::KeyServiceClient;
+use contract::auth::{CreateKeyRequest, KeyInfo, ListKeysRequest, RevokeKeyRequest};
+
+use crate::cli::{AuthArgs, KeysCommand};
+use crate::client::{peer, with_bearer};
+use crate::error::CliError;
+use crate::place::Place;
+
+pub(crate) async fn run(data: &Path, args: &AuthArgs, command: KeysCommand) -> Result<(), CliError> {
+    let place = Place::at(data);
+    let local = place.running().map(|running| running.auth);
+    let url = args.auth_url.clone().or(local).ok_or_else(|| CliError::NotRunning {
+        data: data.to_owned(),
+    })?;
+    let file = args.admin_token_file.clone();
+    let file = file.unwrap_or_else(|| place.admin_token_file());
+    let token = std::fs::read_to_string(&file).map_err(CliError::file("read", &file))?;
+    let token = token.trim();
+    let mut keys = KeyServiceClient::new(peer(&url)?);
+    match command {
+        KeysCommand::Create {
+            tenant,
+            prefix,
+            name,
+            no_signature_v1,
+        } => {
+            let request = CreateKeyRequest {
+                prefix,
+                tenant,
+                name,
+                allow_signature_v1: !no_signature_v1,
+            };
+            let created = keys.create_key(with_bearer(request, token)?).await?;
+            let created = created.into_inner();
+            let key = created.key.ok_or(CliError::Answer("a creation without a key"))?;
+            println!("app key  {}", key.app_key);
+            println!("secret   {}   (signatures)", created.secret);
+            println!("bearer   {}   (Authorization: Bearer)", created.bearer);
+            println!("Neither is shown again.");
+        }
+        KeysCommand::List { tenant } => {
+            let listed = keys.list_keys(with_bearer(ListKeysRequest { tenant }, token)?).await?;
+            println!("{:<24} {:<16} {:<9} {:<21} NAME", "APP KEY", "TENANT", "STATE", "CREATED");
+            for key in listed.into_inner().keys {
+                print_key(&key);
+            }
+        }
+        KeysCommand::Revoke { app_key } => {
+            let revoked = keys.revoke_key(with_bearer(RevokeKeyRequest { app_key }, token)?).await?;
+            let key = revoked.into_inner().key;
+            print_key(&key.ok_or(CliError::Answer("a revocation without a key"))?);
+        }
+    }
+    Ok(())
+}
+
+fn print_key(key: &KeyInfo) {
+    let state = if key.revoked_at.is_some() { "revoked" } else { "good" };
+    let created = key.created_at.and_then(|at| jiff::Timestamp::from_second(at.seconds).ok());
+    let created = created.map(|at| at.to_string()).unwrap_or_default();
+    let KeyInfo {
+        app_key,
+        tenant,
+        name,
+        ..
+    } = key;
+    println!("{app_key:<24} {tenant:<16} {state:<9} {created:<21} {name}");
+}

@@ -1,0 +1,51 @@
+//! The command line: the whole platform in one process (`up`, `demo`), and a client of it (everything else).
+//!
+//! `inkstone up` runs the same five services as production does, each through its own `start`, beside a real
+//! nats-server child process; the only difference is that they share a process and listen on free ports. The client commands
+//! speak gRPC to the public port and would work against any deployment.
+
+// This crate talks to a person at a terminal; that is what it is for.
+#![allow(clippy::print_stdout, clippy::print_stderr)]
+
+mod cli;
+mod client;
+mod demo;
+mod doctor;
+mod error;
+mod generate;
+mod inspect;
+mod keys;
+mod models;
+mod place;
+mod platform;
+mod up;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+pub use error::CliError;
+
+/// Parses the command line, runs it, and says what went wrong in one line.
+pub fn main() -> ExitCode {
+    let command = cli::Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16)))
+        .enable_all()
+        .build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = runtime.block_on(cli::run(command));
+            runtime.shutdown_timeout(std::time::Duration::from_secs(1));
+            outcome
+        }
+        Err(source) => Err(CliError::Runtime(source)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("inkstone: {}", lifecycle::chain(&error));
+            ExitCode::FAILURE
+        }
+    }
+}

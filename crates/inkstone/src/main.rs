@@ -1,0 +1,5 @@
+//! `inkstone`: see the library.
+
+fn main() -> std::process::ExitCode {
+    inkstone::main()
+}

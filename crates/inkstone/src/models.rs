@@ -1,0 +1,76 @@
+//! `inkstone models`.
+
+use std::path::Path;
+
+use contract::registry::registry_service_client::RegistryServiceClient;
+use contract::registry::{Model, RegisterVersionRequest, SetTrafficRequest, VersionWeight};
+use contract::v1::ListModelsRequest;
+use rpc::Peer;
+
+use crate::cli::ModelsCommand;
+use crate::client::{Client, peer};
+use crate::error::CliError;
+use crate::place::Place;
+
+pub(crate) async fn run(data: &Path, command: ModelsCommand) -> Result<(), CliError> {
+    match command {
+        ModelsCommand::List { server } => {
+            let client = Client::find(data, &server)?;
+            let request = client.request(ListModelsRequest {})?;
+            let models = client.service().list_models(request).await?.into_inner().models;
+            for model in models {
+                let aliases = model.aliases.join(", ");
+                println!(
+                    "{}  versions {}  {}×{}, {} steps{}",
+                    model.name,
+                    model.versions.join(", "),
+                    model.default_width,
+                    model.default_height,
+                    model.default_steps,
+                    if aliases.is_empty() { aliases } else { format!("  also called {aliases}") },
+                );
+                println!("    {}", model.description);
+            }
+        }
+        ModelsCommand::Register { folder, registry_url } => {
+            let mut registry = registry(data, registry_url)?;
+            let folder = std::path::absolute(&folder).map_err(CliError::file("find", &folder))?;
+            let request = RegisterVersionRequest {
+                folder: folder.display().to_string(),
+            };
+            let registered = registry.register_version(rpc::streaming(request)).await?.into_inner();
+            println!("published version {}", registered.version);
+            print_traffic(registered.model)?;
+        }
+        ModelsCommand::Traffic {
+            model,
+            weights,
+            registry_url,
+        } => {
+            let mut registry = registry(data, registry_url)?;
+            let weight = |(version, weight)| VersionWeight { version, weight };
+            let request = SetTrafficRequest {
+                model,
+                weights: weights.into_iter().map(weight).collect(),
+            };
+            print_traffic(registry.set_traffic(request).await?.into_inner().model)?;
+        }
+    }
+    Ok(())
+}
+
+fn registry(data: &Path, url: Option<String>) -> Result<RegistryServiceClient<Peer>, CliError> {
+    let local = Place::at(data).running().map(|running| running.registry);
+    let url = url.or(local).ok_or_else(|| CliError::NotRunning {
+        data: data.to_owned(),
+    })?;
+    Ok(RegistryServiceClient::new(peer(&url)?))
+}
+
+fn print_traffic(model: Option<Model>) -> Result<(), CliError> {
+    let model = model.ok_or(CliError::Answer("a registry answer without a model"))?;
+    for version in model.versions {
+        println!("{} {}  weight {}", model.name, version.version, version.weight);
+    }
+    Ok(())
+}

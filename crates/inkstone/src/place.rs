@@ -1,0 +1,84 @@
+//! What a platform on this machine leaves in its data folder for others to find it by.
+
+use std::fs;
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::CliError;
+
+/// Where a running platform's parts are: `run.json` in the data folder, while it runs.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Running {
+    pub(crate) process: i32,
+    /// The public address.
+    pub(crate) gateway: String,
+    pub(crate) auth: String,
+    pub(crate) registry: String,
+    pub(crate) broker: String,
+    pub(crate) admin: Vec<(String, String)>,
+}
+
+/// The files of a data folder.
+#[derive(Debug, Clone)]
+pub(crate) struct Place(PathBuf);
+
+impl Place {
+    /// The place at `data`, which need not exist.
+    pub(crate) fn at(data: &Path) -> Self {
+        // Absolute, because the storage setting wants it so; a folder that does not exist cannot be canonicalised.
+        Self(std::path::absolute(data).unwrap_or_else(|_| data.to_owned()))
+    }
+
+    pub(crate) fn folder(&self) -> &Path {
+        &self.0
+    }
+
+    pub(crate) fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+
+    pub(crate) fn admin_token_file(&self) -> PathBuf {
+        self.join("auth/admin-token")
+    }
+
+    /// The platform that runs here, if one does.
+    pub(crate) fn running(&self) -> Option<Running> {
+        let text = fs::read_to_string(self.join("run.json")).ok()?;
+        let running: Running = serde_json::from_str(&text).ok()?;
+        // A file that a crash left behind names a process that is gone, or another program's.
+        let name = fs::read_to_string(format!("/proc/{}/comm", running.process)).ok()?;
+        name.starts_with("inkstone").then_some(running)
+    }
+
+    pub(crate) fn announce(&self, running: &Running) -> Result<(), CliError> {
+        let path = self.join("run.json");
+        // Plain strings and numbers: this cannot fail.
+        let text = serde_json::to_string_pretty(running).unwrap_or_default();
+        let partial = self.join("run.json.part");
+        fs::write(&partial, text).map_err(CliError::file("write", &partial))?;
+        fs::rename(&partial, &path).map_err(CliError::file("write", &path))
+    }
+
+    pub(crate) fn withdraw(&self) {
+        // Gone already is as good.
+        let _ = fs::remove_file(self.join("run.json"));
+    }
+
+    /// The bearer that `inkstone up` made for this laptop.
+    pub(crate) fn key(&self) -> Option<String> {
+        let text = fs::read_to_string(self.join("key")).ok()?;
+        Some(text.trim().to_owned()).filter(|key| !key.is_empty())
+    }
+
+    pub(crate) fn keep_key(&self, bearer: &str) -> Result<(), CliError> {
+        let path = self.join("key");
+        let failed = || CliError::file("write", &path);
+        let mut options = fs::OpenOptions::new();
+        options.write(true).create(true).truncate(true).mode(0o600);
+        let mut file = options.open(&path).map_err(failed())?;
+        writeln!(file, "{bearer}").map_err(failed())
+    }
+}

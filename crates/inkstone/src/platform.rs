@@ -1,0 +1,349 @@
+//! All five services in this process, beside a nats-server child.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use contract::auth::authenticate_request::Proof;
+use contract::auth::auth_service_client::AuthServiceClient;
+use contract::auth::key_service_client::KeyServiceClient;
+use contract::auth::{AuthenticateRequest, CreateKeyRequest};
+use lifecycle::{Service, TaskFailure};
+use nats_server::NatsServer;
+use telemetry::{LogFormat, Telemetry, TelemetrySettings};
+use tokio::time::Instant;
+
+use crate::client::with_bearer;
+use crate::error::CliError;
+use crate::place::{Place, Running};
+
+/// How long everything may take to become ready.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// How long each service may take to end its work when the platform stops.
+const STOP_GRACE: Duration = Duration::from_secs(20);
+/// Between looks at the broker's process.
+const LOOK: Duration = Duration::from_millis(250);
+
+/// How to run it.
+#[derive(Debug, Clone)]
+pub(crate) struct Options {
+    pub(crate) listen: SocketAddr,
+    pub(crate) models: Vec<PathBuf>,
+    pub(crate) sync_always: bool,
+    pub(crate) log: String,
+    pub(crate) otlp_endpoint: String,
+}
+
+/// A running platform. [`stop`](Platform::stop) it; dropping it leaves files behind.
+pub(crate) struct Platform {
+    place: Place,
+    broker: NatsServer,
+    telemetry: Telemetry,
+    /// In order of start.
+    services: Vec<Service>,
+    pub(crate) running: Running,
+    pub(crate) key: String,
+}
+
+impl Platform {
+    /// Starts the broker and the services, waits until all are ready, and makes sure that there is a key.
+    pub(crate) async fn start(place: Place, options: &Options) -> Result<Self, CliError> {
+        if let Some(running) = place.running() {
+            return Err(CliError::AlreadyRunning {
+                data: place.folder().to_owned(),
+                process: running.process,
+            });
+        }
+        let models = model_folders(&options.models)?;
+        let folder = place.folder();
+        std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
+        let telemetry = Telemetry::start(
+            "inkstone",
+            &TelemetrySettings {
+                log: options.log.clone(),
+                format: LogFormat::Text,
+                otlp_endpoint: options.otlp_endpoint.clone(),
+            },
+        )?;
+        let broker = start_broker(&place, options.sync_always).await?;
+        let mut starting = Starting {
+            place: &place,
+            broker_url: broker.url(),
+            telemetry: &telemetry,
+            services: Vec::new(),
+        };
+        if let Err(error) = starting.all(options.listen, &models).await {
+            stop_services(&starting.services).await;
+            return Err(error);
+        }
+        let services = starting.services;
+        let running = running(&services, &broker, options.listen);
+        let mut platform = Self {
+            place,
+            broker,
+            telemetry,
+            services,
+            running,
+            key: String::new(),
+        };
+        match platform.finish_start().await {
+            Ok(()) => Ok(platform),
+            Err(error) => {
+                platform.stop().await;
+                Err(error)
+            }
+        }
+    }
+
+    async fn finish_start(&mut self) -> Result<(), CliError> {
+        self.wait_until_ready().await?;
+        self.key = self.ensure_key().await?;
+        self.place.announce(&self.running)
+    }
+
+    async fn wait_until_ready(&self) -> Result<(), CliError> {
+        let deadline = Instant::now() + READY_LIMIT;
+        loop {
+            let problem = self.services.iter().find_map(|service| {
+                let problem = service.health.problem()?;
+                Some(format!("{}: {problem}", service.name))
+            });
+            let Some(problem) = problem else {
+                return Ok(());
+            };
+            if Instant::now() >= deadline {
+                let seconds = READY_LIMIT.as_secs();
+                return Err(CliError::NotReady { seconds, problem });
+            }
+            tokio::select! {
+                failure = self.failure() => return Err(failure.into()),
+                () = tokio::time::sleep(Duration::from_millis(20)) => {}
+            }
+        }
+    }
+
+    /// The laptop's key: the one from before if it is still good, else a new one.
+    async fn ensure_key(&self) -> Result<String, CliError> {
+        let auth = crate::client::peer(&self.running.auth)?;
+        if let Some(key) = self.place.key() {
+            let proof = Some(Proof::Bearer(key.clone()));
+            let mut client = AuthServiceClient::new(auth.clone());
+            if client.authenticate(AuthenticateRequest { proof }).await.is_ok() {
+                return Ok(key);
+            }
+        }
+        let token = self.place.admin_token_file();
+        let token = std::fs::read_to_string(&token).map_err(CliError::file("read", &token))?;
+        let request = CreateKeyRequest {
+            prefix: "dev-".to_owned(),
+            tenant: "local".to_owned(),
+            name: "made by inkstone up".to_owned(),
+            allow_signature_v1: true,
+        };
+        let mut client = KeyServiceClient::new(auth);
+        let created = client.create_key(with_bearer(request, token.trim())?).await?;
+        let bearer = created.into_inner().bearer;
+        self.place.keep_key(&bearer)?;
+        Ok(bearer)
+    }
+
+    /// Keeps the broker running until a service fails.
+    pub(crate) async fn keep(&mut self) -> TaskFailure {
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            tokio::select! {
+                failure = failure_of(&self.services) => return failure,
+                _ = look.tick() => {}
+            }
+            self.telemetry.upkeep();
+            if !self.broker.is_running() {
+                tracing::error!("nats-server ended; starting it again");
+                // Blocks this one task for some 100 ms; the services run on.
+                if let Err(error) = self.broker.restart() {
+                    tracing::error!(error = lifecycle::chain(&error), "it did not start");
+                }
+            }
+        }
+    }
+
+    async fn failure(&self) -> TaskFailure {
+        failure_of(&self.services).await
+    }
+
+    /// Stops everything in the order in which requests flow, the broker last.
+    pub(crate) async fn stop(self) {
+        self.place.withdraw();
+        stop_services(&self.services).await;
+        let Self {
+            telemetry, broker, ..
+        } = self;
+        let blocking = move || {
+            telemetry.flush();
+            drop(broker);
+        };
+        // It only fails when the runtime is going down, and then the broker was dropped all the same.
+        let _ = tokio::task::spawn_blocking(blocking).await;
+    }
+}
+
+async fn failure_of(services: &[Service]) -> TaskFailure {
+    let failures = services.iter().map(|service| Box::pin(service.tasks.failed()));
+    futures::future::select_all(failures).await.0
+}
+
+async fn stop_services(services: &[Service]) {
+    for service in services.iter().rev() {
+        service.stop(STOP_GRACE).await;
+    }
+}
+
+async fn start_broker(place: &Place, sync_always: bool) -> Result<NatsServer, CliError> {
+    let options = nats_server::Options {
+        folder: place.join("nats"),
+        port: None,
+        sync_always,
+    };
+    let started = tokio::task::spawn_blocking(|| NatsServer::start(options)).await;
+    match started {
+        Ok(started) => Ok(started?),
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+fn running(services: &[Service], broker: &NatsServer, listen: SocketAddr) -> Running {
+    let find = |name: &str| services.iter().find(|service| service.name == name);
+    let grpc = |name: &str| {
+        find(name).map_or(String::new(), |s| format!("http://{}", s.address("grpc")))
+    };
+    let public = find("gateway").map_or(listen, |gateway| gateway.address("http"));
+    let admin = |service: &Service| {
+        let address = format!("http://{}", service.address("admin"));
+        (service.name.to_owned(), address)
+    };
+    Running {
+        process: std::process::id() as i32,
+        gateway: format!("http://{public}"),
+        auth: grpc("auth"),
+        registry: grpc("model-registry"),
+        broker: broker.url(),
+        admin: services.iter().map(admin).collect(),
+    }
+}
+
+/// The model folders to publish: those named, else the demo model of the repository that we are in.
+fn model_folders(named: &[PathBuf]) -> Result<Vec<PathBuf>, CliError> {
+    const DEMO: &str = "assets/models/inkstone-demo";
+    let folders = if named.is_empty() {
+        let here = std::env::current_dir().unwrap_or_default();
+        let found = here.ancestors().map(|d| d.join(DEMO)).find(|d| d.is_dir());
+        vec![found.unwrap_or_else(|| PathBuf::from(DEMO))]
+    } else {
+        named.to_vec()
+    };
+    for path in &folders {
+        if !path.join("model_index.json").is_file() {
+            return Err(CliError::NoModel { path: path.clone() });
+        }
+    }
+    let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
+    Ok(folders.iter().map(absolute).collect())
+}
+
+/// The services that run so far, and what each needs to start.
+struct Starting<'a> {
+    place: &'a Place,
+    broker_url: String,
+    telemetry: &'a Telemetry,
+    services: Vec<Service>,
+}
+
+impl Starting<'_> {
+    async fn all(&mut self, listen: SocketAddr, models: &[PathBuf]) -> Result<(), CliError> {
+        let telemetry = self.telemetry;
+        let path = |name: &str| self.place.join(name).display().to_string();
+        let free = || "127.0.0.1:0".to_owned();
+        let broker = || ("broker.url", self.broker_url.clone());
+        let admin = || ("process.admin_listen", free());
+        let storage = || ("storage.url", format!("file://{}", path("objects")));
+
+        let auth = settings::load(
+            None,
+            &[
+                broker(),
+                admin(),
+                ("grpc.listen", free()),
+                ("keys.key_file", path("auth/kek")),
+                ("keys.admin_token_file", path("auth/admin-token")),
+            ],
+        )?;
+        let bootstrap: Vec<String> = models.iter().map(|m| format!("{:?}", m.display().to_string())).collect();
+        let registry = settings::load(
+            None,
+            &[
+                broker(),
+                admin(),
+                storage(),
+                ("grpc.listen", free()),
+                ("models.bootstrap", format!("[{}]", bootstrap.join(", "))),
+            ],
+        )?;
+        let common = [broker(), admin(), storage()];
+        let cache = path("cache");
+
+        let auth = started("auth", auth::start(auth, telemetry.clone()).await)?;
+        let auth_url = format!("http://{}", auth.address("grpc"));
+        self.services.push(auth);
+        let registry = model_registry::start(registry, telemetry.clone()).await;
+        let registry = started("model-registry", registry)?;
+        let registry_url = ("registry.url", format!("http://{}", registry.address("grpc")));
+        self.services.push(registry);
+
+        let [broker, admin, storage] = common;
+        let of_orchestrator = [
+            broker.clone(),
+            admin.clone(),
+            storage.clone(),
+            registry_url.clone(),
+            ("grpc.listen", free()),
+        ];
+        let orchestrator = settings::load(None, &of_orchestrator)?;
+        let orchestrator = orchestrator::start(orchestrator, telemetry.clone()).await;
+        let orchestrator = started("orchestrator", orchestrator)?;
+        let orchestrator_url = format!("http://{}", orchestrator.address("grpc"));
+        self.services.push(orchestrator);
+
+        let of_worker = [
+            broker,
+            admin.clone(),
+            storage.clone(),
+            registry_url.clone(),
+            ("worker.cache_dir", cache),
+        ];
+        let worker = settings::load(None, &of_worker)?;
+        let worker = started("gpu-worker", gpu_worker::start(worker, telemetry.clone()).await)?;
+        self.services.push(worker);
+
+        let of_gateway = [
+            admin,
+            storage,
+            registry_url,
+            ("auth.url", auth_url),
+            ("orchestrator.url", orchestrator_url),
+            ("http.listen", listen.to_string()),
+        ];
+        let gateway = settings::load(None, &of_gateway)?;
+        let gateway = started("gateway", gateway::start(gateway, telemetry.clone()).await)?;
+        self.services.push(gateway);
+        Ok(())
+    }
+}
+
+fn started<E>(service: &'static str, result: Result<Service, E>) -> Result<Service, CliError>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    result.map_err(|source| CliError::Start {
+        service,
+        source: Box::new(source),
+    })
+}

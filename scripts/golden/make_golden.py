@@ -1,0 +1,321 @@
+#!/usr/bin/env python3
+"""Records what diffusers computes, for the tests of crates/diffusion to compare with.
+
+    python3 -m venv VENV && VENV/bin/pip install -r scripts/golden/requirements.txt
+    VENV/bin/python scripts/golden/make_golden.py
+
+Writes crates/diffusion/tests/golden/: one small safetensors file a subject (its metadata say what was asked) and
+`mini/`, a random-weight miniature SDXL whose configuration differs from the demo model's wherever it can.
+"""
+
+import json
+import os
+import pathlib
+import shutil
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from safetensors.torch import save_file
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+torch.set_num_threads(1)
+torch.set_grad_enabled(False)
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+DEMO = ROOT / "assets" / "models" / "inkstone-demo"
+OUT = ROOT / "crates" / "diffusion" / "tests" / "golden"
+
+PROMPTS = [
+    "",
+    "a 3d cat on a blue background",
+    "  Rocket,   flat STYLE!!  ",
+    "it's the dog's 3 bones & we'll eat 42 of 1234567890",
+    "une pêche mûre — 熊猫 🐼 naïve Ångström \u00e9 e\u0301",
+    "panda " * 120,
+    "new\nline\ttab <|endoftext|> after the end (weighted:1.3) [x] {y} ~ ^_^",
+    "İstanbul ẞ ﬁ ǅ Ω \u200b zero width",
+    "! !! !!!",
+]
+
+
+def save(name, tensors, meta):
+    tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
+    save_file(tensors, OUT / f"{name}.safetensors", metadata={"cases": json.dumps(meta)})
+    print(f"{name}: {(OUT / f'{name}.safetensors').stat().st_size} bytes")
+
+
+def randn(seed, *shape):
+    return torch.randn(*shape, generator=torch.Generator("cpu").manual_seed(seed))
+
+
+def make_mini():
+    """A model of random weights: epsilon, two layers a block, a convolution as projection, DDIM, other widths."""
+    folder = OUT / "mini"
+    shutil.rmtree(folder, ignore_errors=True)
+    torch.manual_seed(20)
+    shared = dict(vocab_size=1560, bos_token_id=1558, eos_token_id=1559, max_position_embeddings=77)
+    one = CLIPTextModel(
+        CLIPTextConfig(
+            hidden_size=16, intermediate_size=40, num_hidden_layers=3, num_attention_heads=2, hidden_act="gelu",
+            pad_token_id=1559, projection_dim=16, **shared,
+        )
+    )
+    two = CLIPTextModelWithProjection(
+        CLIPTextConfig(
+            hidden_size=24, intermediate_size=56, num_hidden_layers=3, num_attention_heads=3, hidden_act="quick_gelu",
+            pad_token_id=0, projection_dim=20, layer_norm_eps=1e-6, **shared,
+        )
+    )
+    unet = UNet2DConditionModel(
+        sample_size=32, in_channels=4, out_channels=4, layers_per_block=2, block_out_channels=(16, 32),
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        attention_head_dim=(2, 4), transformer_layers_per_block=(1, 2), cross_attention_dim=40, norm_num_groups=8,
+        use_linear_projection=False, addition_embed_type="text_time", addition_time_embed_dim=10,
+        projection_class_embeddings_input_dim=20 + 60, flip_sin_to_cos=False, freq_shift=1, norm_eps=1e-6,
+    )
+    vae = AutoencoderKL(
+        in_channels=3, out_channels=3, latent_channels=4, block_out_channels=(8, 12, 16, 24), layers_per_block=2,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+        norm_num_groups=4, sample_size=256, scaling_factor=0.5,
+        latents_mean=[0.1, -0.2, 0.3, 0.0], latents_std=[1.5, 0.5, 1.0, 2.0],
+    )
+    for module in (one, two, unet, vae):
+        for name, value in module.named_parameters():
+            if "norm" in name:
+                value.add_(0.1 * torch.randn_like(value))
+            elif name.endswith("bias"):
+                value.copy_(0.1 * torch.randn_like(value))
+    scheduler = DDIMScheduler(
+        beta_start=0.001, beta_end=0.02, beta_schedule="linear", clip_sample=False, set_alpha_to_one=False,
+        steps_offset=1, prediction_type="epsilon", timestep_spacing="leading",
+    )
+    pipe = StableDiffusionXLPipeline(
+        vae=vae, text_encoder=one, text_encoder_2=two, tokenizer=CLIPTokenizer.from_pretrained(DEMO / "tokenizer"),
+        tokenizer_2=CLIPTokenizer.from_pretrained(DEMO / "tokenizer_2"), unet=unet, scheduler=scheduler,
+        force_zeros_for_empty_prompt=False, add_watermarker=False,
+    ).to(torch.float16)
+    pipe.save_pretrained(folder, variant="fp16")
+    for part in ("tokenizer", "tokenizer_2"):
+        # The plain files, as published models carry them.
+        shutil.rmtree(folder / part)
+        (folder / part).mkdir()
+        for name in ("vocab.json", "merges.txt", "special_tokens_map.json", "tokenizer_config.json"):
+            shutil.copy(DEMO / part / name, folder / part / name)
+
+
+def load(folder, variant=None):
+    return StableDiffusionXLPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, add_watermarker=False, variant=variant
+    )
+
+
+def tokens(pipe):
+    rows = {}
+    for name, tokenizer in (("tokenizer", pipe.tokenizer), ("tokenizer_2", pipe.tokenizer_2)):
+        rows[name] = tokenizer(
+            PROMPTS, padding="max_length", max_length=tokenizer.model_max_length, truncation=True, return_tensors="pt"
+        ).input_ids.to(torch.int64)
+    save("tokens", rows, PROMPTS)
+
+
+def text(name, pipe):
+    prompts = PROMPTS[1:3]
+    tensors = {}
+    for index, prompt in enumerate(prompts):
+        for key, tokenizer, encoder in (
+            ("one", pipe.tokenizer, pipe.text_encoder),
+            ("two", pipe.tokenizer_2, pipe.text_encoder_2),
+        ):
+            ids = tokenizer(prompt, padding="max_length", max_length=77, truncation=True, return_tensors="pt").input_ids
+            out = encoder(ids, output_hidden_states=True)
+            tensors[f"{index}.{key}"] = out.hidden_states[-2][0]
+            if key == "two":
+                tensors[f"{index}.pooled"] = out.text_embeds[0]
+    save(f"text_{name}", tensors, prompts)
+
+
+def unet(name, pipe, size):
+    model = pipe.unet
+    rows = 2
+    width = model.config.cross_attention_dim
+    pooled_width = pipe.text_encoder_2.config.projection_dim
+    sample = randn(1, rows, 4, *size)
+    timestep = torch.tensor([951.0, 313.0])
+    context = randn(2, rows, 77, width)
+    pooled = randn(3, rows, pooled_width)
+    time_ids = torch.tensor([[128.0, 128, 0, 0, 128, 128], [1024.0, 768, 16, 32, 1024, 512]])
+    embedded = model.time_embedding(model.time_proj(timestep))
+    ids = model.add_time_proj(time_ids.flatten()).reshape(rows, -1)
+    added = model.add_embedding(torch.cat([pooled, ids], dim=-1))
+    stages = {}
+
+    def record(key):
+        def hook(_module, _inputs, output):
+            stages[key] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    hooks = [block.register_forward_hook(record(f"down.{i}")) for i, block in enumerate(model.down_blocks)]
+    hooks.append(model.mid_block.register_forward_hook(record("mid")))
+    hooks += [block.register_forward_hook(record(f"up.{i}")) for i, block in enumerate(model.up_blocks)]
+    out = model(
+        sample, timestep, encoder_hidden_states=context, added_cond_kwargs={"text_embeds": pooled, "time_ids": time_ids}
+    ).sample
+    for hook in hooks:
+        hook.remove()
+    tensors = dict(
+        sample=sample, timestep=timestep, context=context, pooled=pooled, time_ids=time_ids, embedded=embedded,
+        added=added, out=out,
+    )
+    # Large stages are thinned: the first row, every fourth channel.
+    tensors |= {f"stage.{key}": value[:1, ::4] for key, value in stages.items()}
+    save(f"unet_{name}", tensors, {})
+
+
+def vae(name, pipe, size):
+    latents = randn(4, 1, 4, *size)
+    tensors = dict(latents=latents, image=pipe.vae.decode(latents).sample)
+    save(f"vae_{name}", tensors, {})
+
+
+def noise():
+    tensors, meta = {}, []
+    for seed in (0, 1, 42, 0xFFFF_FFFF, 0x1_0000_0001, 2**63 + 5):
+        for count in (1, 2, 3, 15, 16, 17, 24, 31, 40, 1024, 1536):
+            generator = torch.Generator("cpu").manual_seed(seed)
+            tensors[f"{seed}.{count}"] = torch.randn(count, generator=generator)
+            meta.append({"seed": str(seed), "count": count})
+    save("noise", tensors, meta)
+
+
+SCHEDULERS = {
+    "ddim": (DDIMScheduler, dict(clip_sample=False, set_alpha_to_one=False)),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler-karras": (EulerDiscreteScheduler, dict(use_karras_sigmas=True)),
+    "dpm++2m": (DPMSolverMultistepScheduler, {}),
+    "dpm++2m-karras": (DPMSolverMultistepScheduler, dict(use_karras_sigmas=True)),
+}
+
+
+def trajectories():
+    cases = []
+    for name in SCHEDULERS:
+        for spacing in ("leading", "linspace", "trailing"):
+            for prediction in ("epsilon", "v_prediction"):
+                for steps in (1, 5, 20):
+                    cases.append((name, steps, dict(timestep_spacing=spacing, prediction_type=prediction)))
+    extra = [
+        ("ddim", 8, dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")),
+        ("euler", 8, dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")),
+        ("euler", 7, dict(final_sigmas_type="sigma_min", timestep_spacing="trailing")),
+        ("euler", 7, dict(beta_schedule="linear", beta_start=0.0001, beta_end=0.02)),
+        ("euler", 6, dict(interpolation_type="log_linear")),
+        ("euler", 7, dict(beta_schedule="squaredcos_cap_v2", timestep_spacing="linspace")),
+        ("dpm++2m", 17, dict(final_sigmas_type="sigma_min", timestep_spacing="linspace")),
+        ("dpm++2m", 9, dict(final_sigmas_type="sigma_min", timestep_spacing="linspace", lower_order_final=False)),
+        ("dpm++2m", 9, dict(euler_at_final=True, final_sigmas_type="sigma_min", timestep_spacing="trailing")),
+        ("dpm++2m", 9, dict(solver_type="heun", timestep_spacing="leading")),
+        ("ddim", 8, dict(set_alpha_to_one=True, prediction_type="sample", timestep_spacing="leading")),
+        ("euler", 8, dict(prediction_type="sample", timestep_spacing="leading")),
+        ("dpm++2m", 8, dict(prediction_type="sample", timestep_spacing="leading")),
+    ]
+    cases += extra
+    base = randn(7, 1, 1, 4, 4)
+    tensors, meta = {"base": base}, []
+    for index, (name, steps, extra_options) in enumerate(cases):
+        kind, options = SCHEDULERS[name]
+        # float32 as pipelines have it: a float64 beta would hide differences in rounding.
+        config = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
+        config |= options | extra_options
+        scheduler = kind(**config)
+        scheduler.set_timesteps(steps)
+        sample = randn(8, 1, 1, 4, 4) * scheduler.init_noise_sigma
+        samples, denoised = [sample], []
+        for timestep in scheduler.timesteps:
+            scaled = scheduler.scale_model_input(sample, timestep)
+            output = 0.5 * scaled - 0.25 * base
+            answer = scheduler.step(output, timestep, sample)
+            sample = answer.prev_sample
+            samples.append(sample)
+            if hasattr(answer, "pred_original_sample"):
+                denoised.append(answer.pred_original_sample)
+            else:
+                denoised.append(scheduler.model_outputs[-1])
+        tensors[f"{index}.timesteps"] = scheduler.timesteps.to(torch.float32)
+        if hasattr(scheduler, "sigmas"):
+            tensors[f"{index}.sigmas"] = scheduler.sigmas.to(torch.float32)
+        tensors[f"{index}.samples"] = torch.stack(samples).reshape(steps + 1, 16)
+        tensors[f"{index}.denoised"] = torch.stack(denoised).reshape(steps, 16)
+        meta.append({"scheduler": name, "class": kind.__name__, "steps": steps, "config": dict(scheduler.config)})
+    save("schedulers", tensors, meta)
+
+
+def pictures(name, pipe, cases):
+    tensors, meta = {}, []
+    own = pipe.scheduler
+    for index, case in enumerate(cases):
+        case = dict(prompt="a 3d cat on a blue background", negative=None, seed=1, guidance=2.0, steps=20, width=128,
+                    height=128, scheduler=None) | case
+        pipe.scheduler = own
+        if case["scheduler"]:
+            kind, options = SCHEDULERS[case["scheduler"]]
+            # As when a pipeline's scheduler is swapped: what the new one shares with the old one's config stays.
+            # The final sigma is the new one's own.
+            shared = {k: v for k, v in own.config.items() if not k.startswith("use_") and k != "final_sigmas_type"}
+            pipe.scheduler = kind.from_config(shared, **options)
+        kept = {}
+
+        def keep(_pipe, step, _timestep, values):
+            kept[step] = values["latents"]
+            return {}
+
+        out = pipe(
+            case["prompt"], negative_prompt=case["negative"], height=case["height"], width=case["width"],
+            num_inference_steps=case["steps"], guidance_scale=case["guidance"], output_type="np",
+            generator=torch.Generator("cpu").manual_seed(case["seed"]), callback_on_step_end=keep,
+        ).images[0]
+        tensors[f"{index}.latents"] = kept[max(kept)]
+        tensors[f"{index}.pixels"] = torch.from_numpy((out * 255).round().astype("uint8"))
+        meta.append(case)
+    pipe.scheduler = own
+    save(f"pictures_{name}", tensors, meta)
+
+
+def main():
+    OUT.mkdir(parents=True, exist_ok=True)
+    make_mini()
+    demo, mini = load(DEMO), load(OUT / "mini", "fp16")
+    demo.set_progress_bar_config(disable=True)
+    mini.set_progress_bar_config(disable=True)
+    tokens(demo)
+    noise()
+    trajectories()
+    for name, pipe, size in (("demo", demo, (16, 16)), ("mini", mini, (12, 16))):
+        text(name, pipe)
+        unet(name, pipe, size)
+        vae(name, pipe, size)
+    pictures("demo", demo, [
+        {}, {"guidance": 1.0, "steps": 8}, {"guidance": 5.0}, {"prompt": "rocket, flat style", "steps": 8, "seed": 7},
+        {"width": 192, "seed": 3, "steps": 8}, {"height": 192, "width": 64, "seed": 4, "steps": 8},
+        {"negative": "dog", "seed": 5}, {"negative": "", "seed": 6, "steps": 8}, {"prompt": "", "steps": 8},
+        {"scheduler": "ddim"}, {"scheduler": "dpm++2m"}, {"scheduler": "dpm++2m-karras"},
+        {"scheduler": "dpm++2m-karras", "steps": 8, "seed": 2**63 + 5},
+    ])
+    pictures("mini", mini, [
+        {"width": 64, "height": 64, "steps": 4}, {"width": 64, "height": 48, "guidance": 7.5, "steps": 20},
+        {"width": 64, "height": 64, "guidance": 1.0, "steps": 8, "scheduler": "euler", "negative": "ignored"},
+        {"width": 64, "height": 64, "steps": 8, "scheduler": "dpm++2m", "negative": "dog"},
+    ])
+
+
+main()

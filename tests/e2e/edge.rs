@@ -1,0 +1,206 @@
+//! The public port: exact shapes, both kinds of stream, who sees what, and pictures that depend on what was asked.
+
+use std::io::{BufRead as _, BufReader};
+use std::time::{Duration, Instant};
+
+use contract::v1::{CancelRequest, GetImageRequest, SubmitTask, TaskPhase, WatchRequest, watch_response};
+use e2e::{Platform, agent};
+use serde_json::{Value, json};
+
+use crate::{assert_whole, digests, long_picture, short_picture};
+
+async fn draw(platform: &Platform, change: impl FnOnce(&mut SubmitTask)) -> Vec<String> {
+    let mut picture = short_picture();
+    change(&mut picture);
+    let task = platform.submit(picture).await.unwrap();
+    digests(&platform.wait_ended(&task.id).await)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_depend_on_prompt_and_seed_and_on_nothing_else() {
+    let platform = Platform::start().await;
+    let first = draw(&platform, |_| {}).await;
+    assert_eq!(draw(&platform, |_| {}).await, first, "same seed, same bytes");
+    assert_ne!(draw(&platform, |p| p.seed = Some(8)).await, first);
+    assert_ne!(draw(&platform, |p| p.prompt = "a 3d dog".to_owned()).await, first);
+    // Picture i of a task is the picture of seed + i.
+    let both = draw(&platform, |p| p.images = 2).await;
+    assert_eq!(both[0], first[0]);
+    assert_eq!(both[1], draw(&platform, |p| p.seed = Some(8)).await[0]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn healthz_says_exactly_status_version_and_uptime() {
+    let platform = Platform::start().await;
+    let (status, body) = e2e::get(&format!("{}/healthz", platform.url()), &[]).unwrap();
+    assert_eq!(status, 200);
+    let health: Value = serde_json::from_str(&body).unwrap();
+    let uptime = health["uptime_seconds"].as_u64().unwrap();
+    let version = env!("CARGO_PKG_VERSION");
+    let exact = format!(r#"{{"status":"ok","version":"{version}","uptime_seconds":{uptime}}}"#);
+    assert_eq!(body.trim_end(), exact);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cancelled_picture_ends_as_cancelled_and_frees_the_worker() {
+    let platform = Platform::start_with(&[("INKSTONE_GPU_WORKER__WORKER__SLOTS", "1")]).await;
+    let running = platform.submit(long_picture()).await.unwrap();
+    let waiting = platform.submit(long_picture()).await.unwrap();
+    platform.wait_running(&running.id).await;
+    for id in [&running.id, &waiting.id, &running.id] {
+        let cancel = platform.request(CancelRequest { task_id: id.clone() });
+        let task = platform.client().cancel(cancel).await.unwrap().into_inner().task.unwrap();
+        assert_eq!(task.phase(), TaskPhase::Cancelled);
+    }
+    let next = platform.submit(short_picture()).await.unwrap();
+    assert_whole(&platform, &platform.wait_ended(&next.id).await);
+    for id in [&running.id, &waiting.id] {
+        assert_eq!(platform.get(id).await.unwrap().phase(), TaskPhase::Cancelled);
+    }
+    let done = platform.request(CancelRequest { task_id: next.id.clone() });
+    let task = platform.client().cancel(done).await.unwrap().into_inner().task.unwrap();
+    assert_eq!(task.phase(), TaskPhase::Succeeded, "what has ended stays as it ended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grpc_watch_tells_progress_previews_and_the_end() {
+    let platform = Platform::start().await;
+    let mut picture = short_picture();
+    (picture.partial_images, picture.steps) = (2, 40);
+    let task = platform.submit(picture).await.unwrap();
+    let watch = platform.request(WatchRequest { task_id: task.id.clone(), previews: true });
+    let mut updates = platform.client().watch(watch).await.unwrap().into_inner();
+    let (mut steps, mut previews, mut last) = (0, 0, None);
+    while let Some(update) = updates.message().await.unwrap() {
+        match update.event.unwrap() {
+            watch_response::Event::Progress(progress) => steps = steps.max(progress.step),
+            watch_response::Event::Preview(preview) => {
+                assert!(preview.data.starts_with(b"\x89PNG"));
+                previews += 1;
+            }
+            watch_response::Event::Task(task) => last = Some(task),
+        }
+    }
+    assert!(steps > 0 && previews > 0, "{steps} steps, {previews} previews");
+    let ended = last.unwrap();
+    assert_whole(&platform, &ended);
+    let fetch = platform.request(GetImageRequest { task_id: ended.id, index: 0 });
+    let image = platform.client().get_image(fetch).await.unwrap().into_inner();
+    assert_eq!(image.data.len() as u64, image.info.unwrap().size_bytes);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_own_dialect_submits_streams_serves_and_keeps_tenants_apart() {
+    let platform = Platform::start().await;
+    let url = platform.url();
+    let bearer = platform.authorization();
+    let body = json!({"prompt": "a 3d cat", "steps": 4, "seed": 7});
+    let mut answer = agent()
+        .post(format!("{url}/v1/tasks"))
+        .header("authorization", &bearer)
+        .header("x-request-id", "my-request.1")
+        .send_json(&body)
+        .unwrap();
+    assert_eq!(answer.status(), 202);
+    assert_eq!(answer.headers()["x-request-id"], "my-request.1");
+    assert!(answer.headers().contains_key("traceparent"));
+    let task: Value = answer.body_mut().read_json().unwrap();
+    let id = task["id"].as_str().unwrap();
+    let events = agent()
+        .get(format!("{url}/v1/tasks/{id}/events"))
+        .header("authorization", &bearer)
+        .call()
+        .unwrap();
+    let lines = BufReader::new(events.into_body().into_reader()).lines();
+    let data: Vec<Value> = lines
+        .map_while(Result::ok)
+        .filter_map(|line| serde_json::from_str(line.strip_prefix("data:")?.trim()).ok())
+        .collect();
+    let last = data.last().unwrap();
+    assert_eq!(last["phase"], "succeeded", "{data:?}");
+    // The picture's own address needs no key; without its token it needs one.
+    let picture = last["images"][0]["url"].as_str().unwrap();
+    let mut served = agent().get(picture).call().unwrap();
+    assert_eq!((served.status().as_u16(), &served.headers()["content-type"] == "image/png"), (200, true));
+    assert!(served.body_mut().read_to_vec().unwrap().starts_with(b"\x89PNG"));
+    let bare = picture.split('?').next().unwrap();
+    assert_eq!(e2e::get(bare, &[]).unwrap().0, 401);
+    let wrong = format!("{bare}?token={}", "0".repeat(32));
+    assert_eq!(e2e::get(&wrong, &[]).unwrap().0, 404);
+    // Another tenant's task is no task.
+    let other = platform.create_key("dev-", "other").await;
+    let other = format!("Bearer {}", other.bearer);
+    let stranger = || e2e::get(&format!("{url}/v1/tasks/{id}"), &[("authorization", &other)]).unwrap().0;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while stranger() == 401 && Instant::now() < deadline {}
+    assert_eq!(stranger(), 404);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_of_the_openai_dialect_who_hangs_up_gets_its_task_cancelled() {
+    let platform = Platform::start().await;
+    let body = json!({"prompt": "a 3d cat", "steps": 100, "n": 10}).to_string();
+    let request = format!(
+        "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\
+         content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
+        platform.authorization(),
+        body.len()
+    );
+    let mut caller = std::net::TcpStream::connect(platform.url().replace("http://", "")).unwrap();
+    std::io::Write::write_all(&mut caller, request.as_bytes()).unwrap();
+    let deadline = Instant::now() + e2e::LIMIT;
+    let id = loop {
+        if let Some(task) = platform.list().await.pop() {
+            break task.id;
+        }
+        assert!(Instant::now() < deadline, "the request did not become a task");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    drop(caller);
+    assert_eq!(platform.wait_ended(&id).await.phase(), TaskPhase::Cancelled);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_revoked_key_is_refused_within_a_second() {
+    let platform = Platform::start().await;
+    let key = platform.create_key("dev-", "acme").await;
+    let bearer = format!("Bearer {}", key.bearer);
+    let url = format!("{}/v1/models", platform.url());
+    let status = || e2e::get(&url, &[("authorization", &bearer)]).unwrap().0;
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while status() != 200 {
+        assert!(Instant::now() < deadline, "a new key must be known in a moment");
+    }
+    platform.revoke_key(&key.key.unwrap().app_key).await;
+    let revoked = Instant::now();
+    while status() != 401 {
+        assert!(revoked.elapsed() < Duration::from_secs(1), "still let in");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_object_store_refuses_submissions_and_loses_nothing_accepted() {
+    let mut platform = Platform::start().await;
+    let task = platform.submit(long_picture()).await.unwrap();
+    platform.wait_running(&task.id).await;
+    // What a full disk looks like from above: nothing new can be created. (A file where the folder was.)
+    let (objects, aside) = (platform.objects(), platform.objects().with_extension("aside"));
+    std::fs::rename(&objects, &aside).unwrap();
+    std::fs::write(&objects, "full").unwrap();
+    platform.wait_readiness("orchestrator", 503);
+    let body = json!({"prompt": "a 3d cat"}).to_string();
+    let mut refused = agent()
+        .post(format!("{}/v1/tasks", platform.url()))
+        .header("authorization", platform.authorization())
+        .header("content-type", "application/json")
+        .send(&body)
+        .unwrap();
+    let problem: Value = refused.body_mut().read_json().unwrap();
+    assert_eq!(refused.status(), 503, "{problem}");
+    assert!(refused.headers().contains_key("retry-after"));
+    std::fs::remove_file(&objects).unwrap();
+    std::fs::rename(&aside, &objects).unwrap();
+    assert_whole(&platform, &platform.wait_ended(&task.id).await);
+    platform.wait_ready("orchestrator");
+}

@@ -1,0 +1,373 @@
+//! A whole platform for tests: nats-server and the five services, each a real process of its own that can be killed with
+//! SIGKILL and started again on the same ports and data.
+
+// A test harness fails by panicking; that is what its callers want.
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use contract::auth::{CreateKeyRequest, CreateKeyResponse, RevokeKeyRequest};
+use contract::auth::key_service_client::KeyServiceClient;
+use contract::v1::image_service_client::ImageServiceClient;
+use contract::v1::{GetRequest, ListRequest, SubmitRequest, SubmitTask, Task, TaskPhase};
+use nats_server::NatsServer;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status};
+
+/// The five services in the order in which they need each other.
+pub const SERVICES: [&str; 5] =
+    ["auth", "model-registry", "orchestrator", "gpu-worker", "gateway"];
+
+/// How long anything that must happen may take.
+pub const LIMIT: Duration = Duration::from_secs(90);
+const POLL: Duration = Duration::from_millis(50);
+
+/// A running platform; everything is stopped and removed when it is dropped.
+pub struct Platform {
+    /// The broker, to kill and restart.
+    pub broker: NatsServer,
+    folder: tempfile::TempDir,
+    ports: BTreeMap<&'static str, (u16, u16)>,
+    children: BTreeMap<&'static str, Child>,
+    settings: Vec<(String, String)>,
+    bearer: String,
+    /// App key and secret, for signatures.
+    pub signing: (String, String),
+}
+
+impl Platform {
+    /// Starts everything and waits until every service is ready.
+    pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// The same with settings of its own, such as `("INKSTONE_GPU_WORKER__WORKER__SLOTS", "1")`.
+    pub async fn start_with(settings: &[(&str, &str)]) -> Self {
+        let broker = NatsServer::scratch().unwrap();
+        let ports = SERVICES.map(|service| (service, (free_port(), free_port())));
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let mut platform = Self {
+            broker,
+            folder: tempfile::tempdir().unwrap(),
+            ports: ports.into_iter().collect(),
+            children: BTreeMap::new(),
+            settings: settings.iter().map(own).collect(),
+            bearer: String::new(),
+            signing: Default::default(),
+        };
+        for service in SERVICES {
+            platform.run(service);
+        }
+        for service in SERVICES {
+            platform.wait_ready(service);
+        }
+        let key = platform.create_key("dev-", "acme").await;
+        platform.bearer = key.bearer;
+        platform.signing = (key.key.unwrap().app_key, key.secret);
+        platform
+    }
+
+    /// Makes a key on auth's own address.
+    pub async fn create_key(&self, prefix: &str, tenant: &str) -> CreateKeyResponse {
+        let request = self.admin_request(CreateKeyRequest {
+            prefix: prefix.to_owned(),
+            tenant: tenant.to_owned(),
+            name: "test".to_owned(),
+            allow_signature_v1: true,
+        });
+        let mut keys = KeyServiceClient::new(self.channel("auth"));
+        keys.create_key(request).await.unwrap().into_inner()
+    }
+
+    /// Revokes a key on auth's own address.
+    pub async fn revoke_key(&self, app_key: &str) {
+        let request = self.admin_request(RevokeKeyRequest {
+            app_key: app_key.to_owned(),
+        });
+        let mut keys = KeyServiceClient::new(self.channel("auth"));
+        keys.revoke_key(request).await.unwrap();
+    }
+
+    fn admin_request<T>(&self, message: T) -> Request<T> {
+        let token = std::fs::read_to_string(self.path("auth/admin-token")).unwrap();
+        let token = format!("Bearer {}", token.trim());
+        let mut request = Request::new(message);
+        request.metadata_mut().insert("authorization", token.parse().unwrap());
+        request
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    /// Where pictures and artifacts are kept.
+    pub fn objects(&self) -> PathBuf {
+        self.path("objects")
+    }
+
+    /// Starts a service that does not run.
+    pub fn run(&mut self, service: &'static str) {
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(self.path(&format!("{service}.log")))
+            .unwrap();
+        let mut command = Command::new(binary(service));
+        command.envs(self.environment(service));
+        command.envs(self.settings.iter().map(|(k, v)| (k, v)));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        let child = command.spawn().unwrap();
+        self.children.insert(service, child);
+    }
+
+    fn environment(&self, service: &str) -> Vec<(String, String)> {
+        let prefix = format!("INKSTONE_{}__", service.to_uppercase().replace('-', "_"));
+        let (main, admin) = self.ports[service];
+        let url = |service: &str| format!("http://127.0.0.1:{}", self.ports[service].0);
+        let text = |path: &str| self.path(path).display().to_string();
+        let objects = format!("file://{}", text("objects"));
+        let demo = repository().join("assets/models/inkstone-demo");
+        let mut settings = vec![("PROCESS__ADMIN_LISTEN", format!("127.0.0.1:{admin}"))];
+        if service != "gateway" {
+            settings.push(("BROKER__URL", self.broker.url()));
+        }
+        if service != "auth" {
+            settings.push(("STORAGE__URL", objects));
+        }
+        if matches!(service, "orchestrator" | "gpu-worker" | "gateway") {
+            settings.push(("REGISTRY__URL", url("model-registry")));
+        }
+        match service {
+            "auth" => {
+                settings.push(("KEYS__KEY_FILE", text("auth/kek")));
+                settings.push(("KEYS__ADMIN_TOKEN_FILE", text("auth/admin-token")));
+            }
+            "model-registry" => {
+                settings.push(("MODELS__BOOTSTRAP", format!("[{:?}]", demo.display().to_string())));
+            }
+            "orchestrator" => settings.push(("SCHEDULING__ACK_WAIT", "3s".to_owned())),
+            "gpu-worker" => {
+                settings.push(("WORKER__CACHE_DIR", text("cache")));
+                settings.push(("WORKER__ACK_WAIT", "3s".to_owned()));
+                settings.push(("ENGINE__CHECKPOINT_EVERY", "1s".to_owned()));
+            }
+            "gateway" => {
+                settings.push(("HTTP__LISTEN", format!("127.0.0.1:{main}")));
+                settings.push(("AUTH__URL", url("auth")));
+                settings.push(("ORCHESTRATOR__URL", url("orchestrator")));
+                settings.push(("HEALTH__INTERVAL", "500ms".to_owned()));
+            }
+            _ => {}
+        }
+        if !matches!(service, "gateway" | "gpu-worker") {
+            settings.push(("GRPC__LISTEN", format!("127.0.0.1:{main}")));
+        }
+        let named = |(key, value)| (format!("{prefix}{key}"), value);
+        settings.into_iter().map(named).collect()
+    }
+
+    /// Kills a service as a crash would (SIGKILL).
+    pub fn kill(&mut self, service: &str) {
+        let mut child = self.children.remove(service).unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    /// Asks a service to stop (SIGTERM) and waits until it has; true when it ended well.
+    pub fn terminate(&mut self, service: &str) -> bool {
+        let mut child = self.children.remove(service).unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        child.wait().unwrap().success()
+    }
+
+    /// A service's process id.
+    pub fn process_id(&self, service: &str) -> u32 {
+        self.children[service].id()
+    }
+
+    /// Waits until a service's `/readyz` says so.
+    pub fn wait_ready(&mut self, service: &'static str) {
+        self.wait_readiness(service, 200);
+    }
+
+    /// Waits until a service's `/readyz` answers with this status.
+    pub fn wait_readiness(&mut self, service: &'static str, status: u16) {
+        let url = format!("http://127.0.0.1:{}/readyz", self.ports[service].1);
+        let deadline = Instant::now() + LIMIT;
+        let mut last = String::new();
+        while Instant::now() < deadline {
+            if let Ok((found, body)) = get(&url, &[]) {
+                if found == status {
+                    return;
+                }
+                last = body;
+            }
+            let child = self.children.get_mut(service).unwrap();
+            assert!(matches!(child.try_wait(), Ok(None)), "{service} ended:\n{}", self.log(service));
+            std::thread::sleep(POLL);
+        }
+        panic!("{service} is not at {status}: {last}\n{}", self.log(service));
+    }
+
+    /// The end of a service's log.
+    pub fn log(&self, service: &str) -> String {
+        let text = std::fs::read_to_string(self.path(&format!("{service}.log"))).unwrap_or_default();
+        let lines: Vec<&str> = text.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    fn channel(&self, service: &str) -> Channel {
+        let url = format!("http://127.0.0.1:{}", self.ports[service].0);
+        Endpoint::from_shared(url).unwrap().connect_lazy()
+    }
+
+    /// The public address.
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.ports["gateway"].0)
+    }
+
+    /// `Authorization: Bearer …` of the tenant `acme`.
+    pub fn authorization(&self) -> String {
+        format!("Bearer {}", self.bearer)
+    }
+
+    /// A gRPC client of the public port.
+    pub fn client(&self) -> ImageServiceClient<Channel> {
+        ImageServiceClient::new(self.channel("gateway"))
+            .max_decoding_message_size(contract::limits::MAX_GRPC_MESSAGE_BYTES)
+    }
+
+    /// A gRPC request of the tenant `acme`.
+    pub fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let bearer = self.authorization().parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        request
+    }
+
+    /// Submits a task.
+    ///
+    /// # Errors
+    /// What the platform answered.
+    pub async fn submit(&self, task: SubmitTask) -> Result<Task, Status> {
+        let request = self.request(SubmitRequest { task: Some(task) });
+        let answer = self.client().submit(request).await?;
+        Ok(answer.into_inner().task.unwrap())
+    }
+
+    /// Reads a task.
+    ///
+    /// # Errors
+    /// What the platform answered.
+    pub async fn get(&self, id: &str) -> Result<Task, Status> {
+        let request = self.request(GetRequest {
+            task_id: id.to_owned(),
+        });
+        Ok(self.client().get(request).await?.into_inner().task.unwrap())
+    }
+
+    /// The tenant's tasks, newest first.
+    pub async fn list(&self) -> Vec<Task> {
+        let request = self.request(ListRequest {
+            page_size: 100,
+            ..ListRequest::default()
+        });
+        self.client().list(request).await.unwrap().into_inner().tasks
+    }
+
+    /// Waits until a task is as `wanted` says, through whatever is down meanwhile.
+    pub async fn wait_for(&self, id: &str, what: &str, wanted: impl Fn(&Task) -> bool) -> Task {
+        let deadline = Instant::now() + LIMIT;
+        let mut last = None;
+        while Instant::now() < deadline {
+            if let Ok(task) = self.get(id).await {
+                if wanted(&task) {
+                    return task;
+                }
+                last = Some(task);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        let logs = SERVICES.map(|s| format!("== {s}\n{}", self.log(s))).join("\n");
+        panic!("task {id} is not {what}: {last:?}\n{logs}");
+    }
+
+    /// Waits until a worker has taken a task up.
+    pub async fn wait_running(&self, id: &str) -> Task {
+        let running = |task: &Task| task.phase() == TaskPhase::Running;
+        self.wait_for(id, "running", running).await
+    }
+
+    /// Waits until a task has ended.
+    pub async fn wait_ended(&self, id: &str) -> Task {
+        self.wait_for(id, "ended", has_ended).await
+    }
+}
+
+impl Drop for Platform {
+    fn drop(&mut self) {
+        for child in self.children.values_mut() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// True when a task has ended in any way.
+pub fn has_ended(task: &Task) -> bool {
+    matches!(
+        task.phase(),
+        TaskPhase::Succeeded | TaskPhase::Failed | TaskPhase::Cancelled
+    )
+}
+
+/// GETs over HTTP/1.1: status and body.
+///
+/// # Errors
+/// When there is no answer.
+pub fn get(url: &str, headers: &[(&str, &str)]) -> Result<(u16, String), ureq::Error> {
+    let mut request = agent().get(url);
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    let mut answer = request.call()?;
+    Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
+}
+
+/// An HTTP client that takes every status as an answer.
+pub fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder()
+        .http_status_as_error(false)
+        .timeout_global(Some(LIMIT))
+        .build()
+        .into()
+}
+
+fn free_port() -> u16 {
+    let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    probe.local_addr().unwrap().port()
+}
+
+/// The repository's root.
+pub fn repository() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// A service's binary, next to this test's own; built by `cargo build --workspace --bins`.
+pub fn binary(service: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let folder = test.ancestors().find(|d| d.join("deps").is_dir()).unwrap();
+    let name = if service == "inkstone" { service.to_owned() } else { format!("inkstone-{service}") };
+    let binary = folder.join(name);
+    assert!(
+        binary.is_file(),
+        "{} is missing: run `make e2e`, which builds the binaries first",
+        binary.display()
+    );
+    binary
+}
