@@ -21,7 +21,12 @@ impl Caller<'_> {
         self.post_with(path, body, &[("authorization", &authorization)])
     }
 
-    fn post_with(&self, path: &str, body: impl AsRef<[u8]>, headers: &[(&str, &str)]) -> (u16, Value) {
+    fn post_with(
+        &self,
+        path: &str,
+        body: impl AsRef<[u8]>,
+        headers: &[(&str, &str)],
+    ) -> (u16, Value) {
         let mut request = agent().post(format!("{}{path}", self.platform.url()));
         request = request.header("content-type", "application/json");
         for (name, value) in headers {
@@ -37,7 +42,10 @@ impl Caller<'_> {
         let (found, problem) = self.post("/v1/tasks", body);
         assert_eq!(found, status, "{problem}");
         assert_eq!(problem["status"], status, "{problem}");
-        assert!(problem["code"].is_string() && problem["title"].is_string(), "{problem}");
+        assert!(
+            problem["code"].is_string() && problem["title"].is_string(),
+            "{problem}"
+        );
         assert_eq!(problem["field"], field, "{problem}");
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.contains(text), "{detail:?} does not say {text:?}");
@@ -69,12 +77,21 @@ async fn bad_input_of_every_kind_is_refused_by_name_and_disturbs_nothing() {
     hang_ups(&platform);
     let task = platform.submit(short_picture()).await.unwrap();
     assert_whole(&platform, &platform.wait_ended(&task.id).await);
-    assert_eq!(platform.list().await.len(), 1, "nothing that was refused may be a task");
+    assert_eq!(
+        platform.list().await.len(),
+        1,
+        "nothing that was refused may be a task"
+    );
 }
 
 fn prompts(caller: &Caller<'_>) {
     caller.assert_problem(json!({}).to_string(), 400, json!("prompt"), "prompt");
-    caller.assert_problem(json!({"prompt": "  "}).to_string(), 400, json!("prompt"), "empty");
+    caller.assert_problem(
+        json!({"prompt": "  "}).to_string(),
+        400,
+        json!("prompt"),
+        "empty",
+    );
     let huge = json!({"prompt": "x".repeat(4097)}).to_string();
     caller.assert_problem(huge, 400, json!("prompt"), "4096");
     let mut not_utf8 = b"{\"prompt\": \"".to_vec();
@@ -86,12 +103,27 @@ fn prompts(caller: &Caller<'_>) {
 
 fn numbers(caller: &Caller<'_>) {
     let with = |field: &str, value: Value| json!({"prompt": "a cat", field: value}).to_string();
-    caller.assert_problem(with("width", json!(100)), 400, json!("width"), "multiple of 32");
+    caller.assert_problem(
+        with("width", json!(100)),
+        400,
+        json!("width"),
+        "multiple of 32",
+    );
     caller.assert_problem(with("height", json!(4096)), 400, json!("height"), "256");
     caller.assert_problem(with("images", json!(11)), 400, json!("images"), "10");
     caller.assert_problem(with("steps", json!(1_000_000)), 400, json!("steps"), "100");
-    caller.assert_problem(with("guidance_scale", json!(1e9)), 400, json!("guidance_scale"), "20");
-    caller.assert_problem(with("partial_images", json!(4)), 400, json!("partial_images"), "3");
+    caller.assert_problem(
+        with("guidance_scale", json!(1e9)),
+        400,
+        json!("guidance_scale"),
+        "20",
+    );
+    caller.assert_problem(
+        with("partial_images", json!(4)),
+        400,
+        json!("partial_images"),
+        "3",
+    );
     let (status, _) = caller.post("/v1/tasks", with("seed", json!(-1)));
     assert_eq!(status, 400);
     let (status, _) = caller.post("/v1/tasks", with("promt", json!("typo")));
@@ -105,7 +137,10 @@ fn bodies(caller: &Caller<'_>) {
     caller.assert_problem(deep, 400, Value::Null, "");
     let (status, problem) = caller.post("/v1/tasks", vec![b' '; 2 << 20]);
     assert_eq!(status, 413, "{problem}");
-    assert!(problem["detail"].as_str().unwrap().contains("1 MiB"), "{problem}");
+    assert!(
+        problem["detail"].as_str().unwrap().contains("1 MiB"),
+        "{problem}"
+    );
     let authorization = caller.platform.authorization();
     let mut answer = agent()
         .post(format!("{}/v1/tasks", caller.platform.url()))
@@ -138,14 +173,21 @@ async fn credentials(caller: &Caller<'_>) {
     refused(&[]);
     refused(&[("authorization", "Bearer nonsense")]);
     let (app_key, secret) = &caller.platform.signing;
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap()
+        .as_secs();
     let sign = |time: u64| {
         let key = hmac::Key::new(hmac::HMAC_SHA256, secret.as_bytes());
         hex::encode(hmac::sign(&key, format!("{app_key}{time}").as_bytes()).as_ref())
     };
     let signed = |time: u64, signature: &str| {
         let time = time.to_string();
-        let headers = [("x-app-key", app_key.as_str()), ("x-timestamp", &time), ("x-signature", signature)];
+        let headers = [
+            ("x-app-key", app_key.as_str()),
+            ("x-timestamp", &time),
+            ("x-signature", signature),
+        ];
         caller.post_with("/v1/tasks", "{}", &headers)
     };
     // A good signature comes as far as the body's own fault.
@@ -153,7 +195,10 @@ async fn credentials(caller: &Caller<'_>) {
     assert_eq!(signed(now, &sign(now + 1)).0, 401);
     let (status, problem) = signed(now - 301, &sign(now - 301));
     assert_eq!(status, 401, "{problem}");
-    assert!(problem["detail"].as_str().unwrap().contains("300"), "{problem}");
+    assert!(
+        problem["detail"].as_str().unwrap().contains("300"),
+        "{problem}"
+    );
     // A policy's limits, by the key's prefix.
     let test = caller.platform.create_key("test-", "acme").await;
     let bearer = format!("Bearer {}", test.bearer);
@@ -167,10 +212,19 @@ async fn credentials(caller: &Caller<'_>) {
             break answer;
         }
     };
-    assert_eq!((status, problem["field"].as_str()), (403, Some("quality")), "{problem}");
-    let limited = (0..20).map(|_| caller.post_with("/v1/tasks", "{}", &headers)).find(|a| a.0 == 429);
+    assert_eq!(
+        (status, problem["field"].as_str()),
+        (403, Some("quality")),
+        "{problem}"
+    );
+    let limited = (0..20)
+        .map(|_| caller.post_with("/v1/tasks", "{}", &headers))
+        .find(|a| a.0 == 429);
     let (_, problem) = limited.expect("5 requests a second must be the limit of test- keys");
-    assert!(problem["detail"].as_str().unwrap().contains('5'), "{problem}");
+    assert!(
+        problem["detail"].as_str().unwrap().contains('5'),
+        "{problem}"
+    );
 }
 
 /// Connections that stop half-way cost nothing that others need.
@@ -178,12 +232,15 @@ fn hang_ups(platform: &Platform) {
     let address = platform.url().replace("http://", "");
     for _ in 0..50 {
         let mut half = TcpStream::connect(&address).unwrap();
-        half.write_all(b"POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{").unwrap();
+        half.write_all(b"POST /v1/tasks HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n{")
+            .unwrap();
     }
     let mut garbage = TcpStream::connect(&address).unwrap();
     garbage.write_all(b"\x16\x03\x01garbage\r\n\r\n").unwrap();
     let mut answer = Vec::new();
-    garbage.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    garbage
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
     let _ = garbage.read_to_end(&mut answer);
     let (status, _) = e2e::get(&format!("{}/healthz", platform.url()), &[]).unwrap();
     assert_eq!(status, 200);

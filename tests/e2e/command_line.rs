@@ -73,7 +73,16 @@ fn generate_writes_a_picture_and_the_same_seed_writes_the_same_bytes() {
     let path = |name: &str| out.path().join(name).display().to_string();
     let draw = |name: &str, seed: &str| {
         let prompt = "a 3d cat on a blue background";
-        up.ok(&["generate", prompt, "--steps", "4", "--seed", seed, "-o", &path(name)]);
+        up.ok(&[
+            "generate",
+            prompt,
+            "--steps",
+            "4",
+            "--seed",
+            seed,
+            "-o",
+            &path(name),
+        ]);
         std::fs::read(path(name)).unwrap()
     };
     let (first, again, other) = (draw("a.png", "1"), draw("b.png", "1"), draw("c.png", "2"));
@@ -81,23 +90,45 @@ fn generate_writes_a_picture_and_the_same_seed_writes_the_same_bytes() {
     assert_eq!(first, again);
     assert_ne!(first, other);
     assert!(draw("d.jpg", "1").starts_with(&[0xff, 0xd8]));
-    assert!(up.ok(&["inspect", &path("a.png")]).contains("label             1"));
-    let refused = up.inkstone(&["generate", "a cat", "--size", "100x100", "-o", &path("e.png")]);
+    assert!(
+        up.ok(&["inspect", &path("a.png")])
+            .contains("label             1")
+    );
+    let refused = up.inkstone(&[
+        "generate",
+        "a cat",
+        "--size",
+        "100x100",
+        "-o",
+        &path("e.png"),
+    ]);
     let message = String::from_utf8(refused.stderr).unwrap();
-    assert!(!refused.status.success() && message.contains("multiple of 32"), "{message}");
+    assert!(
+        !refused.status.success() && message.contains("multiple of 32"),
+        "{message}"
+    );
 }
 
 #[test]
 fn keys_are_created_listed_and_revoked_and_a_doctor_finds_nothing() {
     let up = Up::start();
     let created = up.ok(&["keys", "create", "--tenant", "acme", "--prefix", "test-"]);
-    let app_key = created.lines().next().unwrap().split_whitespace().last().unwrap();
+    let app_key = created
+        .lines()
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .last()
+        .unwrap();
     assert!(app_key.starts_with("test-"), "{created}");
     assert!(up.ok(&["keys", "list"]).contains(app_key));
     assert!(up.ok(&["keys", "revoke", app_key]).contains("revoked"));
     let refused = up.inkstone(&["keys", "create", "--tenant", "acme", "--prefix", "vip-"]);
     let message = String::from_utf8(refused.stderr).unwrap();
-    assert!(!refused.status.success() && message.contains("prod-"), "{message}");
+    assert!(
+        !refused.status.success() && message.contains("prod-"),
+        "{message}"
+    );
     assert!(up.ok(&["models", "list"]).contains("inkstone-demo"));
     up.ok(&["doctor"]);
 }
@@ -125,9 +156,15 @@ fn an_interrupt_stops_everything_the_broker_included_and_a_second_start_finds_it
     up.child = child;
     let deadline = std::time::Instant::now() + e2e::LIMIT;
     while !up.data.path().join("run.json").exists() {
-        assert!(std::time::Instant::now() < deadline, "the second start did not come up");
+        assert!(
+            std::time::Instant::now() < deadline,
+            "the second start did not come up"
+        );
         std::thread::sleep(std::time::Duration::from_millis(50));
     }
-    assert_eq!(std::fs::read_to_string(up.data.path().join("key")).unwrap(), key);
+    assert_eq!(
+        std::fs::read_to_string(up.data.path().join("key")).unwrap(),
+        key
+    );
     up.ok(&["models", "list"]);
 }

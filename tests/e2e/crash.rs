@@ -15,7 +15,11 @@ async fn assert_ends_once(platform: &Platform, id: &str, expected: &[String]) {
     let ended = platform.wait_ended(id).await;
     assert_whole(platform, &ended);
     assert_eq!(digests(&ended), expected);
-    assert_eq!(platform.get(id).await.unwrap(), ended, "an end must not change");
+    assert_eq!(
+        platform.get(id).await.unwrap(),
+        ended,
+        "an end must not change"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -74,7 +78,11 @@ async fn a_broker_killed_in_the_middle_of_a_picture_costs_no_task() {
     assert_ends_once(&platform, &running.id, &expected).await;
     assert_ends_once(&platform, &waiting.id, &expected).await;
     platform.wait_ready("orchestrator");
-    assert_eq!(platform.list().await.len(), 3, "a refused submission must not be a task");
+    assert_eq!(
+        platform.list().await.len(),
+        3,
+        "a refused submission must not be a task"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,7 +113,11 @@ async fn a_worker_asked_to_stop_hands_its_picture_on_and_the_attempt_is_not_coun
     let expected = undisturbed(&platform).await;
     let task = platform.submit(long_picture()).await.unwrap();
     platform.wait_running(&task.id).await;
-    assert!(platform.terminate("gpu-worker"), "{}", platform.log("gpu-worker"));
+    assert!(
+        platform.terminate("gpu-worker"),
+        "{}",
+        platform.log("gpu-worker")
+    );
     platform.run("gpu-worker");
     assert_ends_once(&platform, &task.id, &expected).await;
     assert_eq!(platform.get(&task.id).await.unwrap().attempt, 1);

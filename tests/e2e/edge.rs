@@ -3,7 +3,9 @@
 use std::io::{BufRead as _, BufReader};
 use std::time::{Duration, Instant};
 
-use contract::v1::{CancelRequest, GetImageRequest, SubmitTask, TaskPhase, WatchRequest, watch_response};
+use contract::v1::{
+    CancelRequest, GetImageRequest, SubmitTask, TaskPhase, WatchRequest, watch_response,
+};
 use e2e::{Platform, agent};
 use serde_json::{Value, json};
 
@@ -20,9 +22,16 @@ async fn draw(platform: &Platform, change: impl FnOnce(&mut SubmitTask)) -> Vec<
 async fn pictures_depend_on_prompt_and_seed_and_on_nothing_else() {
     let platform = Platform::start().await;
     let first = draw(&platform, |_| {}).await;
-    assert_eq!(draw(&platform, |_| {}).await, first, "same seed, same bytes");
+    assert_eq!(
+        draw(&platform, |_| {}).await,
+        first,
+        "same seed, same bytes"
+    );
     assert_ne!(draw(&platform, |p| p.seed = Some(8)).await, first);
-    assert_ne!(draw(&platform, |p| p.prompt = "a 3d dog".to_owned()).await, first);
+    assert_ne!(
+        draw(&platform, |p| p.prompt = "a 3d dog".to_owned()).await,
+        first
+    );
     // Picture i of a task is the picture of seed + i.
     let both = draw(&platform, |p| p.images = 2).await;
     assert_eq!(both[0], first[0]);
@@ -48,18 +57,43 @@ async fn a_cancelled_picture_ends_as_cancelled_and_frees_the_worker() {
     let waiting = platform.submit(long_picture()).await.unwrap();
     platform.wait_running(&running.id).await;
     for id in [&running.id, &waiting.id, &running.id] {
-        let cancel = platform.request(CancelRequest { task_id: id.clone() });
-        let task = platform.client().cancel(cancel).await.unwrap().into_inner().task.unwrap();
+        let cancel = platform.request(CancelRequest {
+            task_id: id.clone(),
+        });
+        let task = platform
+            .client()
+            .cancel(cancel)
+            .await
+            .unwrap()
+            .into_inner()
+            .task
+            .unwrap();
         assert_eq!(task.phase(), TaskPhase::Cancelled);
     }
     let next = platform.submit(short_picture()).await.unwrap();
     assert_whole(&platform, &platform.wait_ended(&next.id).await);
     for id in [&running.id, &waiting.id] {
-        assert_eq!(platform.get(id).await.unwrap().phase(), TaskPhase::Cancelled);
+        assert_eq!(
+            platform.get(id).await.unwrap().phase(),
+            TaskPhase::Cancelled
+        );
     }
-    let done = platform.request(CancelRequest { task_id: next.id.clone() });
-    let task = platform.client().cancel(done).await.unwrap().into_inner().task.unwrap();
-    assert_eq!(task.phase(), TaskPhase::Succeeded, "what has ended stays as it ended");
+    let done = platform.request(CancelRequest {
+        task_id: next.id.clone(),
+    });
+    let task = platform
+        .client()
+        .cancel(done)
+        .await
+        .unwrap()
+        .into_inner()
+        .task
+        .unwrap();
+    assert_eq!(
+        task.phase(),
+        TaskPhase::Succeeded,
+        "what has ended stays as it ended"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -68,7 +102,10 @@ async fn a_grpc_watch_tells_progress_previews_and_the_end() {
     let mut picture = short_picture();
     (picture.partial_images, picture.steps) = (2, 40);
     let task = platform.submit(picture).await.unwrap();
-    let watch = platform.request(WatchRequest { task_id: task.id.clone(), previews: true });
+    let watch = platform.request(WatchRequest {
+        task_id: task.id.clone(),
+        previews: true,
+    });
     let mut updates = platform.client().watch(watch).await.unwrap().into_inner();
     let (mut steps, mut previews, mut last) = (0, 0, None);
     while let Some(update) = updates.message().await.unwrap() {
@@ -81,11 +118,22 @@ async fn a_grpc_watch_tells_progress_previews_and_the_end() {
             watch_response::Event::Task(task) => last = Some(task),
         }
     }
-    assert!(steps > 0 && previews > 0, "{steps} steps, {previews} previews");
+    assert!(
+        steps > 0 && previews > 0,
+        "{steps} steps, {previews} previews"
+    );
     let ended = last.unwrap();
     assert_whole(&platform, &ended);
-    let fetch = platform.request(GetImageRequest { task_id: ended.id, index: 0 });
-    let image = platform.client().get_image(fetch).await.unwrap().into_inner();
+    let fetch = platform.request(GetImageRequest {
+        task_id: ended.id,
+        index: 0,
+    });
+    let image = platform
+        .client()
+        .get_image(fetch)
+        .await
+        .unwrap()
+        .into_inner();
     assert_eq!(image.data.len() as u64, image.info.unwrap().size_bytes);
 }
 
@@ -121,8 +169,20 @@ async fn the_own_dialect_submits_streams_serves_and_keeps_tenants_apart() {
     // The picture's own address needs no key; without its token it needs one.
     let picture = last["images"][0]["url"].as_str().unwrap();
     let mut served = agent().get(picture).call().unwrap();
-    assert_eq!((served.status().as_u16(), &served.headers()["content-type"] == "image/png"), (200, true));
-    assert!(served.body_mut().read_to_vec().unwrap().starts_with(b"\x89PNG"));
+    assert_eq!(
+        (
+            served.status().as_u16(),
+            &served.headers()["content-type"] == "image/png"
+        ),
+        (200, true)
+    );
+    assert!(
+        served
+            .body_mut()
+            .read_to_vec()
+            .unwrap()
+            .starts_with(b"\x89PNG")
+    );
     let bare = picture.split('?').next().unwrap();
     assert_eq!(e2e::get(bare, &[]).unwrap().0, 401);
     let wrong = format!("{bare}?token={}", "0".repeat(32));
@@ -130,7 +190,14 @@ async fn the_own_dialect_submits_streams_serves_and_keeps_tenants_apart() {
     // Another tenant's task is no task.
     let other = platform.create_key("dev-", "other").await;
     let other = format!("Bearer {}", other.bearer);
-    let stranger = || e2e::get(&format!("{url}/v1/tasks/{id}"), &[("authorization", &other)]).unwrap().0;
+    let stranger = || {
+        e2e::get(
+            &format!("{url}/v1/tasks/{id}"),
+            &[("authorization", &other)],
+        )
+        .unwrap()
+        .0
+    };
     let deadline = Instant::now() + Duration::from_secs(5);
     while stranger() == 401 && Instant::now() < deadline {}
     assert_eq!(stranger(), 404);
@@ -153,7 +220,10 @@ async fn a_caller_of_the_openai_dialect_who_hangs_up_gets_its_task_cancelled() {
         if let Some(task) = platform.list().await.pop() {
             break task.id;
         }
-        assert!(Instant::now() < deadline, "the request did not become a task");
+        assert!(
+            Instant::now() < deadline,
+            "the request did not become a task"
+        );
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
     drop(caller);
@@ -169,7 +239,10 @@ async fn a_revoked_key_is_refused_within_a_second() {
     let status = || e2e::get(&url, &[("authorization", &bearer)]).unwrap().0;
     let deadline = Instant::now() + Duration::from_secs(5);
     while status() != 200 {
-        assert!(Instant::now() < deadline, "a new key must be known in a moment");
+        assert!(
+            Instant::now() < deadline,
+            "a new key must be known in a moment"
+        );
     }
     platform.revoke_key(&key.key.unwrap().app_key).await;
     let revoked = Instant::now();
@@ -185,7 +258,10 @@ async fn a_full_object_store_refuses_submissions_and_loses_nothing_accepted() {
     let task = platform.submit(long_picture()).await.unwrap();
     platform.wait_running(&task.id).await;
     // What a full disk looks like from above: nothing new can be created. (A file where the folder was.)
-    let (objects, aside) = (platform.objects(), platform.objects().with_extension("aside"));
+    let (objects, aside) = (
+        platform.objects(),
+        platform.objects().with_extension("aside"),
+    );
     std::fs::rename(&objects, &aside).unwrap();
     std::fs::write(&objects, "full").unwrap();
     platform.wait_readiness("orchestrator", 503);

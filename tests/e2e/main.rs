@@ -13,7 +13,7 @@ use e2e::Platform;
 pub(crate) fn long_picture() -> SubmitTask {
     SubmitTask {
         prompt: "a 3d cat on a blue background".to_owned(),
-        images: 4,
+        images: 2,
         steps: 100,
         seed: Some(7),
         ..SubmitTask::default()
@@ -44,5 +44,8 @@ pub(crate) fn assert_whole(platform: &Platform, task: &Task) {
 
 /// The digests of a task's pictures.
 pub(crate) fn digests(task: &Task) -> Vec<String> {
-    task.images.iter().map(|image| image.sha256.clone()).collect()
+    task.images
+        .iter()
+        .map(|image| image.sha256.clone())
+        .collect()
 }

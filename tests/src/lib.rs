@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use contract::auth::{CreateKeyRequest, CreateKeyResponse, RevokeKeyRequest};
 use contract::auth::key_service_client::KeyServiceClient;
+use contract::auth::{CreateKeyRequest, CreateKeyResponse, RevokeKeyRequest};
 use contract::v1::image_service_client::ImageServiceClient;
 use contract::v1::{GetRequest, ListRequest, SubmitRequest, SubmitTask, Task, TaskPhase};
 use nats_server::NatsServer;
@@ -19,8 +19,13 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
 /// The five services in the order in which they need each other.
-pub const SERVICES: [&str; 5] =
-    ["auth", "model-registry", "orchestrator", "gpu-worker", "gateway"];
+pub const SERVICES: [&str; 5] = [
+    "auth",
+    "model-registry",
+    "orchestrator",
+    "gpu-worker",
+    "gateway",
+];
 
 /// How long anything that must happen may take.
 pub const LIMIT: Duration = Duration::from_secs(90);
@@ -96,7 +101,9 @@ impl Platform {
         let token = std::fs::read_to_string(self.path("auth/admin-token")).unwrap();
         let token = format!("Bearer {}", token.trim());
         let mut request = Request::new(message);
-        request.metadata_mut().insert("authorization", token.parse().unwrap());
+        request
+            .metadata_mut()
+            .insert("authorization", token.parse().unwrap());
         request
     }
 
@@ -119,7 +126,10 @@ impl Platform {
         let mut command = Command::new(binary(service));
         command.envs(self.environment(service));
         command.envs(self.settings.iter().map(|(k, v)| (k, v)));
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
         let child = command.spawn().unwrap();
         self.children.insert(service, child);
     }
@@ -147,7 +157,10 @@ impl Platform {
                 settings.push(("KEYS__ADMIN_TOKEN_FILE", text("auth/admin-token")));
             }
             "model-registry" => {
-                settings.push(("MODELS__BOOTSTRAP", format!("[{:?}]", demo.display().to_string())));
+                settings.push((
+                    "MODELS__BOOTSTRAP",
+                    format!("[{:?}]", demo.display().to_string()),
+                ));
             }
             "orchestrator" => settings.push(("SCHEDULING__ACK_WAIT", "3s".to_owned())),
             "gpu-worker" => {
@@ -208,15 +221,23 @@ impl Platform {
                 last = body;
             }
             let child = self.children.get_mut(service).unwrap();
-            assert!(matches!(child.try_wait(), Ok(None)), "{service} ended:\n{}", self.log(service));
+            assert!(
+                matches!(child.try_wait(), Ok(None)),
+                "{service} ended:\n{}",
+                self.log(service)
+            );
             std::thread::sleep(POLL);
         }
-        panic!("{service} is not at {status}: {last}\n{}", self.log(service));
+        panic!(
+            "{service} is not at {status}: {last}\n{}",
+            self.log(service)
+        );
     }
 
     /// The end of a service's log.
     pub fn log(&self, service: &str) -> String {
-        let text = std::fs::read_to_string(self.path(&format!("{service}.log"))).unwrap_or_default();
+        let text =
+            std::fs::read_to_string(self.path(&format!("{service}.log"))).unwrap_or_default();
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
@@ -277,7 +298,12 @@ impl Platform {
             page_size: 100,
             ..ListRequest::default()
         });
-        self.client().list(request).await.unwrap().into_inner().tasks
+        self.client()
+            .list(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .tasks
     }
 
     /// Waits until a task is as `wanted` says, through whatever is down meanwhile.
@@ -293,7 +319,9 @@ impl Platform {
             }
             tokio::time::sleep(POLL).await;
         }
-        let logs = SERVICES.map(|s| format!("== {s}\n{}", self.log(s))).join("\n");
+        let logs = SERVICES
+            .map(|s| format!("== {s}\n{}", self.log(s)))
+            .join("\n");
         panic!("task {id} is not {what}: {last:?}\n{logs}");
     }
 
@@ -336,7 +364,10 @@ pub fn get(url: &str, headers: &[(&str, &str)]) -> Result<(u16, String), ureq::E
         request = request.header(*name, *value);
     }
     let mut answer = request.call()?;
-    Ok((answer.status().as_u16(), answer.body_mut().read_to_string()?))
+    Ok((
+        answer.status().as_u16(),
+        answer.body_mut().read_to_string()?,
+    ))
 }
 
 /// An HTTP client that takes every status as an answer.
@@ -355,14 +386,21 @@ fn free_port() -> u16 {
 
 /// The repository's root.
 pub fn repository() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .unwrap()
+        .to_owned()
 }
 
 /// A service's binary, next to this test's own; built by `cargo build --workspace --bins`.
 pub fn binary(service: &str) -> PathBuf {
     let test = std::env::current_exe().unwrap();
     let folder = test.ancestors().find(|d| d.join("deps").is_dir()).unwrap();
-    let name = if service == "inkstone" { service.to_owned() } else { format!("inkstone-{service}") };
+    let name = if service == "inkstone" {
+        service.to_owned()
+    } else {
+        format!("inkstone-{service}")
+    };
     let binary = folder.join(name);
     assert!(
         binary.is_file(),

@@ -13,7 +13,12 @@ use crate::{client, demo, doctor, generate, inspect, keys, models, up};
 #[command(name = "inkstone", version, about)]
 pub(crate) struct Cli {
     /// The folder where `inkstone up` keeps its data, and where other commands find a running platform.
-    #[arg(long, global = true, env = "INKSTONE_DATA", default_value = ".inkstone")]
+    #[arg(
+        long,
+        global = true,
+        env = "INKSTONE_DATA",
+        default_value = ".inkstone"
+    )]
     data: PathBuf,
     #[command(subcommand)]
     command: Command,

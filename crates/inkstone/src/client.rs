@@ -28,7 +28,9 @@ pub(crate) fn peer(url: &str) -> Result<Peer, CliError> {
 /// A request that carries `Authorization: Bearer …`.
 pub(crate) fn with_bearer<T>(message: T, bearer: &str) -> Result<Request<T>, CliError> {
     let mut request = Request::new(message);
-    request.metadata_mut().insert("authorization", authorization(bearer)?);
+    request
+        .metadata_mut()
+        .insert("authorization", authorization(bearer)?);
     Ok(request)
 }
 

@@ -29,14 +29,19 @@ pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
     // A folder of its own, so that a demo and a running platform do not meet.
     let platform = Platform::start(Place::at(&data.join("demo")), &options).await?;
     let up = began.elapsed();
-    println!("five services and nats-server up in {:.1} s", up.as_secs_f32());
+    println!(
+        "five services and nats-server up in {:.1} s",
+        up.as_secs_f32()
+    );
     let drawn = draw(&platform, args).await;
     platform.stop().await;
     let drawn = drawn?;
     generate::tell(&drawn);
     println!("total {:.1} s", began.elapsed().as_secs_f32());
     println!();
-    println!("next: make up     the platform stays up; it prints its address, a key, and lines to copy");
+    println!(
+        "next: make up     the platform stays up; it prints its address, a key, and lines to copy"
+    );
     println!("      make demo PROMPT=\"a rocket, flat style\"");
     Ok(())
 }
@@ -59,7 +64,11 @@ fn file_name(prompt: &str) -> PathBuf {
         .collect::<Vec<_>>()
         .join("-");
     let name: String = words.chars().take(MAX_NAME).collect();
-    let name = if name.is_empty() { "picture".to_owned() } else { name };
+    let name = if name.is_empty() {
+        "picture".to_owned()
+    } else {
+        name
+    };
     PathBuf::from(name + ".png")
 }
 
@@ -69,7 +78,10 @@ mod tests {
 
     #[test]
     fn a_prompt_of_any_kind_gives_a_plain_file_name() {
-        assert_eq!(file_name("A 3D panda, on/yellow!"), Path::new("a-3d-panda-on-yellow.png"));
+        assert_eq!(
+            file_name("A 3D panda, on/yellow!"),
+            Path::new("a-3d-panda-on-yellow.png")
+        );
         assert_eq!(file_name("熊猫"), Path::new("picture.png"));
         assert_eq!(file_name("../../etc"), Path::new("etc.png"));
     }

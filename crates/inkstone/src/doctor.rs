@@ -24,26 +24,48 @@ pub(crate) async fn run(data: &Path, server: &ServerArgs) -> Result<(), CliError
     let writable = std::fs::create_dir_all(place.folder())
         .and_then(|()| tempfile_in(place.folder()))
         .map_err(|e| format!("{} cannot be written: {e}", data.display()));
-    report("data folder", writable.map(|()| place.folder().display().to_string()));
+    report(
+        "data folder",
+        writable.map(|()| place.folder().display().to_string()),
+    );
     match Client::find(data, server) {
         Ok(client) => {
             let url = client.url.clone();
             let models = client.request(ListModelsRequest {})?;
             let models = client.service().list_models(models).await;
             let models = models.map_err(|e| format!("{url}: {}", CliError::from(e)));
-            report("key", models.as_ref().map(|_| format!("accepted by {url}")).map_err(Clone::clone));
+            report(
+                "key",
+                models
+                    .as_ref()
+                    .map(|_| format!("accepted by {url}"))
+                    .map_err(Clone::clone),
+            );
             let names = models.map(|answer| {
-                let names: Vec<_> = answer.into_inner().models.into_iter().map(|m| m.name).collect();
+                let names: Vec<_> = answer
+                    .into_inner()
+                    .models
+                    .into_iter()
+                    .map(|m| m.name)
+                    .collect();
                 names.join(", ")
             });
             report("models", names);
             let list = client.request(ListRequest::default())?;
             let list = client.service().list(list).await;
-            report("task log", list.map(|_| "answers".to_owned()).map_err(|e| CliError::from(e).to_string()));
+            report(
+                "task log",
+                list.map(|_| "answers".to_owned())
+                    .map_err(|e| CliError::from(e).to_string()),
+            );
         }
         Err(error) => report("platform", Err(error.to_string())),
     }
-    if failed == 0 { Ok(()) } else { Err(CliError::Unwell(failed)) }
+    if failed == 0 {
+        Ok(())
+    } else {
+        Err(CliError::Unwell(failed))
+    }
 }
 
 fn tempfile_in(folder: &Path) -> std::io::Result<()> {

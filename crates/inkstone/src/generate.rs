@@ -63,7 +63,11 @@ fn request(args: &GenerateArgs) -> Result<SubmitTask, CliError> {
         guidance_scale: args.guidance,
         ..SubmitTask::default()
     };
-    let extension = args.output.extension().and_then(|e| e.to_str()).unwrap_or_default();
+    let extension = args
+        .output
+        .extension()
+        .and_then(|e| e.to_str())
+        .unwrap_or_default();
     request.set_output_format(match extension.to_lowercase().as_str() {
         "jpg" | "jpeg" => OutputFormat::Jpeg,
         "webp" => OutputFormat::Webp,
@@ -123,7 +127,10 @@ pub(crate) async fn draw(
 }
 
 fn not_succeeded(task: &Task) -> CliError {
-    let reason = task.error.as_ref().map(|e| format!(": {} [{}]", e.message, e.code));
+    let reason = task
+        .error
+        .as_ref()
+        .map(|e| format!(": {} [{}]", e.message, e.code));
     let phase = phase(task);
     CliError::Ended {
         task: task.id.clone(),
@@ -203,7 +210,9 @@ fn numbered(output: &Path, index: u32, of: usize) -> PathBuf {
         return output.to_owned();
     }
     let stem = output.file_stem().unwrap_or_default().to_string_lossy();
-    let extension = output.extension().map(|e| format!(".{}", e.to_string_lossy()));
+    let extension = output
+        .extension()
+        .map(|e| format!(".{}", e.to_string_lossy()));
     output.with_file_name(format!("{stem}-{index}{}", extension.unwrap_or_default()))
 }
 
@@ -220,8 +229,14 @@ mod tests {
 
     #[test]
     fn several_pictures_are_numbered_before_the_extension() {
-        assert_eq!(numbered(Path::new("a/cat.png"), 0, 1), Path::new("a/cat.png"));
-        assert_eq!(numbered(Path::new("a/cat.png"), 2, 3), Path::new("a/cat-2.png"));
+        assert_eq!(
+            numbered(Path::new("a/cat.png"), 0, 1),
+            Path::new("a/cat.png")
+        );
+        assert_eq!(
+            numbered(Path::new("a/cat.png"), 2, 3),
+            Path::new("a/cat-2.png")
+        );
         assert_eq!(numbered(Path::new("cat"), 1, 3), Path::new("cat-1"));
     }
 }

@@ -10,12 +10,20 @@ use crate::client::{peer, with_bearer};
 use crate::error::CliError;
 use crate::place::Place;
 
-pub(crate) async fn run(data: &Path, args: &AuthArgs, command: KeysCommand) -> Result<(), CliError> {
+pub(crate) async fn run(
+    data: &Path,
+    args: &AuthArgs,
+    command: KeysCommand,
+) -> Result<(), CliError> {
     let place = Place::at(data);
     let local = place.running().map(|running| running.auth);
-    let url = args.auth_url.clone().or(local).ok_or_else(|| CliError::NotRunning {
-        data: data.to_owned(),
-    })?;
+    let url = args
+        .auth_url
+        .clone()
+        .or(local)
+        .ok_or_else(|| CliError::NotRunning {
+            data: data.to_owned(),
+        })?;
     let file = args.admin_token_file.clone();
     let file = file.unwrap_or_else(|| place.admin_token_file());
     let token = std::fs::read_to_string(&file).map_err(CliError::file("read", &file))?;
@@ -36,21 +44,30 @@ pub(crate) async fn run(data: &Path, args: &AuthArgs, command: KeysCommand) -> R
             };
             let created = keys.create_key(with_bearer(request, token)?).await?;
             let created = created.into_inner();
-            let key = created.key.ok_or(CliError::Answer("a creation without a key"))?;
+            let key = created
+                .key
+                .ok_or(CliError::Answer("a creation without a key"))?;
             println!("app key  {}", key.app_key);
             println!("secret   {}   (signatures)", created.secret);
             println!("bearer   {}   (Authorization: Bearer)", created.bearer);
             println!("Neither is shown again.");
         }
         KeysCommand::List { tenant } => {
-            let listed = keys.list_keys(with_bearer(ListKeysRequest { tenant }, token)?).await?;
-            println!("{:<24} {:<16} {:<9} {:<21} NAME", "APP KEY", "TENANT", "STATE", "CREATED");
+            let listed = keys
+                .list_keys(with_bearer(ListKeysRequest { tenant }, token)?)
+                .await?;
+            println!(
+                "{:<24} {:<16} {:<9} {:<21} NAME",
+                "APP KEY", "TENANT", "STATE", "CREATED"
+            );
             for key in listed.into_inner().keys {
                 print_key(&key);
             }
         }
         KeysCommand::Revoke { app_key } => {
-            let revoked = keys.revoke_key(with_bearer(RevokeKeyRequest { app_key }, token)?).await?;
+            let revoked = keys
+                .revoke_key(with_bearer(RevokeKeyRequest { app_key }, token)?)
+                .await?;
             let key = revoked.into_inner().key;
             print_key(&key.ok_or(CliError::Answer("a revocation without a key"))?);
         }
@@ -59,8 +76,14 @@ pub(crate) async fn run(data: &Path, args: &AuthArgs, command: KeysCommand) -> R
 }
 
 fn print_key(key: &KeyInfo) {
-    let state = if key.revoked_at.is_some() { "revoked" } else { "good" };
-    let created = key.created_at.and_then(|at| jiff::Timestamp::from_second(at.seconds).ok());
+    let state = if key.revoked_at.is_some() {
+        "revoked"
+    } else {
+        "good"
+    };
+    let created = key
+        .created_at
+        .and_then(|at| jiff::Timestamp::from_second(at.seconds).ok());
     let created = created.map(|at| at.to_string()).unwrap_or_default();
     let KeyInfo {
         app_key,

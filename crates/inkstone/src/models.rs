@@ -17,7 +17,12 @@ pub(crate) async fn run(data: &Path, command: ModelsCommand) -> Result<(), CliEr
         ModelsCommand::List { server } => {
             let client = Client::find(data, &server)?;
             let request = client.request(ListModelsRequest {})?;
-            let models = client.service().list_models(request).await?.into_inner().models;
+            let models = client
+                .service()
+                .list_models(request)
+                .await?
+                .into_inner()
+                .models;
             for model in models {
                 let aliases = model.aliases.join(", ");
                 println!(
@@ -27,18 +32,28 @@ pub(crate) async fn run(data: &Path, command: ModelsCommand) -> Result<(), CliEr
                     model.default_width,
                     model.default_height,
                     model.default_steps,
-                    if aliases.is_empty() { aliases } else { format!("  also called {aliases}") },
+                    if aliases.is_empty() {
+                        aliases
+                    } else {
+                        format!("  also called {aliases}")
+                    },
                 );
                 println!("    {}", model.description);
             }
         }
-        ModelsCommand::Register { folder, registry_url } => {
+        ModelsCommand::Register {
+            folder,
+            registry_url,
+        } => {
             let mut registry = registry(data, registry_url)?;
             let folder = std::path::absolute(&folder).map_err(CliError::file("find", &folder))?;
             let request = RegisterVersionRequest {
                 folder: folder.display().to_string(),
             };
-            let registered = registry.register_version(rpc::streaming(request)).await?.into_inner();
+            let registered = registry
+                .register_version(rpc::streaming(request))
+                .await?
+                .into_inner();
             println!("published version {}", registered.version);
             print_traffic(registered.model)?;
         }
@@ -70,7 +85,10 @@ fn registry(data: &Path, url: Option<String>) -> Result<RegistryServiceClient<Pe
 fn print_traffic(model: Option<Model>) -> Result<(), CliError> {
     let model = model.ok_or(CliError::Answer("a registry answer without a model"))?;
     for version in model.versions {
-        println!("{} {}  weight {}", model.name, version.version, version.weight);
+        println!(
+            "{} {}  weight {}",
+            model.name, version.version, version.weight
+        );
     }
     Ok(())
 }

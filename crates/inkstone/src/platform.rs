@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use contract::auth::authenticate_request::Proof;
 use contract::auth::auth_service_client::AuthServiceClient;
+use contract::auth::authenticate_request::Proof;
 use contract::auth::key_service_client::KeyServiceClient;
 use contract::auth::{AuthenticateRequest, CreateKeyRequest};
 use lifecycle::{Service, TaskFailure};
@@ -128,7 +128,11 @@ impl Platform {
         if let Some(key) = self.place.key() {
             let proof = Some(Proof::Bearer(key.clone()));
             let mut client = AuthServiceClient::new(auth.clone());
-            if client.authenticate(AuthenticateRequest { proof }).await.is_ok() {
+            if client
+                .authenticate(AuthenticateRequest { proof })
+                .await
+                .is_ok()
+            {
                 return Ok(key);
             }
         }
@@ -141,7 +145,9 @@ impl Platform {
             allow_signature_v1: true,
         };
         let mut client = KeyServiceClient::new(auth);
-        let created = client.create_key(with_bearer(request, token.trim())?).await?;
+        let created = client
+            .create_key(with_bearer(request, token.trim())?)
+            .await?;
         let bearer = created.into_inner().bearer;
         self.place.keep_key(&bearer)?;
         Ok(bearer)
@@ -187,7 +193,9 @@ impl Platform {
 }
 
 async fn failure_of(services: &[Service]) -> TaskFailure {
-    let failures = services.iter().map(|service| Box::pin(service.tasks.failed()));
+    let failures = services
+        .iter()
+        .map(|service| Box::pin(service.tasks.failed()));
     futures::future::select_all(failures).await.0
 }
 
@@ -212,9 +220,8 @@ async fn start_broker(place: &Place, sync_always: bool) -> Result<NatsServer, Cl
 
 fn running(services: &[Service], broker: &NatsServer, listen: SocketAddr) -> Running {
     let find = |name: &str| services.iter().find(|service| service.name == name);
-    let grpc = |name: &str| {
-        find(name).map_or(String::new(), |s| format!("http://{}", s.address("grpc")))
-    };
+    let grpc =
+        |name: &str| find(name).map_or(String::new(), |s| format!("http://{}", s.address("grpc")));
     let public = find("gateway").map_or(listen, |gateway| gateway.address("http"));
     let admin = |service: &Service| {
         let address = format!("http://{}", service.address("admin"));
@@ -276,7 +283,10 @@ impl Starting<'_> {
                 ("keys.admin_token_file", path("auth/admin-token")),
             ],
         )?;
-        let bootstrap: Vec<String> = models.iter().map(|m| format!("{:?}", m.display().to_string())).collect();
+        let bootstrap: Vec<String> = models
+            .iter()
+            .map(|m| format!("{:?}", m.display().to_string()))
+            .collect();
         let registry = settings::load(
             None,
             &[
@@ -295,7 +305,10 @@ impl Starting<'_> {
         self.services.push(auth);
         let registry = model_registry::start(registry, telemetry.clone()).await;
         let registry = started("model-registry", registry)?;
-        let registry_url = ("registry.url", format!("http://{}", registry.address("grpc")));
+        let registry_url = (
+            "registry.url",
+            format!("http://{}", registry.address("grpc")),
+        );
         self.services.push(registry);
 
         let [broker, admin, storage] = common;
@@ -320,7 +333,10 @@ impl Starting<'_> {
             ("worker.cache_dir", cache),
         ];
         let worker = settings::load(None, &of_worker)?;
-        let worker = started("gpu-worker", gpu_worker::start(worker, telemetry.clone()).await)?;
+        let worker = started(
+            "gpu-worker",
+            gpu_worker::start(worker, telemetry.clone()).await,
+        )?;
         self.services.push(worker);
 
         let of_gateway = [

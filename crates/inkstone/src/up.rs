@@ -34,7 +34,10 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
 fn banner(platform: &Platform, data: &Path, began: Instant) {
     let url = &platform.running.gateway;
     println!();
-    println!("  Inkstone is up at {url}  ({:.1} s)", began.elapsed().as_secs_f32());
+    println!(
+        "  Inkstone is up at {url}  ({:.1} s)",
+        began.elapsed().as_secs_f32()
+    );
     println!();
     println!("  key       {}   (in {}/key)", platform.key, data.display());
     for (service, admin) in &platform.running.admin {
@@ -43,8 +46,13 @@ fn banner(platform: &Platform, data: &Path, began: Instant) {
     println!("  {:<15} {}", "nats-server", platform.running.broker);
     println!();
     println!("  next      inkstone generate \"a 3d cat on a blue background\" -o cat.png");
-    println!("            curl {url}/v1/images/generations -H \"Authorization: Bearer $(cat {}/key)\" \\", data.display());
-    println!("                 -H 'Content-Type: application/json' -d '{{\"prompt\":\"a 3d cat\"}}'");
+    println!(
+        "            curl {url}/v1/images/generations -H \"Authorization: Bearer $(cat {}/key)\" \\",
+        data.display()
+    );
+    println!(
+        "                 -H 'Content-Type: application/json' -d '{{\"prompt\":\"a 3d cat\"}}'"
+    );
     println!("  stop      Ctrl-C");
     println!();
 }

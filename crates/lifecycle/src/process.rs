@@ -97,7 +97,10 @@ fn command_line<S: Settings>() -> Result<Command, RunError> {
             Some("--defaults") => return Ok(Command::Print(S::DEFAULTS.to_owned())),
             Some("--version") => {
                 let version = env!("CARGO_PKG_VERSION");
-                return Ok(Command::Print(format!("inkstone-{} {version}\n", S::SERVICE)));
+                return Ok(Command::Print(format!(
+                    "inkstone-{} {version}\n",
+                    S::SERVICE
+                )));
             }
             Some("--help" | "-h") => return Ok(Command::Print(help::<S>())),
             _ => {

@@ -123,7 +123,11 @@ impl Tasks {
         let done = tokio::time::timeout(grace, self.tracker.wait()).await;
         if done.is_err() {
             let left = self.tracker.len();
-            tracing::warn!(service = self.service, left, "tasks left behind after the grace time");
+            tracing::warn!(
+                service = self.service,
+                left,
+                "tasks left behind after the grace time"
+            );
         }
         done.is_ok()
     }

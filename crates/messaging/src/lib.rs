@@ -21,7 +21,7 @@ use futures::{Stream, StreamExt as _};
 
 pub use async_nats::jetstream::stream::RetentionPolicy;
 pub use bucket::{Bucket, Change, Entry, Snapshot};
-pub use log::{Appended, EventLog, Event};
+pub use log::{Appended, Event, EventLog};
 pub use queue::{Delivery, Puller, WorkQueue};
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -208,7 +208,8 @@ impl Broker {
             ..Config::default()
         };
         let made = self.jetstream.create_or_update_stream(config).await;
-        made.map(drop).map_err(BrokerError::request("creating a stream"))
+        made.map(drop)
+            .map_err(BrokerError::request("creating a stream"))
     }
 
     /// The log kept in `stream`, which must exist.

@@ -92,7 +92,10 @@ impl EventLog {
             return Err(PublishErrorKind::BrokenPipe.into());
         }
         let message = message.expected_stream(self.stream);
-        let sent = self.broker.jetstream.send_publish(subject.to_owned(), message);
+        let sent = self
+            .broker
+            .jetstream
+            .send_publish(subject.to_owned(), message);
         sent.await?.await.map(drop)
     }
 

@@ -57,9 +57,15 @@ impl WorkQueue {
             .message_id(message_id)
             .expected_stream(self.stream);
         let failed = BrokerError::request::<jetstream::context::PublishError>;
-        let sent = self.broker.jetstream.send_publish(subject.to_owned(), message);
+        let sent = self
+            .broker
+            .jetstream
+            .send_publish(subject.to_owned(), message);
         let acknowledged = sent.await.map_err(failed("queueing work"))?;
-        acknowledged.await.map(drop).map_err(failed("queueing work"))
+        acknowledged
+            .await
+            .map(drop)
+            .map_err(failed("queueing work"))
     }
 
     /// How many messages wait or are being worked on, by subject, among those that `filter` matches.
@@ -101,8 +107,13 @@ impl WorkQueue {
             max_ack_pending: max_out,
             ..pull::Config::default()
         };
-        let made = self.broker.jetstream.create_consumer_on_stream(config, self.stream);
-        let consumer = made.await.map_err(BrokerError::request("opening a consumer"))?;
+        let made = self
+            .broker
+            .jetstream
+            .create_consumer_on_stream(config, self.stream);
+        let consumer = made
+            .await
+            .map_err(BrokerError::request("opening a consumer"))?;
         Ok(Puller { consumer, ack_wait })
     }
 }

@@ -193,8 +193,13 @@ fn spawn(binary: &Path, options: &Options, address: SocketAddr) -> Result<Child,
     fs::write(&config, configuration(options, address)).map_err(folder)?;
     let mut command = Command::new(binary);
     command.arg("-c").arg(&config).arg("-l").arg(&log);
-    command.arg("-P").arg(options.folder.join("nats-server.pid"));
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+        .arg("-P")
+        .arg(options.folder.join("nats-server.pid"));
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null());
     // Ctrl-C goes to the whole terminal group; the broker must outlive those who still drain.
     std::os::unix::process::CommandExt::process_group(&mut command, 0);
     command.spawn().map_err(|source| ServerError::Spawn {
@@ -241,7 +246,11 @@ fn free_port() -> io::Result<u16> {
     Ok(probe.local_addr()?.port())
 }
 
-fn find() -> Result<PathBuf, ServerError> {
+/// The binary that would be run.
+///
+/// # Errors
+/// [`ServerError::NotFound`] when none is new enough.
+pub fn find() -> Result<PathBuf, ServerError> {
     let named = std::env::var_os("INKSTONE_NATS_SERVER").map(PathBuf::from);
     let here = std::env::current_dir().unwrap_or_default();
     let tools = here.ancestors().map(|d| d.join(".tools/bin/nats-server"));

@@ -39,7 +39,10 @@ pub(crate) fn choose_model<'a>(
     if allows(policy, model) {
         Ok(model)
     } else {
-        Err(denied(&format!("your key may not use the model {named:?}"), policy))
+        Err(denied(
+            &format!("your key may not use the model {named:?}"),
+            policy,
+        ))
     }
 }
 
@@ -52,9 +55,10 @@ fn denied(what: &str, policy: &Policy) -> Failure {
 }
 
 fn allows(policy: &Policy, model: &Model) -> bool {
-    policy.models.iter().any(|allowed| {
-        allowed == "*" || *allowed == model.name || model.aliases.contains(allowed)
-    })
+    policy
+        .models
+        .iter()
+        .any(|allowed| allowed == "*" || *allowed == model.name || model.aliases.contains(allowed))
 }
 
 /// The request with every default filled in, or what is wrong with it. `seed` is used when the caller gave none.
@@ -72,7 +76,10 @@ pub(crate) fn normalise(
     if request.quality() == Quality::Hd && !policy.hd {
         return Err(Failure {
             field: Some("quality".to_owned()),
-            ..Failure::new(ErrorCode::PermissionDenied, "your key's policy does not allow HD")
+            ..Failure::new(
+                ErrorCode::PermissionDenied,
+                "your key's policy does not allow HD",
+            )
         });
     }
     let images = at_most("images", request.images.max(1), MAX_IMAGES)?;
@@ -146,14 +153,19 @@ fn side(field: &str, given: u32, default: u32, profile: &Profile) -> Result<u32,
     if (min..=max).contains(&side) && side % multiple == 0 {
         return Ok(side);
     }
-    let text =
-        format!("{field} must be {min} to {max} and a multiple of {multiple} for this model, not {side}");
+    let text = format!(
+        "{field} must be {min} to {max} and a multiple of {multiple} for this model, not {side}"
+    );
     Err(Failure::invalid(field, text))
 }
 
 /// The lane of a request: the policy's tier and the kind of work.
 pub(crate) fn lane(request: &SubmitTask, policy: &Policy, settings: &SchedulingSettings) -> Lane {
-    let class = if request.quality() == Quality::Hd { "hd" } else { "image" };
+    let class = if request.quality() == Quality::Hd {
+        "hd"
+    } else {
+        "image"
+    };
     let wanted = format!("{}-{class}", policy.tier);
     let fallback = format!("{FALLBACK_TIER}-{class}");
     let find = |name: &str| settings.lanes.keys().find(|lane| lane.as_str() == name);
@@ -239,9 +251,15 @@ mod tests {
         assert_eq!(with(|r| r.height = 32), "height");
         assert_eq!(with(|r| r.images = 11), "images");
         assert_eq!(with(|r| r.steps = 101), "steps");
-        assert_eq!(with(|r| r.guidance_scale = Some(f32::NAN)), "guidance_scale");
+        assert_eq!(
+            with(|r| r.guidance_scale = Some(f32::NAN)),
+            "guidance_scale"
+        );
         assert_eq!(with(|r| r.guidance_scale = Some(-1.0)), "guidance_scale");
-        assert_eq!(with(|r| r.output_compression = Some(0)), "output_compression");
+        assert_eq!(
+            with(|r| r.output_compression = Some(0)),
+            "output_compression"
+        );
         assert_eq!(with(|r| r.set_quality(Quality::Hd)), "quality");
     }
 

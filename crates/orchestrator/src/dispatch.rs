@@ -51,7 +51,9 @@ pub(crate) async fn start(
     for lane in settings.lanes.keys() {
         start_lane(service, log, lane, settings, heads.clone()).await?;
     }
-    let ends = broker.listen("inkstone.event.*.*.*.done".to_owned()).await?;
+    let ends = broker
+        .listen("inkstone.event.*.*.*.done".to_owned())
+        .await?;
     let mut dispatcher = Dispatcher {
         log: log.clone(),
         settings: settings.clone(),
@@ -96,7 +98,9 @@ async fn start_lane(
             match puller.pull(permits.num_permits()).await {
                 Ok(deliveries) => {
                     for delivery in deliveries {
-                        let Some(permit) = permits.split(1) else { break };
+                        let Some(permit) = permits.split(1) else {
+                            break;
+                        };
                         if !hold(delivery, permit, &heads, &log).await {
                             return;
                         }
@@ -159,7 +163,10 @@ async fn bury_unreadable(delivery: &Delivery, log: &TaskLog) {
         subject: delivery.subject().to_owned(),
         payload: delivery.payload().to_vec(),
     };
-    tracing::error!(subject = delivery.subject(), "a submission cannot be decoded; see DEAD");
+    tracing::error!(
+        subject = delivery.subject(),
+        "a submission cannot be decoded; see DEAD"
+    );
     // Kept in the backlog until the copy in DEAD is stored.
     if log.bury(&letter).await.is_ok() {
         let _ = delivery.ack().await;

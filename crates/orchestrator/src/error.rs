@@ -53,7 +53,10 @@ impl From<CallError> for Failure {
             CallError::Refused(failure) => failure,
             CallError::TaskLog(error @ TaskLogError::Broker(_)) => {
                 tracing::warn!(error = lifecycle::chain(&error), "answered unavailable");
-                Failure::unavailable("the task log is not reachable just now; try again", RETRY_AFTER)
+                Failure::unavailable(
+                    "the task log is not reachable just now; try again",
+                    RETRY_AFTER,
+                )
             }
             CallError::TaskLog(error) => {
                 tracing::error!(error = lifecycle::chain(&error), "answered internal");

@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use contract::Failure;
 use contract::auth::Caller;
 use contract::orchestrator as api;
 use contract::orchestrator::orchestrator_service_server::OrchestratorService;
 use contract::task::progress_event;
 use contract::v1::{self, watch_response};
-use contract::Failure;
 use lifecycle::Tasks as ServiceTasks;
 use task_log::{Update, Watch};
 use tokio::sync::mpsc;
@@ -127,7 +127,9 @@ impl OrchestratorService for Grpc {
             index,
             access_token,
         } = request.into_inner();
-        let found = self.tasks.resolve_image(&tenant, &task_id, index, &access_token);
+        let found = self
+            .tasks
+            .resolve_image(&tenant, &task_id, index, &access_token);
         let (info, key) = found.await.map_err(status)?;
         let info = Some(info);
         Ok(Response::new(api::ResolveImageResponse { info, key }))
@@ -175,4 +177,3 @@ fn response(event: watch_response::Event) -> api::WatchResponse {
         event: Some(v1::WatchResponse { event: Some(event) }),
     }
 }
-

@@ -44,7 +44,10 @@ impl Models {
 async fn keep_following(peer: Peer, sender: &watch::Sender<Arc<Vec<Model>>>, check: &Check) {
     loop {
         let mut client = rpc::with_limits!(RegistryServiceClient::new(peer.clone()));
-        let problem = match client.watch_models(rpc::streaming(WatchModelsRequest {})).await {
+        let problem = match client
+            .watch_models(rpc::streaming(WatchModelsRequest {}))
+            .await
+        {
             Ok(stream) => hear(stream.into_inner(), sender, check).await,
             Err(status) => status.message().to_owned(),
         };
@@ -80,7 +83,10 @@ async fn hear(
 pub(crate) fn find<'a>(models: &'a [Model], name: &str) -> Option<&'a Model> {
     let named = |model: &&Model| model.name == name;
     let aliased = |model: &&Model| model.aliases.iter().any(|alias| alias == name);
-    models.iter().find(named).or_else(|| models.iter().find(aliased))
+    models
+        .iter()
+        .find(named)
+        .or_else(|| models.iter().find(aliased))
 }
 
 /// The version that a task gets: a hash of its id into the weights, so that every retry of the task stays on one

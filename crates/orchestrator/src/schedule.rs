@@ -82,7 +82,11 @@ fn pick(
         let key = (head.lane.clone(), head.tenant.clone());
         (turns.served.get(&key).copied().unwrap_or(0), head.id)
     };
-    let (at, head) = waiting.iter().enumerate().filter(eligible).min_by_key(longest_ago)?;
+    let (at, head) = waiting
+        .iter()
+        .enumerate()
+        .filter(eligible)
+        .min_by_key(longest_ago)?;
     turns.picks += 1;
     let key = (head.lane.clone(), head.tenant.clone());
     turns.served.insert(key, turns.picks);
@@ -90,7 +94,11 @@ fn pick(
 }
 
 impl Turns {
-    fn next_lane(&mut self, lanes: &BTreeSet<&Lane>, weights: &BTreeMap<Lane, u32>) -> Option<Lane> {
+    fn next_lane(
+        &mut self,
+        lanes: &BTreeSet<&Lane>,
+        weights: &BTreeMap<Lane, u32>,
+    ) -> Option<Lane> {
         let weight = |lane: &Lane| i64::from(weights.get(lane).copied().unwrap_or(1));
         for &lane in lanes {
             *self.credits.entry(lane.clone()).or_default() += weight(lane);
@@ -123,7 +131,11 @@ fn blocked(waiting: &[&Head], heads_per_lane: usize) -> Vec<u64> {
         ids.sort_unstable();
         ids.split_off(ids.len() / 2)
     };
-    by_lane.into_values().filter(full).flat_map(younger_half).collect()
+    by_lane
+        .into_values()
+        .filter(full)
+        .flat_map(younger_half)
+        .collect()
 }
 
 #[cfg(test)]
@@ -182,7 +194,13 @@ mod tests {
     #[test]
     fn a_lane_full_of_what_cannot_run_gives_half_of_it_back() {
         let heads: Vec<_> = (0..4).map(|i| head(i, "fast", "t", "full")).collect();
-        let decision = decide(&heads, &weights(), &BTreeMap::new(), 4, &mut Turns::default());
+        let decision = decide(
+            &heads,
+            &weights(),
+            &BTreeMap::new(),
+            4,
+            &mut Turns::default(),
+        );
         assert_eq!(decision.give_back, [2, 3]);
     }
 

@@ -72,7 +72,10 @@ impl settings::Settings for Settings {
             return Err(Self::invalid("scheduling.ack_wait", "must be 1s at least"));
         }
         if scheduling.lanes.values().any(|w| !(1..=1000).contains(w)) {
-            return Err(Self::invalid("scheduling.lanes", "weights must be 1 to 1000"));
+            return Err(Self::invalid(
+                "scheduling.lanes",
+                "weights must be 1 to 1000",
+            ));
         }
         for class in ["image", "hd"] {
             let fallback = format!("{FALLBACK_TIER}-{class}");

@@ -12,10 +12,10 @@ use lifecycle::Health;
 use prost::Message as _;
 use task_log::{Ended, Record, Submission, TaskLog, Watch};
 
+use crate::admit;
 use crate::error::{CallError, task_not_found};
 use crate::models::{self, Models};
 use crate::settings::SchedulingSettings;
-use crate::admit;
 
 /// How long callers are asked to wait when a part that tasks need is down.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
@@ -46,7 +46,11 @@ impl Tasks {
         let existing = match self.log.submit(&submitted).await? {
             Submission::Accepted => {
                 metrics::counter!("orchestrator_submitted_total").increment(1);
-                tracing::info!(task = submitted.task_id, tenant = submitted.tenant, "accepted");
+                tracing::info!(
+                    task = submitted.task_id,
+                    tenant = submitted.tenant,
+                    "accepted"
+                );
                 let record = Record {
                     submitted,
                     state: None,
@@ -85,9 +89,8 @@ impl Tasks {
         })?;
         let profile = version.profile.unwrap_or_default();
         let mut random = [0; 20];
-        rand::fill(&mut random).map_err(|_| {
-            Failure::new(ErrorCode::Internal, "the system's random source failed")
-        })?;
+        rand::fill(&mut random)
+            .map_err(|_| Failure::new(ErrorCode::Internal, "the system's random source failed"))?;
         let (token, seed) = random.split_at(16);
         // 32 bits: what every client can hold in a JSON number, and as many pictures as anyone compares.
         let seed = u64::from(u32::from_be_bytes([seed[0], seed[1], seed[2], seed[3]]));
@@ -172,7 +175,12 @@ impl Tasks {
         };
         let page = self.log.list(&tenant, before, size as usize).await?;
         let wanted = |record: &&Record| phase == TaskPhase::Unspecified || record.phase() == phase;
-        let tasks = page.records.iter().filter(wanted).map(Record::view).collect();
+        let tasks = page
+            .records
+            .iter()
+            .filter(wanted)
+            .map(Record::view)
+            .collect();
         Ok((tasks, page.next.map(|n| n.to_string()).unwrap_or_default()))
     }
 

@@ -151,7 +151,9 @@ pub async fn serve(
         .add_routes(routes);
     let stopping = service.tasks.stopping();
     service.tasks.critical("grpc", async move {
-        server.serve_with_incoming_shutdown(incoming, stopping).await
+        server
+            .serve_with_incoming_shutdown(incoming, stopping)
+            .await
     });
     Ok(bound)
 }

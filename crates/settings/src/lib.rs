@@ -161,7 +161,8 @@ mod tests {
 
     impl Settings for Sample {
         const SERVICE: &'static str = "sample-of-settings";
-        const DEFAULTS: &'static str = "wait = \"5s\"\nbody = \"1MiB\"\nlist = []\n[names]\nmax = 3\n";
+        const DEFAULTS: &'static str =
+            "wait = \"5s\"\nbody = \"1MiB\"\nlist = []\n[names]\nmax = 3\n";
 
         fn validate(&self) -> Result<(), SettingsError> {
             if self.names.max == 0 {

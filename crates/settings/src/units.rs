@@ -71,7 +71,12 @@ impl FromStr for ByteSize {
     type Err = ParseUnitError;
 
     fn from_str(text: &str) -> Result<Self, ParseUnitError> {
-        let units = [("B", 1), ("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30)];
+        let units = [
+            ("B", 1),
+            ("KiB", 1 << 10),
+            ("MiB", 1 << 20),
+            ("GiB", 1 << 30),
+        ];
         parse(text, &units, "a size such as 4096B, 64KiB, 8MiB or 2GiB").map(Self)
     }
 }
@@ -79,7 +84,10 @@ impl FromStr for ByteSize {
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
-        match units.iter().find(|(_, unit)| self.0 >= *unit && self.0 % unit == 0) {
+        match units
+            .iter()
+            .find(|(_, unit)| self.0 >= *unit && self.0 % unit == 0)
+        {
             Some((name, unit)) => write!(f, "{} {name}", self.0 / unit),
             None => write!(f, "{} B", self.0),
         }
@@ -107,7 +115,15 @@ mod tests {
     fn units_are_read_and_nonsense_is_refused() {
         assert_eq!("2m".parse::<Millis>().unwrap().duration().as_secs(), 120);
         assert_eq!("8MiB".parse::<ByteSize>().unwrap().bytes(), 8 << 20);
-        for text in ["", "5", "s", "-5s", "5 weeks", "99999999999999999999s", "18446744073709551615d"] {
+        for text in [
+            "",
+            "5",
+            "s",
+            "-5s",
+            "5 weeks",
+            "99999999999999999999s",
+            "18446744073709551615d",
+        ] {
             assert!(text.parse::<Millis>().is_err(), "{text}");
         }
     }

@@ -61,7 +61,13 @@ mod tests {
     fn stored_keys_are_those_that_were_made_here() {
         let image = Key::image(TaskId::random(), 3, "png");
         assert_eq!(Key::stored(image.as_str()), Some(image));
-        for text in ["", "images/../../etc/passwd", "other/x", "images/a b", "/images/x"] {
+        for text in [
+            "",
+            "images/../../etc/passwd",
+            "other/x",
+            "images/a b",
+            "/images/x",
+        ] {
             assert_eq!(Key::stored(text), None, "{text}");
         }
     }

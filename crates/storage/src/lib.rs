@@ -146,7 +146,10 @@ impl Storage {
     /// # Errors
     /// When the store did not confirm it.
     pub async fn put(&self, key: &Key, data: Bytes) -> Result<(), StorageError> {
-        let put = self.store.put(&path(key), PutPayload::from_bytes(data)).await;
+        let put = self
+            .store
+            .put(&path(key), PutPayload::from_bytes(data))
+            .await;
         put.map(drop).map_err(request("writing", key))
     }
 
@@ -279,7 +282,10 @@ mod tests {
         storage.put(&key, Bytes::from_static(b"x")).await.unwrap();
         storage.put(&key, Bytes::from_static(b"x")).await.unwrap();
         assert_eq!(storage.size(&key).await.unwrap(), Some(1));
-        assert_eq!(storage.get(&key, 1).await.unwrap(), Bytes::from_static(b"x"));
+        assert_eq!(
+            storage.get(&key, 1).await.unwrap(),
+            Bytes::from_static(b"x")
+        );
         storage.delete(&key).await.unwrap();
         storage.delete(&key).await.unwrap();
         let missing = storage.get(&key, 1).await.unwrap_err();
@@ -292,7 +298,14 @@ mod tests {
         let key = Key::artifact(&sha256_hex(b"xy")).unwrap();
         storage.put(&key, Bytes::from_static(b"xy")).await.unwrap();
         let error = storage.get(&key, 1).await.unwrap_err();
-        assert!(matches!(error, StorageError::TooLarge { size: 2, limit: 1, .. }));
+        assert!(matches!(
+            error,
+            StorageError::TooLarge {
+                size: 2,
+                limit: 1,
+                ..
+            }
+        ));
     }
 
     #[tokio::test]

@@ -104,7 +104,10 @@ impl TaskLog {
         tenant: &TenantId,
         task: TaskId,
     ) -> Result<Option<Record>, TaskLogError> {
-        let events = self.tasks.last_of_each(&record::filter(tenant, task)).await?;
+        let events = self
+            .tasks
+            .last_of_each(&record::filter(tenant, task))
+            .await?;
         Record::from_events(&events)
     }
 
@@ -208,7 +211,9 @@ impl TaskLog {
 
     /// Tells who watches a task how it comes on. May be lost.
     pub async fn tell_progress(&self, task: TaskId, event: &ProgressEvent) {
-        self.broker.tell(progress_subject(task), encode(event)).await;
+        self.broker
+            .tell(progress_subject(task), encode(event))
+            .await;
     }
 }
 

@@ -114,7 +114,8 @@ impl Record {
         let done = self.done.as_ref();
         let (images, error) = match done.and_then(|done| done.outcome.as_ref()) {
             Some(done::Outcome::Succeeded(success)) => {
-                let image = |stored| image_info(stored, &submitted.task_id, &submitted.access_token);
+                let image =
+                    |stored| image_info(stored, &submitted.task_id, &submitted.access_token);
                 (success.images.iter().map(image).collect(), None)
             }
             Some(done::Outcome::Failed(failed)) => {

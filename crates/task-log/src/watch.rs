@@ -93,7 +93,11 @@ impl Watch {
     /// # Errors
     /// When the log cannot be read. Calling again goes on where it left off.
     pub async fn next(&mut self) -> Result<Option<Update>, TaskLogError> {
-        if self.last.as_ref().is_some_and(|record| record.done.is_some()) {
+        if self
+            .last
+            .as_ref()
+            .is_some_and(|record| record.done.is_some())
+        {
             return Ok(None);
         }
         loop {

@@ -78,7 +78,10 @@ impl Telemetry {
     ///
     /// # Errors
     /// See [`TelemetryError`]. Nothing is left half-started that would matter: the process should end.
-    pub fn start(service: &'static str, settings: &TelemetrySettings) -> Result<Self, TelemetryError> {
+    pub fn start(
+        service: &'static str,
+        settings: &TelemetrySettings,
+    ) -> Result<Self, TelemetryError> {
         let filter = EnvFilter::try_new(&settings.log).map_err(TelemetryError::Filter)?;
         let traces = tracer_provider(service, settings)?;
         let spans = tracing_opentelemetry::layer().with_tracer(traces.tracer(service));

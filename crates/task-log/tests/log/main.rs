@@ -59,7 +59,10 @@ fn cancelled() -> Done {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_submission_twice_is_one_task() {
-    let Bench { server: _server, log } = bench().await;
+    let Bench {
+        server: _server,
+        log,
+    } = bench().await;
     let first = submitted(TaskId::random());
     assert_eq!(log.submit(&first).await.unwrap(), Submission::Accepted);
     let again = log.submit(&first).await.unwrap();
@@ -72,14 +75,19 @@ async fn the_same_submission_twice_is_one_task() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_ends_at_once_one_counts_and_the_others_read_it() {
-    let Bench { server: _server, log } = bench().await;
+    let Bench {
+        server: _server,
+        log,
+    } = bench().await;
     let event = submitted(TaskId::random());
     log.submit(&event).await.unwrap();
     let task = TaskRef::of(&event).unwrap();
     let ends = (0..32).map(|attempt| {
         let (log, task) = (log.clone(), task.clone());
         async move {
-            let mut done = if attempt % 2 == 0 { cancelled() } else {
+            let mut done = if attempt % 2 == 0 {
+                cancelled()
+            } else {
                 ended(done::Outcome::Succeeded(Succeeded::default()))
             };
             done.attempt = attempt;
@@ -87,7 +95,10 @@ async fn of_many_ends_at_once_one_counts_and_the_others_read_it() {
         }
     });
     let outcomes = futures::future::join_all(ends).await;
-    let firsts: Vec<_> = outcomes.iter().filter(|(e, _)| *e == Ended::First).collect();
+    let firsts: Vec<_> = outcomes
+        .iter()
+        .filter(|(e, _)| *e == Ended::First)
+        .collect();
     assert_eq!(firsts.len(), 1);
     let winner = &firsts[0].1;
     for (outcome, _) in &outcomes {
@@ -99,7 +110,10 @@ async fn of_many_ends_at_once_one_counts_and_the_others_read_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_is_its_tenants_alone() {
-    let Bench { server: _server, log } = bench().await;
+    let Bench {
+        server: _server,
+        log,
+    } = bench().await;
     let id = TaskId::random();
     log.submit(&submitted(id)).await.unwrap();
     assert!(log.read(&tenant(), id).await.unwrap().is_some());
@@ -111,25 +125,37 @@ async fn a_task_is_its_tenants_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_tells_every_phase_and_ends_with_the_end() {
-    let Bench { server: _server, log } = bench().await;
+    let Bench {
+        server: _server,
+        log,
+    } = bench().await;
     let event = submitted(TaskId::random());
     log.submit(&event).await.unwrap();
     let task = TaskRef::of(&event).unwrap();
     let mut watch = log.watch(&task.tenant, task.task).await.unwrap().unwrap();
     let mut phases = Vec::new();
     while let Some(update) = watch.next().await.unwrap() {
-        let Update::Changed(record) = update else { continue };
+        let Update::Changed(record) = update else {
+            continue;
+        };
         phases.push(record.phase());
         match record.phase() {
             TaskPhase::Queued => {
-                let state = State { phase: Phase::Running.into(), attempt: 1, ..State::default() };
+                let state = State {
+                    phase: Phase::Running.into(),
+                    attempt: 1,
+                    ..State::default()
+                };
                 log.set_state(&task, &state).await.unwrap();
             }
             TaskPhase::Running => drop(log.end(&task, &cancelled()).await.unwrap()),
             _ => {}
         }
     }
-    assert_eq!(phases, [TaskPhase::Queued, TaskPhase::Running, TaskPhase::Cancelled]);
+    assert_eq!(
+        phases,
+        [TaskPhase::Queued, TaskPhase::Running, TaskPhase::Cancelled]
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,7 +165,10 @@ async fn a_watch_outlives_a_broker_that_is_killed_and_comes_back() {
     log.submit(&event).await.unwrap();
     let task = TaskRef::of(&event).unwrap();
     let mut watch = log.watch(&task.tenant, task.task).await.unwrap().unwrap();
-    assert!(matches!(watch.next().await.unwrap(), Some(Update::Changed(_))));
+    assert!(matches!(
+        watch.next().await.unwrap(),
+        Some(Update::Changed(_))
+    ));
     server.kill();
     server.restart().unwrap();
     let end = async {
@@ -178,7 +207,10 @@ async fn a_submission_is_refused_while_the_broker_is_away_and_leaves_no_ghost() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_hold_every_task_once_newest_first() {
-    let Bench { server: _server, log } = bench().await;
+    let Bench {
+        server: _server,
+        log,
+    } = bench().await;
     let ids: Vec<TaskId> = (0..25).map(|_| TaskId::random()).collect();
     for &id in &ids {
         log.submit(&submitted(id)).await.unwrap();
@@ -190,7 +222,11 @@ async fn pages_hold_every_task_once_newest_first() {
     loop {
         let page = log.list(&tenant(), before, 10).await.unwrap();
         assert!(page.records.len() <= 10);
-        seen.extend(page.records.iter().map(|r| r.submitted.task_id.parse::<TaskId>().unwrap()));
+        seen.extend(
+            page.records
+                .iter()
+                .map(|r| r.submitted.task_id.parse::<TaskId>().unwrap()),
+        );
         before = page.next;
         if before.is_none() {
             break;
@@ -202,7 +238,10 @@ async fn pages_hold_every_task_once_newest_first() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dispatch_is_queued_once_and_comes_back_when_it_is_not_acknowledged() {
-    let Bench { server: _server, log } = bench().await;
+    let Bench {
+        server: _server,
+        log,
+    } = bench().await;
     let event = submitted(TaskId::random());
     log.dispatch(&event, 0).await.unwrap();
     log.dispatch(&event, 0).await.unwrap();
@@ -222,7 +261,10 @@ async fn a_dispatch_is_queued_once_and_comes_back_when_it_is_not_acknowledged() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_up_is_kept_with_its_reason() {
-    let Bench { server: _server, log } = bench().await;
+    let Bench {
+        server: _server,
+        log,
+    } = bench().await;
     let letter = DeadLetter {
         tenant: "acme".to_owned(),
         task_id: TaskId::random().to_string(),

@@ -1,0 +1,173 @@
+//! Authentication: proof → key → policy → rate limit. It reads only the followed copies of the buckets, so it needs no
+//! round trip to the broker and goes on while the broker is down.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use messaging::Snapshot;
+use tokio::sync::watch;
+
+use crate::envelope::{Envelope, OpenEnvelope};
+use crate::error::AuthError;
+use crate::key_encryption::{KeyEncryption, KeyEncryptionError};
+use crate::limit::{Allowance, Limiter};
+use crate::policy::{self, PolicyRecord};
+use crate::proof::Proof;
+use crate::store::KeyRecord;
+
+/// Gives the present. A plain function, so that tests can hold time still.
+pub(crate) type Clock = fn() -> Timestamp;
+
+/// Says who a caller is and what it may do. One for the whole service.
+pub(crate) struct Authenticator {
+    keys: watch::Receiver<Snapshot<KeyRecord>>,
+    policies: watch::Receiver<Snapshot<PolicyRecord>>,
+    key_encryption: Arc<dyn KeyEncryption>,
+    /// A key that nobody holds: unknown callers are checked against it, so that they wait as long as known ones.
+    decoy: KeyRecord,
+    limiter: Limiter,
+    clock: Clock,
+    started: Instant,
+}
+
+/// A caller that was let in.
+#[derive(Debug)]
+pub(crate) struct Admitted {
+    pub(crate) key: KeyRecord,
+    pub(crate) policy: PolicyRecord,
+    pub(crate) allowance: Allowance,
+}
+
+impl Authenticator {
+    pub(crate) async fn new(
+        keys: watch::Receiver<Snapshot<KeyRecord>>,
+        policies: watch::Receiver<Snapshot<PolicyRecord>>,
+        key_encryption: Arc<dyn KeyEncryption>,
+        clock: Clock,
+    ) -> Result<Self, KeyEncryptionError> {
+        Ok(Self {
+            decoy: decoy(&*key_encryption).await?,
+            keys,
+            policies,
+            key_encryption,
+            limiter: Limiter::default(),
+            clock,
+            started: Instant::now(),
+        })
+    }
+
+    /// Verifies a proof and charges one request to the key's rate limit. A caller that is not proven is charged nothing:
+    /// otherwise anyone could use up a key's limit by naming it.
+    pub(crate) async fn authenticate(&self, proof: &Proof) -> Result<Admitted, AuthError> {
+        let key = self.prove(proof).await?;
+        let policies = self.policies.borrow().clone();
+        let Some(policy) = policy::choose(&policies, &key.app_key) else {
+            return Err(AuthError::NoPolicy {
+                app_key: key.app_key,
+            });
+        };
+        let rate = policy.rate();
+        match self.limiter.charge(&key.app_key, self.uptime(), rate) {
+            Ok(allowance) => Ok(Admitted {
+                key,
+                policy: policy.clone(),
+                allowance,
+            }),
+            Err(over) => Err(AuthError::RateLimited {
+                app_key: key.app_key,
+                rate,
+                retry_after: over.retry_after,
+            }),
+        }
+    }
+
+    async fn prove(&self, proof: &Proof) -> Result<KeyRecord, AuthError> {
+        if let Proof::SignatureV1(signature) = proof {
+            signature.check_clock((self.clock)().as_second())?;
+        }
+        let keys = self.keys.borrow().clone();
+        let known = proof
+            .claims()
+            .and_then(|claimed| keys.get(claimed).map(|record| (claimed, record)))
+            // A record copied to another name in the bucket is not that name's.
+            .filter(|(claimed, record)| record.app_key.as_str() == *claimed)
+            .map(|(_, record)| record);
+        let record = known.unwrap_or(&self.decoy);
+        let holds = self.holds(proof, record).await?;
+        let good = known.is_some() && record.revoked_at.is_none();
+        if !(holds & good) {
+            return Err(AuthError::NotValid {
+                header: proof.header(),
+            });
+        }
+        // Said only to one that has shown that the key is its own.
+        if matches!(proof, Proof::SignatureV1(_)) && !record.allow_signature_v1 {
+            return Err(AuthError::SignatureV1Off {
+                app_key: record.app_key.clone(),
+            });
+        }
+        Ok(record.clone())
+    }
+
+    async fn holds(&self, proof: &Proof, record: &KeyRecord) -> Result<bool, AuthError> {
+        let damaged = |source| AuthError::Envelope {
+            app_key: record.app_key.clone(),
+            operation: "opened",
+            source,
+        };
+        let open = self.open(record).await.map_err(damaged)?;
+        Ok(match proof {
+            Proof::SignatureV1(signature) => {
+                let secret = open.secret().map_err(|e| damaged(e.into()))?;
+                signature.is_made_with(&secret)
+            }
+            Proof::Bearer(bearer) => open.is_bearer(bearer),
+        })
+    }
+
+    async fn open<'a>(
+        &self,
+        record: &'a KeyRecord,
+    ) -> Result<OpenEnvelope<'a>, KeyEncryptionError> {
+        let (app_key, tenant) = (&record.app_key, &record.tenant);
+        let envelope = &record.envelope;
+        envelope.open(&*self.key_encryption, app_key, tenant).await
+    }
+
+    fn uptime(&self) -> Duration {
+        self.started.elapsed()
+    }
+
+    /// Lets go of what idle keys no longer need. Call it now and then.
+    pub(crate) fn forget_idle(&self) {
+        self.limiter.forget_idle(self.uptime());
+    }
+
+    /// How many keys are accepted at present.
+    pub(crate) fn active_keys(&self) -> usize {
+        let keys = self.keys.borrow();
+        keys.values().filter(|k| k.revoked_at.is_none()).count()
+    }
+}
+
+async fn decoy(key_encryption: &dyn KeyEncryption) -> Result<KeyRecord, KeyEncryptionError> {
+    // As long as real ones, so that no step on the way is shorter.
+    let secret = "0".repeat(64).into();
+    let (app_key, tenant) = ("nobody-0000000000", "nobody");
+    let app_key = app_key.parse().expect("a literal of the right letters");
+    let tenant = tenant.parse().expect("a literal of the right letters");
+    Ok(KeyRecord {
+        envelope: Envelope::seal(key_encryption, &app_key, &tenant, &secret, &secret).await?,
+        app_key,
+        tenant,
+        name: String::new(),
+        allow_signature_v1: true,
+        created_at: Timestamp::UNIX_EPOCH,
+        revoked_at: Some(Timestamp::UNIX_EPOCH),
+    })
+}
+
+#[cfg(test)]
+#[path = "authenticate_tests.rs"]
+mod tests;

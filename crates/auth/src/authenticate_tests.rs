@@ -1,0 +1,210 @@
+//! Authentication without a broker: the followed copies are values here.
+
+use aws_lc_rs::hmac;
+use messaging::Snapshot;
+
+use super::*;
+use crate::key_encryption::LocalKey;
+use crate::keys::{self, NewKey};
+use crate::proof::SignatureV1;
+use crate::sealed::Key;
+
+const NOW: i64 = 1_700_000_000;
+
+fn stopped_clock() -> Timestamp {
+    Timestamp::from_second(NOW).unwrap()
+}
+
+struct Bench {
+    authenticator: Authenticator,
+    keys: watch::Sender<Snapshot<KeyRecord>>,
+    policies: watch::Sender<Snapshot<PolicyRecord>>,
+    made: keys::Made,
+}
+
+async fn bench(prefix: &str, allow_signature_v1: bool) -> Bench {
+    let kek: Arc<dyn KeyEncryption> = Arc::new(LocalKey::new(&Key::random().unwrap()));
+    let new = NewKey {
+        prefix: prefix.to_owned(),
+        tenant: "acme".parse().unwrap(),
+        name: "a laptop".to_owned(),
+        allow_signature_v1,
+    };
+    let made = keys::make(&new, &*kek, stopped_clock()).await.unwrap();
+    let record = made.record.clone();
+    let all = [(record.app_key.to_string(), record)].into();
+    let (keys, keys_seen) = watch::channel(Arc::new(all));
+    let table = policy::defaults().map(|(name, policy)| (name.to_owned(), policy));
+    let (policies, policies_seen) = watch::channel(Arc::new(table.into()));
+    let authenticator = Authenticator::new(keys_seen, policies_seen, kek, stopped_clock).await;
+    Bench {
+        authenticator: authenticator.unwrap(),
+        keys,
+        policies,
+        made,
+    }
+}
+
+impl Bench {
+    fn app_key(&self) -> &str {
+        self.made.record.app_key.as_str()
+    }
+
+    fn signed(&self, app_key: &str, at: i64) -> Proof {
+        use secrecy::ExposeSecret as _;
+        let secret = self.made.secret.expose_secret().as_bytes();
+        let key = hmac::Key::new(hmac::HMAC_SHA256, secret);
+        let signature = hmac::sign(&key, format!("{app_key}{at}").as_bytes());
+        Proof::SignatureV1(SignatureV1 {
+            app_key: app_key.to_owned(),
+            timestamp: at.to_string(),
+            signature: hex::encode(signature),
+        })
+    }
+
+    fn change(&self, change: impl FnOnce(&mut KeyRecord)) {
+        self.keys.send_modify(|all| {
+            let all = Arc::make_mut(all);
+            change(all.get_mut(self.app_key()).unwrap());
+        });
+    }
+
+    async fn refused(&self, proof: Proof) -> String {
+        let refused = self.authenticator.authenticate(&proof).await.unwrap_err();
+        refused.to_string()
+    }
+}
+
+#[tokio::test]
+async fn a_new_key_is_let_in_by_signature_and_by_bearer() {
+    let bench = bench("prod-", true).await;
+    let signed = bench.signed(bench.app_key(), NOW - 299);
+    let admitted = bench.authenticator.authenticate(&signed).await.unwrap();
+    assert_eq!(admitted.key.app_key, bench.made.record.app_key);
+    assert_eq!(admitted.policy.tier, "priority");
+    assert_eq!(admitted.allowance.remaining, 49);
+    let bearer = Proof::Bearer(bench.made.bearer.clone());
+    let admitted = bench.authenticator.authenticate(&bearer).await.unwrap();
+    assert!(admitted.allowance.remaining < 50);
+}
+
+#[tokio::test]
+async fn unknown_wrong_and_revoked_keys_hear_the_same() {
+    let bench = bench("prod-", true).await;
+    let mut heard = vec![
+        bench.refused(bench.signed("prod-unknown", NOW)).await,
+        bench.refused(bench.signed("NO KEY AT ALL", NOW)).await,
+        bench.refused(bench.signed("nobody-0000000000", NOW)).await,
+        bench
+            .refused(Proof::Bearer("ink_prod-unknown_x".into()))
+            .await,
+        bench.refused(Proof::Bearer("gibberish".into())).await,
+    ];
+    let mut wrong = bench.signed(bench.app_key(), NOW);
+    if let Proof::SignatureV1(signature) = &mut wrong {
+        signature.signature = "00".repeat(32);
+    }
+    heard.push(bench.refused(wrong).await);
+    let bearer = format!("ink_{}_wrong", bench.app_key());
+    heard.push(bench.refused(Proof::Bearer(bearer.into())).await);
+    bench.change(|key| key.revoked_at = Some(stopped_clock()));
+    heard.push(bench.refused(bench.signed(bench.app_key(), NOW)).await);
+    heard.push(
+        bench
+            .refused(Proof::Bearer(bench.made.bearer.clone()))
+            .await,
+    );
+    heard.dedup();
+    assert_eq!(heard, ["the key or the signature is not valid"]);
+}
+
+#[tokio::test]
+async fn the_decoys_own_secret_lets_nobody_in() {
+    let bench = bench("prod-", true).await;
+    let all_zero = "0".repeat(64);
+    let key = hmac::Key::new(hmac::HMAC_SHA256, all_zero.as_bytes());
+    let signature = hmac::sign(&key, format!("prod-unknown{NOW}").as_bytes());
+    let proof = Proof::SignatureV1(SignatureV1 {
+        app_key: "prod-unknown".to_owned(),
+        timestamp: NOW.to_string(),
+        signature: hex::encode(signature),
+    });
+    assert!(bench.refused(proof).await.contains("not valid"));
+}
+
+#[tokio::test]
+async fn a_key_without_signature_v1_says_so_only_to_its_holder() {
+    let bench = bench("prod-", false).await;
+    let told = bench.refused(bench.signed(bench.app_key(), NOW)).await;
+    assert!(told.contains("bearer"), "{told}");
+    let stranger = Proof::SignatureV1(SignatureV1 {
+        app_key: bench.app_key().to_owned(),
+        timestamp: NOW.to_string(),
+        signature: String::new(),
+    });
+    let told = bench.refused(stranger).await;
+    assert!(!told.contains("bearer"), "{told}");
+    let bearer = Proof::Bearer(bench.made.bearer.clone());
+    bench.authenticator.authenticate(&bearer).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_record_copied_to_another_name_or_given_to_another_tenant_lets_nobody_in() {
+    let bench = bench("prod-", true).await;
+    let record = bench.made.record.clone();
+    bench.keys.send_modify(|all| {
+        Arc::make_mut(all).insert("prod-copy".to_owned(), record);
+    });
+    let told = bench.refused(bench.signed("prod-copy", NOW)).await;
+    assert!(told.contains("not valid"), "{told}");
+    bench.change(|key| key.tenant = "mallory".parse().unwrap());
+    let told = bench.refused(bench.signed(bench.app_key(), NOW)).await;
+    assert!(told.contains("cannot be opened"), "{told}");
+}
+
+#[tokio::test]
+async fn over_the_limit_the_wait_is_named_and_a_changed_policy_counts_at_once() {
+    let bench = bench("test-", true).await;
+    let bearer = || Proof::Bearer(bench.made.bearer.clone());
+    let mut refused = None;
+    for _ in 0..100 {
+        match bench.authenticator.authenticate(&bearer()).await {
+            Ok(_) => {}
+            Err(error) => {
+                refused = Some(error);
+                break;
+            }
+        }
+    }
+    let refused = refused.expect("5 a second were not enough for 100 at once");
+    assert!(
+        refused.to_string().contains("5 requests a second"),
+        "{refused}"
+    );
+    let AuthError::RateLimited { retry_after, .. } = refused else {
+        panic!("{refused}");
+    };
+    assert!(retry_after <= Duration::from_millis(200), "{retry_after:?}");
+    bench.policies.send_modify(|all| {
+        let policy = Arc::make_mut(all).get_mut("test").unwrap();
+        policy.burst = std::num::NonZeroU32::new(1000).unwrap();
+    });
+    bench.authenticator.authenticate(&bearer()).await.unwrap();
+    bench
+        .policies
+        .send_modify(|all| drop(Arc::make_mut(all).remove("test")));
+    let told = bench.refused(bearer()).await;
+    assert!(told.contains("no policy"), "{told}");
+}
+
+#[tokio::test]
+async fn callers_that_prove_nothing_use_up_nothing() {
+    let bench = bench("test-", true).await;
+    for _ in 0..20 {
+        let bearer = format!("ink_{}_wrong", bench.app_key());
+        bench.refused(Proof::Bearer(bearer.into())).await;
+    }
+    let bearer = Proof::Bearer(bench.made.bearer.clone());
+    let admitted = bench.authenticator.authenticate(&bearer).await.unwrap();
+    assert_eq!(admitted.allowance.remaining, 4);
+}

@@ -1,0 +1,159 @@
+//! What can go wrong, in words for the person who reads it. `grpc.rs` gives each its code.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use contract::AppKey;
+use contract::limits::MAX_CLOCK_SKEW_SECONDS;
+use lifecycle::admin::AdminError;
+use messaging::BrokerError;
+use rpc::RpcError;
+
+use crate::key_encryption::KeyEncryptionError;
+use crate::limit::Rate;
+pub use crate::secret_file::SecretFileError;
+
+/// Why the service did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The key-encryption key or the admin token cannot be used.
+    #[error(transparent)]
+    SecretFile(#[from] SecretFileError),
+    /// No random bytes, or the like: the cryptographic library would not work.
+    #[error("the cryptographic library does not work here")]
+    Crypto(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The stored keys need another key-encryption key than the file holds.
+    #[error(
+        "none of the {keys} stored keys opens with the key-encryption key {held} in {} (setting keys.key_file); \
+         they are sealed under {wanted}. Put that file back",
+        path.display()
+    )]
+    OtherKey {
+        /// How many keys there are.
+        keys: usize,
+        /// The key-encryption key that the file holds.
+        held: String,
+        /// Those that the keys need.
+        wanted: String,
+        /// The file.
+        path: PathBuf,
+    },
+    /// The broker did not do what starting needs.
+    #[error("cannot {operation}")]
+    Broker {
+        /// What was tried.
+        operation: &'static str,
+        /// Why it failed.
+        #[source]
+        source: BrokerError,
+    },
+    /// gRPC cannot be served.
+    #[error(transparent)]
+    Grpc(#[from] RpcError),
+    /// The admin port cannot be served.
+    #[error(transparent)]
+    Admin(#[from] AdminError),
+}
+
+/// Why a call was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AuthError {
+    /// Nothing was shown.
+    #[error(
+        "say who you are: `Authorization: Bearer <key>`, or X-App-Key, X-Timestamp and X-Signature"
+    )]
+    NoProof,
+    /// The timestamp is not one.
+    #[error(
+        "X-Timestamp must be Unix time in whole seconds, in decimal digits; the server's is {server}"
+    )]
+    Timestamp { server: i64 },
+    /// The clocks differ too much.
+    #[error(
+        "X-Timestamp {sent} is more than {MAX_CLOCK_SKEW_SECONDS} s away from the server's time, which is {server}; \
+         set the clock"
+    )]
+    ClockSkew { sent: i64, server: i64 },
+    /// Unknown, wrong or revoked: which of them is nobody's business.
+    #[error("the key or the signature is not valid")]
+    NotValid { header: &'static str },
+    /// The proof holds, but is of a kind that this key does not take.
+    #[error(
+        "the key {app_key} does not take signature v1, because that signs no body; use its bearer key"
+    )]
+    SignatureV1Off { app_key: AppKey },
+    /// No policy names the key's prefix any more.
+    #[error("no policy is set for the key {app_key}")]
+    NoPolicy { app_key: AppKey },
+    /// Too many requests.
+    #[error(
+        "over the limit of {} requests a second ({} at once) for the key {app_key}; try again in {} ms",
+        rate.per_second, rate.burst, millis_up(*retry_after)
+    )]
+    RateLimited {
+        app_key: AppKey,
+        rate: Rate,
+        retry_after: Duration,
+    },
+    /// A field of a request about keys is wrong.
+    #[error("{field}: {problem}")]
+    Invalid {
+        field: &'static str,
+        problem: String,
+    },
+    /// The admin token is missing or wrong.
+    #[error(
+        "keys are managed with `authorization: Bearer <token>`, the token being in auth's keys.admin_token_file"
+    )]
+    NotAdmin,
+    /// There is no such key to revoke.
+    #[error("there is no key {app_key}")]
+    NoSuchKey { app_key: AppKey },
+    /// A key's secrets could not be sealed or opened.
+    #[error("the secrets of the key {app_key} cannot be {operation}")]
+    Envelope {
+        app_key: AppKey,
+        operation: &'static str,
+        #[source]
+        source: KeyEncryptionError,
+    },
+    /// The library gave no random bytes.
+    #[error("there are no random bytes to make a key of")]
+    NoRandomness,
+    /// The bucket could not be read or written.
+    #[error("cannot {operation}")]
+    Store {
+        operation: &'static str,
+        #[source]
+        source: BrokerError,
+    },
+    /// The same record kept changing under our hands.
+    #[error("the key {app_key} is being changed by others; try again")]
+    Contended { app_key: AppKey },
+}
+
+impl AuthError {
+    /// The outcome, for metrics.
+    pub(crate) fn outcome(&self) -> &'static str {
+        match self {
+            Self::NoProof => "no_proof",
+            Self::Timestamp { .. } | Self::ClockSkew { .. } => "clock",
+            Self::NotValid { .. } => "not_valid",
+            Self::SignatureV1Off { .. } => "signature_v1_off",
+            Self::NoPolicy { .. } => "no_policy",
+            Self::RateLimited { .. } => "rate_limited",
+            Self::Invalid { .. } => "invalid",
+            Self::NotAdmin => "not_admin",
+            Self::NoSuchKey { .. } => "no_such_key",
+            Self::Envelope { .. } => "envelope",
+            Self::NoRandomness => "no_randomness",
+            Self::Store { .. } => "store",
+            Self::Contended { .. } => "contended",
+        }
+    }
+}
+
+/// In whole milliseconds, never too short.
+pub(crate) fn millis_up(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,223 @@
+//! Decode, call, encode; and the one place where our errors get their codes.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use contract::auth::auth_service_server::{AuthService, AuthServiceServer};
+use contract::auth::authenticate_request::Proof as ProofMessage;
+use contract::auth::key_service_server::{KeyService, KeyServiceServer};
+use contract::auth::{
+    AuthenticateRequest, AuthenticateResponse, Caller, CreateKeyRequest, CreateKeyResponse,
+    KeyInfo, ListKeysRequest, ListKeysResponse, RateLimit, RevokeKeyRequest, RevokeKeyResponse,
+};
+use contract::{ErrorCode, Failure};
+use messaging::Snapshot;
+use secrecy::ExposeSecret as _;
+use tonic::metadata::MetadataMap;
+use tonic::service::Routes;
+use tonic::{Request, Response, Status};
+
+use crate::admin::AdminToken;
+use crate::authenticate::{Admitted, Authenticator};
+use crate::error::{AuthError, millis_up};
+use crate::keys::{self, Keys, NewKey};
+use crate::metrics;
+use crate::policy::{self, PolicyRecord};
+use crate::proof::{Proof, SignatureV1};
+use crate::store::KeyRecord;
+
+/// What a caller is told to wait when the broker does not do its part.
+const RETRY_STORE: Duration = Duration::from_secs(1);
+
+/// Both services, to be served on one address.
+pub(crate) fn routes(authenticator: Arc<Authenticator>, keys: Keys, admin: AdminToken) -> Routes {
+    let auth = AuthServiceServer::new(AuthGrpc { authenticator });
+    let keys = KeyServiceServer::new(KeyGrpc { keys, admin });
+    Routes::new(rpc::with_limits!(auth)).add_service(rpc::with_limits!(keys))
+}
+
+struct AuthGrpc {
+    authenticator: Arc<Authenticator>,
+}
+
+#[tonic::async_trait]
+impl AuthService for AuthGrpc {
+    async fn authenticate(
+        &self,
+        request: Request<AuthenticateRequest>,
+    ) -> Result<Response<AuthenticateResponse>, Status> {
+        let began = Instant::now();
+        let proof = request.into_inner().proof.map(decode_proof);
+        let outcome = match &proof {
+            Some(proof) => self.authenticator.authenticate(proof).await,
+            None => Err(AuthError::NoProof),
+        };
+        metrics::authenticated(
+            proof.as_ref().map_or("none", Proof::kind),
+            outcome
+                .as_ref()
+                .map_or_else(AuthError::outcome, |_| "admitted"),
+            began.elapsed(),
+        );
+        outcome
+            .map(encode_admitted)
+            .map(Response::new)
+            .map_err(status)
+    }
+}
+
+struct KeyGrpc {
+    keys: Keys,
+    admin: AdminToken,
+}
+
+#[tonic::async_trait]
+impl KeyService for KeyGrpc {
+    async fn create_key(
+        &self,
+        request: Request<CreateKeyRequest>,
+    ) -> Result<Response<CreateKeyResponse>, Status> {
+        self.admit(request.metadata()).map_err(status)?;
+        let new = decode_new(request.into_inner()).map_err(status)?;
+        let made = self.keys.create(&new).await.map_err(status)?;
+        Ok(Response::new(CreateKeyResponse {
+            key: Some(encode_key(&made.record, &self.keys.policies())),
+            secret: made.secret.expose_secret().to_owned(),
+            bearer: made.bearer.expose_secret().to_owned(),
+        }))
+    }
+
+    async fn list_keys(
+        &self,
+        request: Request<ListKeysRequest>,
+    ) -> Result<Response<ListKeysResponse>, Status> {
+        self.admit(request.metadata()).map_err(status)?;
+        let tenant = request.into_inner().tenant;
+        let tenant = (!tenant.is_empty()).then(|| keys::tenant(&tenant));
+        let tenant = tenant.transpose().map_err(status)?;
+        let policies = self.keys.policies();
+        let listed = self.keys.list(tenant.as_ref());
+        let keys = listed
+            .iter()
+            .map(|key| encode_key(key, &policies))
+            .collect();
+        Ok(Response::new(ListKeysResponse { keys }))
+    }
+
+    async fn revoke_key(
+        &self,
+        request: Request<RevokeKeyRequest>,
+    ) -> Result<Response<RevokeKeyResponse>, Status> {
+        self.admit(request.metadata()).map_err(status)?;
+        let app_key = keys::app_key(&request.into_inner().app_key).map_err(status)?;
+        let record = self.keys.revoke(&app_key).await.map_err(status)?;
+        let key = Some(encode_key(&record, &self.keys.policies()));
+        Ok(Response::new(RevokeKeyResponse { key }))
+    }
+}
+
+impl KeyGrpc {
+    fn admit(&self, metadata: &MetadataMap) -> Result<(), AuthError> {
+        let offered = metadata.get("authorization").and_then(|v| v.to_str().ok());
+        let token = offered.and_then(|v| v.strip_prefix("Bearer "));
+        match token {
+            Some(token) if self.admin.is(token) => Ok(()),
+            _ => Err(AuthError::NotAdmin),
+        }
+    }
+}
+
+fn decode_proof(message: ProofMessage) -> Proof {
+    match message {
+        ProofMessage::SignatureV1(message) => Proof::SignatureV1(SignatureV1 {
+            app_key: message.app_key,
+            timestamp: message.timestamp,
+            signature: message.signature,
+        }),
+        ProofMessage::Bearer(text) => Proof::Bearer(text.into()),
+    }
+}
+
+fn decode_new(message: CreateKeyRequest) -> Result<NewKey, AuthError> {
+    Ok(NewKey {
+        prefix: message.prefix,
+        tenant: keys::tenant(&message.tenant)?,
+        name: keys::name(message.name)?,
+        allow_signature_v1: message.allow_signature_v1,
+    })
+}
+
+fn encode_admitted(admitted: Admitted) -> AuthenticateResponse {
+    let Admitted {
+        key,
+        policy,
+        allowance,
+    } = admitted;
+    AuthenticateResponse {
+        rate_limit: Some(RateLimit {
+            limit: policy.requests_per_second.get(),
+            remaining: allowance.remaining,
+            reset_ms: millis_up(allowance.full_in),
+        }),
+        caller: Some(Caller {
+            tenant: key.tenant.into(),
+            app_key: key.app_key.into(),
+            policy: Some((&policy).into()),
+        }),
+    }
+}
+
+fn encode_key(key: &KeyRecord, policies: &Snapshot<PolicyRecord>) -> KeyInfo {
+    KeyInfo {
+        app_key: key.app_key.to_string(),
+        tenant: key.tenant.to_string(),
+        name: key.name.clone(),
+        allow_signature_v1: key.allow_signature_v1,
+        created_at: Some(SystemTime::from(key.created_at).into()),
+        revoked_at: key.revoked_at.map(|at| SystemTime::from(at).into()),
+        policy: policy::choose(policies, &key.app_key).map(Into::into),
+    }
+}
+
+fn status(error: AuthError) -> Status {
+    let failure = failure(&error);
+    match failure.code {
+        ErrorCode::Internal | ErrorCode::Unavailable => {
+            tracing::error!(error = &error as &dyn std::error::Error, "a call failed");
+        }
+        _ => tracing::debug!(%error, "a call was refused"),
+    }
+    failure.into()
+}
+
+fn failure(error: &AuthError) -> Failure {
+    let unauthenticated = |field: &str| Failure {
+        field: Some(field.to_owned()),
+        ..Failure::new(ErrorCode::Unauthenticated, error.to_string())
+    };
+    match error {
+        AuthError::NoProof | AuthError::NotAdmin => unauthenticated("Authorization"),
+        AuthError::Timestamp { .. } | AuthError::ClockSkew { .. } => unauthenticated("X-Timestamp"),
+        AuthError::NotValid { header } => unauthenticated(header),
+        AuthError::SignatureV1Off { .. } => unauthenticated("X-Signature"),
+        AuthError::NoPolicy { .. } => Failure::new(ErrorCode::PermissionDenied, error.to_string()),
+        AuthError::RateLimited { retry_after, .. } => Failure {
+            // Never too short: a caller that comes back when told must be let through.
+            retry_after: Some(Duration::from_millis(millis_up(*retry_after))),
+            ..Failure::new(ErrorCode::RateLimited, error.to_string())
+        },
+        AuthError::Invalid { field, .. } => Failure::invalid(*field, error.to_string()),
+        AuthError::NoSuchKey { .. } => Failure {
+            field: Some("app_key".to_owned()),
+            ..Failure::new(ErrorCode::NotFound, error.to_string())
+        },
+        // Which key it is would tell a caller that has proven nothing that the key exists.
+        AuthError::Envelope { .. } | AuthError::NoRandomness => Failure::new(
+            ErrorCode::Internal,
+            "auth cannot do this just now; its log says why",
+        ),
+        AuthError::Store { .. } | AuthError::Contended { .. } => {
+            Failure::unavailable(error.to_string(), RETRY_STORE)
+        }
+    }
+}

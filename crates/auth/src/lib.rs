@@ -1,0 +1,208 @@
+//! Who may call, and how much.
+//!
+//! Keys live in the bucket `KEYS` and policies in `POLICIES`; each instance follows both, so any number of instances
+//! answer from memory, a revocation is seen everywhere within a second, and authentication goes on while the broker is
+//! down (managing keys does not, and readiness says so).
+//!
+//! Two gRPC services share one address: `AuthService` for the gateway, `KeyService` for operators, who also show the
+//! admin token.
+//!
+//! Invariants:
+//! * No secret is stored, logged or shown in the clear: the signing secret is sealed under a data key of its own, the
+//!   bearer key is kept as a keyed digest, and the data key is wrapped by a key that never reaches the broker. A new key's
+//!   secrets are shown once, in the answer that made it.
+//! * Unknown, wrong and revoked keys look the same to who shows them, in words and closely in time.
+//! * Only a proven caller is charged, so nobody can use up another's limit.
+//! * A record that was changed, copied to another name or given to another tenant lets nobody in.
+
+mod admin;
+mod authenticate;
+mod envelope;
+mod error;
+mod grpc;
+mod key_encryption;
+mod keys;
+mod limit;
+mod metrics;
+mod policy;
+mod proof;
+mod sealed;
+mod secret_file;
+mod settings;
+mod store;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::Timestamp;
+use lifecycle::{Check, Service};
+use messaging::{Broker, BrokerError, Bucket, Snapshot};
+use telemetry::Telemetry;
+use tokio::sync::watch;
+
+use crate::admin::AdminToken;
+use crate::authenticate::Authenticator;
+use crate::key_encryption::{KeyEncryption, LocalKey};
+use crate::keys::Keys;
+use crate::policy::PolicyRecord;
+use crate::store::{KEYS, KeyRecord, POLICIES};
+
+pub use error::{SecretFileError, StartError};
+pub use settings::{GrpcSettings, KeysSettings, Settings};
+
+/// How often the broker is probed and idle keys' limits are forgotten.
+const UPKEEP: Duration = Duration::from_secs(3);
+/// How long tasks may take to end when the service could not start.
+const ABANDON: Duration = Duration::from_secs(2);
+
+/// Starts the service; when this returns it answers on its addresses `grpc` and `admin`.
+///
+/// # Errors
+/// See [`StartError`]; nothing is left running then.
+pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, StartError> {
+    let mut service = Service::new("auth");
+    match assemble(&mut service, &settings, &telemetry).await {
+        Ok(()) => Ok(service),
+        Err(error) => {
+            service.stop(ABANDON).await;
+            Err(error)
+        }
+    }
+}
+
+async fn assemble(
+    service: &mut Service,
+    settings: &Settings,
+    telemetry: &Telemetry,
+) -> Result<(), StartError> {
+    metrics::describe();
+    let create = settings.keys.create_if_missing;
+    // Files first: what is wrong with them shows without a broker. They are two short reads, so the runtime may wait.
+    let local = LocalKey::load(&settings.keys.key_file, create)?;
+    let admin = AdminToken::load(&settings.keys.admin_token_file, create)?;
+    let key_encryption: Arc<dyn KeyEncryption> = Arc::new(local);
+
+    let check = service.health.check("broker");
+    let broker = Broker::connect(&settings.broker, "auth").await;
+    let broker = broker.map_err(failed("reach the broker"))?;
+    let (bucket, copy) = follow_keys(service, &broker).await?;
+    let policies = follow_policies(service, &broker).await?;
+    check_key_encryption(&copy.borrow(), &*key_encryption, &settings.keys.key_file)?;
+
+    let authenticator = Authenticator::new(
+        copy.clone(),
+        policies.clone(),
+        key_encryption.clone(),
+        Timestamp::now,
+    );
+    let authenticator = authenticator
+        .await
+        .map_err(|source| StartError::Crypto(Box::new(source)))?;
+    let authenticator = Arc::new(authenticator);
+    let keys = Keys {
+        bucket,
+        copy,
+        policies,
+        key_encryption,
+        clock: Timestamp::now,
+    };
+    check.pass();
+    keep_up(service, broker, check, authenticator.clone());
+    let routes = grpc::routes(authenticator, keys, admin);
+    rpc::serve(service, settings.grpc.listen, routes).await?;
+    lifecycle::admin::serve(service, settings.process.admin_listen, telemetry).await?;
+    Ok(())
+}
+
+fn failed(operation: &'static str) -> impl FnOnce(BrokerError) -> StartError {
+    move |source| StartError::Broker { operation, source }
+}
+
+type Copy<T> = watch::Receiver<Snapshot<T>>;
+
+async fn follow_keys(
+    service: &Service,
+    broker: &Broker,
+) -> Result<(Bucket<KeyRecord>, Copy<KeyRecord>), StartError> {
+    let open = || broker.bucket::<KeyRecord>(KEYS, Duration::ZERO);
+    let bucket = broker.patiently(open).await;
+    let bucket = bucket.map_err(failed("open the bucket of keys"))?;
+    let copy = bucket.follow(&service.tasks, "follow keys").await;
+    Ok((bucket, copy.map_err(failed("read the keys"))?))
+}
+
+async fn follow_policies(
+    service: &Service,
+    broker: &Broker,
+) -> Result<Copy<PolicyRecord>, StartError> {
+    let open = || broker.bucket::<PolicyRecord>(POLICIES, Duration::ZERO);
+    let bucket = broker.patiently(open).await;
+    let bucket = bucket.map_err(failed("open the bucket of policies"))?;
+    seed(&bucket)
+        .await
+        .map_err(failed("store the default policies"))?;
+    let copy = bucket.follow(&service.tasks, "follow policies").await;
+    copy.map_err(failed("read the policies"))
+}
+
+/// Fills a bucket that is empty. One that is not belongs to whoever runs the platform: a policy that they removed must not
+/// come back with the next start, and one that they changed must stay so.
+async fn seed(bucket: &Bucket<PolicyRecord>) -> Result<(), BrokerError> {
+    if !bucket.all().await?.is_empty() {
+        return Ok(());
+    }
+    for (name, policy) in policy::defaults() {
+        match bucket.create(name, &policy).await {
+            // Another instance starts at the same time.
+            Ok(_) | Err(BrokerError::Conflict { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// Refuses to start with a key-encryption key that opens nothing of what is stored: the file was lost and made anew, or
+/// this is another installation's. Better no instance than one that turns every caller away.
+fn check_key_encryption(
+    keys: &Snapshot<KeyRecord>,
+    key_encryption: &dyn KeyEncryption,
+    path: &Path,
+) -> Result<(), StartError> {
+    let held = key_encryption.id();
+    let needed = |key: &KeyRecord| key.envelope.data_key.kek.clone();
+    let foreign: Vec<_> = keys.values().map(needed).filter(|id| id != held).collect();
+    if foreign.is_empty() {
+        return Ok(());
+    }
+    let wanted: BTreeSet<String> = foreign.iter().map(ToString::to_string).collect();
+    let wanted = wanted.into_iter().collect::<Vec<_>>().join(", ");
+    if foreign.len() < keys.len() {
+        let count = foreign.len();
+        tracing::warn!(count, %held, wanted, "some keys are sealed under other key-encryption keys");
+        return Ok(());
+    }
+    Err(StartError::OtherKey {
+        keys: keys.len(),
+        held: held.to_string(),
+        wanted,
+        path: path.to_owned(),
+    })
+}
+
+fn keep_up(service: &Service, broker: Broker, check: Check, authenticator: Arc<Authenticator>) {
+    let stopping = service.tasks.stopping();
+    service.tasks.critical("upkeep", async move {
+        tokio::pin!(stopping);
+        loop {
+            metrics::active_keys(authenticator.active_keys());
+            authenticator.forget_idle();
+            tokio::select! {
+                () = &mut stopping => return Ok::<(), BrokerError>(()),
+                () = tokio::time::sleep(UPKEEP) => {}
+            }
+            check.set(broker.probe().await);
+        }
+    });
+}

@@ -1,0 +1,33 @@
+//! What auth counts.
+
+use std::time::Duration;
+
+use metrics::{counter, describe_counter, describe_gauge, describe_histogram, gauge, histogram};
+
+const AUTHENTICATIONS: &str = "inkstone_auth_authentications_total";
+const SECONDS: &str = "inkstone_auth_authenticate_seconds";
+const KEYS: &str = "inkstone_auth_active_keys";
+
+/// Says what each metric is.
+pub(crate) fn describe() {
+    describe_counter!(
+        AUTHENTICATIONS,
+        "Authentications by kind of proof and outcome"
+    );
+    describe_histogram!(SECONDS, "Seconds that an authentication took");
+    describe_gauge!(
+        KEYS,
+        "Keys that are accepted at present, as this instance sees it"
+    );
+}
+
+/// One authentication. `proof` and `outcome` are of short closed lists.
+pub(crate) fn authenticated(proof: &'static str, outcome: &'static str, took: Duration) {
+    counter!(AUTHENTICATIONS, "proof" => proof, "outcome" => outcome).increment(1);
+    histogram!(SECONDS).record(took.as_secs_f64());
+}
+
+/// How many keys are accepted.
+pub(crate) fn active_keys(count: usize) {
+    gauge!(KEYS).set(count as f64);
+}

@@ -1,0 +1,103 @@
+//! What can be set, as `config.default.toml` documents it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use lifecycle::{Process, ProcessSettings};
+use messaging::BrokerSettings;
+use settings::SettingsError;
+use telemetry::TelemetrySettings;
+
+/// Settings of the auth service.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// What every process has.
+    pub process: ProcessSettings,
+    /// Logs and traces.
+    pub telemetry: TelemetrySettings,
+    /// The connection to NATS.
+    pub broker: BrokerSettings,
+    /// The gRPC server.
+    pub grpc: GrpcSettings,
+    /// Where the secrets of auth itself are.
+    pub keys: KeysSettings,
+}
+
+/// Settings under `[grpc]`.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrpcSettings {
+    /// Where both services are served.
+    pub listen: SocketAddr,
+}
+
+/// Settings under `[keys]`.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KeysSettings {
+    /// The key-encryption key: 32 bytes, raw or hexadecimal.
+    pub key_file: PathBuf,
+    /// The token that `KeyService` asks for.
+    pub admin_token_file: PathBuf,
+    /// Whether missing files are made.
+    pub create_if_missing: bool,
+}
+
+impl settings::Settings for Settings {
+    const SERVICE: &'static str = "auth";
+    const DEFAULTS: &'static str = include_str!("../config.default.toml");
+
+    fn validate(&self) -> Result<(), SettingsError> {
+        let keys = &self.keys;
+        let files = [
+            ("keys.key_file", &keys.key_file),
+            ("keys.admin_token_file", &keys.admin_token_file),
+        ];
+        for (key, path) in files {
+            if path.as_os_str().is_empty() {
+                return Err(Self::invalid(key, "must name a file"));
+            }
+        }
+        if keys.key_file == keys.admin_token_file {
+            let problem = "must not be the file that keys.key_file names";
+            return Err(Self::invalid("keys.admin_token_file", problem));
+        }
+        if !matches!(self.broker.replicas, 1 | 3 | 5) {
+            return Err(Self::invalid("broker.replicas", "must be 1, 3 or 5"));
+        }
+        Ok(())
+    }
+}
+
+impl Process for Settings {
+    fn process(&self) -> &ProcessSettings {
+        &self.process
+    }
+
+    fn telemetry(&self) -> &TelemetrySettings {
+        &self.telemetry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_defaults_are_valid() {
+        let settings: Settings = settings::load(None, &[]).unwrap();
+        assert_eq!(settings.grpc.listen, "127.0.0.1:7001".parse().unwrap());
+        assert!(settings.keys.create_if_missing);
+    }
+
+    #[test]
+    fn one_file_cannot_be_both_secrets() {
+        let same = ("keys.admin_token_file", ".inkstone/auth/kek".to_owned());
+        let error = settings::load::<Settings>(None, &[same]).unwrap_err();
+        assert!(
+            error.to_string().contains("keys.admin_token_file"),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,32 @@
+//! What auth keeps: one record a key, in the bucket `KEYS`.
+
+use contract::{AppKey, TenantId};
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::envelope::Envelope;
+
+/// The bucket of keys, by app key.
+pub(crate) const KEYS: &str = "KEYS";
+/// The bucket of policies, by prefix.
+pub(crate) const POLICIES: &str = "POLICIES";
+
+/// One key. It is never removed, so that its name stays taken and its history can be read.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct KeyRecord {
+    /// The public half.
+    pub(crate) app_key: AppKey,
+    /// Whose it is.
+    pub(crate) tenant: TenantId,
+    /// For people.
+    pub(crate) name: String,
+    /// Whether signature v1, which signs no body, is accepted.
+    pub(crate) allow_signature_v1: bool,
+    /// Its secrets.
+    pub(crate) envelope: Envelope,
+    /// When it was made.
+    pub(crate) created_at: Timestamp,
+    /// Since when it is not accepted.
+    #[serde(default)]
+    pub(crate) revoked_at: Option<Timestamp>,
+}

@@ -1,0 +1,65 @@
+//! Stable Diffusion XL on candle, one denoising step at a time.
+//!
+//! A [`Model`] is a loaded folder in diffusers' layout and has no state; a [`Job`] is a picture between two steps.
+//!
+//! ```no_run
+//! use diffusion::{DType, Device, Model, Request};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = Model::load("model".as_ref(), &Device::Cpu, DType::F32)?;
+//! let request = Request {
+//!     prompt: "a 3d panda on a yellow background".to_owned(),
+//!     negative_prompt: None,
+//!     width: model.limits().default_width,
+//!     height: model.limits().default_height,
+//!     steps: 20,
+//!     guidance_scale: 2.0,
+//!     seed: 1,
+//!     scheduler: None,
+//! };
+//! let mut job = model.begin(&request)?;
+//! while !job.is_finished() {
+//!     for progress in model.step(&mut [&mut job]) {
+//!         progress?;
+//!     }
+//! }
+//! let picture = model.decode(&job)?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Invariants, each held by a test:
+//!
+//! * The numbers are diffusers': every stage is compared with what diffusers computed on the same weights.
+//! * The same request gives the same bytes on the same machine, whoever shares the call to [`Model::step`], and
+//!   wherever the job was put away with [`Model::snapshot`] and taken up again with [`Model::resume`].
+//! * What is not understood is refused by name at load; nothing in a folder, a request or a snapshot can panic.
+//! * No runtime, no network, no environment: the caller decides where this runs. [`Model::step`] blocks for as long
+//!   as a step takes and uses every core that candle's thread pool has.
+
+mod clip;
+mod config;
+mod error;
+#[cfg(test)]
+mod golden;
+mod job;
+mod model;
+mod noise;
+mod ops;
+mod resnet;
+mod scheduler;
+mod sha256;
+mod snapshot;
+mod tokenizer;
+mod unet;
+mod vae;
+mod weights;
+
+pub use candle_core::{DType, Device};
+pub use error::{BeginError, DecodeError, LoadError, ResumeError, StepError};
+pub use job::{Job, Progress, Request, RgbImage};
+pub use model::{Limits, Model};
+pub use scheduler::{SchedulerKind, UnknownScheduler};
+
+// Nothing is called from it here: the dependency turns on its AVX-512 kernels, which candle's products then use.
+use gemm as _;

@@ -1,0 +1,95 @@
+//! Linear layers (and 1×1 convolutions, which are the same thing here).
+
+use candle_core::{D, Result, Tensor};
+
+use super::matmul::{Epilogue, Packed, matmul};
+use super::simd::{Gather, Isa};
+use super::{Place, map_values_with};
+
+/// `y = x Wᵀ + b` over the last axis.
+#[derive(Debug)]
+pub(crate) struct Linear {
+    weight: Weight,
+    bias: Option<Vec<f32>>,
+    input: usize,
+    output: usize,
+}
+
+#[derive(Debug)]
+enum Weight {
+    Packed(Packed),
+    /// The weight (out × in) and the bias.
+    Plain(Tensor, Option<Tensor>),
+}
+
+impl Linear {
+    /// From weights as stored: `output` rows of `input`.
+    pub(crate) fn new(
+        weight: Vec<f32>,
+        bias: Option<Vec<f32>>,
+        input: usize,
+        output: usize,
+        place: &Place,
+    ) -> Result<Self> {
+        let weight = if place.fast.is_on() {
+            Weight::Packed(Packed::transposed(&weight, output, input))
+        } else {
+            let bias = bias.clone().map(|bias| place.tensor(bias, &[output])).transpose()?;
+            Weight::Plain(place.tensor(weight, &[output, input])?, bias)
+        };
+        Ok(Self { weight, bias, input, output })
+    }
+
+    /// `(…, input)` to `(…, output)`.
+    pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        self.forward_add(x, None)
+    }
+
+    /// [`Linear::forward`], plus `residual` of the result's shape.
+    pub(crate) fn forward_add(&self, x: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        let mut shape = x.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == self.input => *last = self.output,
+            _ => candle_core::bail!("linear layer of {} inputs given {:?}", self.input, x.dims()),
+        }
+        match &self.weight {
+            Weight::Packed(weight) => {
+                let rows = x.elem_count() / self.input;
+                map_values_with(x, residual, &shape, rows * self.output, |x, residual, out| {
+                    let starts: Vec<usize> = (0..rows).map(|row| row * self.input).collect();
+                    let left = Gather { data: x, rows: &starts, taps: &[0], run: self.input };
+                    let epilogue = Epilogue { bias: self.bias.as_deref(), residual, ..Epilogue::default() };
+                    matmul(Isa::best(), left, weight, epilogue, out);
+                })
+            }
+            Weight::Plain(weight, bias) => {
+                let mut y = x.flatten_to(D::Minus2)?.matmul(&weight.t()?)?;
+                if let Some(bias) = bias {
+                    y = y.broadcast_add(bias)?;
+                }
+                let y = y.reshape(shape)?;
+                residual.map_or(Ok(y.clone()), |residual| y + residual)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::tests::{assert_close, places, tensor};
+
+    #[test]
+    fn the_fast_form_agrees_with_candle() {
+        for (rows, input, output) in [(2, 48, 40), (150, 130, 200)] {
+            let (x, residual) = (tensor(1, &[3, rows, input]), tensor(4, &[3, rows, output]));
+            let weight = tensor(2, &[output * input]).to_vec1().unwrap();
+            let bias = tensor(3, &[output]).to_vec1().unwrap();
+            let [ours, reference] = places().map(|place| {
+                let layer = Linear::new(weight.clone(), Some(bias.clone()), input, output, &place).unwrap();
+                layer.forward_add(&x, Some(&residual)).unwrap()
+            });
+            assert_close(&ours, &reference, 1e-4);
+        }
+    }
+}

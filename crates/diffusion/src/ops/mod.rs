@@ -1,0 +1,112 @@
+//! The arithmetic that the modules are made of. Pictures are `(batch, height, width, channels)` throughout: a pixel's
+//! channels are contiguous, so that convolutions, 1×1 projections and attention share one kernel and no transposes.
+//!
+//! Each operation has two forms: our own for f32 on the CPU, and candle's for every other device and type, which is
+//! also the reference that the tests compare the first with.
+//!
+//! The CPU forms give each row of a batch the same bits whoever its neighbours are and however many threads work:
+//! every sum has one order, fixed by the shape of a single row.
+
+pub(crate) mod activation;
+pub(crate) mod attention;
+pub(crate) mod conv;
+pub(crate) mod linear;
+pub(crate) mod matmul;
+pub(crate) mod norm;
+pub(crate) mod simd;
+pub(crate) mod threads;
+
+use candle_core::{DType, Device, Result, Storage, Tensor};
+
+/// Whether our own kernels serve, or candle's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Fast(bool);
+
+impl Fast {
+    #[cfg(test)]
+    pub(crate) const ON: Fast = Fast(true);
+    #[cfg(test)]
+    pub(crate) const OFF: Fast = Fast(false);
+
+    pub(crate) fn is_on(self) -> bool {
+        self.0
+    }
+}
+
+/// Where a model's weights live and in which type it computes.
+#[derive(Clone, Debug)]
+pub(crate) struct Place {
+    pub(crate) device: Device,
+    pub(crate) dtype: DType,
+    pub(crate) fast: Fast,
+}
+
+impl Place {
+    pub(crate) fn new(device: &Device, dtype: DType) -> Self {
+        Self { device: device.clone(), dtype, fast: Fast(device.is_cpu() && dtype == DType::F32) }
+    }
+
+    /// A tensor of these values here.
+    pub(crate) fn tensor(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+        Tensor::from_vec(values, shape, &Device::Cpu)?.to_device(&self.device)?.to_dtype(self.dtype)
+    }
+}
+
+/// Gives `work` the values of a CPU tensor, in order.
+pub(crate) fn with_values<R>(x: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    let x = x.contiguous()?;
+    let (storage, layout) = x.storage_and_layout();
+    let Storage::Cpu(values) = &*storage else { candle_core::bail!("a CPU kernel was given a tensor of another device") };
+    let Some((start, end)) = layout.contiguous_offsets() else { candle_core::bail!("a contiguous tensor has a hole") };
+    Ok(work(&values.as_slice::<f32>()?[start..end]))
+}
+
+/// A new CPU tensor of `shape` (`count` values), written by `work` from the values of `x`.
+pub(crate) fn map_values(
+    x: &Tensor,
+    shape: &[usize],
+    count: usize,
+    work: impl FnOnce(&[f32], &mut [f32]),
+) -> Result<Tensor> {
+    let mut out = vec![0.0; count];
+    with_values(x, |values| work(values, &mut out))?;
+    Tensor::from_vec(out, shape, &Device::Cpu)
+}
+
+/// As [`map_values`], with the values of an optional second tensor beside.
+pub(crate) fn map_values_with(
+    x: &Tensor,
+    other: Option<&Tensor>,
+    shape: &[usize],
+    count: usize,
+    work: impl FnOnce(&[f32], Option<&[f32]>, &mut [f32]),
+) -> Result<Tensor> {
+    match other {
+        None => map_values(x, shape, count, |x, out| work(x, None, out)),
+        Some(other) => with_values(other, |other| map_values(x, shape, count, |x, out| work(x, Some(other), out)))?,
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::noise::Generator;
+
+    /// Normal values of that shape.
+    pub(crate) fn tensor(seed: u64, shape: &[usize]) -> Tensor {
+        let values = Generator::new(seed).normal(shape.iter().product());
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    pub(crate) fn places() -> [Place; 2] {
+        let place = Place::new(&Device::Cpu, DType::F32);
+        [place.clone(), Place { fast: Fast::OFF, ..place }]
+    }
+
+    pub(crate) fn assert_close(ours: &Tensor, reference: &Tensor, bar: f32) {
+        assert_eq!(ours.dims(), reference.dims());
+        let off = (ours - reference).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        let off = off.to_scalar::<f32>().unwrap();
+        assert!(off <= bar, "off by {off}");
+    }
+}

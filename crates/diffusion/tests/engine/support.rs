@@ -1,0 +1,67 @@
+//! Models, requests and recorded pictures.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use candle_core::Tensor;
+use diffusion::{DType, Device, Job, Model, Request, RgbImage};
+
+/// What diffusers recorded.
+pub(crate) fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join("golden")
+}
+
+/// The demo model, loaded once.
+pub(crate) fn demo() -> &'static Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    MODEL.get_or_init(|| {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/models/inkstone-demo");
+        load(&folder)
+    })
+}
+
+/// The random-weight miniature, loaded once.
+pub(crate) fn mini() -> &'static Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    MODEL.get_or_init(|| load(&golden().join("mini")))
+}
+
+fn load(folder: &Path) -> Model {
+    Model::load(folder, &Device::Cpu, DType::F32).unwrap()
+}
+
+/// A small request that the miniature answers quickly.
+pub(crate) fn request() -> Request {
+    Request {
+        prompt: "a 3d cat on a blue background".to_owned(),
+        negative_prompt: None,
+        width: 32,
+        height: 32,
+        steps: 5,
+        guidance_scale: 2.0,
+        seed: 1,
+        scheduler: None,
+    }
+}
+
+/// One step, which must succeed.
+pub(crate) fn step(model: &Model, job: &mut Job) {
+    model.step(&mut [job]).remove(0).unwrap();
+}
+
+/// Steps to the end and decodes.
+pub(crate) fn finish(model: &Model, mut job: Job) -> RgbImage {
+    while !job.is_finished() {
+        step(model, &mut job);
+    }
+    model.decode(&job).unwrap()
+}
+
+/// A recorded file's tensors and cases.
+pub(crate) fn recorded(name: &str) -> (HashMap<String, Tensor>, Vec<serde_json::Value>) {
+    let bytes = std::fs::read(golden().join(format!("{name}.safetensors"))).unwrap();
+    let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let cases = serde_json::from_str(&metadata.metadata().as_ref().unwrap()["cases"]).unwrap();
+    (candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap(), cases)
+}

@@ -1,0 +1,209 @@
+//! Whether the gateway and what stands behind it are well: `/healthz`, and the probes behind `/readyz`.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{RawQuery, State};
+use axum::response::Response;
+use contract::{ErrorCode, Failure, TaskId};
+use lifecycle::{Check, Service};
+use serde::Serialize;
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
+
+use crate::edge::Edge;
+use crate::grpc::IMAGE_SERVICE;
+use crate::problem::json;
+use crate::settings::HealthSettings;
+
+/// A tenant that owns nothing, to ask the orchestrator about.
+const NOBODY: &str = "nobody";
+/// Between two looks while the start waits.
+const START_LOOK: Duration = Duration::from_millis(50);
+/// Between two probes of what is not well.
+const RETRY: Duration = Duration::from_secs(1);
+/// The longest that one probe may take.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+#[derive(Serialize)]
+struct Healthz {
+    status: &'static str,
+    version: &'static str,
+    uptime_seconds: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dependencies: Option<BTreeMap<&'static str, DependencyJson>>,
+}
+
+#[derive(Serialize)]
+struct DependencyJson {
+    ok: bool,
+    problem: Option<String>,
+}
+
+/// `GET /healthz`: that the gateway runs. It waits for nothing and nobody.
+pub(crate) async fn healthz(State(edge): State<Arc<Edge>>, RawQuery(query): RawQuery) -> Response {
+    let verbose = query.is_some_and(|query| {
+        query
+            .split('&')
+            .any(|part| part == "verbose" || part.starts_with("verbose="))
+    });
+    let dependencies = verbose.then(|| {
+        let findings = edge.health.findings().into_iter();
+        findings
+            .map(|(name, finding)| {
+                let (ok, problem) = (finding.ok, finding.problem);
+                (name, DependencyJson { ok, problem })
+            })
+            .collect()
+    });
+    json(&Healthz {
+        status: "ok",
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: edge.uptime_seconds(),
+        dependencies,
+    })
+}
+
+/// Watches every dependency from now on, and waits until all are well or the start's patience is over.
+pub(crate) async fn start(
+    service: &Service,
+    edge: &Arc<Edge>,
+    settings: &HealthSettings,
+    reporter: HealthReporter,
+) {
+    let interval = settings.interval.duration();
+    watch(service, edge, "auth", interval, auth_answers);
+    watch(
+        service,
+        edge,
+        "orchestrator",
+        interval,
+        orchestrator_answers,
+    );
+    watch(service, edge, "model-registry", interval, registry_answers);
+    watch(
+        service,
+        edge,
+        "storage",
+        settings.storage_interval.duration(),
+        storage_answers,
+    );
+    report(service, reporter);
+    let well = async {
+        while service.health.problem().is_some() {
+            tokio::time::sleep(START_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(settings.start_timeout.duration(), well)
+        .await
+        .is_err()
+        && let Some(problem) = service.health.problem()
+    {
+        tracing::warn!("serves although {problem}");
+    }
+}
+
+fn watch<F, P>(
+    service: &Service,
+    edge: &Arc<Edge>,
+    name: &'static str,
+    interval: Duration,
+    probe: P,
+) where
+    F: Future<Output = Result<(), Failure>> + Send + 'static,
+    P: Fn(Arc<Edge>) -> F + Send + Sync + 'static,
+{
+    let check: Check = service.health.check(name);
+    let edge = edge.clone();
+    let stop = service.tasks.stop_token();
+    let probing = async move {
+        loop {
+            let answer = tokio::time::timeout(PROBE_TIMEOUT, probe(edge.clone())).await;
+            let next = match answer {
+                Ok(Ok(())) => {
+                    check.pass();
+                    interval
+                }
+                Ok(Err(failure)) => {
+                    check.fail(failure.message);
+                    interval.min(RETRY)
+                }
+                Err(_) => {
+                    check.fail(format!("did not answer within {PROBE_TIMEOUT:?}"));
+                    interval.min(RETRY)
+                }
+            };
+            tokio::time::sleep(next).await;
+        }
+    };
+    service.tasks.critical("health", async move {
+        stop.run_until_cancelled(probing).await;
+        Ok::<(), Infallible>(())
+    });
+}
+
+/// Says over gRPC's health protocol what `/readyz` says over HTTP.
+fn report(service: &Service, reporter: HealthReporter) {
+    let health = service.health.clone();
+    let stop = service.tasks.stop_token();
+    service.tasks.critical("grpc-health", async move {
+        let mut told = None;
+        loop {
+            let status = match health.problem() {
+                None if !stop.is_cancelled() => ServingStatus::Serving,
+                _ => ServingStatus::NotServing,
+            };
+            if told != Some(status) {
+                reporter.set_service_status("", status).await;
+                reporter.set_service_status(IMAGE_SERVICE, status).await;
+                told = Some(status);
+            }
+            if stop.is_cancelled() {
+                return Ok::<(), Infallible>(());
+            }
+            tokio::select! {
+                () = tokio::time::sleep(RETRY) => {}
+                () = stop.cancelled() => {}
+            }
+        }
+    });
+}
+
+async fn auth_answers(edge: Arc<Edge>) -> Result<(), Failure> {
+    // No proof at all: whoever refuses it is alive.
+    match edge.platform.authenticate(None).await {
+        Ok(_) => Ok(()),
+        Err(failure) => match failure.code {
+            ErrorCode::Unauthenticated | ErrorCode::InvalidArgument => Ok(()),
+            _ => Err(failure),
+        },
+    }
+}
+
+async fn orchestrator_answers(edge: Arc<Edge>) -> Result<(), Failure> {
+    // A task that cannot be: to say so, it has to look.
+    match edge.platform.get(NOBODY, TaskId::random()).await {
+        Err(failure) if failure.code != ErrorCode::TaskNotFound => Err(failure),
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+async fn registry_answers(edge: Arc<Edge>) -> Result<(), Failure> {
+    edge.platform.models().await.map(drop)
+}
+
+async fn storage_answers(edge: Arc<Edge>) -> Result<(), Failure> {
+    let failed = |error: storage::StorageError| {
+        let mut text = error.to_string();
+        let mut cause = std::error::Error::source(&error);
+        while let Some(next) = cause {
+            text = format!("{text}: {next}");
+            cause = next.source();
+        }
+        Failure::unavailable(text, RETRY)
+    };
+    edge.platform.probe_storage().await.map_err(failed)
+}

@@ -1,0 +1,123 @@
+//! Finished pictures, as bytes.
+
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::rejection::{PathRejection, QueryRejection};
+use axum::extract::{Path, Query, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use contract::{ErrorCode, Failure, v1};
+use serde::Deserialize;
+
+use crate::auth;
+use crate::edge::Edge;
+use crate::platform::{Picture, Reader};
+use crate::problem::Refused;
+use crate::task_json::{FORMATS, media_type, word};
+use crate::tasks::{read_query, task_id};
+
+/// A picture never changes, but only its tenant's caches may keep it.
+const CACHE_CONTROL: &str = "private, max-age=86400, immutable";
+
+/// The query of a picture.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct PictureQuery {
+    token: Option<String>,
+}
+
+/// `GET /v1/tasks/{id}/images/{index}`: for whoever may see the task, or holds its access token.
+pub(crate) async fn get(
+    State(edge): State<Arc<Edge>>,
+    path: Result<Path<(String, String)>, PathRejection>,
+    query: Result<Query<PictureQuery>, QueryRejection>,
+    headers: HeaderMap,
+) -> Response {
+    let read = async {
+        let (task, index) = path.map(|Path(parts)| parts).unwrap_or_default();
+        let task = task_id(&task)?;
+        let index: u32 = index.parse().map_err(|_| {
+            Failure::new(
+                ErrorCode::NotFound,
+                "a picture's index is a whole number from 0",
+            )
+        })?;
+        // An empty token is none: to the orchestrator it would mean that a tenant has been authenticated.
+        let token = read_query(query)?.token.filter(|token| !token.is_empty());
+        Ok((task, index, token))
+    };
+    let (task, index, token) = match read.await {
+        Ok(read) => read,
+        Err(failure) => return Refused(failure).into_response(),
+    };
+    if let Some(token) = token {
+        let picture = edge
+            .platform
+            .picture(Reader::Token(&token), task, index)
+            .await;
+        return answer(&headers, &task.to_string(), picture);
+    }
+    match auth::identify(&edge, &headers).await {
+        Ok((caller, limit)) => {
+            let reader = Reader::Tenant(&caller.tenant);
+            let picture = edge.platform.picture(reader, task, index).await;
+            let mut response = answer(&headers, &task.to_string(), picture);
+            auth::write_limit(response.headers_mut(), limit);
+            response
+        }
+        Err(failure) => auth::refuse(failure),
+    }
+}
+
+fn answer(headers: &HeaderMap, task: &str, picture: Result<Picture, Failure>) -> Response {
+    let Picture { info, data } = match picture {
+        Ok(picture) => picture,
+        Err(failure) => return Refused(failure).into_response(),
+    };
+    let tag = format!("\"{}\"", info.sha256);
+    let described = [
+        (header::ETAG, tag.clone()),
+        (header::CACHE_CONTROL, CACHE_CONTROL.to_owned()),
+    ];
+    let known = headers
+        .get(header::IF_NONE_MATCH)
+        .and_then(|v| v.to_str().ok());
+    if known.is_some_and(|known| matches_tag(known, &tag)) {
+        return (StatusCode::NOT_MODIFIED, described).into_response();
+    }
+    let content = [
+        (header::CONTENT_TYPE, media_type(info.format()).to_owned()),
+        (header::CONTENT_DISPOSITION, disposition(task, &info)),
+        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+    ];
+    (described, content, Body::from(data)).into_response()
+}
+
+fn disposition(task: &str, info: &v1::ImageInfo) -> String {
+    let extension = word(FORMATS, info.format()).unwrap_or("bin");
+    format!("inline; filename=\"{task}-{}.{extension}\"", info.index)
+}
+
+// RFC 9110, 13.1.2: a list of tags or `*`, compared weakly.
+fn matches_tag(known: &str, tag: &str) -> bool {
+    known
+        .split(',')
+        .map(str::trim)
+        .any(|k| k == "*" || k.strip_prefix("W/").unwrap_or(k) == tag)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_known_tag_is_found_in_a_list_and_weakly() {
+        for known in ["\"a\"", "*", "\"b\", W/\"a\""] {
+            assert!(matches_tag(known, "\"a\""), "{known}");
+        }
+        for other in ["", "\"b\"", "a"] {
+            assert!(!matches_tag(other, "\"a\""), "{other}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What every request passes before its handler. `router.rs` puts these in order and says why.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use contract::{ErrorCode, Failure};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::edge::Edge;
+use crate::json;
+use crate::problem::{self, Dialect, Refused};
+
+/// Carries a request's id in and out.
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// The id of the request that is being answered.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestId(pub(crate) Arc<str>);
+
+/// Gives the request an id and a span, counts it, and puts a refusal into the words of its dialect.
+pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
+    let began = std::time::Instant::now();
+    let dialect = Dialect::of(&request);
+    let route = match request.extensions().get::<MatchedPath>() {
+        Some(matched) => matched.as_str().to_owned(),
+        // One name for all, or anyone could make a time series a request.
+        None => "unmatched".to_owned(),
+    };
+    let id = request_id(request.headers());
+    // Of the highest level, so that no filter of log lines takes the trace out of answers.
+    let span = tracing::error_span!(
+        "request",
+        otel.kind = "server",
+        dialect = dialect.as_str(),
+        method = %request.method(),
+        path = request.uri().path(),
+        request_id = &*id.0,
+    );
+    telemetry::continue_trace(&span, |name| {
+        request.headers().get(name).and_then(|v| v.to_str().ok())
+    });
+    request.extensions_mut().insert(id.clone());
+    let mut response = async {
+        let response = next.run(request).await;
+        let response = problem::in_words(dialect, &id.0, response);
+        tracing::debug!(status = response.status().as_u16(), "answered");
+        response
+    }
+    .instrument(span.clone())
+    .await;
+    let headers = response.headers_mut();
+    // The id is visible ASCII by construction.
+    if let Ok(value) = HeaderValue::from_str(&id.0) {
+        headers.insert(REQUEST_ID, value);
+    }
+    if let Some(Ok(value)) = telemetry::traceparent(&span).map(|v| HeaderValue::from_str(&v)) {
+        headers.insert(telemetry::TRACEPARENT, value);
+    }
+    count(dialect, route, &response, began.elapsed());
+    response
+}
+
+/// The caller's id, if it is one that can stand in a log line; else a new one.
+fn request_id(headers: &HeaderMap) -> RequestId {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+    let sane =
+        |text: &&str| (1..=MAX_REQUEST_ID_BYTES).contains(&text.len()) && text.bytes().all(plain);
+    let given = headers
+        .get(REQUEST_ID)
+        .and_then(|v| v.to_str().ok())
+        .filter(sane);
+    RequestId(given.map_or_else(|| Uuid::now_v7().to_string().into(), Arc::from))
+}
+
+fn count(dialect: Dialect, route: String, response: &Response, took: Duration) {
+    let status = match response
+        .headers()
+        .get("grpc-status")
+        .and_then(|v| v.to_str().ok())
+    {
+        Some(code) => format!("grpc-{code}"),
+        None => response.status().as_str().to_owned(),
+    };
+    let dialect = dialect.as_str();
+    metrics::counter!("gateway_requests_total", "dialect" => dialect, "route" => route.clone(), "status" => status)
+        .increment(1);
+    metrics::histogram!("gateway_request_seconds", "dialect" => dialect, "route" => route)
+        .record(took.as_secs_f64());
+}
+
+/// The answer to a request whose handler panicked.
+pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    tracing::error!(
+        "a handler panicked: {}",
+        text.unwrap_or("without a message")
+    );
+    let message = "something broke while this was handled; the log has it under the request's id";
+    Refused(Failure::new(ErrorCode::Internal, message)).into_response()
+}
+
+/// Refuses a body that announces more than the limit before any of it is read. One that does not announce its length
+/// is cut off where it is read.
+pub(crate) async fn body_limit(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let announced = request.headers().get(header::CONTENT_LENGTH);
+    let announced = announced.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
+    if announced.is_some_and(|bytes| bytes > edge.http.max_body.bytes()) {
+        return Refused(json::too_large(&edge.http)).into_response();
+    }
+    next.run(request).await
+}
+
+/// Ends a request that takes longer than one that answers at once may.
+pub(crate) async fn deadline(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let limit = edge.http.request_timeout.duration();
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => too_late(limit),
+    }
+}
+
+fn too_late(limit: Duration) -> Response {
+    let message = format!("the request took longer than {limit:?}");
+    Refused(Failure::new(ErrorCode::DeadlineExceeded, message)).into_response()
+}
+
+/// Ends a gRPC call at the deadline that its caller set.
+pub(crate) async fn grpc_deadline(request: Request, next: Next) -> Response {
+    let limit = request
+        .headers()
+        .get("grpc-timeout")
+        .and_then(|v| grpc_timeout(v.to_str().ok()?));
+    let Some(limit) = limit else {
+        return next.run(request).await;
+    };
+    match tokio::time::timeout(limit, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => too_late(limit),
+    }
+}
+
+/// Reads gRPC's `TimeoutValue TimeoutUnit`: at most 8 digits and one of `H M S m u n`.
+fn grpc_timeout(text: &str) -> Option<Duration> {
+    let split = text
+        .len()
+        .checked_sub(1)
+        .filter(|end| text.is_char_boundary(*end))?;
+    let (digits, unit) = text.split_at(split);
+    let well = (1..=8).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+    let count: u64 = well.then(|| digits.parse().ok())??;
+    match unit {
+        "H" => Some(Duration::from_secs(count * 3600)),
+        "M" => Some(Duration::from_secs(count * 60)),
+        "S" => Some(Duration::from_secs(count)),
+        "m" => Some(Duration::from_millis(count)),
+        "u" => Some(Duration::from_micros(count)),
+        "n" => Some(Duration::from_nanos(count)),
+        _ => None,
+    }
+}
+
+/// Refuses at once what there is no room for, rather than let everything become slow.
+pub(crate) async fn shed(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
+    match edge.admit() {
+        Ok(_room) => next.run(request).await,
+        Err(failure) => Refused(failure).into_response(),
+    }
+}
+
+/// Refuses a body that is not JSON by its headers alone.
+pub(crate) async fn only_json(request: Request, next: Next) -> Response {
+    match json::check_media_type(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(failure) => Refused(failure).into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sane_request_id_is_kept_and_any_other_replaced() {
+        let with = |value: &[u8]| {
+            let value = HeaderValue::from_bytes(value).unwrap();
+            request_id(&HeaderMap::from_iter([(REQUEST_ID, value)])).0
+        };
+        assert_eq!(&*with(b"a.B_9-"), "a.B_9-");
+        assert_eq!(with(&[b'x'; 128]).len(), 128);
+        for bad in [&b""[..], b"a b", b"a\"b", &[0xe9], &[b'x'; 129]] {
+            assert!(with(bad).parse::<Uuid>().is_ok(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn a_grpc_timeout_is_read_as_the_protocol_writes_it() {
+        assert_eq!(grpc_timeout("100m"), Some(Duration::from_millis(100)));
+        assert_eq!(
+            grpc_timeout("99999999H"),
+            Some(Duration::from_secs(99_999_999 * 3600))
+        );
+        for bad in ["", "m", "1", "123456789S", "1x", "-1S", "é", "1é"] {
+            assert_eq!(grpc_timeout(bad), None, "{bad}");
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The public edge: every dialect in, one internal request out.
+//!
+//! One port speaks HTTP/1.1, HTTP/2 (cleartext) and gRPC. A request is authenticated, limited, decoded from its
+//! dialect into `SubmitTask`, validated once, and handed to the orchestrator; the answer is put
+//! back into the words of the dialect. Pictures come from the object store, by keys that the orchestrator vouches for.
+//!
+//! Invariants: the gateway holds no state that matters, so killing it loses nothing that was accepted; `/healthz` waits
+//! for nobody; everything a caller can make grow has a limit in the settings (connections, requests, streams, heads,
+//! bodies, time); a failure is put into words in one place (`problem.rs`); the gateway knows no broker.
+
+mod auth;
+mod edge;
+mod error;
+mod events;
+mod grpc;
+mod health;
+mod images;
+mod json;
+mod layers;
+mod models;
+mod openai;
+mod platform;
+mod problem;
+mod router;
+mod server;
+mod settings;
+mod task_json;
+mod tasks;
+mod validate;
+mod watch;
+mod welcome;
+
+use std::sync::Arc;
+
+use lifecycle::Service;
+use telemetry::Telemetry;
+
+pub use error::StartError;
+pub use settings::{HealthSettings, HttpSettings, Settings};
+
+use edge::Edge;
+use platform::Platform;
+use server::App;
+
+/// Starts the gateway. It serves when this returns, and has waited for the services behind it for a while.
+///
+/// The service's addresses are `http` (public) and `admin`.
+///
+/// # Errors
+/// When a port cannot be listened on or the settings name something that cannot be.
+pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, StartError> {
+    let mut service = Service::new("gateway");
+    lifecycle::admin::serve(&mut service, settings.process.admin_listen, &telemetry).await?;
+    serve(&mut service, &settings).await?;
+    Ok(service)
+}
+
+/// The gateway without its admin port, for those who bring a service of their own.
+///
+/// # Errors
+/// As [`start`].
+pub async fn serve(service: &mut Service, settings: &Settings) -> Result<(), StartError> {
+    let platform = Platform::new(settings)?;
+    let (tasks, health) = (service.tasks.clone(), service.health.clone());
+    let edge = Arc::new(Edge::new(settings, platform, tasks, health));
+    let (grpc, reporter) = router::grpc(&edge)?;
+    let http = router::http(&edge);
+    server::serve(service, &edge, App { http, grpc }).await?;
+    health::start(service, &edge, &settings.health, reporter).await;
+    Ok(())
+}

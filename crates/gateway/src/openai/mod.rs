@@ -1,0 +1,223 @@
+//! OpenAI's Images API: `POST /v1/images/generations`, answered when the pictures are there or streamed.
+//!
+//! Where that API and the platform differ: pictures come as `b64_json` unless `response_format` is `url`, whatever
+//! the model; every picture is opaque; `usage` counts no tokens, because nothing here is charged by them, and is there
+//! because clients read it. Our own knobs (`seed`, `steps`, `guidance_scale`, `negative_prompt`, `scheduler`,
+//! `style_tags`) ride along. A caller that hangs up cancels its task, unless it sent an `Idempotency-Key` to come back
+//! with.
+
+mod request;
+mod response;
+mod stream;
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
+use contract::auth::Caller;
+use contract::{ErrorCode, Failure, TaskId, v1};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use crate::edge::Edge;
+use crate::events;
+use crate::json;
+use crate::platform::Reader;
+use crate::problem::{Refused, json as json_answer};
+use crate::task_json::end_failure;
+use crate::tasks::{idempotency_key, name_task, task_id};
+use crate::validate::validate;
+use crate::watch::{Abandon, Watch};
+
+use request::{Delivery, Wish};
+use response::{Answer, Item, Terms};
+use stream::Partials;
+
+/// Bytes of all pictures of one answer that carries them inside, before base64.
+const MAX_INLINE_BYTES: u64 = 64 * 1024 * 1024;
+
+/// `POST /v1/images/generations`
+pub(crate) async fn generate(
+    State(edge): State<Arc<Edge>>,
+    Extension(caller): Extension<Caller>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refused> {
+    let deadline = Instant::now() + edge.http.generation_timeout.duration();
+    let fields = json::read(body, &edge.http).await?;
+    let mut wish = request::decode(fields, idempotency_key(&headers)?)?;
+    validate(&wish.task)?;
+    if !wish.stream {
+        // There would be no one to show them to.
+        wish.task.partial_images = 0;
+    }
+    let open = if wish.stream {
+        Some(edge.open_stream()?)
+    } else {
+        None
+    };
+    let can_come_back = !wish.task.idempotency_key.is_empty();
+    let (task, _) = edge.platform.submit(&caller, wish.task.clone()).await?;
+    let id = task_id(&task.id)?;
+    let mut abandon = Abandon::new(edge.clone(), &caller.tenant, id);
+    if can_come_back {
+        abandon.disarm();
+    }
+    let previews = wish.stream && wish.task.partial_images > 0;
+    let watch = Watch::new(edge.clone(), &caller.tenant, id, previews, deadline);
+    let base = edge.public_url(&uri, &headers);
+    let job = Job {
+        edge: edge.clone(),
+        caller,
+        id,
+        wish,
+        base,
+    };
+    let answer = match open {
+        Some(open) => Ok(events::answer(
+            &edge,
+            Partials::new(job, watch, abandon, open),
+        )),
+        None => job.wait(watch, abandon).await.map_err(Refused),
+    };
+    Ok(name_task(answer, &task.id))
+}
+
+/// One accepted request.
+struct Job {
+    edge: Arc<Edge>,
+    caller: Caller,
+    id: TaskId,
+    wish: Wish,
+    base: String,
+}
+
+impl Job {
+    /// The whole answer, once the task has ended.
+    async fn wait(self, mut watch: Watch, mut abandon: Abandon) -> Result<Response, Failure> {
+        let ended = watch.end().await;
+        // Ended, or out of time and going on by itself: either way not abandoned any more.
+        abandon.disarm();
+        let task = ended?;
+        if let Some(failure) = end_failure(&task) {
+            return Err(failure);
+        }
+        let data = match self.wish.delivery {
+            Delivery::Url => {
+                let url = |info: &v1::ImageInfo| Item::Url(format!("{}{}", self.base, info.path));
+                task.images.iter().map(url).collect()
+            }
+            Delivery::Inline => self.pictures(&task).await?,
+        };
+        let terms = Terms::new(&self.wish, &task);
+        Ok(json_answer(&Answer::new(&task, data, terms)))
+    }
+
+    async fn pictures(&self, task: &v1::Task) -> Result<Vec<Item>, Failure> {
+        let bytes: u64 = task.images.iter().map(|info| info.size_bytes).sum();
+        if bytes > MAX_INLINE_BYTES {
+            let message = format!(
+                "the pictures have {bytes} bytes together and {MAX_INLINE_BYTES} fit into one answer; ask for url"
+            );
+            return Err(Failure::invalid("response_format", message));
+        }
+        let mut items = Vec::with_capacity(task.images.len());
+        for info in &task.images {
+            items.push(Item::inline(&self.picture(info.index).await?));
+        }
+        Ok(items)
+    }
+
+    /// One picture's bytes; waits out a short outage, since the picture is drawn.
+    async fn picture(&self, index: u32) -> Result<bytes::Bytes, Failure> {
+        const TRIES: u32 = 5;
+        const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
+        let mut tries = 1;
+        loop {
+            let reader = Reader::Tenant(&self.caller.tenant);
+            match self.edge.platform.picture(reader, self.id, index).await {
+                Ok(picture) => return Ok(picture.data),
+                Err(failure) if failure.code == ErrorCode::Unavailable && tries < TRIES => {
+                    tokio::time::sleep(PAUSE * tries).await;
+                    tries += 1;
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+}
+
+/// OpenAI's error object.
+#[derive(Debug, Serialize)]
+pub(crate) struct Error<'a> {
+    error: ErrorBody<'a>,
+}
+
+#[derive(Debug, Serialize)]
+struct ErrorBody<'a> {
+    message: &'a str,
+    r#type: &'static str,
+    param: Option<&'a str>,
+    code: &'static str,
+}
+
+impl<'a> Error<'a> {
+    /// The error that `failure` is in this dialect.
+    pub(crate) fn new(failure: &'a Failure) -> Self {
+        Self {
+            error: ErrorBody {
+                message: &failure.message,
+                r#type: kind(failure.code),
+                param: failure.field.as_deref().map(param),
+                code: failure.code.as_str(),
+            },
+        }
+    }
+}
+
+fn kind(code: ErrorCode) -> &'static str {
+    match code.http().as_u16() {
+        401 => "authentication_error",
+        403 => "permission_error",
+        429 => "rate_limit_error",
+        500.. => "server_error",
+        _ => "invalid_request_error",
+    }
+}
+
+/// OpenAI's name of a field of the contract.
+fn param(field: &str) -> &str {
+    match field {
+        "width" | "height" => "size",
+        "images" => "n",
+        other => other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_names_openais_own_parameter_and_kind() {
+        let shown = |failure: &Failure| serde_json::to_value(Error::new(failure)).unwrap();
+        let failure = Failure::invalid("height", "height must be a multiple of 32");
+        let expected = serde_json::json!({"error": {"message": "height must be a multiple of 32",
+            "type": "invalid_request_error", "param": "size", "code": "invalid_argument"}});
+        assert_eq!(shown(&failure), expected);
+        let failure = Failure::new(ErrorCode::RateLimited, "slower");
+        assert_eq!(shown(&failure)["error"]["type"], "rate_limit_error");
+        assert_eq!(shown(&failure)["error"]["param"], serde_json::Value::Null);
+        assert_eq!(kind(ErrorCode::Unauthenticated), "authentication_error");
+        assert_eq!(kind(ErrorCode::PermissionDenied), "permission_error");
+        assert_eq!(kind(ErrorCode::Unavailable), "server_error");
+        assert_eq!(
+            kind(ErrorCode::IdempotencyConflict),
+            "invalid_request_error"
+        );
+    }
+}

@@ -1,0 +1,235 @@
+//! What the services behind the gateway do for it, without their dialect: calls in, [`Failure`]s out.
+
+use bytes::Bytes;
+use contract::auth::auth_service_client::AuthServiceClient;
+use contract::auth::{
+    AuthenticateRequest, AuthenticateResponse, Caller, authenticate_request::Proof,
+};
+use contract::orchestrator::orchestrator_service_client::OrchestratorServiceClient;
+use contract::registry::registry_service_client::RegistryServiceClient;
+use contract::{ErrorCode, Failure, TaskId, orchestrator, registry, v1};
+use rpc::{Peer, PeerSettings};
+use storage::{Key, Storage, StorageError};
+use tonic::{Status, Streaming};
+
+use crate::error::StartError;
+use crate::settings::Settings;
+
+/// The largest picture that is read, bytes: what one gRPC answer carries.
+const MAX_PICTURE_BYTES: u64 = 32 * 1024 * 1024;
+const NO_SENSE: &str = "a part of the platform gave an answer that makes no sense";
+
+/// The services behind. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Platform {
+    auth: AuthServiceClient<Peer>,
+    orchestrator: OrchestratorServiceClient<Peer>,
+    registry: RegistryServiceClient<Peer>,
+    storage: Storage,
+}
+
+/// A picture with its bytes.
+pub(crate) struct Picture {
+    pub(crate) info: v1::ImageInfo,
+    pub(crate) data: Bytes,
+}
+
+/// Who asks for a picture.
+pub(crate) enum Reader<'a> {
+    /// A caller that auth has vouched for.
+    Tenant(&'a str),
+    /// Someone who holds the task's access token.
+    Token(&'a str),
+}
+
+impl Platform {
+    /// Makes the channels; nothing is connected yet.
+    pub(crate) fn new(settings: &Settings) -> Result<Self, StartError> {
+        let peer = |peer: &'static str, settings: &PeerSettings| {
+            rpc::peer(settings).map_err(|source| StartError::Peer { peer, source })
+        };
+        let auth = AuthServiceClient::new(peer("auth", &settings.auth)?);
+        let tasks = OrchestratorServiceClient::new(peer("orchestrator", &settings.orchestrator)?);
+        let models = RegistryServiceClient::new(peer("registry", &settings.registry)?);
+        Ok(Self {
+            auth: rpc::with_limits!(auth),
+            orchestrator: rpc::with_limits!(tasks),
+            registry: rpc::with_limits!(models),
+            storage: Storage::open(&settings.storage)?,
+        })
+    }
+
+    /// Verifies a proof and charges one request to the caller's limit.
+    pub(crate) async fn authenticate(
+        &self,
+        proof: Option<Proof>,
+    ) -> Result<AuthenticateResponse, Failure> {
+        let request = AuthenticateRequest { proof };
+        let answer = self.auth.clone().authenticate(request).await;
+        Ok(answer.map_err(heard("authenticate"))?.into_inner())
+    }
+
+    /// Accepts a task; true when it was there before.
+    pub(crate) async fn submit(
+        &self,
+        caller: &Caller,
+        task: v1::SubmitTask,
+    ) -> Result<(v1::Task, bool), Failure> {
+        let request = orchestrator::SubmitRequest {
+            caller: Some(caller.clone()),
+            task: Some(task),
+        };
+        let answer = self.orchestrator.clone().submit(request).await;
+        let answer = answer.map_err(heard("submit"))?.into_inner();
+        Ok((task_of(answer.task)?, answer.existing))
+    }
+
+    /// Reads one task.
+    pub(crate) async fn get(&self, tenant: &str, task: TaskId) -> Result<v1::Task, Failure> {
+        let request = orchestrator::GetRequest {
+            tenant: tenant.to_owned(),
+            task_id: task.to_string(),
+        };
+        let answer = self.orchestrator.clone().get(request).await;
+        task_of(answer.map_err(heard("get"))?.into_inner().task)
+    }
+
+    /// Ends a task as cancelled unless it has ended.
+    pub(crate) async fn cancel(
+        &self,
+        tenant: &str,
+        task: TaskId,
+        reason: &str,
+    ) -> Result<v1::Task, Failure> {
+        let request = orchestrator::CancelRequest {
+            tenant: tenant.to_owned(),
+            task_id: task.to_string(),
+            reason: reason.to_owned(),
+        };
+        let answer = self.orchestrator.clone().cancel(request).await;
+        task_of(answer.map_err(heard("cancel"))?.into_inner().task)
+    }
+
+    /// Reads one page of a tenant's tasks.
+    pub(crate) async fn list(
+        &self,
+        tenant: &str,
+        page: v1::ListRequest,
+    ) -> Result<v1::ListResponse, Failure> {
+        let request = orchestrator::ListRequest {
+            tenant: tenant.to_owned(),
+            page_size: page.page_size,
+            page_token: page.page_token,
+            phase: page.phase,
+        };
+        let answer = self.orchestrator.clone().list(request).await;
+        let answer = answer.map_err(heard("list"))?.into_inner();
+        Ok(v1::ListResponse {
+            tasks: answer.tasks,
+            next_page_token: answer.next_page_token,
+        })
+    }
+
+    /// Opens the stream of a task's events once.
+    pub(crate) async fn watch(
+        &self,
+        tenant: &str,
+        task: TaskId,
+        previews: bool,
+    ) -> Result<Streaming<orchestrator::WatchResponse>, Failure> {
+        let request = rpc::streaming(orchestrator::WatchRequest {
+            tenant: tenant.to_owned(),
+            task_id: task.to_string(),
+            previews,
+        });
+        let answer = self.orchestrator.clone().watch(request).await;
+        Ok(answer.map_err(heard("watch"))?.into_inner())
+    }
+
+    /// Reads one picture of a task that has succeeded.
+    pub(crate) async fn picture(
+        &self,
+        reader: Reader<'_>,
+        task: TaskId,
+        index: u32,
+    ) -> Result<Picture, Failure> {
+        let (tenant, access_token) = match reader {
+            Reader::Tenant(tenant) => (tenant, ""),
+            Reader::Token(token) => ("", token),
+        };
+        let request = orchestrator::ResolveImageRequest {
+            tenant: tenant.to_owned(),
+            task_id: task.to_string(),
+            index,
+            access_token: access_token.to_owned(),
+        };
+        let answer = self.orchestrator.clone().resolve_image(request).await;
+        let answer = answer.map_err(heard("resolve_image"))?.into_inner();
+        let (Some(info), Some(key)) = (answer.info, Key::stored(&answer.key)) else {
+            return Err(broken_answer("a picture without a place"));
+        };
+        let data = self
+            .storage
+            .get(&key, MAX_PICTURE_BYTES)
+            .await
+            .map_err(unreadable)?;
+        Ok(Picture { info, data })
+    }
+
+    /// Every model there is.
+    pub(crate) async fn models(&self) -> Result<Vec<registry::Model>, Failure> {
+        let answer = self
+            .registry
+            .clone()
+            .list_models(registry::ListModelsRequest {})
+            .await;
+        Ok(answer.map_err(heard("list_models"))?.into_inner().models)
+    }
+
+    /// Whether the object store can be used.
+    pub(crate) async fn probe_storage(&self) -> Result<(), StorageError> {
+        self.storage.probe().await
+    }
+}
+
+// The words of a transport are for this log; callers hear a failure of the closed list.
+fn heard(call: &'static str) -> impl FnOnce(Status) -> Failure {
+    move |status| {
+        tracing::debug!(call, %status, "a peer refused");
+        let mut failure = Failure::from(status);
+        if failure.message.is_empty() {
+            // Only what is not ours refuses without a word.
+            failure.message = NO_SENSE.to_owned();
+        }
+        failure
+    }
+}
+
+fn task_of(task: Option<v1::Task>) -> Result<v1::Task, Failure> {
+    task.ok_or_else(|| broken_answer("no task"))
+}
+
+fn broken_answer(what: &str) -> Failure {
+    tracing::error!("the orchestrator answered with {what}");
+    Failure::new(ErrorCode::Internal, NO_SENSE)
+}
+
+fn unreadable(error: StorageError) -> Failure {
+    match error {
+        StorageError::Missing { .. } => {
+            Failure::new(ErrorCode::NotFound, "the picture is no longer stored")
+        }
+        StorageError::TooLarge { size, limit, .. } => {
+            let message = format!("the picture has {size} bytes; {limit} can be sent at most");
+            Failure::new(ErrorCode::Internal, message)
+        }
+        error => {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot read a picture"
+            );
+            let wait = std::time::Duration::from_secs(2);
+            Failure::unavailable("pictures cannot be read just now; try again", wait)
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! From a failure to an answer: the one place that knows how each dialect says no.
+//!
+//! Handlers and layers return a [`Refused`]; the outermost layers know the dialect and the request's id and
+//! [put it into words](answer).
+
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{HeaderMap, HeaderValue, Request, header};
+use axum::response::{IntoResponse, Response};
+use contract::{ErrorCode, Failure};
+use serde::Serialize;
+
+use crate::openai;
+
+/// Whose words a caller expects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Dialect {
+    /// Our own paths, and everything that nobody claims: RFC 9457.
+    Own,
+    /// OpenAI Images.
+    OpenAi,
+    /// gRPC.
+    Grpc,
+}
+
+impl Dialect {
+    /// The dialect of a request.
+    pub(crate) fn of<B>(request: &Request<B>) -> Self {
+        if is_grpc(request.headers()) {
+            return Self::Grpc;
+        }
+        let path = request.uri().path();
+        let under = |root: &str| {
+            path.strip_prefix(root)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        if under("/v1/images") || under("/v1/models") {
+            Self::OpenAi
+        } else {
+            Self::Own
+        }
+    }
+
+    /// The name in logs and metrics.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::OpenAi => "openai",
+            Self::Grpc => "grpc",
+        }
+    }
+}
+
+/// Whether a request is a gRPC call, by its content type.
+pub(crate) fn is_grpc(headers: &HeaderMap) -> bool {
+    let kind = headers.get(header::CONTENT_TYPE).map(HeaderValue::as_bytes);
+    kind.is_some_and(|kind| kind.starts_with(b"application/grpc"))
+}
+
+/// A failure on its way out, before anyone has put it into words.
+#[derive(Debug, Clone)]
+pub(crate) struct Refused(pub(crate) Failure);
+
+impl From<Failure> for Refused {
+    fn from(failure: Failure) -> Self {
+        Self(failure)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let mut response = self.0.code.http().into_response();
+        response.extensions_mut().insert(self);
+        response
+    }
+}
+
+/// RFC 9457 problem details with our code.
+#[derive(Debug, Serialize)]
+pub(crate) struct Problem<'a> {
+    r#type: String,
+    title: String,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    instance: Option<&'a str>,
+    code: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
+}
+
+impl<'a> Problem<'a> {
+    /// The problem that `failure` is; `instance` is the request's id.
+    pub(crate) fn new(failure: &'a Failure, instance: Option<&'a str>) -> Self {
+        Self {
+            r#type: format!("/docs/errors/{}", failure.code),
+            title: title(failure.code),
+            status: failure.code.http().as_u16(),
+            detail: &failure.message,
+            instance,
+            code: failure.code.as_str(),
+            field: failure.field.as_deref(),
+        }
+    }
+}
+
+/// `idempotency_conflict` as people write it: `Idempotency conflict`.
+fn title(code: ErrorCode) -> String {
+    let words = code.as_str().replace('_', " ");
+    let (first, rest) = words.split_at(1);
+    first.to_ascii_uppercase() + rest
+}
+
+/// The answer to a request that failed.
+pub(crate) fn answer(dialect: Dialect, failure: Failure, request_id: &str) -> Response {
+    let own_fault = failure.code.http().is_server_error();
+    if own_fault {
+        tracing::warn!(code = %failure.code, "answers with a failure: {}", failure.message);
+    }
+    let status = failure.code.http();
+    let waits = retry_after(&failure);
+    let unauthenticated = failure.code == ErrorCode::Unauthenticated;
+    let mut response = match dialect {
+        Dialect::Grpc => return tonic::Status::from(failure).into_http(),
+        Dialect::Own => {
+            let problem = text(&Problem::new(&failure, Some(request_id)));
+            let kind = [(header::CONTENT_TYPE, "application/problem+json")];
+            (status, kind, problem).into_response()
+        }
+        Dialect::OpenAi => {
+            let kind = [(header::CONTENT_TYPE, "application/json")];
+            (status, kind, text(&openai::Error::new(&failure))).into_response()
+        }
+    };
+    let headers = response.headers_mut();
+    if let Some(seconds) = waits {
+        headers.insert(header::RETRY_AFTER, seconds.into());
+    }
+    if unauthenticated {
+        let ways = HeaderValue::from_static("Bearer realm=\"inkstone\"");
+        headers.insert(header::WWW_AUTHENTICATE, ways);
+    }
+    response
+}
+
+/// Puts a [`Refused`] into words and leaves any other response as it is. Headers that layers have set stay.
+pub(crate) fn in_words(dialect: Dialect, request_id: &str, mut response: Response) -> Response {
+    let Some(Refused(failure)) = response.extensions_mut().remove::<Refused>() else {
+        return response;
+    };
+    let mut answered = answer(dialect, failure, request_id);
+    for (name, value) in response.headers() {
+        if name != header::CONTENT_LENGTH && name != header::CONTENT_TYPE {
+            answered.headers_mut().insert(name, value.clone());
+        }
+    }
+    answered
+}
+
+/// Whole seconds until a retry makes sense; never 0, which would mean at once.
+fn retry_after(failure: &Failure) -> Option<u64> {
+    let tells = matches!(
+        failure.code,
+        ErrorCode::Unavailable | ErrorCode::RateLimited
+    );
+    let wait = match failure.retry_after {
+        Some(wait) => wait,
+        None if tells => Duration::from_secs(1),
+        None => return None,
+    };
+    Some(whole_seconds(wait).max(1))
+}
+
+/// Seconds, rounded up.
+pub(crate) fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_secs() + u64::from(wait.subsec_nanos() > 0)
+}
+
+/// JSON text of one of our own types.
+pub(crate) fn text<T: Serialize>(value: &T) -> String {
+    // Our types have string keys and finite depth, which is all that serialization can fail on.
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// A JSON answer.
+pub(crate) fn json<T: Serialize>(value: &T) -> Response {
+    let kind = [(header::CONTENT_TYPE, "application/json")];
+    (kind, Body::from(text(value))).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_path_belongs_to_the_dialect_whose_root_it_is_under() {
+        let of = |path: &str| Dialect::of(&Request::get(path).body(()).unwrap());
+        assert_eq!(of("/v1/images/generations"), Dialect::OpenAi);
+        assert_eq!(of("/v1/models"), Dialect::OpenAi);
+        assert_eq!(of("/v1/modelsx"), Dialect::Own);
+        assert_eq!(of("/v1/tasks/x/images/0"), Dialect::Own);
+        let call = Request::post("/v1/images").header("content-type", "application/grpc+proto");
+        assert_eq!(Dialect::of(&call.body(()).unwrap()), Dialect::Grpc);
+    }
+
+    #[test]
+    fn a_wait_is_rounded_up_to_whole_seconds() {
+        let failure = Failure::unavailable("busy", Duration::from_millis(1200));
+        let response = answer(Dialect::Own, failure, "r");
+        assert_eq!(response.headers()["retry-after"], "2");
+        let at_once = Failure::unavailable("busy", Duration::ZERO);
+        assert_eq!(
+            answer(Dialect::OpenAi, at_once, "r").headers()["retry-after"],
+            "1"
+        );
+    }
+
+    #[test]
+    fn a_problem_names_its_page_its_field_and_its_request() {
+        let failure = Failure::invalid("width", "width must be a multiple of 32");
+        let problem = serde_json::to_value(Problem::new(&failure, Some("r-1"))).unwrap();
+        let expected = serde_json::json!({
+            "type": "/docs/errors/invalid_argument", "title": "Invalid argument", "status": 400,
+            "detail": "width must be a multiple of 32", "instance": "r-1", "code": "invalid_argument",
+            "field": "width",
+        });
+        assert_eq!(problem, expected);
+    }
+}

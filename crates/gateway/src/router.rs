@@ -1,0 +1,122 @@
+//! Which path leads where, and what a request passes on its way.
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::Request;
+use axum::http::{Method, Uri};
+use axum::middleware::{from_fn, from_fn_with_state};
+use axum::response::IntoResponse;
+use axum::routing::{MethodRouter, delete, get, post};
+use contract::{ErrorCode, Failure};
+use tonic::service::Routes;
+use tonic_health::server::HealthReporter;
+use tower_http::catch_panic::CatchPanicLayer;
+
+use crate::edge::Edge;
+use crate::error::StartError;
+use crate::json::shorten;
+use crate::problem::Refused;
+use crate::{auth, grpc, health, images, layers, models, openai, tasks, welcome};
+
+/// Everything that HTTP callers can reach.
+pub(crate) fn http(edge: &Arc<Edge>) -> Router {
+    let quick = |methods| quick(edge, methods);
+    let guarded = |methods| guarded(edge, methods);
+    Router::new()
+        // These wait for nothing: no credentials, no room, no other service.
+        .route("/", get(welcome::page))
+        .route("/healthz", get(health::healthz))
+        .route("/docs/errors/{code}", get(welcome::error_page))
+        // Our own dialect.
+        .route(
+            "/v1/tasks",
+            quick(guarded(get(tasks::list)).merge(json(guarded(post(tasks::create))))),
+        )
+        .route(
+            "/v1/tasks/{id}",
+            quick(guarded(get(tasks::get)).merge(guarded(delete(tasks::cancel)))),
+        )
+        .route("/v1/tasks/{id}/events", quick(guarded(get(tasks::watch))))
+        // Authenticates itself, because a token in the query will do.
+        .route(
+            "/v1/tasks/{id}/images/{index}",
+            quick(roomy(edge, get(images::get))),
+        )
+        // OpenAI's. A generation has its own, longer deadline.
+        .route(
+            "/v1/images/generations",
+            json(guarded(post(openai::generate))),
+        )
+        .route("/v1/models", quick(guarded(get(models::list))))
+        .route("/v1/models/{name}", quick(guarded(get(models::get))))
+        .fallback(nothing_here)
+        .method_not_allowed_fallback(not_this_way)
+        // From the inside out: a body over the limit is refused before anyone works for it, …
+        .layer(from_fn_with_state(edge.clone(), layers::body_limit))
+        // … a panic anywhere inside becomes an answer like any other, …
+        .layer(CatchPanicLayer::custom(layers::panicked))
+        // … and outermost, whatever comes out gets its words, its request id and its place in the metrics.
+        .layer(from_fn(layers::observe))
+        .with_state(edge.clone())
+}
+
+/// Everything that gRPC callers can reach.
+pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartError> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let calls = Routes::new(grpc::Images::server(edge.clone()))
+        .into_axum_router()
+        // As over HTTP: room first, because to verify a proof is work as well.
+        .layer(from_fn_with_state(edge.clone(), auth::authenticate))
+        .layer(from_fn_with_state(edge.clone(), layers::shed))
+        .layer(from_fn(layers::grpc_deadline));
+    // Without a fallback of their own: the one of `calls`, behind the same door, answers what nobody knows.
+    let open = Routes::builder()
+        .routes()
+        .add_service(health)
+        .add_service(grpc::reflection()?)
+        .into_axum_router()
+        .reset_fallback();
+    let all = calls
+        .merge(open)
+        .layer(CatchPanicLayer::custom(layers::panicked))
+        .layer(from_fn(layers::observe));
+    Ok((all, reporter))
+}
+
+/// For callers that auth knows.
+fn guarded(edge: &Arc<Edge>, methods: MethodRouter<Arc<Edge>>) -> MethodRouter<Arc<Edge>> {
+    roomy(
+        edge,
+        methods.route_layer(from_fn_with_state(edge.clone(), auth::authenticate)),
+    )
+}
+
+/// Sheds load before anything is done for a request, its authentication included.
+fn roomy(edge: &Arc<Edge>, methods: MethodRouter<Arc<Edge>>) -> MethodRouter<Arc<Edge>> {
+    methods.route_layer(from_fn_with_state(edge.clone(), layers::shed))
+}
+
+/// For what answers at once; outside of [`guarded`], so that the deadline covers all of it.
+fn quick(edge: &Arc<Edge>, methods: MethodRouter<Arc<Edge>>) -> MethodRouter<Arc<Edge>> {
+    methods.route_layer(from_fn_with_state(edge.clone(), layers::deadline))
+}
+
+/// For what takes JSON. Headers tell, so it costs the caller nothing of its rate limit.
+fn json(methods: MethodRouter<Arc<Edge>>) -> MethodRouter<Arc<Edge>> {
+    methods.route_layer(from_fn(layers::only_json))
+}
+
+async fn nothing_here(uri: Uri) -> impl IntoResponse {
+    let path = shorten(uri.path());
+    Refused(Failure::new(
+        ErrorCode::NotFound,
+        format!("there is nothing at {path}"),
+    ))
+}
+
+async fn not_this_way(method: Method, request: Request) -> impl IntoResponse {
+    let (method, path) = (shorten(method.as_str()), shorten(request.uri().path()));
+    let message = format!("{path} does not take {method}; the Allow header lists what it takes");
+    Refused(Failure::new(ErrorCode::MethodNotAllowed, message))
+}

@@ -1,0 +1,198 @@
+//! What can be said about a request without knowing its model. One function, whatever dialect it came in.
+//!
+//! The model's own limits (sizes, steps, guidance) are the orchestrator's to check: it knows the version.
+
+use contract::limits::{
+    MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_PARTIAL_IMAGES, MAX_PROMPT_BYTES,
+    MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES,
+};
+use contract::{Failure, v1};
+
+/// Longer than any name that a model can have; keeps nonsense out of logs.
+const MAX_MODEL_BYTES: usize = 128;
+
+/// Checks a request against the limits of the public contract.
+///
+/// # Errors
+/// An invalid argument that names the first field at fault and its limit.
+pub(crate) fn validate(task: &v1::SubmitTask) -> Result<(), Failure> {
+    if task.prompt.trim().is_empty() {
+        return Err(Failure::invalid(
+            "prompt",
+            "prompt must not be empty or blank",
+        ));
+    }
+    at_most("prompt", &task.prompt, MAX_PROMPT_BYTES)?;
+    at_most("negative_prompt", &task.negative_prompt, MAX_PROMPT_BYTES)?;
+    at_most("model", &task.model, MAX_MODEL_BYTES)?;
+    at_most("user", &task.user, MAX_USER_BYTES)?;
+    at_most(
+        "idempotency_key",
+        &task.idempotency_key,
+        MAX_IDEMPOTENCY_KEY_BYTES,
+    )?;
+    no_more("images", task.images, MAX_IMAGES)?;
+    no_more("partial_images", task.partial_images, MAX_PARTIAL_IMAGES)?;
+    numbers(task)?;
+    known_words(task)?;
+    style_tags(&task.style_tags)
+}
+
+fn at_most(field: &str, text: &str, limit: usize) -> Result<(), Failure> {
+    if text.len() <= limit {
+        return Ok(());
+    }
+    let message = format!(
+        "{field} must be at most {limit} bytes of UTF-8, not {}",
+        text.len()
+    );
+    Err(Failure::invalid(field, message))
+}
+
+fn no_more(field: &str, count: u32, limit: u32) -> Result<(), Failure> {
+    if count <= limit {
+        return Ok(());
+    }
+    Err(Failure::invalid(
+        field,
+        format!("{field} must be at most {limit}, not {count}"),
+    ))
+}
+
+fn numbers(task: &v1::SubmitTask) -> Result<(), Failure> {
+    if let Some(scale) = task.guidance_scale
+        && !(scale.is_finite() && scale >= 0.0)
+    {
+        let message = format!("guidance_scale must be a finite number of 0 or more, not {scale}");
+        return Err(Failure::invalid("guidance_scale", message));
+    }
+    if let Some(quality) = task.output_compression
+        && !(1..=100).contains(&quality)
+    {
+        let message = format!("output_compression must be 1 to 100, not {quality}");
+        return Err(Failure::invalid("output_compression", message));
+    }
+    Ok(())
+}
+
+// Over gRPC an enum is any number.
+fn known_words(task: &v1::SubmitTask) -> Result<(), Failure> {
+    let unknown = |field: &str, value: i32| {
+        Err(Failure::invalid(
+            field,
+            format!("{field} has no value {value} in this version"),
+        ))
+    };
+    if v1::Scheduler::try_from(task.scheduler).is_err() {
+        return unknown("scheduler", task.scheduler);
+    }
+    if v1::Quality::try_from(task.quality).is_err() {
+        return unknown("quality", task.quality);
+    }
+    if v1::OutputFormat::try_from(task.output_format).is_err() {
+        return unknown("output_format", task.output_format);
+    }
+    Ok(())
+}
+
+fn style_tags(tags: &[String]) -> Result<(), Failure> {
+    let invalid = |message| Err(Failure::invalid("style_tags", message));
+    if tags.len() > MAX_STYLE_TAGS {
+        return invalid(format!(
+            "style_tags must be at most {MAX_STYLE_TAGS}, not {}",
+            tags.len()
+        ));
+    }
+    for (i, tag) in tags.iter().enumerate() {
+        if tag.is_empty() || tag.len() > MAX_STYLE_TAG_BYTES {
+            let bytes = tag.len();
+            return invalid(format!(
+                "style_tags[{i}] must be 1 to {MAX_STYLE_TAG_BYTES} bytes, not {bytes}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn field(change: impl FnOnce(&mut v1::SubmitTask)) -> Option<String> {
+        let mut task = v1::SubmitTask {
+            prompt: "a cat".to_owned(),
+            ..Default::default()
+        };
+        change(&mut task);
+        validate(&task).err().and_then(|failure| failure.field)
+    }
+
+    #[test]
+    fn a_prompt_alone_is_a_request() {
+        assert_eq!(field(|_| ()), None);
+    }
+
+    #[test]
+    fn each_limit_is_named_by_its_field_and_the_limit_itself_is_allowed() {
+        let named = |name: &str| Some(name.to_owned());
+        assert_eq!(
+            field(|t| t.prompt = " \n\u{3000}".to_owned()),
+            named("prompt")
+        );
+        assert_eq!(field(|t| t.prompt = "x".repeat(4096)), None);
+        assert_eq!(field(|t| t.prompt = "x".repeat(4097)), named("prompt"));
+        assert_eq!(
+            field(|t| t.negative_prompt = "x".repeat(4097)),
+            named("negative_prompt")
+        );
+        assert_eq!(field(|t| t.model = "x".repeat(129)), named("model"));
+        assert_eq!(field(|t| t.images = 10), None);
+        assert_eq!(field(|t| t.images = 11), named("images"));
+        assert_eq!(field(|t| t.partial_images = 3), None);
+        assert_eq!(field(|t| t.partial_images = 4), named("partial_images"));
+        assert_eq!(field(|t| t.guidance_scale = Some(0.0)), None);
+        for bad in [f32::NAN, f32::INFINITY, -0.5] {
+            assert_eq!(
+                field(|t| t.guidance_scale = Some(bad)),
+                named("guidance_scale")
+            );
+        }
+        assert_eq!(field(|t| t.output_compression = Some(100)), None);
+        for bad in [0, 101] {
+            assert_eq!(
+                field(|t| t.output_compression = Some(bad)),
+                named("output_compression")
+            );
+        }
+        assert_eq!(field(|t| t.scheduler = 99), named("scheduler"));
+        assert_eq!(field(|t| t.quality = -1), named("quality"));
+        assert_eq!(field(|t| t.output_format = 99), named("output_format"));
+        assert_eq!(field(|t| t.style_tags = vec!["x".to_owned(); 16]), None);
+        assert_eq!(
+            field(|t| t.style_tags = vec!["x".to_owned(); 17]),
+            named("style_tags")
+        );
+        assert_eq!(
+            field(|t| t.style_tags = vec![String::new()]),
+            named("style_tags")
+        );
+        assert_eq!(field(|t| t.user = "x".repeat(257)), named("user"));
+        assert_eq!(
+            field(|t| t.idempotency_key = "x".repeat(257)),
+            named("idempotency_key")
+        );
+    }
+
+    #[test]
+    fn a_prompts_limit_counts_bytes_and_says_so() {
+        let task = v1::SubmitTask {
+            prompt: "猫".repeat(1366),
+            ..Default::default()
+        };
+        let message = validate(&task).unwrap_err().message;
+        assert!(
+            message.contains("4096 bytes") && message.contains("4098"),
+            "{message}"
+        );
+    }
+}

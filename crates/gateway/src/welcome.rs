@@ -1,0 +1,82 @@
+//! The pages that need no one: the front page, and what each error code means.
+
+use axum::extract::Path;
+use axum::extract::rejection::PathRejection;
+use axum::http::header;
+use axum::response::{Html, IntoResponse, Response};
+use contract::{ErrorCode, Failure};
+
+use crate::problem::Refused;
+
+/// `GET /`
+pub(crate) async fn page() -> Html<&'static str> {
+    Html(include_str!("welcome.html"))
+}
+
+/// `GET /docs/errors/{code}`: where the `type` of a problem leads.
+pub(crate) async fn error_page(path: Result<Path<String>, PathRejection>) -> Response {
+    let code = path.map(|Path(code)| code).unwrap_or_default();
+    match ErrorCode::from_text(code.trim_end_matches(".md")) {
+        Some(code) => {
+            let kind = [(header::CONTENT_TYPE, "text/markdown; charset=utf-8")];
+            (kind, text(code)).into_response()
+        }
+        None => Refused(Failure::new(
+            ErrorCode::NotFound,
+            "there is no such error code",
+        ))
+        .into_response(),
+    }
+}
+
+macro_rules! pages {
+    ($($code:ident $file:literal)*) => {
+        /// A code's page. A code without one does not compile.
+        fn text(code: ErrorCode) -> &'static str {
+            match code {
+                $(ErrorCode::$code => include_str!(concat!("../../../docs/errors/", $file, ".md")),)*
+            }
+        }
+    };
+}
+
+pages! {
+    InvalidArgument "invalid_argument"
+    PayloadTooLarge "payload_too_large"
+    UnsupportedMediaType "unsupported_media_type"
+    Unauthenticated "unauthenticated"
+    PermissionDenied "permission_denied"
+    ModelNotFound "model_not_found"
+    TaskNotFound "task_not_found"
+    NotFound "not_found"
+    MethodNotAllowed "method_not_allowed"
+    IdempotencyConflict "idempotency_conflict"
+    NotReady "not_ready"
+    RateLimited "rate_limited"
+    Unavailable "unavailable"
+    DeadlineExceeded "deadline_exceeded"
+    Cancelled "cancelled"
+    AttemptsExhausted "attempts_exhausted"
+    EngineFailed "engine_failed"
+    Internal "internal"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_page_is_about_its_own_code_and_shows_all_three_dialects() {
+        for &code in ErrorCode::ALL {
+            let page = text(code);
+            assert!(page.starts_with(&format!("# `{code}`")), "{code}");
+            let status = code.http().as_u16().to_string();
+            assert!(page.contains(&format!("\"code\": \"{code}\"")), "{code}");
+            assert!(page.contains(&format!("\"status\": {status}")), "{code}");
+            assert!(
+                page.contains("## OpenAI") && page.contains("## gRPC"),
+                "{code}"
+            );
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! gRPC on the same port.
+
+use contract::v1::image_service_client::ImageServiceClient;
+use contract::{ErrorCode, Failure, v1};
+use tonic::transport::Channel;
+use tonic::{Code, Request};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::Edge;
+
+async fn channel(edge: &Edge) -> Channel {
+    let endpoint = Channel::from_shared(format!("http://{}", edge.address)).unwrap();
+    endpoint.connect().await.unwrap()
+}
+
+#[tokio::test]
+async fn a_call_without_credentials_is_refused_with_our_code() {
+    let edge = Edge::start(&[]).await;
+    let mut client = ImageServiceClient::new(channel(&edge).await);
+    let status = client
+        .list_models(v1::ListModelsRequest {})
+        .await
+        .unwrap_err();
+    assert_eq!(status.code(), Code::Unauthenticated);
+    assert!(status.metadata().get("x-request-id").is_some());
+    assert_eq!(Failure::from(status).code, ErrorCode::Unauthenticated);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn when_auth_is_not_there_the_status_is_unavailable_with_a_wait() {
+    let edge = Edge::start(&[]).await;
+    let mut client = ImageServiceClient::new(channel(&edge).await);
+    let mut request = Request::new(v1::GetRequest::default());
+    request
+        .metadata_mut()
+        .insert("authorization", "Bearer k".parse().unwrap());
+    let status = client.get(request).await.unwrap_err();
+    let failure = Failure::from(status);
+    assert_eq!(failure.code, ErrorCode::Unavailable);
+    assert!(failure.retry_after.is_some());
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn health_needs_no_credentials_and_says_what_readyz_says() {
+    let edge = Edge::start(&[]).await;
+    let mut client = HealthClient::new(channel(&edge).await);
+    // Told by a task that looks every second.
+    loop {
+        let service = "inkstone.v1.ImageService".to_owned();
+        match client.check(HealthCheckRequest { service }).await {
+            Ok(answer) => {
+                assert_eq!(answer.into_inner().status(), ServingStatus::NotServing);
+                break;
+            }
+            Err(status) => assert_eq!(status.code(), Code::NotFound),
+        }
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn reflection_lists_what_is_public_and_nothing_else() {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    use tonic_reflection::pb::v1::server_reflection_request::MessageRequest;
+    use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
+
+    let edge = Edge::start(&[]).await;
+    let mut client = ServerReflectionClient::new(channel(&edge).await);
+    let request = ServerReflectionRequest {
+        host: String::new(),
+        message_request: Some(MessageRequest::ListServices(String::new())),
+    };
+    let requests = futures::stream::iter([request]);
+    let mut answers = client
+        .server_reflection_info(requests)
+        .await
+        .unwrap()
+        .into_inner();
+    let answer = answers.message().await.unwrap().unwrap().message_response;
+    let Some(MessageResponse::ListServicesResponse(list)) = answer else {
+        panic!("not a list: {answer:?}");
+    };
+    let mut names: Vec<_> = list
+        .service
+        .into_iter()
+        .map(|service| service.name)
+        .collect();
+    names.sort();
+    names.dedup();
+    assert_eq!(names, ["grpc.health.v1.Health", "inkstone.v1.ImageService"]);
+    drop((answers, client));
+    edge.stop().await;
+}

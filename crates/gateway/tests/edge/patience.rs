@@ -1,0 +1,90 @@
+//! Clients that dribble are cut off, and nobody else notices.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
+
+use crate::Edge;
+use crate::client::ask;
+
+/// How long the gateway holds a connection on which only `said` was sent.
+async fn borne(edge: &Edge, said: &[u8]) -> Duration {
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    stream.write_all(said).await.unwrap();
+    let began = Instant::now();
+    let mut answer = Vec::new();
+    // An end and a reset are both an end.
+    let end = tokio::time::timeout(Duration::from_secs(8), stream.read_to_end(&mut answer)).await;
+    assert!(end.is_ok(), "still open after {:?}", began.elapsed());
+    began.elapsed()
+}
+
+#[tokio::test]
+async fn a_connection_that_does_not_finish_its_head_is_cut() {
+    let edge = Edge::start(&[("http.header_read_timeout", "500ms")]).await;
+    let half: [&[u8]; 4] = [
+        b"",
+        b"PRI * HTTP/2",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Slow: ",
+        b"G",
+    ];
+    for said in half {
+        let took = borne(&edge, said).await;
+        assert!(took >= Duration::from_millis(400), "{took:?}");
+    }
+    assert_eq!(ask(edge.address, "GET /healthz").await.status, 200);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_never_arrives_does_not_hold_up_a_refusal() {
+    let edge = Edge::start(&[]).await;
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    let head = "POST /v1/tasks HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{";
+    stream.write_all(head.as_bytes()).await.unwrap();
+    let mut answer = [0; 64];
+    let read = stream.read(&mut answer);
+    let read = tokio::time::timeout(Duration::from_secs(8), read)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(answer[..read].starts_with(b"HTTP/1.1 401"));
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_and_are_served_in_turn() {
+    let edge = Edge::start(&[
+        ("http.max_connections", "1"),
+        ("http.header_read_timeout", "500ms"),
+    ])
+    .await;
+    // Takes the only place and says nothing.
+    let silent = TcpStream::connect(edge.address).await.unwrap();
+    let answer =
+        tokio::time::timeout(Duration::from_secs(8), ask(edge.address, "GET /healthz")).await;
+    assert_eq!(answer.unwrap().status, 200);
+    drop(silent);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_head_over_the_limit_is_refused() {
+    let edge = Edge::start(&[("http.max_header_bytes", "8KiB")]).await;
+    let long = format!(
+        "GET /healthz HTTP/1.1\r\nHost: x\r\nX-Long: {}\r\n\r\n",
+        "x".repeat(20_000)
+    );
+    let mut stream = TcpStream::connect(edge.address).await.unwrap();
+    // The refusal may come before all of it is sent.
+    let _ = stream.write_all(long.as_bytes()).await;
+    let mut answer = [0; 64];
+    let read = stream.read(&mut answer).await.unwrap_or(0);
+    let answer = String::from_utf8_lossy(&answer[..read]);
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
+        "{answer}"
+    );
+    edge.stop().await;
+}

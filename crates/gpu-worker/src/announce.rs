@@ -1,0 +1,135 @@
+//! The worker in the fleet: a record in `WORKERS` that vanishes soon after the worker does.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use messaging::{Broker, BrokerError, Bucket};
+use serde::{Deserialize, Serialize};
+
+use crate::error::chain;
+use crate::models::{Models, Status};
+use crate::worker::Worker;
+
+const BUCKET: &str = "WORKERS";
+/// How long a worker that says nothing is taken for alive.
+const MAX_AGE: Duration = Duration::from_secs(15);
+/// How often a worker says something.
+const EVERY: Duration = Duration::from_secs(5);
+
+/// What `WORKERS` holds of one worker, under its name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkerRecord {
+    /// Its name.
+    pub name: String,
+    /// The versions that it serves, as `model/version`.
+    pub models: Vec<String>,
+    /// Versions that it should serve and cannot so far, with the reason.
+    pub failing: BTreeMap<String, String>,
+    /// Tasks that it can run at once.
+    pub slots: usize,
+    /// Tasks that it runs now.
+    pub running: usize,
+    /// What it computes on: `cpu` or `cuda:N`.
+    pub device: String,
+    /// The program's version.
+    pub version: String,
+}
+
+/// What is said about the worker.
+pub(crate) struct Announcer {
+    pub(crate) worker: Arc<Worker>,
+    pub(crate) models: Models,
+    pub(crate) slots: usize,
+    pub(crate) device: String,
+}
+
+impl Announcer {
+    /// Says it every few seconds until the worker stops, and then takes it back.
+    pub(crate) async fn keep_announcing(self, broker: Broker) {
+        let mut every = tokio::time::interval(EVERY);
+        let mut bucket: Option<Bucket<WorkerRecord>> = None;
+        loop {
+            tokio::select! {
+                () = self.worker.stop.cancelled() => break,
+                _ = every.tick() => {}
+            }
+            if let Err(error) = self.announce(&broker, &mut bucket).await {
+                tracing::debug!(error = chain(&error), "not announced");
+            }
+        }
+        if let Some(bucket) = bucket
+            && let Err(error) = bucket.delete(&self.worker.name).await
+        {
+            tracing::debug!(error = chain(&error), "the record vanishes by its age");
+        }
+    }
+
+    async fn announce(
+        &self,
+        broker: &Broker,
+        bucket: &mut Option<Bucket<WorkerRecord>>,
+    ) -> Result<(), BrokerError> {
+        let bucket = match bucket {
+            Some(bucket) => bucket,
+            None => bucket.insert(broker.bucket(BUCKET, MAX_AGE).await?),
+        };
+        bucket
+            .put(&self.worker.name, &self.record())
+            .await
+            .map(drop)
+    }
+
+    fn record(&self) -> WorkerRecord {
+        let mut models = Vec::new();
+        let mut failing = BTreeMap::new();
+        for (version, status) in self.models.all() {
+            match status {
+                Status::Loaded => models.push(version),
+                Status::Loading => {}
+                Status::Failed(why) => drop(failing.insert(version, why)),
+            }
+        }
+        WorkerRecord {
+            name: self.worker.name.clone(),
+            models,
+            failing,
+            slots: self.slots,
+            running: self.worker.running.count(),
+            device: self.device.clone(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }
+    }
+}
+
+/// A name that no other worker has: the machine's, and a few random characters.
+pub(crate) fn made_up_name() -> String {
+    let machine = std::fs::read_to_string("/proc/sys/kernel/hostname");
+    let machine = machine.unwrap_or_else(|_| "worker".to_owned());
+    let random = uuid::Uuid::now_v7().simple().to_string();
+    // The end of a version 7 UUID is random, its beginning is the time.
+    format!("{}-{}", plain(machine.trim()), &random[random.len() - 6..])
+}
+
+/// A machine's name as part of a key.
+fn plain(machine: &str) -> String {
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || c == '_' {
+            c
+        } else {
+            '-'
+        }
+    };
+    machine.chars().take(40).map(plain).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn made_up_names_differ_and_can_be_keys() {
+        assert_ne!(made_up_name(), made_up_name());
+        assert_eq!(plain("gpu.node/7 ü"), "gpu-node-7--");
+    }
+}

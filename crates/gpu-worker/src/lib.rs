@@ -1,0 +1,195 @@
+//! A device and its engine: pulls work it has room for and gives it back when it cannot finish.
+//!
+//! ```text
+//! registry ──watch──► models ──one loop a version──► pull ──► run ──► pipeline: Preprocess → Inference → Postprocess → Output
+//!                                                     │        │                                │
+//!                                                    WORK    TASKS                    engine thread, step by step
+//! ```
+//!
+//! * `models` keeps the versions of the registry downloaded, verified and loaded; each has a pull loop.
+//! * `pull` takes a dispatch from WORK when one of the worker's slots is free.
+//! * `run` settles one dispatch: what the log says of its task decides what happens to it.
+//! * `pipeline` carries a task from request to stored pictures.
+//! * `engine` owns the pictures on two threads of its own; the runtime never waits for a step.
+//!
+//! Invariants:
+//!
+//! * A dispatch is acknowledged only after its task's end is stored (I4), and the end is written only after the bytes of all
+//!   pictures are (I3). Whoever ends the task first is right; a worker that comes second throws its work away (I2).
+//! * A worker that dies costs the steps since the last checkpoint, never the task (I5). One that stops puts its tasks away
+//!   and hands them back, and that counts as no attempt.
+//! * The same request and seed give the same file, byte by byte, however often it was interrupted.
+//! * A part of the platform that is away (broker, store, registry) makes tasks wait, not fail.
+
+mod announce;
+mod engine;
+mod error;
+mod metrics;
+mod models;
+mod pipeline;
+mod pull;
+mod retry;
+mod run;
+mod settings;
+mod worker;
+
+use std::convert::Infallible;
+use std::sync::Arc;
+use std::time::Duration;
+
+use diffusion::Device;
+use lifecycle::{Check, Service, admin};
+use messaging::Broker;
+use storage::Storage;
+use task_log::TaskLog;
+use telemetry::Telemetry;
+use tokio::sync::Semaphore;
+
+pub use announce::WorkerRecord;
+pub use error::StartError;
+pub use settings::{
+    DeviceName, EngineSettings, LabelSettings, Settings, UnknownDevice, WorkerSettings,
+};
+
+use announce::Announcer;
+use engine::Engine;
+use models::{Keeper, Models};
+use worker::Worker;
+
+/// How often the broker and the store are probed for health.
+const PROBE_EVERY: Duration = Duration::from_secs(5);
+
+/// Starts a worker. It comes back once everything runs; models are downloaded and loaded after that, and the worker is ready
+/// when it has one.
+///
+/// # Errors
+/// See [`StartError`].
+pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, StartError> {
+    // Before anything else: a worker without its device must not look alive.
+    let device = device(settings.engine.device)?;
+    let storage = Storage::open(&settings.storage)?;
+    let registry = rpc::peer(&settings.registry).map_err(StartError::Registry)?;
+    let mut service = Service::new("gpu-worker");
+    let checks = Checks::of(&service);
+    admin::serve(&mut service, settings.process.admin_listen, &telemetry).await?;
+    let broker = Broker::connect(&settings.broker, "gpu-worker").await?;
+    let worker = Arc::new(worker(&settings, &service, storage, &broker)?);
+    let models = Models::new(checks.models);
+    tracing::info!(name = worker.name, device = %settings.engine.device, "worker");
+
+    let tasks = &service.tasks;
+    tasks.critical(
+        "broker probe",
+        probe_broker(worker.clone(), broker.clone(), checks.broker),
+    );
+    tasks.critical(
+        "storage probe",
+        probe_storage(worker.clone(), checks.storage),
+    );
+    let gone = worker.clone();
+    tasks.critical("engine", async move {
+        tokio::select! {
+            () = gone.stop.cancelled() => Ok(()),
+            () = gone.engine.gone() => Err(engine::EngineError::Gone),
+        }
+    });
+    let announcer = Announcer {
+        worker: worker.clone(),
+        models: models.clone(),
+        slots: settings.worker.slots,
+        device: settings.engine.device.to_string(),
+    };
+    tasks.critical("announce", async move {
+        announcer.keep_announcing(broker).await;
+        Ok::<(), Infallible>(())
+    });
+    let keeper = Keeper {
+        worker,
+        tasks: tasks.clone(),
+        models,
+        wanted: settings.worker.models,
+        cache: settings.worker.cache_dir,
+        device,
+    };
+    tasks.critical("models", async move {
+        models::keep(keeper, registry, checks.registry).await;
+        Ok::<(), Infallible>(())
+    });
+    Ok(service)
+}
+
+/// The device, if this build has it.
+fn device(name: DeviceName) -> Result<Device, StartError> {
+    match name {
+        DeviceName::Cpu => Ok(Device::Cpu),
+        DeviceName::Cuda(_) => Err(StartError::NoCuda { device: name }),
+    }
+}
+
+fn worker(
+    settings: &Settings,
+    service: &Service,
+    storage: Storage,
+    broker: &Broker,
+) -> Result<Worker, StartError> {
+    let name = match settings.worker.name.as_str() {
+        "" => announce::made_up_name(),
+        name => name.to_owned(),
+    };
+    let checkpoint_every = settings.engine.checkpoint_every.duration();
+    Ok(Worker {
+        name,
+        log: TaskLog::new(broker.clone()),
+        storage,
+        engine: Engine::start(settings.worker.max_batch)?,
+        slots: Arc::new(Semaphore::new(settings.worker.slots)),
+        running: run::Running::default(),
+        ack_wait: settings.worker.ack_wait.duration(),
+        max_attempts: settings.worker.max_attempts,
+        checkpoint_every: (!checkpoint_every.is_zero()).then_some(checkpoint_every),
+        content_producer: settings.label.content_producer.clone(),
+        stop: service.tasks.stop_token(),
+    })
+}
+
+struct Checks {
+    broker: Check,
+    storage: Check,
+    registry: Check,
+    models: Check,
+}
+
+impl Checks {
+    fn of(service: &Service) -> Self {
+        let check = |name| service.health.check(name);
+        Self {
+            broker: check("broker"),
+            storage: check("storage"),
+            registry: check("registry"),
+            models: check("models"),
+        }
+    }
+}
+
+async fn probe_broker(worker: Arc<Worker>, broker: Broker, check: Check) -> Result<(), Infallible> {
+    while !worker.stop.is_cancelled() {
+        check.set(broker.probe().await);
+        rest(&worker).await;
+    }
+    Ok(())
+}
+
+async fn probe_storage(worker: Arc<Worker>, check: Check) -> Result<(), Infallible> {
+    while !worker.stop.is_cancelled() {
+        check.set(worker.storage.probe().await);
+        rest(&worker).await;
+    }
+    Ok(())
+}
+
+async fn rest(worker: &Worker) {
+    tokio::select! {
+        () = worker.stop.cancelled() => {}
+        () = tokio::time::sleep(PROBE_EVERY) => {}
+    }
+}

@@ -1,0 +1,163 @@
+//! A running task put away: its pictures' engine snapshots as one object, and the task's state that names it.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use contract::task::{Checkpoint, CheckpointFile, State};
+use prost::Message as _;
+use storage::{Key, StorageError, sha256_hex};
+use task_log::TaskLogError;
+
+use super::TaskJob;
+use crate::engine::Picture;
+use crate::error::chain;
+
+/// The largest checkpoint that is read: ten pictures of 4096 × 4096 are 190 MiB.
+const MAX_BYTES: u64 = 256 << 20;
+/// How long writing one may take before the task goes on without it.
+const WRITE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Why a checkpoint was not written.
+#[derive(Debug, thiserror::Error)]
+enum SaveError {
+    #[error("the checkpoint was not stored")]
+    Store(#[source] StorageError),
+    #[error("the task's state was not written")]
+    State(#[source] TaskLogError),
+}
+
+/// Why a checkpoint cannot be used.
+#[derive(Debug, thiserror::Error)]
+enum LoadError {
+    #[error("{0:?} is not the key of a checkpoint")]
+    Key(String),
+    #[error("the checkpoint cannot be read")]
+    Read(#[source] StorageError),
+    #[error("the checkpoint has another digest than when it was written")]
+    Digest,
+    #[error("the checkpoint cannot be decoded")]
+    Decode(#[source] prost::DecodeError),
+    #[error("the checkpoint is of {found} pictures, the task of {wanted}")]
+    Pictures { found: usize, wanted: usize },
+}
+
+/// The snapshots that the task's state names, one a picture; `None` when there are none or they cannot be used, which
+/// costs time and nothing else.
+pub(super) async fn load(job: &TaskJob, pictures: usize) -> Option<Vec<Vec<u8>>> {
+    let checkpoint = job.state.checkpoint.as_ref()?;
+    match read(job, checkpoint, pictures).await {
+        Ok(snapshots) => {
+            tracing::info!(step = checkpoint.step, "goes on from a checkpoint");
+            Some(snapshots)
+        }
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "begins anew");
+            None
+        }
+    }
+}
+
+async fn read(
+    job: &TaskJob,
+    checkpoint: &Checkpoint,
+    wanted: usize,
+) -> Result<Vec<Vec<u8>>, LoadError> {
+    let key = Key::stored(&checkpoint.key);
+    let key = key.ok_or_else(|| LoadError::Key(checkpoint.key.clone()))?;
+    let data = job
+        .worker
+        .storage
+        .get(&key, MAX_BYTES)
+        .await
+        .map_err(LoadError::Read)?;
+    if sha256_hex(&data) != checkpoint.sha256 {
+        return Err(LoadError::Digest);
+    }
+    let CheckpointFile { snapshots } = CheckpointFile::decode(data).map_err(LoadError::Decode)?;
+    let found = snapshots.len();
+    if found != wanted {
+        return Err(LoadError::Pictures { found, wanted });
+    }
+    Ok(snapshots)
+}
+
+/// Puts the task away as it is now, unless it is no further than when it was last put away. Waits for the step that is
+/// being taken. Best effort: a task without a checkpoint is only slower to recover.
+pub(super) async fn save(job: &mut TaskJob, pictures: &[Picture]) {
+    // Before the snapshots: then they are at least as far as the number says.
+    let step = pictures.iter().map(|picture| picture.progress().step).sum();
+    let before = job.state.checkpoint.as_ref();
+    if before.map_or(0, |checkpoint| checkpoint.step) >= step {
+        return;
+    }
+    let mut snapshots = Vec::with_capacity(pictures.len());
+    for picture in pictures {
+        // One that the engine has no longer has failed, and its task with it.
+        let Some(snapshot) = picture.snapshot().await else {
+            return;
+        };
+        snapshots.push(snapshot);
+    }
+    let file = CheckpointFile { snapshots };
+    match tokio::time::timeout(WRITE_LIMIT, write(job, step, &file)).await {
+        Ok(Ok(())) => tracing::debug!(step, "put away"),
+        Ok(Err(error)) => tracing::warn!(error = chain(&error), "no checkpoint was taken"),
+        Err(_) => tracing::warn!(limit = ?WRITE_LIMIT, "no checkpoint was taken in time"),
+    }
+}
+
+/// The object first, then the state that names it, and only then goes what the state named before.
+async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<(), SaveError> {
+    let data = Bytes::from(file.encode_to_vec());
+    let sha256 = sha256_hex(&data);
+    let key = Key::checkpoint(job.task.task, step);
+    forget_half_written(job).await;
+    job.half_written = Some(key.clone());
+    let stored = job.worker.storage.put(&key, data).await;
+    stored.map_err(SaveError::Store)?;
+    let state = State {
+        checkpoint: Some(Checkpoint {
+            step,
+            key: key.to_string(),
+            sha256,
+        }),
+        at: Some(contract::now()),
+        ..job.state.clone()
+    };
+    let written = job.worker.log.set_state(&job.task, &state).await;
+    written.map_err(SaveError::State)?;
+    job.half_written = None;
+    let before = std::mem::replace(&mut job.state, state);
+    if let Some(key) = before
+        .checkpoint
+        .and_then(|before| Key::stored(&before.key))
+    {
+        forget(job, &key).await;
+    }
+    Ok(())
+}
+
+/// Removes what the task was last put away as, once it has ended. Best effort.
+pub(crate) async fn remove(job: &mut TaskJob) {
+    forget_half_written(job).await;
+    let named = job.state.checkpoint.as_ref();
+    if let Some(key) = named.and_then(|checkpoint| Key::stored(&checkpoint.key)) {
+        forget(job, &key).await;
+    }
+}
+
+/// An object whose state is not known to be written: if it was, a task that is taken up again begins anew.
+async fn forget_half_written(job: &mut TaskJob) {
+    if let Some(key) = job.half_written.take() {
+        forget(job, &key).await;
+    }
+}
+
+async fn forget(job: &TaskJob, key: &Key) {
+    if let Err(error) = job.worker.storage.delete(key).await {
+        tracing::debug!(
+            error = chain(&error),
+            "a checkpoint that nobody needs stays"
+        );
+    }
+}

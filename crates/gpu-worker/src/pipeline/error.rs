@@ -1,0 +1,136 @@
+//! What can go wrong on the way, and what follows from it.
+
+use contract::ErrorCode;
+use diffusion::{BeginError, StepError};
+use imaging::EncodeError;
+
+use crate::engine::EngineError;
+use crate::retry::Stopped;
+
+/// Why a task did not get through the pipeline.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum NodeError {
+    /// The request asks for what no model could do. Admission should have caught it.
+    #[error("{field} {problem}")]
+    Request {
+        /// The field of `SubmitTask`.
+        field: &'static str,
+        /// What is wrong with it.
+        problem: String,
+    },
+    /// The engine could not draw a picture.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A picture could not be made into a file.
+    #[error("picture {index} cannot be encoded")]
+    Encode {
+        /// Which one.
+        index: usize,
+        /// Why not.
+        #[source]
+        source: EncodeError,
+    },
+    /// Work off the runtime's threads ended by a panic.
+    #[error("{doing} failed")]
+    OffRuntime {
+        /// What it was.
+        doing: &'static str,
+        /// The panic.
+        #[source]
+        source: tokio::task::JoinError,
+    },
+    /// The worker was asked to stop.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
+}
+
+/// What becomes of the task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// It has failed for good, and this is how: to try again would end the same.
+    Fail(ErrorCode),
+    /// It is tried again after a rest, as often as allowed.
+    Retry,
+    /// It goes to another worker now, and no attempt is counted.
+    HandBack,
+}
+
+impl NodeError {
+    /// What follows from it.
+    pub(crate) fn verdict(&self) -> Verdict {
+        match self {
+            Self::Request { .. } => Verdict::Fail(ErrorCode::InvalidArgument),
+            Self::Engine(error) => engine_verdict(error),
+            // Encoding is a function of its input: the size or the format is at fault.
+            Self::Encode { .. } => Verdict::Fail(ErrorCode::EngineFailed),
+            Self::OffRuntime { .. } => Verdict::Retry,
+            Self::Stopped(Stopped) => Verdict::HandBack,
+        }
+    }
+}
+
+fn engine_verdict(error: &EngineError) -> Verdict {
+    match error {
+        EngineError::Begin(BeginError::Parameter { .. } | BeginError::Tokenize { .. }) => {
+            Verdict::Fail(ErrorCode::InvalidArgument)
+        }
+        // The same seed would give the same numbers again.
+        EngineError::Step(StepError::NotFinite { .. }) => Verdict::Fail(ErrorCode::EngineFailed),
+        EngineError::Begin(BeginError::Encode(_))
+        | EngineError::Resume(_)
+        | EngineError::Step(StepError::Finished | StepError::Compute { .. })
+        | EngineError::Decode(_)
+        | EngineError::Panicked { .. }
+        | EngineError::Gone => Verdict::Retry,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parameter() -> BeginError {
+        BeginError::Parameter {
+            field: "width",
+            value: "100".to_owned(),
+            reason: "expected a multiple of 32".to_owned(),
+        }
+    }
+
+    #[test]
+    fn what_the_caller_got_wrong_fails_at_once() {
+        let error = NodeError::from(EngineError::Begin(parameter()));
+        assert_eq!(error.verdict(), Verdict::Fail(ErrorCode::InvalidArgument));
+        let text = crate::error::chain(&error);
+        assert!(
+            text.contains("width is 100: expected a multiple of 32"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn numbers_that_are_not_finite_fail_at_once() {
+        let error = NodeError::from(EngineError::Step(StepError::NotFinite { step: 3 }));
+        assert_eq!(error.verdict(), Verdict::Fail(ErrorCode::EngineFailed));
+    }
+
+    #[test]
+    fn a_fault_of_ours_is_tried_again() {
+        let panicked = EngineError::Panicked {
+            doing: "stepping",
+            message: "oh".to_owned(),
+        };
+        for error in [
+            panicked,
+            EngineError::Gone,
+            EngineError::Step(StepError::Finished),
+        ] {
+            assert_eq!(NodeError::from(error).verdict(), Verdict::Retry);
+        }
+    }
+
+    #[test]
+    fn a_stop_is_nobodys_fault() {
+        assert_eq!(NodeError::from(Stopped).verdict(), Verdict::HandBack);
+    }
+}

@@ -1,0 +1,91 @@
+//! Pulling work for one model version, while there is room.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lifecycle::Tasks;
+use messaging::Puller;
+use tokio::sync::TryAcquireError;
+use tokio_util::sync::CancellationToken;
+
+use crate::error::chain;
+use crate::models::Served;
+use crate::retry::{Backoff, Stopped, until_stopped};
+use crate::run;
+use crate::worker::Worker;
+
+/// Pauses between pulls that fail.
+const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
+
+/// Pulls until `end`; what was pulled goes on.
+pub(crate) async fn pull(
+    worker: &Arc<Worker>,
+    tasks: &Tasks,
+    served: &Arc<Served>,
+    end: &CancellationToken,
+) {
+    // The stream is someone else's to make, and may not be there yet.
+    let opened = until_stopped(end, "opening the work queue", || {
+        worker
+            .log
+            .work_of(&served.name, &served.version, worker.ack_wait)
+    });
+    let puller = match opened.await {
+        Ok(puller) => puller,
+        Err(Stopped) => return,
+    };
+    // A pull that is dropped half-way leaves a message to the ack wait at worst.
+    tokio::select! {
+        () = end.cancelled() => {}
+        () = keep_pulling(worker, tasks, served, &puller) => {}
+    }
+}
+
+async fn keep_pulling(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>, puller: &Puller) {
+    let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+    loop {
+        wait_for_room(worker).await;
+        match puller.pull(1).await {
+            Ok(deliveries) => {
+                backoff.reset();
+                for delivery in deliveries {
+                    take(worker, tasks, served, delivery).await;
+                }
+            }
+            Err(error) => {
+                let pause = backoff.pause();
+                tracing::debug!(error = chain(&error), ?pause, "pulling again");
+                tokio::time::sleep(pause).await;
+            }
+        }
+    }
+}
+
+/// Waits without keeping the room: a version that has nothing to do must not hold it from one that has.
+async fn wait_for_room(worker: &Worker) {
+    // Nobody closes the semaphore.
+    drop(worker.slots.acquire().await);
+}
+
+/// Carries a delivery out, or gives it back when another version's took the last room meanwhile.
+async fn take(
+    worker: &Arc<Worker>,
+    tasks: &Tasks,
+    served: &Arc<Served>,
+    delivery: messaging::Delivery,
+) {
+    match Arc::clone(&worker.slots).try_acquire_owned() {
+        Ok(room) => {
+            let (worker, served) = (Arc::clone(worker), Arc::clone(served));
+            tasks.job("task", async move {
+                run::deliver(worker, served, delivery).await;
+                drop(room);
+            });
+        }
+        Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => {
+            if let Err(error) = delivery.give_back(Duration::ZERO).await {
+                tracing::debug!(error = chain(&error), "comes again after the ack wait");
+            }
+        }
+    }
+}

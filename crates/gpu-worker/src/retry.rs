@@ -1,0 +1,105 @@
+//! Trying again, with pauses that grow up to a bound, until it works or the worker stops.
+
+use std::error::Error;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use crate::error::chain;
+
+const FIRST_PAUSE: Duration = Duration::from_millis(200);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
+/// Pauses that double from `first` to `longest`.
+#[derive(Debug, Clone)]
+pub(crate) struct Backoff {
+    first: Duration,
+    next: Duration,
+    longest: Duration,
+}
+
+impl Backoff {
+    pub(crate) fn new(first: Duration, longest: Duration) -> Self {
+        Self {
+            first,
+            next: first,
+            longest,
+        }
+    }
+
+    /// How long to wait now.
+    pub(crate) fn pause(&mut self) -> Duration {
+        let now = self.next;
+        self.next = (now * 2).min(self.longest);
+        now
+    }
+
+    /// It worked: the next pause is the first again.
+    pub(crate) fn reset(&mut self) {
+        self.next = self.first;
+    }
+}
+
+/// The worker was asked to stop before it worked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the worker stops")]
+pub(crate) struct Stopped;
+
+/// Tries `operation` until it succeeds, at least once. For what is idempotent and waits for a part of the platform
+/// that is down: the task keeps its place meanwhile, and no attempt is counted.
+pub(crate) async fn until_stopped<T, E, F>(
+    stop: &CancellationToken,
+    what: &'static str,
+    mut operation: impl FnMut() -> F,
+) -> Result<T, Stopped>
+where
+    E: Error,
+    F: Future<Output = Result<T, E>>,
+{
+    let mut backoff = Backoff::new(FIRST_PAUSE, LONGEST_PAUSE);
+    loop {
+        let pause = match operation().await {
+            Ok(value) => return Ok(value),
+            Err(error) => {
+                let pause = backoff.pause();
+                tracing::warn!(error = chain(&error), ?pause, "{what} failed; trying again");
+                pause
+            }
+        };
+        tokio::select! {
+            () = stop.cancelled() => return Err(Stopped),
+            () = tokio::time::sleep(pause) => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_grow_to_their_bound_and_begin_anew() {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(3));
+        let pauses: Vec<u64> = (0..4).map(|_| backoff.pause().as_secs()).collect();
+        assert_eq!(pauses, [1, 2, 3, 3]);
+        backoff.reset();
+        assert_eq!(backoff.pause().as_secs(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_the_trying_but_not_the_first_try() {
+        let stop = CancellationToken::new();
+        stop.cancel();
+        let mut tries = 0;
+        let outcome = until_stopped(&stop, "reading", || {
+            tries += 1;
+            std::future::ready(Err::<(), _>(std::io::Error::other("down")))
+        });
+        assert_eq!(outcome.await, Err(Stopped));
+        assert_eq!(tries, 1);
+        let outcome = until_stopped(&stop, "reading", || {
+            std::future::ready(Ok::<_, std::io::Error>(7))
+        });
+        assert_eq!(outcome.await, Ok(7));
+    }
+}

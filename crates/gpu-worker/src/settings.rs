@@ -1,0 +1,250 @@
+//! What can be set; `config.default.toml` says why it is as it is.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use contract::ModelName;
+use lifecycle::{Process, ProcessSettings};
+use messaging::BrokerSettings;
+use rpc::PeerSettings;
+use serde::{Deserialize, Deserializer, de};
+use settings::{Millis, SettingsError};
+use storage::StorageSettings;
+use telemetry::TelemetrySettings;
+
+const MAX_NAME: usize = 64;
+const MAX_SLOTS: usize = 64;
+const MAX_BATCH: usize = 64;
+const ACK_WAIT_SECONDS: std::ops::RangeInclusive<u64> = 1..=3600;
+
+/// The worker's settings.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// `[process]`
+    pub process: ProcessSettings,
+    /// `[telemetry]`
+    pub telemetry: TelemetrySettings,
+    /// `[broker]`
+    pub broker: BrokerSettings,
+    /// `[storage]`
+    pub storage: StorageSettings,
+    /// `[registry]`
+    pub registry: PeerSettings,
+    /// `[worker]`
+    pub worker: WorkerSettings,
+    /// `[engine]`
+    pub engine: EngineSettings,
+    /// `[label]`
+    pub label: LabelSettings,
+}
+
+/// `[worker]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WorkerSettings {
+    /// What it is called; empty makes one up.
+    pub name: String,
+    /// Tasks that run at once.
+    pub slots: usize,
+    /// Pictures in one denoising step.
+    pub max_batch: usize,
+    /// How long the broker waits for a sign of life.
+    pub ack_wait: Millis,
+    /// Times that a task is taken up before it is given up.
+    pub max_attempts: u32,
+    /// Models that it serves; none means all.
+    #[serde(deserialize_with = "names")]
+    pub models: Vec<ModelName>,
+    /// Where downloaded models are kept.
+    pub cache_dir: PathBuf,
+}
+
+/// `[engine]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineSettings {
+    /// What it computes on.
+    pub device: DeviceName,
+    /// How often a running task is put away; zero never.
+    pub checkpoint_every: Millis,
+}
+
+/// `[label]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LabelSettings {
+    /// Who generated the pictures.
+    pub content_producer: String,
+}
+
+/// A device as settings name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceName {
+    /// The processor.
+    Cpu,
+    /// A GPU by its number.
+    Cuda(usize),
+}
+
+/// A text that names no device.
+#[derive(Debug, thiserror::Error)]
+#[error("a device is \"cpu\" or \"cuda:N\", not {0:?}")]
+pub struct UnknownDevice(String);
+
+impl FromStr for DeviceName {
+    type Err = UnknownDevice;
+
+    fn from_str(text: &str) -> Result<Self, UnknownDevice> {
+        let cuda = || text.strip_prefix("cuda:")?.parse().ok();
+        match text {
+            "cpu" => Ok(Self::Cpu),
+            _ => cuda()
+                .map(Self::Cuda)
+                .ok_or_else(|| UnknownDevice(text.to_owned())),
+        }
+    }
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(number) => write!(f, "cuda:{number}"),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for DeviceName {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
+}
+
+/// The environment can only give a text, a file gives a list.
+fn names<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<ModelName>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Names {
+        List(Vec<String>),
+        Text(String),
+    }
+    let names = match Names::deserialize(deserializer)? {
+        Names::List(names) => names,
+        Names::Text(text) => text.split(',').map(|name| name.trim().to_owned()).collect(),
+    };
+    let named = names.iter().filter(|name| !name.is_empty());
+    named
+        .map(|name| name.parse().map_err(de::Error::custom))
+        .collect()
+}
+
+impl settings::Settings for Settings {
+    const SERVICE: &'static str = "gpu-worker";
+    const DEFAULTS: &'static str = include_str!("../config.default.toml");
+
+    fn validate(&self) -> Result<(), SettingsError> {
+        let worker = &self.worker;
+        let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
+        if worker.name.len() > MAX_NAME || !worker.name.bytes().all(plain) {
+            let problem = format!("must be at most {MAX_NAME} of a-z, A-Z, 0-9, - and _");
+            return Err(Self::invalid("worker.name", problem));
+        }
+        if !(1..=MAX_SLOTS).contains(&worker.slots) {
+            return Err(Self::invalid(
+                "worker.slots",
+                format!("must be 1 to {MAX_SLOTS}"),
+            ));
+        }
+        if !(1..=MAX_BATCH).contains(&worker.max_batch) {
+            return Err(Self::invalid(
+                "worker.max_batch",
+                format!("must be 1 to {MAX_BATCH}"),
+            ));
+        }
+        if !ACK_WAIT_SECONDS.contains(&worker.ack_wait.duration().as_secs()) {
+            return Err(Self::invalid("worker.ack_wait", "must be 1s to 1h"));
+        }
+        if worker.max_attempts == 0 {
+            return Err(Self::invalid("worker.max_attempts", "must be at least 1"));
+        }
+        if worker.cache_dir.as_os_str().is_empty() {
+            return Err(Self::invalid("worker.cache_dir", "must name a folder"));
+        }
+        if self.label.content_producer.len() > MAX_PRODUCER {
+            let problem = format!("must be at most {MAX_PRODUCER} bytes");
+            return Err(Self::invalid("label.content_producer", problem));
+        }
+        Ok(())
+    }
+}
+
+/// Bytes of a producer's name: it goes into every file.
+const MAX_PRODUCER: usize = 256;
+
+impl Process for Settings {
+    fn process(&self) -> &ProcessSettings {
+        &self.process
+    }
+
+    fn telemetry(&self) -> &TelemetrySettings {
+        &self.telemetry
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(key: &str, value: &str) -> Result<Settings, SettingsError> {
+        settings::load(None, &[(key, value.to_owned())])
+    }
+
+    #[test]
+    fn the_defaults_can_be_used() {
+        let settings: Settings = settings::load(None, &[]).unwrap();
+        assert!(settings.worker.models.is_empty());
+        assert_eq!(settings.engine.device, DeviceName::Cpu);
+    }
+
+    #[test]
+    fn models_may_be_named_in_one_text() {
+        let settings = load("worker.models", "a-model, another").unwrap();
+        let names: Vec<&str> = settings
+            .worker
+            .models
+            .iter()
+            .map(ModelName::as_str)
+            .collect();
+        assert_eq!(names, ["a-model", "another"]);
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_by_name() {
+        for (key, value) in [
+            ("worker.name", "a b"),
+            ("worker.slots", "0"),
+            ("worker.max_batch", "0"),
+            ("worker.ack_wait", "0s"),
+            ("worker.max_attempts", "0"),
+            ("worker.models", "Not A Name"),
+            ("engine.device", "tpu"),
+            ("engine.device", "cuda:"),
+        ] {
+            let error = load(key, value).unwrap_err();
+            let text = crate::error::chain(&error);
+            let named =
+                text.contains(key) || text.contains("model name") || text.contains("device");
+            assert!(named, "{key}={value}: {text}");
+        }
+    }
+
+    #[test]
+    fn a_gpu_is_named_by_its_number() {
+        assert_eq!("cuda:3".parse::<DeviceName>().unwrap(), DeviceName::Cuda(3));
+        assert_eq!(DeviceName::Cuda(3).to_string(), "cuda:3");
+    }
+}

@@ -1,0 +1,181 @@
+//! What cannot be done, and what waits for a part that is away.
+
+use std::time::Duration;
+
+use contract::task::{Phase, State, done};
+use contract::v1::{SubmitTask, TaskPhase};
+use gpu_worker::{StartError, WorkerRecord};
+use messaging::Bucket;
+
+use crate::support::{MODEL, Platform, request, stop, telemetry, until};
+
+fn failure(done: contract::task::Done) -> (String, String) {
+    match done.outcome {
+        Some(done::Outcome::Failed(failed)) => (failed.code, failed.message),
+        outcome => panic!("{outcome:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_dispatch_that_cannot_be_read_goes_to_dead_and_is_not_tried_again() {
+    let platform = Platform::start().await;
+    let worker = platform.worker(&[]).await;
+    let queue = platform.broker.queue("WORK");
+    let subject = format!("inkstone.work.{MODEL}.1.standard");
+    queue
+        .publish(
+            &subject,
+            "garbage",
+            b"\xff\xff not protobuf".as_slice().into(),
+        )
+        .await
+        .unwrap();
+    let lost = contract::task::Dispatch {
+        task_id: contract::TaskId::random().to_string(),
+        tenant: "acme".to_owned(),
+        lane: "test-standard".to_owned(),
+    };
+    let payload = prost::Message::encode_to_vec(&lost);
+    queue
+        .publish(&subject, "of no task", payload.into())
+        .await
+        .unwrap();
+    platform.work_is_settled().await;
+    let mut letters = platform.dead_letters().await;
+    letters.sort_by(|a, b| a.code.cmp(&b.code));
+    let codes: Vec<&str> = letters.iter().map(|letter| letter.code.as_str()).collect();
+    assert_eq!(codes, ["invalid_argument", "task_not_found"]);
+    assert_eq!(letters[0].payload, b"\xff\xff not protobuf");
+    assert_eq!(letters[1].task_id, lost.task_id);
+    let next = platform.submit(request("a cat", 1, 2)).await;
+    assert_eq!(platform.pictures(&next).await.len(), 1);
+    stop(worker).await;
+}
+
+#[tokio::test]
+async fn what_the_model_cannot_do_fails_at_once_and_says_why() {
+    let platform = Platform::start().await;
+    let worker = platform.worker(&[]).await;
+    let task = platform
+        .submit(SubmitTask {
+            width: 100,
+            ..request("a cat", 1, 4)
+        })
+        .await;
+    let done = platform.done(&task).await;
+    assert_eq!(done.attempt, 1);
+    let (code, message) = failure(done);
+    assert_eq!(code, "invalid_argument");
+    assert!(message.contains("width is 100"), "{message}");
+    platform.work_is_settled().await;
+    stop(worker).await;
+}
+
+#[tokio::test]
+async fn a_task_whose_workers_died_is_given_up_after_the_last_attempt() {
+    let platform = Platform::start().await;
+    let worker = platform.worker(&[("worker.max_attempts", "2")]).await;
+    let task = platform.submit_only(request("a cat", 1, 4)).await;
+    let state = State {
+        phase: Phase::Running.into(),
+        attempt: 2,
+        ..State::default()
+    };
+    platform.log.set_state(&task, &state).await.unwrap();
+    let record = platform.record(&task).await;
+    platform.log.dispatch(&record.submitted, 1).await.unwrap();
+    let (code, message) = failure(platform.done(&task).await);
+    assert_eq!(code, "attempts_exhausted");
+    assert!(message.contains("2 times"), "{message}");
+    platform.work_is_settled().await;
+    let letters = platform.dead_letters().await;
+    assert_eq!(letters[0].task_id, task.task.to_string());
+    stop(worker).await;
+}
+
+#[tokio::test]
+async fn a_store_that_takes_no_pictures_makes_the_task_wait_and_not_fail() {
+    let platform = Platform::start().await;
+    let worker = platform.worker(&[("worker.ack_wait", "2s")]).await;
+    // A file where the folder of pictures should be: nothing can be stored there.
+    let place = platform.folder.path().join("objects/images");
+    std::fs::write(&place, b"").unwrap();
+    let task = platform.submit(request("a cat", 1, 2)).await;
+    until("it runs", async || {
+        platform.phase(&task).await == TaskPhase::Running
+    })
+    .await;
+    // Longer than the ack wait: the heartbeats keep the task here.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let record = platform.record(&task).await;
+    assert_eq!((record.phase(), record.attempts()), (TaskPhase::Running, 1));
+    std::fs::remove_file(&place).unwrap();
+    assert_eq!(platform.pictures(&task).await.len(), 1);
+    assert_eq!(platform.record(&task).await.done.unwrap().attempt, 1);
+    stop(worker).await;
+}
+
+#[tokio::test]
+async fn a_version_that_is_damaged_is_reported_and_disturbs_no_other() {
+    let platform = Platform::with_versions(|good| {
+        let mut bad = good.clone();
+        bad.version = "2".to_owned();
+        bad.digest = "0".repeat(64);
+        // The bytes of one file under the name of another.
+        let config = bad
+            .artifacts
+            .iter()
+            .position(|a| a.path == "unet/config.json")
+            .unwrap();
+        let other = bad
+            .artifacts
+            .iter()
+            .position(|a| a.path == "vae/config.json")
+            .unwrap();
+        let bytes = bad.artifacts[other].clone();
+        bad.artifacts[config] = contract::registry::Artifact {
+            path: "unet/config.json".to_owned(),
+            ..bytes
+        };
+        vec![bad, good]
+    })
+    .await;
+    let worker = platform.worker(&[("worker.name", "painter")]).await;
+    let task = platform.submit(request("a cat", 1, 2)).await;
+    assert_eq!(platform.pictures(&task).await.len(), 1);
+    let fleet: Bucket<WorkerRecord> = platform
+        .broker
+        .bucket("WORKERS", Duration::from_secs(15))
+        .await
+        .unwrap();
+    until("the record names the version and the file", async || {
+        let record = fleet.get("painter").await.unwrap();
+        let failing = record.and_then(|entry| entry.value.failing.get("inkstone-demo/2").cloned());
+        failing.is_some_and(|why| why.contains("unet/config.json"))
+    })
+    .await;
+    stop(worker).await;
+}
+
+#[tokio::test]
+async fn cuda_is_refused_by_a_build_without_it_before_anything_else() {
+    let settings = settings::load(
+        None,
+        // Nothing listens there: the device must be looked at first.
+        &[
+            ("engine.device", "cuda:1".to_owned()),
+            ("broker.url", "nats://127.0.0.1:1".to_owned()),
+        ],
+    );
+    let error = gpu_worker::start(settings.unwrap(), telemetry())
+        .await
+        .map(drop)
+        .unwrap_err();
+    assert!(matches!(error, StartError::NoCuda { .. }));
+    let line = error.to_string();
+    assert!(
+        line.starts_with("this build has no CUDA") && line.contains("cuda:1"),
+        "{line}"
+    );
+    assert!(!line.contains('\n'));
+}

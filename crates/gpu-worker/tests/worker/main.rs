@@ -1,0 +1,9 @@
+//! The worker against a real broker, a real store and the real engine, with the demo model. Only the registry is a stand-in:
+//! it is another service, so a few lines serve its contract here.
+
+#![allow(clippy::unwrap_used, reason = "a failed step of a test fails the test")]
+
+mod ends;
+mod failures;
+mod interruptions;
+mod support;

@@ -1,0 +1,280 @@
+//! What `inspect` and `decode` do with files that nobody should send.
+
+use imaging::{DecodeError, Format, InspectError, decode, inspect};
+use proptest::prelude::*;
+
+use crate::{FORMATS, file};
+
+/// A file that states `side × side` pixels and holds those of a small one.
+fn boastful(format: Format, side: u16) -> Vec<u8> {
+    let mut file = file(format, 8, 8);
+    let find = |what: &[u8]| file.windows(what.len()).position(|window| window == what);
+    match format {
+        Format::Png => {
+            let at = find(b"IHDR").unwrap() + 4;
+            for side_at in [at, at + 4] {
+                file[side_at..side_at + 4].copy_from_slice(&u32::from(side).to_be_bytes());
+            }
+            let crc = crc32(&file[at - 4..at + 13]);
+            file[at + 13..at + 17].copy_from_slice(&crc.to_be_bytes());
+        }
+        Format::Jpeg => {
+            let at = find(&[0xff, 0xc0]).unwrap() + 5;
+            for side_at in [at, at + 2] {
+                file[side_at..side_at + 2].copy_from_slice(&side.to_be_bytes());
+            }
+        }
+        Format::WebP => {
+            let at = find(b"VP8X").unwrap() + 12;
+            let canvas = (u32::from(side) - 1).to_le_bytes();
+            file[at..at + 3].copy_from_slice(&canvas[..3]);
+            file[at + 3..at + 6].copy_from_slice(&canvas[..3]);
+            let at = file
+                .windows(4)
+                .position(|window| window == b"VP8L")
+                .unwrap()
+                + 9;
+            let side = u32::from(side) - 1;
+            file[at..at + 4].copy_from_slice(&(side | side << 14).to_le_bytes());
+        }
+    }
+    file
+}
+
+fn crc32(bytes: &[u8]) -> u32 {
+    !bytes.iter().fold(!0, |crc, &byte| {
+        (0..8).fold(crc ^ u32::from(byte), |crc, _| {
+            (crc >> 1) ^ (0xedb8_8320 * (crc & 1))
+        })
+    })
+}
+
+#[test]
+fn a_tiny_file_that_states_a_huge_picture_is_refused_before_memory_is_taken() {
+    for format in FORMATS {
+        let side = u16::try_from(format.max_side().min(60_000)).unwrap();
+        let file = boastful(format, side);
+        assert!(file.len() < 4096);
+        assert_eq!(inspect(&file).unwrap().width, u32::from(side), "{format}");
+        let result = decode(&file, 4 << 20);
+        assert!(
+            matches!(
+                result,
+                Err(DecodeError::TooLarge {
+                    max_pixels: 0x40_0000,
+                    ..
+                })
+            ),
+            "{format}: {result:?}"
+        );
+    }
+}
+
+#[test]
+fn a_picture_of_just_the_allowed_size_is_decoded() {
+    for format in FORMATS {
+        let file = file(format, 20, 10);
+        assert!(decode(&file, 200).is_ok());
+        assert!(matches!(
+            decode(&file, 199),
+            Err(DecodeError::TooLarge { .. })
+        ));
+    }
+}
+
+#[test]
+fn a_webp_whose_frame_is_larger_than_its_canvas_is_refused() {
+    let mut file = boastful(Format::WebP, 16_000);
+    let at = file
+        .windows(4)
+        .position(|window| window == b"VP8X")
+        .unwrap()
+        + 12;
+    file[at..at + 6].copy_from_slice(&[7, 0, 0, 7, 0, 0]);
+    assert!(matches!(inspect(&file), Err(InspectError::Damaged { .. })));
+    assert!(matches!(
+        decode(&file, 1 << 20),
+        Err(DecodeError::Inspect(_))
+    ));
+}
+
+#[test]
+fn an_animated_webp_is_inspected_and_not_decoded() {
+    let mut file = file(Format::WebP, 8, 8);
+    file[20] |= 2;
+    assert!(inspect(&file).is_ok());
+    assert!(matches!(decode(&file, 64), Err(DecodeError::Animated)));
+}
+
+#[test]
+fn a_jpeg_of_many_scans_is_refused() {
+    let mut file = file(Format::Jpeg, 8, 8);
+    let scan = file
+        .windows(2)
+        .position(|pair| pair == [0xff, 0xda])
+        .unwrap();
+    let again = file[scan..file.len() - 2].repeat(101);
+    file.splice(scan..scan, again);
+    let refused = matches!(
+        decode(&file, 64),
+        Err(DecodeError::Scans { scans: 102, .. })
+    );
+    assert!(refused);
+}
+
+#[test]
+fn other_files_are_of_unknown_format() {
+    for other in [
+        &b""[..],
+        b"\x89PNG",
+        b"GIF89a",
+        b"RIFF\0\0\0\0WAVE",
+        b"\xff\xd8",
+    ] {
+        assert!(matches!(inspect(other), Err(InspectError::UnknownFormat)));
+    }
+}
+
+#[test]
+fn a_label_that_is_there_but_unreadable_is_not_taken_for_none() {
+    for format in FORMATS {
+        let mut file = file(format, 8, 8);
+        let at = file
+            .windows(11)
+            .position(|window| window == b"&quot;Label")
+            .unwrap();
+        file[at + 6] = b'X';
+        assert!(
+            matches!(inspect(&file), Err(InspectError::Label(_))),
+            "{format}"
+        );
+    }
+}
+
+#[test]
+fn a_foreign_file_without_metadata_has_no_label() {
+    let picture = image::RgbImage::new(5, 4);
+    for (format, other) in [
+        (Format::Png, image::ImageFormat::Png),
+        (Format::Jpeg, image::ImageFormat::Jpeg),
+        (Format::WebP, image::ImageFormat::WebP),
+    ] {
+        let mut file = std::io::Cursor::new(Vec::new());
+        picture.write_to(&mut file, other).unwrap();
+        let found = inspect(file.get_ref()).unwrap();
+        assert_eq!(
+            (found.format, found.width, found.height, found.label),
+            (format, 5, 4, None)
+        );
+        assert!(decode(file.get_ref(), 20).is_ok());
+    }
+}
+
+#[test]
+fn grey_deep_and_transparent_pictures_become_plain_rgb() {
+    let grey = image::DynamicImage::ImageLuma8(image::GrayImage::from_pixel(2, 1, [7].into()));
+    let deep = image::ImageBuffer::from_pixel(2, 1, image::Rgb([7 * 257_u16, 8 * 257, 9 * 257]));
+    let clear = image::RgbaImage::from_pixel(2, 1, [7, 8, 9, 0].into());
+    for (picture, expected) in [
+        (grey, [7, 7, 7]),
+        (image::DynamicImage::ImageRgb16(deep), [7, 8, 9]),
+        (image::DynamicImage::ImageRgba8(clear), [7, 8, 9]),
+    ] {
+        let mut file = std::io::Cursor::new(Vec::new());
+        picture
+            .write_to(&mut file, image::ImageFormat::Png)
+            .unwrap();
+        assert_eq!(
+            decode(file.get_ref(), 2).unwrap(),
+            (2, 1, expected.repeat(2))
+        );
+    }
+}
+
+#[test]
+fn a_file_cut_anywhere_in_its_headers_is_an_error() {
+    for format in FORMATS {
+        let file = file(format, 8, 8);
+        let headers = match format {
+            Format::Jpeg => file
+                .windows(2)
+                .position(|pair| pair == [0xff, 0xda])
+                .unwrap(),
+            Format::Png | Format::WebP => file.len(),
+        };
+        for length in 0..headers {
+            assert!(
+                inspect(&file[..length]).is_err(),
+                "{format} cut to {length}"
+            );
+            assert!(
+                decode(&file[..length], 64).is_err(),
+                "{format} cut to {length}"
+            );
+        }
+    }
+}
+
+/// Neither call may panic, and what decodes is as large as it says.
+fn try_both(file: &[u8]) -> Result<(), TestCaseError> {
+    let found = inspect(file);
+    if let Ok((width, height, rgb)) = decode(file, 1 << 16) {
+        prop_assert!(u64::from(width) * u64::from(height) <= 1 << 16);
+        prop_assert_eq!(rgb.len(), width as usize * height as usize * 3);
+        if let Ok(found) = found {
+            prop_assert_eq!((found.width, found.height), (width, height));
+        }
+    }
+    Ok(())
+}
+
+fn any_format() -> impl Strategy<Value = Format> {
+    proptest::sample::select(FORMATS.to_vec())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3000))]
+
+    #[test]
+    fn truncated_files_never_panic(format in any_format(), cut: proptest::sample::Index) {
+        let file = file(format, 24, 17);
+        try_both(&file[..cut.index(file.len())])?;
+    }
+
+    #[test]
+    fn mutated_files_never_panic(
+        format in any_format(),
+        changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6),
+    ) {
+        let mut file = file(format, 24, 17);
+        for (at, byte) in changes {
+            let at = at.index(file.len());
+            file[at] = byte;
+        }
+        try_both(&file)?;
+    }
+
+    #[test]
+    fn spliced_files_never_panic(
+        format in any_format(),
+        from: proptest::sample::Index,
+        to: proptest::sample::Index,
+        insert in proptest::collection::vec(any::<u8>(), 0..40),
+    ) {
+        let mut file = file(format, 24, 17);
+        let (from, to) = (from.index(file.len()), to.index(file.len()));
+        file.splice(from.min(to)..from.max(to), insert);
+        try_both(&file)?;
+    }
+
+    #[test]
+    fn random_bytes_behind_a_signature_never_panic(
+        signature in proptest::sample::select(vec![
+            &b""[..], b"\x89PNG\r\n\x1a\n", b"\x89PNG\r\n\x1a\n\0\0\0\x0dIHDR", b"\xff\xd8\xff", b"\xff\xd8\xff\xe1",
+            b"RIFF\x40\0\0\0WEBP", b"RIFF\x40\0\0\0WEBPVP8X\x0a\0\0\0", b"RIFF\x40\0\0\0WEBPVP8L",
+        ]),
+        bytes in proptest::collection::vec(any::<u8>(), 0..200),
+    ) {
+        try_both(&[signature, &bytes].concat())?;
+    }
+}
