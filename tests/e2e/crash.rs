@@ -40,7 +40,7 @@ async fn an_orchestrator_killed_with_tasks_running_and_waiting_costs_no_task() {
     let mut platform = Platform::start().await;
     let expected = undisturbed(&platform).await;
     let mut tasks = Vec::new();
-    for _ in 0..6 {
+    for _ in 0..4 {
         tasks.push(platform.submit(long_picture()).await.unwrap());
     }
     platform.wait_running(&tasks[0].id).await;

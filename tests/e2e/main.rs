@@ -1,5 +1,8 @@
 //! The platform as callers and operators meet it: real processes, a real broker, the demo model.
 
+// Helpers of tests fail by panicking, like the tests themselves.
+#![allow(clippy::unwrap_used)]
+
 mod bad_input;
 mod command_line;
 mod crash;

@@ -13,7 +13,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let [folder, prompt, rest @ ..] = arguments.as_slice() else {
         return Err("usage: draw FOLDER PROMPT [OUT.ppm [STEPS [GUIDANCE [SEED [TIMES]]]]]".into());
     };
-    let number = |index: usize, default: f32| rest.get(index).map_or(Ok(default), |text| text.parse::<f32>());
+    let number = |index: usize, default: f32| {
+        rest.get(index)
+            .map_or(Ok(default), |text| text.parse::<f32>())
+    };
     let started = Instant::now();
     let model = Model::load(folder.as_ref(), &Device::Cpu, DType::F32)?;
     println!("loaded in {:.0} ms", started.elapsed().as_secs_f64() * 1e3);

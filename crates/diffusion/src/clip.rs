@@ -46,7 +46,10 @@ pub(crate) struct ClipConfig {
 impl ClipConfig {
     /// Reads and checks; `projects` says whether the encoder is one with a projection.
     pub(crate) fn read(mut fields: Fields, projects: bool) -> std::result::Result<Self, LoadError> {
-        let activations = [("quick_gelu", Activation::QuickGelu), ("gelu", Activation::Gelu)];
+        let activations = [
+            ("quick_gelu", Activation::QuickGelu),
+            ("gelu", Activation::Gelu),
+        ];
         let projection = fields.size_or("projection_dim", 512)?;
         let config = Self {
             vocabulary: fields.size("vocab_size")?,
@@ -60,12 +63,25 @@ impl ClipConfig {
             end: fields.count_or("eos_token_id", 49_407)? as u32,
             projection: projects.then_some(projection),
         };
-        if config.width % config.heads != 0 {
-            return Err(fields.refuse("num_attention_heads", &config.heads.into(), "it must divide hidden_size"));
+        if !config.width.is_multiple_of(config.heads) {
+            return Err(fields.refuse(
+                "num_attention_heads",
+                &config.heads.into(),
+                "it must divide hidden_size",
+            ));
         }
         fields.ignore(&[
-            "architectures", "attention_dropout", "bos_token_id", "dropout", "dtype", "initializer_factor",
-            "initializer_range", "model_type", "pad_token_id", "torch_dtype", "transformers_version",
+            "architectures",
+            "attention_dropout",
+            "bos_token_id",
+            "dropout",
+            "dtype",
+            "initializer_factor",
+            "initializer_range",
+            "model_type",
+            "pad_token_id",
+            "torch_dtype",
+            "transformers_version",
         ]);
         fields.finish()?;
         Ok(config)
@@ -95,7 +111,11 @@ pub(crate) struct Encoded {
 
 impl Clip {
     /// Reads `folder`.
-    pub(crate) fn load(folder: &Path, projects: bool, place: &Place) -> std::result::Result<(Self, Weights), LoadError> {
+    pub(crate) fn load(
+        folder: &Path,
+        projects: bool,
+        place: &Place,
+    ) -> std::result::Result<(Self, Weights), LoadError> {
         let config = ClipConfig::read(Fields::open(&folder.join("config.json"))?, projects)?;
         let weights = Weights::open(folder, "model", place)?;
         let clip = Self::from_weights(config, &weights.root())?;
@@ -104,15 +124,29 @@ impl Clip {
 
     fn from_weights(config: ClipConfig, root: &Scope<'_>) -> std::result::Result<Self, LoadError> {
         // Since version 5 transformers writes an encoder without a projection under no name of its own.
-        let text = if root.has("embeddings.token_embedding.weight") { root.clone() } else { root.pp("text_model") };
+        let text = if root.has("embeddings.token_embedding.weight") {
+            root.clone()
+        } else {
+            root.pp("text_model")
+        };
         let place = root.place().clone();
         let embedding = |name: &str, rows: usize| {
-            let values = text.pp("embeddings").pp(name).get("weight", &[rows, config.width])?;
+            let values = text
+                .pp("embeddings")
+                .pp(name)
+                .get("weight", &[rows, config.width])?;
             let placed = place.tensor(values, &[rows, config.width]);
-            placed.map_err(|source| LoadError::Place { component: name.into(), source })
+            placed.map_err(|source| LoadError::Place {
+                component: name.into(),
+                source,
+            })
         };
         // Without a projection nothing reads past the states before the last layer.
-        let layers = if config.projection.is_some() { config.layers } else { config.layers - 1 };
+        let layers = if config.projection.is_some() {
+            config.layers
+        } else {
+            config.layers - 1
+        };
         Ok(Self {
             tokens: embedding("token_embedding", config.vocabulary)?,
             positions: embedding("position_embedding", config.positions)?,
@@ -121,8 +155,10 @@ impl Clip {
                 .collect::<std::result::Result<_, _>>()?,
             projection: match config.projection {
                 Some(width) => Some((
-                    text.pp("final_layer_norm").layer_norm(config.width, config.eps)?,
-                    root.pp("text_projection").linear_no_bias(config.width, width)?,
+                    text.pp("final_layer_norm")
+                        .layer_norm(config.width, config.eps)?,
+                    root.pp("text_projection")
+                        .linear_no_bias(config.width, width)?,
                 )),
                 None => None,
             },
@@ -155,7 +191,10 @@ impl Clip {
                 Some(projection.forward(&norm.forward(&end)?)?)
             }
         };
-        Ok(Encoded { hidden: hidden.squeeze(0)?, pooled })
+        Ok(Encoded {
+            hidden: hidden.squeeze(0)?,
+            pooled,
+        })
     }
 
     fn end_of(&self, ids: &[u32]) -> usize {
@@ -164,7 +203,9 @@ impl Clip {
             let highest = ids.iter().copied().max().unwrap_or(0);
             return ids.iter().position(|id| *id == highest).unwrap_or(0);
         }
-        ids.iter().position(|id| *id == self.config.end).unwrap_or(0)
+        ids.iter()
+            .position(|id| *id == self.config.end)
+            .unwrap_or(0)
     }
 }
 
@@ -194,7 +235,14 @@ impl Layer {
 
     fn forward(&self, x: &Tensor, config: &ClipConfig, fast: Fast) -> Result<Tensor> {
         let qkv = self.qkv.forward(&self.before_attention.forward(x)?)?;
-        let seen = attention::own(fast, &qkv, Heads { count: config.heads, causal: true })?;
+        let seen = attention::own(
+            fast,
+            &qkv,
+            Heads {
+                count: config.heads,
+                causal: true,
+            },
+        )?;
         let x = self.out.forward_add(&seen, Some(x))?;
         let wide = self.widen.forward(&self.before_mlp.forward(&x)?)?;
         let wide = match config.activation {

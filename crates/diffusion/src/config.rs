@@ -11,10 +11,15 @@ const LONGEST: u64 = 4 << 20;
 
 /// Reads a whole small file.
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
-    let failed = |source| LoadError::Read { file: file.to_owned(), source };
+    let failed = |source| LoadError::Read {
+        file: file.to_owned(),
+        source,
+    };
     let length = std::fs::metadata(file).map_err(failed)?.len();
     if length > LONGEST {
-        return Err(failed(std::io::Error::other(format!("{length} bytes are more than a configuration has"))));
+        return Err(failed(std::io::Error::other(format!(
+            "{length} bytes are more than a configuration has"
+        ))));
     }
     std::fs::read(file).map_err(failed)
 }
@@ -32,14 +37,19 @@ impl Fields {
         let bytes = read(file)?;
         // Python writes infinities that JSON does not have.
         let text = String::from_utf8_lossy(&bytes).replace(": -Infinity", ": null");
-        let map = serde_json::from_str(&text)
-            .map_err(|source| LoadError::Json { file: file.to_owned(), source })?;
+        let map = serde_json::from_str(&text).map_err(|source| LoadError::Json {
+            file: file.to_owned(),
+            source,
+        })?;
         Ok(Self::new(file, map))
     }
 
     /// Of values that are said to be of `file`.
     pub(crate) fn new(file: &Path, map: Map<String, Value>) -> Self {
-        Self { file: file.to_owned(), map }
+        Self {
+            file: file.to_owned(),
+            map,
+        }
     }
 
     /// The key's value; `null` counts as absent.
@@ -65,8 +75,10 @@ impl Fields {
         read: impl FnOnce(&Value) -> Option<T>,
     ) -> Result<T, LoadError> {
         match self.take(key) {
-            Some(value) => read(&value).ok_or_else(|| self.refuse(key, &value, &format!("expected {expected}"))),
-            None => default.ok_or_else(|| self.refuse(key, &Value::Null, &format!("expected {expected}"))),
+            Some(value) => read(&value)
+                .ok_or_else(|| self.refuse(key, &value, &format!("expected {expected}"))),
+            None => default
+                .ok_or_else(|| self.refuse(key, &Value::Null, &format!("expected {expected}"))),
         }
     }
 
@@ -77,19 +89,38 @@ impl Fields {
 
     /// As [`Fields::size`], where absence means something.
     pub(crate) fn size_or(&mut self, key: &str, default: usize) -> Result<usize, LoadError> {
-        self.typed(key, Some(default), "a whole number from 1 to 1000000", read_size)
+        self.typed(
+            key,
+            Some(default),
+            "a whole number from 1 to 1000000",
+            read_size,
+        )
     }
 
     /// A whole number from 0 to a million.
     pub(crate) fn count_or(&mut self, key: &str, default: usize) -> Result<usize, LoadError> {
-        self.typed(key, Some(default), "a whole number from 0 to 1000000", |value| {
-            value.as_u64().filter(|n| *n <= 1_000_000).and_then(|n| usize::try_from(n).ok())
-        })
+        self.typed(
+            key,
+            Some(default),
+            "a whole number from 0 to 1000000",
+            |value| {
+                value
+                    .as_u64()
+                    .filter(|n| *n <= 1_000_000)
+                    .and_then(|n| usize::try_from(n).ok())
+            },
+        )
     }
 
     /// Sizes, or one for all: `count` of them.
-    pub(crate) fn sizes(&mut self, key: &str, count: Option<usize>) -> Result<Vec<usize>, LoadError> {
-        let what = count.map_or("a list of sizes".to_owned(), |count| format!("a size, or a list of {count}"));
+    pub(crate) fn sizes(
+        &mut self,
+        key: &str,
+        count: Option<usize>,
+    ) -> Result<Vec<usize>, LoadError> {
+        let what = count.map_or("a list of sizes".to_owned(), |count| {
+            format!("a size, or a list of {count}")
+        });
         self.typed(key, None, &what, |value| read_sizes(value, count))
     }
 
@@ -100,13 +131,20 @@ impl Fields {
 
     /// A number, or nothing.
     pub(crate) fn number(&mut self, key: &str) -> Result<Option<f64>, LoadError> {
-        self.typed(key, Some(None), "a number", |value| value.as_f64().map(Some))
+        self.typed(key, Some(None), "a number", |value| {
+            value.as_f64().map(Some)
+        })
     }
 
     /// Numbers, or nothing.
     pub(crate) fn numbers(&mut self, key: &str) -> Result<Option<Vec<f64>>, LoadError> {
         self.typed(key, Some(None), "a list of numbers", |value| {
-            value.as_array()?.iter().map(Value::as_f64).collect::<Option<Vec<_>>>().map(Some)
+            value
+                .as_array()?
+                .iter()
+                .map(Value::as_f64)
+                .collect::<Option<Vec<_>>>()
+                .map(Some)
         })
     }
 
@@ -117,33 +155,63 @@ impl Fields {
 
     /// A text.
     pub(crate) fn text(&mut self, key: &str) -> Result<String, LoadError> {
-        self.typed(key, None, "a text", |value| value.as_str().map(str::to_owned))
+        self.typed(key, None, "a text", |value| {
+            value.as_str().map(str::to_owned)
+        })
     }
 
     /// A list of texts.
     pub(crate) fn texts(&mut self, key: &str) -> Result<Vec<String>, LoadError> {
         self.typed(key, None, "a list of texts", |value| {
-            value.as_array()?.iter().map(|text| text.as_str().map(str::to_owned)).collect()
+            value
+                .as_array()?
+                .iter()
+                .map(|text| text.as_str().map(str::to_owned))
+                .collect()
         })
     }
 
     /// One of several texts, each with its meaning; the first is what absence means.
-    pub(crate) fn choice<T: Copy>(&mut self, key: &str, choices: &[(&str, T)]) -> Result<T, LoadError> {
+    pub(crate) fn choice<T: Copy>(
+        &mut self,
+        key: &str,
+        choices: &[(&str, T)],
+    ) -> Result<T, LoadError> {
         let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
         let default = choices.first().map(|(_, meaning)| *meaning);
-        self.typed(key, default, &format!("one of {}", names.join(", ")), |value| {
-            choices.iter().find(|(name, _)| value.as_str() == Some(*name)).map(|(_, meaning)| *meaning)
-        })
+        self.typed(
+            key,
+            default,
+            &format!("one of {}", names.join(", ")),
+            |value| {
+                choices
+                    .iter()
+                    .find(|(name, _)| value.as_str() == Some(*name))
+                    .map(|(_, meaning)| *meaning)
+            },
+        )
     }
 
     /// One of several sizes, each with its meaning; the first is what absence means.
-    pub(crate) fn choice_of_sizes<T: Copy>(&mut self, key: &str, choices: &[(usize, T)]) -> Result<T, LoadError> {
+    pub(crate) fn choice_of_sizes<T: Copy>(
+        &mut self,
+        key: &str,
+        choices: &[(usize, T)],
+    ) -> Result<T, LoadError> {
         let names: Vec<String> = choices.iter().map(|(size, _)| size.to_string()).collect();
         let default = choices.first().map(|(_, meaning)| *meaning);
-        self.typed(key, default, &format!("one of {}", names.join(", ")), |value| {
-            let size = read_size(value)?;
-            choices.iter().find(|(choice, _)| *choice == size).map(|(_, meaning)| *meaning)
-        })
+        self.typed(
+            key,
+            default,
+            &format!("one of {}", names.join(", ")),
+            |value| {
+                let size = read_size(value)?;
+                choices
+                    .iter()
+                    .find(|(choice, _)| *choice == size)
+                    .map(|(_, meaning)| *meaning)
+            },
+        )
     }
 
     /// Refuses any value but these (or absence).
@@ -152,13 +220,19 @@ impl Fields {
         key: &str,
         allowed: [T; N],
     ) -> Result<(), LoadError> {
-        let Some(value) = self.take(key) else { return Ok(()) };
+        let Some(value) = self.take(key) else {
+            return Ok(());
+        };
         let allowed = allowed.map(Into::into);
         if allowed.iter().any(|allowed| same(allowed, &value)) {
             return Ok(());
         }
         let list: Vec<String> = allowed.iter().map(Value::to_string).collect();
-        Err(self.refuse(key, &value, &format!("only {} is supported", list.join(" or "))))
+        Err(self.refuse(
+            key,
+            &value,
+            &format!("only {} is supported", list.join(" or ")),
+        ))
     }
 
     /// Forgets keys that do not change the arithmetic.
@@ -170,8 +244,9 @@ impl Fields {
 
     /// Refuses what nobody took: an unknown key that is set may change the arithmetic.
     pub(crate) fn finish(self) -> Result<(), LoadError> {
-        let unknown = (self.map.iter())
-            .find(|(key, value)| !key.starts_with('_') && !value.is_null() && **value != Value::Bool(false));
+        let unknown = (self.map.iter()).find(|(key, value)| {
+            !key.starts_with('_') && !value.is_null() && **value != Value::Bool(false)
+        });
         match unknown {
             Some((key, value)) => Err(self.refuse(key, value, "the key is unknown")),
             None => Ok(()),
@@ -195,7 +270,12 @@ fn read_sizes(value: &Value, count: Option<usize>) -> Option<Vec<usize>> {
     if let (Some(size), Some(count)) = (read_size(value), count) {
         return Some(vec![size; count]);
     }
-    let sizes: Vec<usize> = value.as_array()?.iter().map(read_size).collect::<Option<_>>()?;
-    let fits = count.is_none_or(|count| sizes.len() == count) && !sizes.is_empty() && sizes.len() <= 16;
+    let sizes: Vec<usize> = value
+        .as_array()?
+        .iter()
+        .map(read_size)
+        .collect::<Option<_>>()?;
+    let fits =
+        count.is_none_or(|count| sizes.len() == count) && !sizes.is_empty() && sizes.len() <= 16;
     fits.then_some(sizes)
 }

@@ -25,7 +25,9 @@ pub(crate) fn read(name: &str) -> Golden {
 
 /// The recorded files and the random-weight miniature.
 pub(crate) fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join("golden")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests")
+        .join("golden")
 }
 
 /// The demo model.
@@ -35,7 +37,9 @@ pub(crate) fn demo() -> PathBuf {
 
 impl Golden {
     pub(crate) fn get(&self, name: &str) -> &Tensor {
-        self.tensors.get(name).unwrap_or_else(|| panic!("no tensor {name}"))
+        self.tensors
+            .get(name)
+            .unwrap_or_else(|| panic!("no tensor {name}"))
     }
 
     pub(crate) fn find(&self, name: &str) -> Option<&Tensor> {
@@ -50,7 +54,11 @@ impl Golden {
 /// Fails unless each value is within `bar` of the recorded one.
 pub(crate) fn assert_near(what: &str, ours: &[f32], reference: &[f32], bar: f32) {
     assert_eq!(ours.len(), reference.len(), "{what}");
-    let off = ours.iter().zip(reference).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    let off = ours
+        .iter()
+        .zip(reference)
+        .map(|(a, b)| (a - b).abs())
+        .fold(0.0, f32::max);
     println!("{what}: off by {off:e}");
     assert!(off <= bar, "{what}: off by {off}, more than {bar}");
 }

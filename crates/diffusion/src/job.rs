@@ -67,7 +67,10 @@ impl Job {
     /// How far it is.
     pub fn progress(&self) -> Progress {
         // Both come from the request's u32.
-        Progress { step: self.done as u32, steps: self.schedule.steps() as u32 }
+        Progress {
+            step: self.done as u32,
+            steps: self.schedule.steps() as u32,
+        }
     }
 
     /// Whether every step has been done.

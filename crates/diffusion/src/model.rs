@@ -67,8 +67,9 @@ impl Model {
     pub fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
         let place = Place::new(device, dtype);
         let zeros_for_no_prompt = read_index(&folder.join("model_index.json"))?;
-        let scheduler =
-            SchedulerConfig::read(Fields::open(&folder.join("scheduler").join("scheduler_config.json"))?)?;
+        let scheduler = SchedulerConfig::read(Fields::open(
+            &folder.join("scheduler").join("scheduler_config.json"),
+        )?)?;
         let (first, first_weights) = Clip::load(&folder.join("text_encoder"), false, &place)?;
         let (second, second_weights) = Clip::load(&folder.join("text_encoder_2"), true, &place)?;
         let (unet, unet_weights) = Unet::load(&folder.join("unet"), &place)?;
@@ -78,7 +79,10 @@ impl Model {
             Tokenizer::read(&folder.join("tokenizer_2"), second.config().positions)?,
         ];
         check_fit(folder, [&first, &second], &tokenizers, &unet, &vae)?;
-        let digest = digest(folder, &[&first_weights, &second_weights, &unet_weights, &vae_weights])?;
+        let digest = digest(
+            folder,
+            &[&first_weights, &second_weights, &unet_weights, &vae_weights],
+        )?;
         let factor = vae.config().factor();
         let side = unet.config().sample_size * factor;
         let limits = Limits {
@@ -122,23 +126,48 @@ impl Model {
     pub fn begin(&self, request: &Request) -> Result<Job, BeginError> {
         let (height, width) = self.latent_size(request)?;
         let own = &self.scheduler;
-        let config = request.scheduler.map_or_else(|| own.clone(), |kind| own.with_kind(kind));
-        let schedule = Schedule::new(&config, request.steps as usize)
-            .map_err(|reason| BeginError::Parameter { field: "steps", value: request.steps.to_string(), reason })?;
+        let config = request
+            .scheduler
+            .map_or_else(|| own.clone(), |kind| own.with_kind(kind));
+        let schedule = Schedule::new(&config, request.steps as usize).map_err(|reason| {
+            BeginError::Parameter {
+                field: "steps",
+                value: request.steps.to_string(),
+                reason,
+            }
+        })?;
         let guided = request.guidance_scale > 1.0;
         let (prompt, negative) = self.condition(request, guided)?;
         let count = self.unet.config().latent * height * width;
         let mut latents = Generator::new(request.seed).normal(count);
-        latents.iter_mut().for_each(|x| *x *= schedule.initial_sigma);
-        Ok(Job { request: request.clone(), schedule, done: 0, latents, denoised: Vec::new(), prompt, negative })
+        latents
+            .iter_mut()
+            .for_each(|x| *x *= schedule.initial_sigma);
+        Ok(Job {
+            request: request.clone(),
+            schedule,
+            done: 0,
+            latents,
+            denoised: Vec::new(),
+            prompt,
+            negative,
+        })
     }
 
     fn latent_size(&self, request: &Request) -> Result<(usize, usize), BeginError> {
-        let Limits { size_multiple, max_side, .. } = self.limits;
+        let Limits {
+            size_multiple,
+            max_side,
+            ..
+        } = self.limits;
         for (field, side) in [("width", request.width), ("height", request.height)] {
             if side == 0 || side % size_multiple != 0 || side > max_side {
                 let reason = format!("expected a multiple of {size_multiple} up to {max_side}");
-                return Err(BeginError::Parameter { field, value: side.to_string(), reason });
+                return Err(BeginError::Parameter {
+                    field,
+                    value: side.to_string(),
+                    reason,
+                });
             }
         }
         if !(0.0..=MAX_GUIDANCE).contains(&request.guidance_scale) {
@@ -149,7 +178,10 @@ impl Model {
             });
         }
         let factor = self.vae.config().factor();
-        Ok((request.height as usize / factor, request.width as usize / factor))
+        Ok((
+            request.height as usize / factor,
+            request.width as usize / factor,
+        ))
     }
 
     fn condition(
@@ -160,7 +192,9 @@ impl Model {
         let (height, width) = (request.height as f32, request.width as f32);
         let time_ids: [f32; TIME_IDS] = [height, width, 0.0, 0.0, height, width];
         let condition = |(hidden, pooled): &(Tensor, Tensor)| {
-            self.unet.condition(hidden, pooled, time_ids).map_err(BeginError::Encode)
+            self.unet
+                .condition(hidden, pooled, time_ids)
+                .map_err(BeginError::Encode)
         };
         let text = self.encode(&request.prompt)?;
         let prompt = condition(&text)?;
@@ -169,7 +203,10 @@ impl Model {
         }
         let away = match &request.negative_prompt {
             None if self.zeros_for_no_prompt => {
-                let zeros = text.0.zeros_like().and_then(|hidden| Ok((hidden, text.1.zeros_like()?)));
+                let zeros = text
+                    .0
+                    .zeros_like()
+                    .and_then(|hidden| Ok((hidden, text.1.zeros_like()?)));
                 zeros.map_err(BeginError::Encode)?
             }
             negative => self.encode(negative.as_deref().unwrap_or_default())?,
@@ -179,11 +216,22 @@ impl Model {
 
     /// Both encoders' hidden states side by side, and the second's pooled state.
     fn encode(&self, text: &str) -> Result<(Tensor, Tensor), BeginError> {
-        let ids = |tokenizer: &Tokenizer| tokenizer.encode(text).map_err(|reason| BeginError::Tokenize { reason });
-        let first = self.encoders[0].encode(&ids(&self.tokenizers[0])?).map_err(BeginError::Encode)?;
-        let second = self.encoders[1].encode(&ids(&self.tokenizers[1])?).map_err(BeginError::Encode)?;
-        let hidden = Tensor::cat(&[&first.hidden, &second.hidden], 1).map_err(BeginError::Encode)?;
-        let pooled = second.pooled.ok_or_else(|| BeginError::Tokenize { reason: "no pooled state".to_owned() })?;
+        let ids = |tokenizer: &Tokenizer| {
+            tokenizer
+                .encode(text)
+                .map_err(|reason| BeginError::Tokenize { reason })
+        };
+        let first = self.encoders[0]
+            .encode(&ids(&self.tokenizers[0])?)
+            .map_err(BeginError::Encode)?;
+        let second = self.encoders[1]
+            .encode(&ids(&self.tokenizers[1])?)
+            .map_err(BeginError::Encode)?;
+        let hidden =
+            Tensor::cat(&[&first.hidden, &second.hidden], 1).map_err(BeginError::Encode)?;
+        let pooled = second.pooled.ok_or_else(|| BeginError::Tokenize {
+            reason: "no pooled state".to_owned(),
+        })?;
         Ok((hidden, pooled))
     }
 
@@ -199,9 +247,12 @@ impl Model {
             return Err(StepError::Finished);
         }
         let step = job.done as u32 + 1;
-        let output = self.predict(job).map_err(|source| StepError::Compute { step, source })?;
+        let output = self
+            .predict(job)
+            .map_err(|source| StepError::Compute { step, source })?;
         let (mut latents, mut denoised) = (job.latents.clone(), job.denoised.clone());
-        job.schedule.advance(job.done, &output, &mut latents, &mut denoised);
+        job.schedule
+            .advance(job.done, &output, &mut latents, &mut denoised);
         if !latents.iter().chain(&denoised).all(|x| x.is_finite()) {
             return Err(StepError::NotFinite { step });
         }
@@ -220,16 +271,32 @@ impl Model {
             return planes(&self.unet.forward(&input, &[timestep], &[&job.prompt])?);
         };
         let input = Tensor::cat(&[&input, &input], 0)?;
-        let both = planes(&self.unet.forward(&input, &[timestep; 2], &[negative, &job.prompt])?)?;
+        let both = planes(
+            &self
+                .unet
+                .forward(&input, &[timestep; 2], &[negative, &job.prompt])?,
+        )?;
         let (away, towards) = both.split_at(both.len() / 2);
         let scale = job.request.guidance_scale;
-        Ok(away.iter().zip(towards).map(|(away, towards)| away + scale * (towards - away)).collect())
+        Ok(away
+            .iter()
+            .zip(towards)
+            .map(|(away, towards)| away + scale * (towards - away))
+            .collect())
     }
 
     /// Channels × pixels as a `(1, height, width, channels)` tensor.
-    fn picture(&self, values: Vec<f32>, request: &Request, place: &Place) -> candle_core::Result<Tensor> {
+    fn picture(
+        &self,
+        values: Vec<f32>,
+        request: &Request,
+        place: &Place,
+    ) -> candle_core::Result<Tensor> {
         let factor = self.vae.config().factor();
-        let (height, width) = (request.height as usize / factor, request.width as usize / factor);
+        let (height, width) = (
+            request.height as usize / factor,
+            request.width as usize / factor,
+        );
         let x = place.tensor(values, &[1, self.unet.config().latent, height, width])?;
         x.permute((0, 2, 3, 1))?.contiguous()
     }
@@ -254,17 +321,29 @@ impl Model {
         let saved = snapshot::read(bytes)?;
         if saved.model != self.digest {
             let theirs = sha256::hex(&saved.model);
-            return Err(ResumeError::OtherModel { theirs, ours: self.digest_hex.clone() });
+            return Err(ResumeError::OtherModel {
+                theirs,
+                ours: self.digest_hex.clone(),
+            });
         }
         let mut job = self.begin(&saved.request)?;
-        let pictured = if saved.done == 0 { 0 } else { job.latents.len() };
+        let pictured = if saved.done == 0 {
+            0
+        } else {
+            job.latents.len()
+        };
         if saved.latents.len() != job.latents.len() || saved.denoised.len() != pictured {
-            return Err(ResumeError::Damaged { reason: "its latents are not of the request's size" });
+            return Err(ResumeError::Damaged {
+                reason: "its latents are not of the request's size",
+            });
         }
         if saved.done > saved.request.steps {
-            return Err(ResumeError::Damaged { reason: "more steps are done than there are" });
+            return Err(ResumeError::Damaged {
+                reason: "more steps are done than there are",
+            });
         }
-        (job.latents, job.denoised, job.done) = (saved.latents, saved.denoised, saved.done as usize);
+        (job.latents, job.denoised, job.done) =
+            (saved.latents, saved.denoised, saved.done as usize);
         Ok(job)
     }
 
@@ -300,15 +379,26 @@ impl Model {
         let decoded = decoded.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let pixels = with_values(&decoded, |values| {
             // numpy rounds halves to even.
-            values.iter().map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8).collect()
+            values
+                .iter()
+                .map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8)
+                .collect()
         })?;
-        Ok(RgbImage { width: request.width, height: request.height, pixels })
+        Ok(RgbImage {
+            width: request.width,
+            height: request.height,
+            pixels,
+        })
     }
 }
 
 /// `(batch, height, width, channels)` as batch × channels × pixels.
 fn planes(x: &Tensor) -> candle_core::Result<Vec<f32>> {
-    x.permute((0, 3, 1, 2))?.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+    x.permute((0, 3, 1, 2))?
+        .to_device(&Device::Cpu)?
+        .to_dtype(DType::F32)?
+        .flatten_all()?
+        .to_vec1()
 }
 
 /// Checks `model_index.json`; answers whether a missing negative prompt means zeros.
@@ -357,8 +447,14 @@ fn check_fit(
     }
     let pooled = encoders[1].config().projection;
     if unet.pooled_width() != pooled {
-        let reason = format!("it must be projection_dim ({pooled:?}) and {TIME_IDS} addition_time_embed_dim");
-        return Err(refuse("projection_class_embeddings_input_dim", unet.pooled_width().unwrap_or(0), reason));
+        let reason = format!(
+            "it must be projection_dim ({pooled:?}) and {TIME_IDS} addition_time_embed_dim"
+        );
+        return Err(refuse(
+            "projection_class_embeddings_input_dim",
+            unet.pooled_width().unwrap_or(0),
+            reason,
+        ));
     }
     if config.latent != vae.config().latent {
         let reason = format!("the VAE's latents have {} channels", vae.config().latent);
@@ -370,7 +466,10 @@ fn check_fit(
             tokenizers[1].length(),
             tokenizers[0].length()
         );
-        return Err(LoadError::Tokenizer { folder: folder.join("tokenizer_2"), reason });
+        return Err(LoadError::Tokenizer {
+            folder: folder.join("tokenizer_2"),
+            reason,
+        });
     }
     Ok(())
 }
@@ -382,8 +481,14 @@ fn digest(folder: &Path, weights: &[&Weights]) -> Result<[u8; 32], LoadError> {
         sha.update(bytes);
     };
     let tokenizer = ["vocab.json", "merges.txt", "tokenizer_config.json"];
-    let mut files = vec![folder.join("model_index.json"), folder.join("scheduler").join("scheduler_config.json")];
-    files.extend(["text_encoder", "text_encoder_2", "unet", "vae"].map(|part| folder.join(part).join("config.json")));
+    let mut files = vec![
+        folder.join("model_index.json"),
+        folder.join("scheduler").join("scheduler_config.json"),
+    ];
+    files.extend(
+        ["text_encoder", "text_encoder_2", "unet", "vae"]
+            .map(|part| folder.join(part).join("config.json")),
+    );
     for part in ["tokenizer", "tokenizer_2"] {
         files.extend(tokenizer.map(|name| folder.join(part).join(name)));
     }

@@ -23,10 +23,15 @@ impl Generator {
         let mut last = seed as u32;
         state.push(last);
         for index in 1..LENGTH as u32 {
-            last = 1_812_433_253_u32.wrapping_mul(last ^ (last >> 30)).wrapping_add(index);
+            last = 1_812_433_253_u32
+                .wrapping_mul(last ^ (last >> 30))
+                .wrapping_add(index);
             state.push(last);
         }
-        Self { state, next: LENGTH }
+        Self {
+            state,
+            next: LENGTH,
+        }
     }
 
     fn refill(&mut self) {
@@ -114,9 +119,17 @@ mod tests {
     fn noise_is_that_of_torch() {
         let recorded = golden::read("noise");
         for case in &recorded.cases {
-            let (seed, count) = (case["seed"].as_str().unwrap(), case["count"].as_u64().unwrap());
+            let (seed, count) = (
+                case["seed"].as_str().unwrap(),
+                case["count"].as_u64().unwrap(),
+            );
             let ours = Generator::new(seed.parse().unwrap()).normal(count as usize);
-            assert_near(seed, &ours, &recorded.values(&format!("{seed}.{count}")), 2e-6);
+            assert_near(
+                seed,
+                &ours,
+                &recorded.values(&format!("{seed}.{count}")),
+                2e-6,
+            );
         }
     }
 }

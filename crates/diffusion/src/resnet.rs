@@ -42,13 +42,20 @@ impl Resnet {
             Some(width) => Some(scope.pp("time_emb_proj").linear(width, output)?),
             None => None,
         };
-        let shortcut =
-            if input == output { None } else { Some(scope.pp("conv_shortcut").conv1x1(input, output)?) };
+        let shortcut = if input == output {
+            None
+        } else {
+            Some(scope.pp("conv_shortcut").conv1x1(input, output)?)
+        };
         Ok(Self {
-            norm1: scope.pp("norm1").group_norm(input, shape.groups, shape.eps)?,
+            norm1: scope
+                .pp("norm1")
+                .group_norm(input, shape.groups, shape.eps)?,
             conv1: scope.pp("conv1").conv3x3(input, output, Kind::Same)?,
             time,
-            norm2: scope.pp("norm2").group_norm(output, shape.groups, shape.eps)?,
+            norm2: scope
+                .pp("norm2")
+                .group_norm(output, shape.groups, shape.eps)?,
             conv2: scope.pp("conv2").conv3x3(output, output, Kind::Same)?,
             shortcut,
         })
@@ -58,12 +65,16 @@ impl Resnet {
     pub(crate) fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
         let h = self.norm1.forward_silu(x)?;
         let h = match (&self.time, time) {
-            (Some(layer), Some(time)) => self.conv1.forward_add(&h, Added::PerChannel(&layer.forward(time)?))?,
+            (Some(layer), Some(time)) => self
+                .conv1
+                .forward_add(&h, Added::PerChannel(&layer.forward(time)?))?,
             _ => self.conv1.forward(&h)?,
         };
         let h = self.norm2.forward_silu(&h)?;
         match &self.shortcut {
-            Some(layer) => self.conv2.forward_add(&h, Added::Picture(&layer.forward(x)?)),
+            Some(layer) => self
+                .conv2
+                .forward_add(&h, Added::Picture(&layer.forward(x)?)),
             None => self.conv2.forward_add(&h, Added::Picture(x)),
         }
     }

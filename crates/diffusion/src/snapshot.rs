@@ -26,8 +26,15 @@ pub(crate) struct Snapshot {
 
 /// The bytes.
 pub(crate) fn write(snapshot: &Snapshot) -> Vec<u8> {
-    let Snapshot { model, request, done, latents, denoised } = snapshot;
-    let mut out = Vec::with_capacity(256 + request.prompt.len() + 4 * (latents.len() + denoised.len()));
+    let Snapshot {
+        model,
+        request,
+        done,
+        latents,
+        denoised,
+    } = snapshot;
+    let mut out =
+        Vec::with_capacity(256 + request.prompt.len() + 4 * (latents.len() + denoised.len()));
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(model);
@@ -36,11 +43,20 @@ pub(crate) fn write(snapshot: &Snapshot) -> Vec<u8> {
     }
     out.extend_from_slice(&request.guidance_scale.to_le_bytes());
     out.extend_from_slice(&request.seed.to_le_bytes());
-    let kind = request.scheduler.and_then(|kind| SchedulerKind::ALL.iter().position(|other| *other == kind));
+    let kind = request
+        .scheduler
+        .and_then(|kind| SchedulerKind::ALL.iter().position(|other| *other == kind));
     out.push(kind.map_or(0, |index| index as u8 + 1));
     put_bytes(&mut out, request.prompt.as_bytes());
     out.push(u8::from(request.negative_prompt.is_some()));
-    put_bytes(&mut out, request.negative_prompt.as_deref().unwrap_or_default().as_bytes());
+    put_bytes(
+        &mut out,
+        request
+            .negative_prompt
+            .as_deref()
+            .unwrap_or_default()
+            .as_bytes(),
+    );
     put_floats(&mut out, latents);
     put_floats(&mut out, denoised);
     let checksum = sha256::digest(&out);
@@ -56,13 +72,18 @@ pub(crate) fn read(bytes: &[u8]) -> Result<Snapshot, ResumeError> {
     }
     let version = u16::from_le_bytes([bytes[8], bytes[9]]);
     if version != VERSION {
-        return Err(ResumeError::Version { found: version, known: VERSION });
+        return Err(ResumeError::Version {
+            found: version,
+            known: VERSION,
+        });
     }
     let (body, checksum) = bytes.split_at(bytes.len() - CHECKSUM);
     if sha256::digest(body) != checksum {
         return Err(damaged("the checksum is wrong"));
     }
-    Reader(&body[HEAD..]).snapshot().ok_or_else(|| damaged("its fields do not fit"))
+    Reader(&body[HEAD..])
+        .snapshot()
+        .ok_or_else(|| damaged("its fields do not fit"))
 }
 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -100,7 +121,12 @@ impl<'a> Reader<'a> {
 
     fn floats(&mut self) -> Option<Vec<f32>> {
         let (values, rest) = self.bytes()?.as_chunks::<4>();
-        rest.is_empty().then(|| values.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
+        rest.is_empty().then(|| {
+            values
+                .iter()
+                .map(|bytes| f32::from_le_bytes(*bytes))
+                .collect()
+        })
     }
 
     fn number(&mut self) -> Option<u32> {
@@ -109,7 +135,12 @@ impl<'a> Reader<'a> {
 
     fn snapshot(mut self) -> Option<Snapshot> {
         let model = self.array()?;
-        let [width, height, steps, done] = [self.number()?, self.number()?, self.number()?, self.number()?];
+        let [width, height, steps, done] = [
+            self.number()?,
+            self.number()?,
+            self.number()?,
+            self.number()?,
+        ];
         let guidance_scale = f32::from_le_bytes(self.array()?);
         let seed = u64::from_le_bytes(self.array()?);
         let scheduler = match self.array::<1>()?[0] {
@@ -124,8 +155,23 @@ impl<'a> Reader<'a> {
         };
         let negative = self.text()?;
         let negative_prompt = has_negative.then_some(negative);
-        let request = Request { prompt, negative_prompt, width, height, steps, guidance_scale, seed, scheduler };
+        let request = Request {
+            prompt,
+            negative_prompt,
+            width,
+            height,
+            steps,
+            guidance_scale,
+            seed,
+            scheduler,
+        };
         let (latents, denoised) = (self.floats()?, self.floats()?);
-        self.0.is_empty().then_some(Snapshot { model, request, done, latents, denoised })
+        self.0.is_empty().then_some(Snapshot {
+            model,
+            request,
+            done,
+            latents,
+            denoised,
+        })
     }
 }

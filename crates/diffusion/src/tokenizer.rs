@@ -21,20 +21,34 @@ pub(crate) struct Tokenizer {
 
 impl std::fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Tokenizer").field("length", &self.length).field("pad", &self.pad).finish_non_exhaustive()
+        f.debug_struct("Tokenizer")
+            .field("length", &self.length)
+            .field("pad", &self.pad)
+            .finish_non_exhaustive()
     }
 }
 
 impl Tokenizer {
     /// Reads a tokenizer's folder; `length` is the encoder's number of positions.
     pub(crate) fn read(folder: &Path, length: usize) -> Result<Self, LoadError> {
-        let refuse = |reason: String| LoadError::Tokenizer { folder: folder.to_owned(), reason };
+        let refuse = |reason: String| LoadError::Tokenizer {
+            folder: folder.to_owned(),
+            reason,
+        };
         let settings = read_json(&folder.join("tokenizer_config.json"))?;
-        let lowercase = settings.get("do_lower_case").and_then(Value::as_bool).unwrap_or(true);
+        let lowercase = settings
+            .get("do_lower_case")
+            .and_then(Value::as_bool)
+            .unwrap_or(true);
         if !lowercase {
-            return Err(refuse("do_lower_case is false, which CLIP's tokenizer does not do".to_owned()));
+            return Err(refuse(
+                "do_lower_case is false, which CLIP's tokenizer does not do".to_owned(),
+            ));
         }
-        let limit = settings.get("model_max_length").and_then(Value::as_u64).unwrap_or(u64::MAX);
+        let limit = settings
+            .get("model_max_length")
+            .and_then(Value::as_u64)
+            .unwrap_or(u64::MAX);
         let length = length.min(usize::try_from(limit).unwrap_or(usize::MAX));
         if length < 2 {
             return Err(refuse(format!("model_max_length is {limit}")));
@@ -42,15 +56,25 @@ impl Tokenizer {
         let [start, end, unknown, pad] = special_tokens(folder, &settings)?;
         let vocabulary = read_json(&folder.join("vocab.json"))?;
         let id = |name: &str| {
-            let id = vocabulary.get(name).and_then(Value::as_u64).and_then(|id| u32::try_from(id).ok());
+            let id = vocabulary
+                .get(name)
+                .and_then(Value::as_u64)
+                .and_then(|id| u32::try_from(id).ok());
             id.ok_or_else(|| refuse(format!("vocab.json has no id for {name:?}")))
         };
         let (start_id, end_id, pad_id) = (id(&start)?, id(&end)?, id(&pad)?);
-        let mut added: Vec<(&str, u32)> =
-            vec![(&start, start_id), (&end, end_id), (&unknown, id(&unknown)?), (&pad, pad_id)];
+        let mut added: Vec<(&str, u32)> = vec![
+            (&start, start_id),
+            (&end, end_id),
+            (&unknown, id(&unknown)?),
+            (&pad, pad_id),
+        ];
         added.sort_by_key(|(_, id)| *id);
         added.dedup();
-        let added: Vec<Value> = added.into_iter().map(|(content, id)| added_token(content, id)).collect();
+        let added: Vec<Value> = added
+            .into_iter()
+            .map(|(content, id)| added_token(content, id))
+            .collect();
         let description = json!({
             "version": "1.0",
             "added_tokens": added,
@@ -73,13 +97,22 @@ impl Tokenizer {
                 "fuse_unk": false, "vocab": vocabulary, "merges": merges(&folder.join("merges.txt"))?,
             },
         });
-        let inner = serde_json::from_value(description).map_err(|error| refuse(error.to_string()))?;
-        Ok(Self { inner, length, end: end_id, pad: pad_id })
+        let inner =
+            serde_json::from_value(description).map_err(|error| refuse(error.to_string()))?;
+        Ok(Self {
+            inner,
+            length,
+            end: end_id,
+            pad: pad_id,
+        })
     }
 
     /// Token ids, cut or padded to the encoder's length.
     pub(crate) fn encode(&self, text: &str) -> Result<Vec<u32>, String> {
-        let encoding = self.inner.encode(text, true).map_err(|error| error.to_string())?;
+        let encoding = self
+            .inner
+            .encode(text, true)
+            .map_err(|error| error.to_string())?;
         let mut ids = encoding.get_ids().to_vec();
         if ids.len() > self.length {
             ids.truncate(self.length - 1);
@@ -104,20 +137,30 @@ fn added_token(content: &str, id: u32) -> Value {
 
 fn read_json(file: &Path) -> Result<Value, LoadError> {
     let bytes = config::read(file)?;
-    serde_json::from_slice(&bytes).map_err(|source| LoadError::Json { file: file.to_owned(), source })
+    serde_json::from_slice(&bytes).map_err(|source| LoadError::Json {
+        file: file.to_owned(),
+        source,
+    })
 }
 
 /// Start, end, unknown and padding: from `tokenizer_config.json`, or else `special_tokens_map.json`.
 fn special_tokens(folder: &Path, settings: &Value) -> Result<[String; 4], LoadError> {
     let file = folder.join("special_tokens_map.json");
-    let map = if file.exists() { read_json(&file)? } else { Value::Null };
+    let map = if file.exists() {
+        read_json(&file)?
+    } else {
+        Value::Null
+    };
     let text = |value: &Value| match value {
         Value::String(text) => Some(text.clone()),
         Value::Object(token) => token.get("content")?.as_str().map(str::to_owned),
         _ => None,
     };
     let token = |key: &str, default: &str| {
-        let found = settings.get(key).and_then(text).or_else(|| map.get(key).and_then(text));
+        let found = settings
+            .get(key)
+            .and_then(text)
+            .or_else(|| map.get(key).and_then(text));
         found.unwrap_or_else(|| default.to_owned())
     };
     Ok([
@@ -133,7 +176,9 @@ fn merges(file: &Path) -> Result<Vec<(String, String)>, LoadError> {
     (String::from_utf8_lossy(&bytes).lines().enumerate())
         .filter(|(number, line)| !(line.is_empty() || *number == 0 && line.starts_with("#version")))
         .map(|(number, line)| {
-            let pair = line.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
+            let pair = line
+                .split_once(' ')
+                .map(|(a, b)| (a.to_owned(), b.to_owned()));
             pair.ok_or_else(|| LoadError::Tokenizer {
                 folder: file.to_owned(),
                 reason: format!("line {} is not two tokens", number + 1),

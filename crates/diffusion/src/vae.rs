@@ -38,10 +38,17 @@ impl VaeConfig {
         fields.only("_class_name", ["AutoencoderKL"])?;
         let ups = fields.texts("up_block_types")?;
         if let Some(other) = ups.iter().find(|name| *name != "UpDecoderBlock2D") {
-            return Err(fields.refuse("up_block_types", &other.as_str().into(), "only UpDecoderBlock2D is supported"));
+            return Err(fields.refuse(
+                "up_block_types",
+                &other.as_str().into(),
+                "only UpDecoderBlock2D is supported",
+            ));
         }
         let latent = fields.size_or("latent_channels", 4)?;
-        let (mean, deviation) = (fields.numbers("latents_mean")?, fields.numbers("latents_std")?);
+        let (mean, deviation) = (
+            fields.numbers("latents_mean")?,
+            fields.numbers("latents_std")?,
+        );
         let moments = match (mean, deviation) {
             (Some(mean), Some(deviation)) if mean.len() == latent && deviation.len() == latent => {
                 let narrow = |all: Vec<f64>| all.into_iter().map(|x| x as f32).collect();
@@ -68,7 +75,13 @@ impl VaeConfig {
         // diffusers' pipeline for this architecture does not read it, so a model that has one expects another.
         fields.only("shift_factor", [0.0])?;
         // Of the encoder, of training, and of where to compute: everything here is in f32 where it must be.
-        fields.ignore(&["down_block_types", "force_upcast", "in_channels", "sample_size", "use_quant_conv"]);
+        fields.ignore(&[
+            "down_block_types",
+            "force_upcast",
+            "in_channels",
+            "sample_size",
+            "use_quant_conv",
+        ]);
         fields.finish()?;
         Ok(config)
     }
@@ -94,7 +107,10 @@ pub(crate) struct Vae {
 
 impl Vae {
     /// Reads `folder`.
-    pub(crate) fn load(folder: &Path, place: &Place) -> std::result::Result<(Self, Weights), LoadError> {
+    pub(crate) fn load(
+        folder: &Path,
+        place: &Place,
+    ) -> std::result::Result<(Self, Weights), LoadError> {
         let config = VaeConfig::read(Fields::open(&folder.join("config.json"))?)?;
         let weights = Weights::open(folder, "diffusion_pytorch_model", place)?;
         let vae = Self::from_weights(config, &weights.root())?;
@@ -103,7 +119,11 @@ impl Vae {
 
     fn from_weights(config: VaeConfig, root: &Scope<'_>) -> std::result::Result<Self, LoadError> {
         let scope = root.pp("decoder");
-        let shape = ResnetShape { groups: config.groups, eps: EPS, time: None };
+        let shape = ResnetShape {
+            groups: config.groups,
+            eps: EPS,
+            time: None,
+        };
         let (Some(&first), Some(&last)) = (config.channels.first(), config.channels.last()) else {
             return Err(LoadError::Config {
                 file: "vae/config.json".into(),
@@ -115,7 +135,11 @@ impl Vae {
         let mid = scope.pp("mid_block");
         let resnet = |index: usize| Resnet::load(&mid.pp("resnets").pp(index), last, last, shape);
         let attention = if config.mid_attention {
-            Some(Attention::load(&mid.pp("attentions").pp(0), last, config.groups)?)
+            Some(Attention::load(
+                &mid.pp("attentions").pp(0),
+                last,
+                config.groups,
+            )?)
         } else {
             None
         };
@@ -130,7 +154,11 @@ impl Vae {
                 })
                 .collect::<std::result::Result<_, _>>()?;
             let up = if index + 1 < config.channels.len() {
-                Some(scope.pp("upsamplers").pp(0).pp("conv").conv3x3(channels, channels, Kind::Up)?)
+                Some(scope.pp("upsamplers").pp(0).pp("conv").conv3x3(
+                    channels,
+                    channels,
+                    Kind::Up,
+                )?)
             } else {
                 None
             };
@@ -138,16 +166,23 @@ impl Vae {
             before = channels;
         }
         let post_quant = if config.post_quant {
-            Some(root.pp("post_quant_conv").conv1x1(config.latent, config.latent)?)
+            Some(
+                root.pp("post_quant_conv")
+                    .conv1x1(config.latent, config.latent)?,
+            )
         } else {
             None
         };
         Ok(Self {
             post_quant,
-            conv_in: scope.pp("conv_in").conv3x3(config.latent, last, Kind::Same)?,
+            conv_in: scope
+                .pp("conv_in")
+                .conv3x3(config.latent, last, Kind::Same)?,
             mid: (resnet(0)?, attention, resnet(1)?),
             blocks,
-            norm_out: scope.pp("conv_norm_out").group_norm(first, config.groups, EPS)?,
+            norm_out: scope
+                .pp("conv_norm_out")
+                .group_norm(first, config.groups, EPS)?,
             conv_out: scope.pp("conv_out").conv3x3(first, 3, Kind::Same)?,
             place: root.place().clone(),
             config,
@@ -169,7 +204,9 @@ impl Vae {
                         *x = *x * deviation[channel] / self.config.scaling_factor + mean[channel];
                     }
                 }
-                None => values.iter_mut().for_each(|x| *x /= self.config.scaling_factor),
+                None => values
+                    .iter_mut()
+                    .for_each(|x| *x /= self.config.scaling_factor),
             }
         }
     }
@@ -207,7 +244,11 @@ struct Attention {
 }
 
 impl Attention {
-    fn load(scope: &Scope<'_>, channels: usize, groups: usize) -> std::result::Result<Self, LoadError> {
+    fn load(
+        scope: &Scope<'_>,
+        channels: usize,
+        groups: usize,
+    ) -> std::result::Result<Self, LoadError> {
         Ok(Self {
             norm: scope.pp("group_norm").group_norm(channels, groups, EPS)?,
             qkv: scope.linears(&["to_q", "to_k", "to_v"], channels, channels)?,
@@ -217,8 +258,19 @@ impl Attention {
 
     fn forward(&self, x: &Tensor, place: &Place) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
-        let qkv = self.qkv.forward(&self.norm.forward(x)?)?.reshape((batch, height * width, 3 * channels))?;
-        let seen = attention::own(place.fast, &qkv, Heads { count: 1, causal: false })?;
+        let qkv = self.qkv.forward(&self.norm.forward(x)?)?.reshape((
+            batch,
+            height * width,
+            3 * channels,
+        ))?;
+        let seen = attention::own(
+            place.fast,
+            &qkv,
+            Heads {
+                count: 1,
+                causal: false,
+            },
+        )?;
         self.out.forward_add(&seen.reshape(x.shape())?, Some(x))
     }
 }

@@ -66,40 +66,65 @@ impl Weights {
         for variant in VARIANTS {
             let whole = folder.join(format!("{stem}{variant}.safetensors"));
             if whole.exists() {
-                return Ok(Self { shards: vec![Shard::open(&whole)?], file: whole, place: place.clone() });
+                return Ok(Self {
+                    shards: vec![Shard::open(&whole)?],
+                    file: whole,
+                    place: place.clone(),
+                });
             }
             let index = folder.join(format!("{stem}.safetensors.index{variant}.json"));
             if index.exists() {
                 return Self::open_sharded(folder, index, place);
             }
-            looked_for.extend([whole, index].iter().filter_map(|path| path.file_name()).map(|name| {
-                name.to_string_lossy().into_owned()
-            }));
+            looked_for.extend(
+                [whole, index]
+                    .iter()
+                    .filter_map(|path| path.file_name())
+                    .map(|name| name.to_string_lossy().into_owned()),
+            );
         }
-        Err(LoadError::NoWeights { folder: folder.to_owned(), looked_for: looked_for.join(", ") })
+        Err(LoadError::NoWeights {
+            folder: folder.to_owned(),
+            looked_for: looked_for.join(", "),
+        })
     }
 
     fn open_sharded(folder: &Path, index: PathBuf, place: &Place) -> Result<Self, LoadError> {
         let bytes = config::read(&index)?;
-        let map: Index = serde_json::from_slice(&bytes)
-            .map_err(|source| LoadError::Json { file: index.clone(), source })?;
+        let map: Index = serde_json::from_slice(&bytes).map_err(|source| LoadError::Json {
+            file: index.clone(),
+            source,
+        })?;
         let mut names: Vec<&String> = map.weight_map.values().collect();
         names.sort();
         names.dedup();
         let mut shards = Vec::new();
         for name in names {
-            if Path::new(name).file_name().is_none_or(|last| last != name.as_str()) {
+            if Path::new(name)
+                .file_name()
+                .is_none_or(|last| last != name.as_str())
+            {
                 let reason = format!("names the shard {name:?}, which is not a file beside it");
-                return Err(LoadError::Header { file: index, reason });
+                return Err(LoadError::Header {
+                    file: index,
+                    reason,
+                });
             }
             shards.push(Shard::open(&folder.join(name))?);
         }
-        Ok(Self { file: index, shards, place: place.clone() })
+        Ok(Self {
+            file: index,
+            shards,
+            place: place.clone(),
+        })
     }
 
     /// The root of the tensors' names.
     pub(crate) fn root(&self) -> Scope<'_> {
-        Scope { weights: self, prefix: String::new() }
+        Scope {
+            weights: self,
+            prefix: String::new(),
+        }
     }
 
     /// What identifies these weights: each shard's header, and the first bytes of each of its tensors (so that
@@ -120,8 +145,14 @@ impl Weights {
 
 impl Shard {
     fn open(path: &Path) -> Result<Self, LoadError> {
-        let failed = |source| LoadError::Read { file: path.to_owned(), source };
-        let damaged = |reason: String| LoadError::Header { file: path.to_owned(), reason };
+        let failed = |source| LoadError::Read {
+            file: path.to_owned(),
+            source,
+        };
+        let damaged = |reason: String| LoadError::Header {
+            file: path.to_owned(),
+            reason,
+        };
         let mut file = File::open(path).map_err(failed)?;
         let length = file.metadata().map_err(failed)?.len();
         let mut prefix = [0; 8];
@@ -131,12 +162,22 @@ impl Shard {
         file.read_exact(&mut prefix).map_err(failed)?;
         let header_length = u64::from_le_bytes(prefix);
         if header_length > LONGEST_HEADER || header_length > length - 8 {
-            return Err(damaged(format!("it claims {header_length} bytes of a file of {length}")));
+            return Err(damaged(format!(
+                "it claims {header_length} bytes of a file of {length}"
+            )));
         }
         let mut header = prefix.to_vec();
-        file.by_ref().take(header_length).read_to_end(&mut header).map_err(failed)?;
+        file.by_ref()
+            .take(header_length)
+            .read_to_end(&mut header)
+            .map_err(failed)?;
         let tensors = read_header(&header[8..], 8 + header_length, length).map_err(damaged)?;
-        Ok(Self { path: path.to_owned(), file: Mutex::new(file), header, tensors })
+        Ok(Self {
+            path: path.to_owned(),
+            file: Mutex::new(file),
+            header,
+            tensors,
+        })
     }
 
     fn read(&self, start: u64, length: usize) -> Result<Vec<u8>, LoadError> {
@@ -144,7 +185,10 @@ impl Shard {
         let mut bytes = vec![0; length];
         file.seek(SeekFrom::Start(start))
             .and_then(|_| file.read_exact(&mut bytes))
-            .map_err(|source| LoadError::Read { file: self.path.clone(), source })?;
+            .map_err(|source| LoadError::Read {
+                file: self.path.clone(),
+                source,
+            })?;
         Ok(bytes)
     }
 }
@@ -158,16 +202,31 @@ fn read_header(header: &[u8], begin: u64, length: u64) -> Result<HashMap<String,
     let mut entries = HashMap::new();
     for (name, info) in tensors {
         let (from, to) = info.data_offsets;
-        let bits = info.shape.iter().try_fold(info.dtype.bitsize(), |bits, side| bits.checked_mul(*side));
+        let bits = info
+            .shape
+            .iter()
+            .try_fold(info.dtype.bitsize(), |bits, side| bits.checked_mul(*side));
         if from != end || to < from || bits != (to - from).checked_mul(8) {
-            return Err(format!("the place of tensor {name} does not fit its shape or its neighbours"));
+            return Err(format!(
+                "the place of tensor {name} does not fit its shape or its neighbours"
+            ));
         }
         end = to;
         let start = begin + from as u64;
-        entries.insert(name, Entry { dtype: info.dtype, shape: info.shape.clone(), start, length: to - from });
+        entries.insert(
+            name,
+            Entry {
+                dtype: info.dtype,
+                shape: info.shape.clone(),
+                start,
+                length: to - from,
+            },
+        );
     }
     if begin.checked_add(end as u64) != Some(length) {
-        return Err(format!("it describes {end} bytes of tensors in a file of {length}"));
+        return Err(format!(
+            "it describes {end} bytes of tensors in a file of {length}"
+        ));
     }
     Ok(entries)
 }
@@ -182,7 +241,10 @@ pub(crate) struct Scope<'a> {
 impl Scope<'_> {
     /// The scope of a part.
     pub(crate) fn pp(&self, part: impl std::fmt::Display) -> Self {
-        Self { weights: self.weights, prefix: format!("{}{part}.", self.prefix) }
+        Self {
+            weights: self.weights,
+            prefix: format!("{}{part}.", self.prefix),
+        }
     }
 
     /// Where the weights go.
@@ -193,7 +255,8 @@ impl Scope<'_> {
     /// A tensor's values; its shape must be `shape`.
     pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
         let name = format!("{}{name}", self.prefix);
-        let found = (self.weights.shards.iter()).find_map(|shard| Some((shard, shard.tensors.get(&name)?)));
+        let found =
+            (self.weights.shards.iter()).find_map(|shard| Some((shard, shard.tensors.get(&name)?)));
         let Some((shard, entry)) = found else {
             return Err(LoadError::Tensor {
                 file: self.weights.file.clone(),
@@ -201,16 +264,27 @@ impl Scope<'_> {
                 reason: "it is missing".to_owned(),
             });
         };
-        let refuse = |reason: String| LoadError::Tensor { file: shard.path.clone(), tensor: name.clone(), reason };
+        let refuse = |reason: String| LoadError::Tensor {
+            file: shard.path.clone(),
+            tensor: name.clone(),
+            reason,
+        };
         if entry.shape != shape {
-            return Err(refuse(format!("its shape is {:?} where the configuration says {shape:?}", entry.shape)));
+            return Err(refuse(format!(
+                "its shape is {:?} where the configuration says {shape:?}",
+                entry.shape
+            )));
         }
         let dtype = match entry.dtype {
             Dtype::F32 => DType::F32,
             Dtype::F16 => DType::F16,
             Dtype::BF16 => DType::BF16,
             Dtype::F64 => DType::F64,
-            other => return Err(refuse(format!("its type {other:?} is not a floating point type that is read"))),
+            other => {
+                return Err(refuse(format!(
+                    "its type {other:?} is not a floating point type that is read"
+                )));
+            }
         };
         let bytes = shard.read(entry.start, entry.length)?;
         let values = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)
@@ -222,22 +296,40 @@ impl Scope<'_> {
     /// Whether there is such a tensor.
     pub(crate) fn has(&self, name: &str) -> bool {
         let name = format!("{}{name}", self.prefix);
-        self.weights.shards.iter().any(|shard| shard.tensors.contains_key(&name))
+        self.weights
+            .shards
+            .iter()
+            .any(|shard| shard.tensors.contains_key(&name))
     }
 
     fn placed<T>(&self, made: candle_core::Result<T>) -> Result<T, LoadError> {
-        made.map_err(|source| LoadError::Place { component: self.weights.file.clone(), source })
+        made.map_err(|source| LoadError::Place {
+            component: self.weights.file.clone(),
+            source,
+        })
     }
 
     /// A linear layer with a bias.
     pub(crate) fn linear(&self, input: usize, output: usize) -> Result<Linear, LoadError> {
         let bias = self.get("bias", &[output])?;
-        self.placed(Linear::new(self.get("weight", &[output, input])?, Some(bias), input, output, self.place()))
+        self.placed(Linear::new(
+            self.get("weight", &[output, input])?,
+            Some(bias),
+            input,
+            output,
+            self.place(),
+        ))
     }
 
     /// A linear layer without.
     pub(crate) fn linear_no_bias(&self, input: usize, output: usize) -> Result<Linear, LoadError> {
-        self.placed(Linear::new(self.get("weight", &[output, input])?, None, input, output, self.place()))
+        self.placed(Linear::new(
+            self.get("weight", &[output, input])?,
+            None,
+            input,
+            output,
+            self.place(),
+        ))
     }
 
     /// A 1×1 convolution, as the linear layer over channels that it is.
@@ -248,7 +340,12 @@ impl Scope<'_> {
     }
 
     /// Several linear layers of one input, computed as one: their outputs side by side.
-    pub(crate) fn linears(&self, parts: &[&str], input: usize, output: usize) -> Result<Linear, LoadError> {
+    pub(crate) fn linears(
+        &self,
+        parts: &[&str],
+        input: usize,
+        output: usize,
+    ) -> Result<Linear, LoadError> {
         let (mut weight, mut bias) = (Vec::new(), Vec::new());
         for part in parts {
             let part = self.pp(part);
@@ -273,16 +370,36 @@ impl Scope<'_> {
     }
 
     /// A 3×3 convolution.
-    pub(crate) fn conv3x3(&self, input: usize, output: usize, kind: Kind) -> Result<Conv3x3, LoadError> {
+    pub(crate) fn conv3x3(
+        &self,
+        input: usize,
+        output: usize,
+        kind: Kind,
+    ) -> Result<Conv3x3, LoadError> {
         let bias = self.get("bias", &[output])?;
         let weight = self.get("weight", &[output, input, 3, 3])?;
-        self.placed(Conv3x3::new(weight, bias, input, output, kind, self.place()))
+        self.placed(Conv3x3::new(
+            weight,
+            bias,
+            input,
+            output,
+            kind,
+            self.place(),
+        ))
     }
 
     /// Group normalisation.
-    pub(crate) fn group_norm(&self, channels: usize, groups: usize, eps: f64) -> Result<GroupNorm, LoadError> {
-        let (weight, bias) = (self.get("weight", &[channels])?, self.get("bias", &[channels])?);
-        if channels % groups != 0 {
+    pub(crate) fn group_norm(
+        &self,
+        channels: usize,
+        groups: usize,
+        eps: f64,
+    ) -> Result<GroupNorm, LoadError> {
+        let (weight, bias) = (
+            self.get("weight", &[channels])?,
+            self.get("bias", &[channels])?,
+        );
+        if !channels.is_multiple_of(groups) {
             return Err(LoadError::Tensor {
                 file: self.weights.file.clone(),
                 tensor: format!("{}weight", self.prefix),
@@ -294,6 +411,11 @@ impl Scope<'_> {
 
     /// Layer normalisation.
     pub(crate) fn layer_norm(&self, channels: usize, eps: f64) -> Result<LayerNorm, LoadError> {
-        Ok(LayerNorm::new(self.get("weight", &[channels])?, self.get("bias", &[channels])?, eps, self.place()))
+        Ok(LayerNorm::new(
+            self.get("weight", &[channels])?,
+            self.get("bias", &[channels])?,
+            eps,
+            self.place(),
+        ))
     }
 }

@@ -13,6 +13,7 @@ use futures::stream::{self, Stream};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
+use tonic_reflection::server::v1alpha;
 use tracing::Instrument as _;
 
 use crate::edge::Edge;
@@ -41,13 +42,25 @@ impl Images {
 
 /// Reflection of the public service and of health, and of nothing that is not served here.
 pub(crate) fn reflection() -> Result<ServerReflectionServer<impl ServerReflection>, StartError> {
+    described().build_v1().map_err(StartError::Reflection)
+}
+
+/// The same under its older name, which most clients still ask for.
+pub(crate) fn reflection_v1alpha() -> Result<
+    v1alpha::ServerReflectionServer<impl v1alpha::ServerReflection>,
+    StartError,
+> {
+    described()
+        .build_v1alpha()
+        .map_err(StartError::Reflection)
+}
+
+fn described() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name(IMAGE_SERVICE)
         .with_service_name("grpc.health.v1.Health")
-        .build_v1()
-        .map_err(StartError::Reflection)
 }
 
 fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {

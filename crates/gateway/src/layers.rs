@@ -8,6 +8,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use contract::{ErrorCode, Failure};
+use futures::StreamExt as _;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -18,6 +19,9 @@ use crate::problem::{self, Dialect, Refused};
 /// Carries a request's id in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
+/// How much of a body over the limit is taken and thrown away, and for how long, before it is refused.
+const LINGER_BYTES: usize = 16 * 1024 * 1024;
+const LINGER_TIME: Duration = Duration::from_secs(3);
 
 /// The id of the request that is being answered.
 #[derive(Debug, Clone)]
@@ -116,9 +120,30 @@ pub(crate) async fn body_limit(
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     if announced.is_some_and(|bytes| bytes > edge.http.max_body.bytes()) {
+        let waits = request.headers().contains_key(header::EXPECT);
+        if !waits {
+            linger(request.into_body()).await;
+        }
         return Refused(json::too_large(&edge.http)).into_response();
     }
     next.run(request).await
+}
+
+/// Throws away what a caller is in the middle of sending, so that it comes to read the answer: a connection closed
+/// under a sender loses the answer with it. Bounded, for those who would send for ever.
+async fn linger(body: axum::body::Body) {
+    let drain = async {
+        let mut body = body.into_data_stream();
+        let mut left = LINGER_BYTES;
+        while let Some(Ok(chunk)) = body.next().await {
+            match left.checked_sub(chunk.len()) {
+                Some(less) => left = less,
+                None => break,
+            }
+        }
+    };
+    // Either way the answer goes out now.
+    let _ = tokio::time::timeout(LINGER_TIME, drain).await;
 }
 
 /// Ends a request that takes longer than one that answers at once may.

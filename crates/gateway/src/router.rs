@@ -75,6 +75,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .routes()
         .add_service(health)
         .add_service(grpc::reflection()?)
+        .add_service(grpc::reflection_v1alpha()?)
         .into_axum_router()
         .reset_fallback();
     let all = calls

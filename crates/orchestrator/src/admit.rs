@@ -150,7 +150,7 @@ fn at_most(field: &str, given: u32, limit: u32) -> Result<u32, Failure> {
 fn side(field: &str, given: u32, default: u32, profile: &Profile) -> Result<u32, Failure> {
     let side = or_default(given, default);
     let (min, max, multiple) = (profile.min_side, profile.max_side, profile.multiple.max(1));
-    if (min..=max).contains(&side) && side % multiple == 0 {
+    if (min..=max).contains(&side) && side.is_multiple_of(multiple) {
         return Ok(side);
     }
     let text = format!(

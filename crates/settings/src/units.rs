@@ -86,7 +86,7 @@ impl fmt::Display for ByteSize {
         let units = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
         match units
             .iter()
-            .find(|(_, unit)| self.0 >= *unit && self.0 % unit == 0)
+            .find(|(_, unit)| self.0 >= *unit && self.0.is_multiple_of(*unit))
         {
             Some((name, unit)) => write!(f, "{} {name}", self.0 / unit),
             None => write!(f, "{} B", self.0),

@@ -25,7 +25,11 @@ pub(crate) fn exp(x: f32) -> f32 {
     sum = sum * rest + 1.666_666_5e-1;
     sum = sum * rest + 0.5;
     let fraction = sum * rest * rest + rest + 1.0;
-    let exponent = shifted.to_bits().wrapping_sub(12_582_912_f32.to_bits()).wrapping_add(127) << 23;
+    let exponent = shifted
+        .to_bits()
+        .wrapping_sub(12_582_912_f32.to_bits())
+        .wrapping_add(127)
+        << 23;
     fraction * f32::from_bits(exponent)
 }
 
@@ -34,7 +38,7 @@ pub(crate) fn exp(x: f32) -> f32 {
 pub(crate) fn erf(x: f32) -> f32 {
     let x = x.clamp(-4.0, 4.0);
     let z = x * x;
-    let mut top = -2.726_142_2e-10;
+    let mut top = -2.726_142e-10;
     top = top * z + 2.770_681_5e-8;
     top = top * z + -2.101_024e-6;
     top = top * z + -5.692_506_6e-5;
@@ -128,12 +132,19 @@ vectorised! {
     }
 }
 
-fn each(fast: Fast, x: &Tensor, work: fn(&[f32], &mut [f32]), plain: fn(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+fn each(
+    fast: Fast,
+    x: &Tensor,
+    work: fn(&[f32], &mut [f32]),
+    plain: fn(&Tensor) -> Result<Tensor>,
+) -> Result<Tensor> {
     if !fast.is_on() {
         return plain(x);
     }
     map_values(x, x.dims(), x.elem_count(), |from, to| {
-        threads::for_chunks(to, BLOCK, |index, to| work(&from[index * BLOCK..][..to.len()], to));
+        threads::for_chunks(to, BLOCK, |index, to| {
+            work(&from[index * BLOCK..][..to.len()], to)
+        });
     })
 }
 
@@ -149,13 +160,17 @@ pub(crate) fn gelu(fast: Fast, x: &Tensor) -> Result<Tensor> {
 
 /// `x · sigmoid(1.702 x)`.
 pub(crate) fn quick_gelu(fast: Fast, x: &Tensor) -> Result<Tensor> {
-    each(fast, x, quick_gelu_values, |x| x * candle_nn::ops::sigmoid(&(x * 1.702)?)?)
+    each(fast, x, quick_gelu_values, |x| {
+        x * candle_nn::ops::sigmoid(&(x * 1.702)?)?
+    })
 }
 
 /// The gated unit: of each row's two halves, the first times GELU of the second.
 pub(crate) fn geglu(fast: Fast, x: &Tensor) -> Result<Tensor> {
     let mut dims = x.dims().to_vec();
-    let Some(last) = dims.last_mut() else { candle_core::bail!("geglu of a scalar") };
+    let Some(last) = dims.last_mut() else {
+        candle_core::bail!("geglu of a scalar")
+    };
     let (both, half) = (*last, *last / 2);
     *last = half;
     if !fast.is_on() {
@@ -184,7 +199,11 @@ mod tests {
         let (fast, plain) = (Fast::ON, Fast::OFF);
         assert_close(&silu(fast, &x).unwrap(), &silu(plain, &x).unwrap(), 1e-6);
         assert_close(&gelu(fast, &x).unwrap(), &gelu(plain, &x).unwrap(), 2e-6);
-        assert_close(&quick_gelu(fast, &x).unwrap(), &quick_gelu(plain, &x).unwrap(), 2e-6);
+        assert_close(
+            &quick_gelu(fast, &x).unwrap(),
+            &quick_gelu(plain, &x).unwrap(),
+            2e-6,
+        );
         assert_close(&geglu(fast, &x).unwrap(), &geglu(plain, &x).unwrap(), 1e-5);
     }
 
@@ -193,10 +212,18 @@ mod tests {
         for index in -80_000..80_000 {
             let x = index as f32 * 1e-3;
             let exact = f64::from(x).exp();
-            assert!((f64::from(exp(x)) - exact).abs() <= 3e-7 * exact, "exp({x})");
+            assert!(
+                (f64::from(exp(x)) - exact).abs() <= 3e-7 * exact,
+                "exp({x})"
+            );
         }
         // erf(0.5), erf(1), erf(2), erf(-3) from tables.
-        for (x, exact) in [(0.5, 0.520_499_9), (1.0, 0.842_700_8), (2.0, 0.995_322_3), (-3.0, -0.999_977_9)] {
+        for (x, exact) in [
+            (0.5, 0.520_499_9),
+            (1.0, 0.842_700_8),
+            (2.0, 0.995_322_3),
+            (-3.0, -0.999_977_9),
+        ] {
             assert!((erf(x) - exact).abs() < 3e-7, "erf({x}) = {}", erf(x));
         }
     }

@@ -31,7 +31,9 @@ impl KeyValue {
         }
         let (tokens, channels) = keys.dims2()?;
         let packed = with_values(keys, |keys| {
-            with_values(values, |values| pack(keys, values, tokens, channels, heads, channels))
+            with_values(values, |values| {
+                pack(keys, values, tokens, channels, heads, channels)
+            })
         })??;
         Ok(Self(Form::Packed(packed)))
     }
@@ -67,7 +69,12 @@ pub(crate) struct Heads {
 }
 
 /// Queries `(batch, tokens, channels)` over the keys and values of each row.
-pub(crate) fn cross(fast: Fast, queries: &Tensor, context: &[&KeyValue], heads: Heads) -> Result<Tensor> {
+pub(crate) fn cross(
+    fast: Fast,
+    queries: &Tensor,
+    context: &[&KeyValue],
+    heads: Heads,
+) -> Result<Tensor> {
     let (batch, tokens, channels) = queries.dims3()?;
     if context.len() != batch {
         candle_core::bail!("{batch} rows of queries for {} of keys", context.len());
@@ -88,9 +95,14 @@ pub(crate) fn cross(fast: Fast, queries: &Tensor, context: &[&KeyValue], heads: 
             Form::Plain(..) => candle_core::bail!("keys of another device met the CPU"),
         }
     }
-    map_values(queries, &[batch, tokens, channels], batch * tokens * channels, |queries, out| {
-        attend(queries, channels, &packed, tokens, heads, out);
-    })
+    map_values(
+        queries,
+        &[batch, tokens, channels],
+        batch * tokens * channels,
+        |queries, out| {
+            attend(queries, channels, &packed, tokens, heads, out);
+        },
+    )
 }
 
 /// Attention of each row of `(batch, tokens, 3 · channels)`, queries, keys and values beside each other, to itself.
@@ -98,7 +110,8 @@ pub(crate) fn own(fast: Fast, qkv: &Tensor, heads: Heads) -> Result<Tensor> {
     let (batch, tokens, all) = qkv.dims3()?;
     let channels = all / 3;
     if !fast.is_on() {
-        let part = |row: &Tensor, index: usize| row.narrow(1, index * channels, channels)?.contiguous();
+        let part =
+            |row: &Tensor, index: usize| row.narrow(1, index * channels, channels)?.contiguous();
         let rows = (0..batch)
             .map(|row| {
                 let row = qkv.get(row)?;
@@ -107,14 +120,26 @@ pub(crate) fn own(fast: Fast, qkv: &Tensor, heads: Heads) -> Result<Tensor> {
             .collect::<Result<Vec<_>>>()?;
         return Tensor::stack(&rows, 0);
     }
-    map_values(qkv, &[batch, tokens, channels], batch * tokens * channels, |qkv, out| {
-        let packed = threads::map(batch, |row| {
-            let qkv = &qkv[row * tokens * all..];
-            pack(&qkv[channels..], &qkv[2 * channels..], tokens, channels, heads.count, all)
-        });
-        let packed: Vec<&[(Packed, Packed)]> = packed.iter().map(Vec::as_slice).collect();
-        attend(qkv, all, &packed, tokens, heads, out);
-    })
+    map_values(
+        qkv,
+        &[batch, tokens, channels],
+        batch * tokens * channels,
+        |qkv, out| {
+            let packed = threads::map(batch, |row| {
+                let qkv = &qkv[row * tokens * all..];
+                pack(
+                    &qkv[channels..],
+                    &qkv[2 * channels..],
+                    tokens,
+                    channels,
+                    heads.count,
+                    all,
+                )
+            });
+            let packed: Vec<&[(Packed, Packed)]> = packed.iter().map(Vec::as_slice).collect();
+            attend(qkv, all, &packed, tokens, heads, out);
+        },
+    )
 }
 
 /// `queries` has `stride` values a token, of which the first channels are the query.
@@ -130,24 +155,51 @@ fn attend(
     let channels = out.len() / (context.len() * tokens).max(1);
     let depth = channels / heads.count;
     let scale = 1.0 / (depth as f32).sqrt();
-    let keys = context.iter().filter_map(|heads| heads.first()).map(|(keys, _)| keys.width()).max().unwrap_or(0);
+    let keys = context
+        .iter()
+        .filter_map(|heads| heads.first())
+        .map(|(keys, _)| keys.width())
+        .max()
+        .unwrap_or(0);
     // A block never spans two rows of the batch.
-    let size = (SCORES / keys.max(1)).clamp(isa.rows(), QUERIES).min(tokens);
+    let size = (SCORES / keys.max(1))
+        .clamp(isa.rows(), QUERIES)
+        .min(tokens);
     let blocks = tokens.div_ceil(size);
-    let mut parts: Vec<&mut [f32]> =
-        out.chunks_mut(tokens * channels).flat_map(|row| row.chunks_mut(size * channels)).collect();
+    let mut parts: Vec<&mut [f32]> = out
+        .chunks_mut(tokens * channels)
+        .flat_map(|row| row.chunks_mut(size * channels))
+        .collect();
     threads::for_chunks(&mut parts, 1, |index, part| {
         let out = &mut *part[0];
         let (row, first) = (index / blocks, index % blocks * size);
         let count = out.len() / channels;
         for (head, (keys, values)) in context[row].iter().enumerate() {
             let width = keys.width();
-            let starts: Vec<usize> =
-                (0..count).map(|token| (row * tokens + first + token) * stride + head * depth).collect();
+            let starts: Vec<usize> = (0..count)
+                .map(|token| (row * tokens + first + token) * stride + head * depth)
+                .collect();
             let mut scores = vec![0.0; count * width];
-            let left = Gather { data: queries, rows: &starts, taps: &[0], run: depth };
-            let target = Target { values: &mut scores, stride: width, column: 0 };
-            block(isa, left, keys, 0..keys.panels(), Epilogue::default(), 0, target);
+            let left = Gather {
+                data: queries,
+                rows: &starts,
+                taps: &[0],
+                run: depth,
+            };
+            let target = Target {
+                values: &mut scores,
+                stride: width,
+                column: 0,
+            };
+            block(
+                isa,
+                left,
+                keys,
+                0..keys.panels(),
+                Epilogue::default(),
+                0,
+                target,
+            );
             for (token, scores) in scores.chunks_exact_mut(width).enumerate() {
                 if heads.causal {
                     scores[first + token + 1..].fill(f32::NEG_INFINITY);
@@ -155,9 +207,26 @@ fn attend(
                 super::activation::softmax_row(scores, scale);
             }
             let starts: Vec<usize> = (0..count).map(|token| token * width).collect();
-            let left = Gather { data: &scores, rows: &starts, taps: &[0], run: width };
-            let target = Target { values: &mut *out, stride: channels, column: head * depth };
-            block(isa, left, values, 0..values.panels(), Epilogue::default(), 0, target);
+            let left = Gather {
+                data: &scores,
+                rows: &starts,
+                taps: &[0],
+                run: width,
+            };
+            let target = Target {
+                values: &mut *out,
+                stride: channels,
+                column: head * depth,
+            };
+            block(
+                isa,
+                left,
+                values,
+                0..values.panels(),
+                Epilogue::default(),
+                0,
+                target,
+            );
         }
     });
 }
@@ -165,18 +234,26 @@ fn attend(
 fn plain(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: Heads) -> Result<Tensor> {
     let (tokens, channels) = queries.dims2()?;
     let depth = channels / heads.count;
-    let split = |x: &Tensor| x.reshape(((), heads.count, depth))?.transpose(0, 1)?.contiguous();
+    let split = |x: &Tensor| {
+        x.reshape(((), heads.count, depth))?
+            .transpose(0, 1)?
+            .contiguous()
+    };
     let (q, k, v) = (split(queries)?, split(keys)?, split(values)?);
     let mut scores = (q.matmul(&k.t()?)? * (depth as f64).powf(-0.5))?;
     if heads.causal {
         let mask: Vec<f32> = (0..tokens)
             .flat_map(|i| (0..tokens).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 }))
             .collect();
-        let mask = Tensor::from_vec(mask, (1, tokens, tokens), queries.device())?.to_dtype(queries.dtype())?;
+        let mask = Tensor::from_vec(mask, (1, tokens, tokens), queries.device())?
+            .to_dtype(queries.dtype())?;
         scores = scores.broadcast_add(&mask)?;
     }
     let scores = candle_nn::ops::softmax(&scores, D::Minus1)?;
-    scores.matmul(&v)?.transpose(0, 1)?.reshape((tokens, channels))
+    scores
+        .matmul(&v)?
+        .transpose(0, 1)?
+        .reshape((tokens, channels))
 }
 
 #[cfg(test)]
@@ -186,16 +263,30 @@ mod tests {
 
     #[test]
     fn attention_agrees_with_candle() {
-        for (tokens, others, channels, count) in [(77, 77, 24, 3), (130, 77, 64, 1), (700, 33, 40, 4), (1, 1, 8, 2)] {
+        for (tokens, others, channels, count) in [
+            (77, 77, 24, 3),
+            (130, 77, 64, 1),
+            (700, 33, 40, 4),
+            (1, 1, 8, 2),
+        ] {
             let qkv = tensor(1, &[2, tokens, 3 * channels]);
             for causal in [false, true] {
                 let heads = Heads { count, causal };
-                let (ours, reference) = (own(Fast::ON, &qkv, heads).unwrap(), own(Fast::OFF, &qkv, heads).unwrap());
+                let (ours, reference) = (
+                    own(Fast::ON, &qkv, heads).unwrap(),
+                    own(Fast::OFF, &qkv, heads).unwrap(),
+                );
                 assert_close(&ours, &reference, 1e-5);
             }
-            let heads = Heads { count, causal: false };
+            let heads = Heads {
+                count,
+                causal: false,
+            };
             let queries = tensor(2, &[2, tokens, channels]);
-            let (keys, values) = (tensor(3, &[others, channels]), tensor(4, &[others, channels]));
+            let (keys, values) = (
+                tensor(3, &[others, channels]),
+                tensor(4, &[others, channels]),
+            );
             let [ours, reference] = [Fast::ON, Fast::OFF].map(|fast| {
                 let context = KeyValue::new(fast, &keys, &values, count).unwrap();
                 cross(fast, &queries, &[&context, &context], heads).unwrap()

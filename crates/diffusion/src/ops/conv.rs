@@ -57,12 +57,20 @@ impl Conv3x3 {
         place: &Place,
     ) -> Result<Self> {
         let weight = if place.fast.is_on() {
-            Weight::Packed(Packed::new(9 * input, output, |k, n| weight[(n * input + k % input) * 9 + k / input]))
+            Weight::Packed(Packed::new(9 * input, output, |k, n| {
+                weight[(n * input + k % input) * 9 + k / input]
+            }))
         } else {
             let bias = place.tensor(bias.clone(), &[output])?;
             Weight::Plain(place.tensor(weight, &[output, input, 3, 3])?, bias)
         };
-        Ok(Self { weight, bias, input, output, kind })
+        Ok(Self {
+            weight,
+            bias,
+            input,
+            output,
+            kind,
+        })
     }
 
     /// `(batch, height, width, input)` to `(batch, height', width', output)`.
@@ -74,7 +82,11 @@ impl Conv3x3 {
     pub(crate) fn forward_add(&self, x: &Tensor, added: Added<'_>) -> Result<Tensor> {
         let (_, _, _, channels) = x.dims4()?;
         if channels != self.input {
-            candle_core::bail!("convolution of {} channels given {:?}", self.input, x.dims());
+            candle_core::bail!(
+                "convolution of {} channels given {:?}",
+                self.input,
+                x.dims()
+            );
         }
         match &self.weight {
             Weight::Packed(weight) => self.forward_packed(x, weight, added),
@@ -93,13 +105,19 @@ impl Conv3x3 {
         with_values(x, |x| {
             threads::for_chunks(&mut padded, (tall + 2) * line, |picture, padded| {
                 let x = &x[picture * height * width * channels..];
-                for (y, line) in padded[line..(tall + 1) * line].chunks_exact_mut(line).enumerate() {
+                for (y, line) in padded[line..(tall + 1) * line]
+                    .chunks_exact_mut(line)
+                    .enumerate()
+                {
                     let from = &x[y / scale * width * channels..][..width * channels];
                     let to = &mut line[channels..(wide + 1) * channels];
                     if scale == 1 {
                         to.copy_from_slice(from);
                     } else {
-                        for (two, one) in to.chunks_exact_mut(2 * channels).zip(from.chunks_exact(channels)) {
+                        for (two, one) in to
+                            .chunks_exact_mut(2 * channels)
+                            .zip(from.chunks_exact(channels))
+                        {
                             two[..channels].copy_from_slice(one);
                             two[channels..].copy_from_slice(one);
                         }
@@ -108,38 +126,66 @@ impl Conv3x3 {
             });
         })?;
         let mut starts = Vec::with_capacity(batch * rows * columns);
-        for line_number in (0..batch).flat_map(|b| (0..rows).map(move |y| b * (tall + 2) + y * stride)) {
+        for line_number in
+            (0..batch).flat_map(|b| (0..rows).map(move |y| b * (tall + 2) + y * stride))
+        {
             starts.extend((0..columns).map(|x| line_number * line + x * stride * channels));
         }
-        let taps: Vec<usize> = (0..9).map(|tap| tap / 3 * line + tap % 3 * channels).collect();
-        let left = Gather { data: &padded, rows: &starts, taps: &taps, run: channels };
+        let taps: Vec<usize> = (0..9)
+            .map(|tap| tap / 3 * line + tap % 3 * channels)
+            .collect();
+        let left = Gather {
+            data: &padded,
+            rows: &starts,
+            taps: &taps,
+            run: channels,
+        };
         let shape = [batch, rows, columns, self.output];
         let bias = Some(self.bias.as_slice());
         let other = match added {
             Added::Nothing => None,
             Added::PerChannel(added) | Added::Picture(added) => Some(added),
         };
-        map_values_with(x, other, &shape, starts.len() * self.output, |_, other, out| {
-            let epilogue = match added {
-                Added::PerChannel(_) => Epilogue {
-                    bias,
-                    group_bias: other.map(|values| (values, rows * columns)),
-                    residual: None,
-                },
-                _ => Epilogue { bias, group_bias: None, residual: other },
-            };
-            matmul(Isa::best(), left, weight, epilogue, out);
-        })
+        map_values_with(
+            x,
+            other,
+            &shape,
+            starts.len() * self.output,
+            |_, other, out| {
+                let epilogue = match added {
+                    Added::PerChannel(_) => Epilogue {
+                        bias,
+                        group_bias: other.map(|values| (values, rows * columns)),
+                        residual: None,
+                    },
+                    _ => Epilogue {
+                        bias,
+                        group_bias: None,
+                        residual: other,
+                    },
+                };
+                matmul(Isa::best(), left, weight, epilogue, out);
+            },
+        )
     }
 
-    fn forward_plain(&self, x: &Tensor, weight: &Tensor, bias: &Tensor, added: Added<'_>) -> Result<Tensor> {
+    fn forward_plain(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        added: Added<'_>,
+    ) -> Result<Tensor> {
         let (_, height, width, _) = x.dims4()?;
         let mut x = x.permute((0, 3, 1, 2))?.contiguous()?;
         if self.kind == Kind::Up {
             x = x.upsample_nearest2d(2 * height, 2 * width)?;
         }
         let stride = if self.kind == Kind::Down { 2 } else { 1 };
-        let y = x.conv2d(weight, 1, stride, 1, 1)?.permute((0, 2, 3, 1))?.broadcast_add(bias)?;
+        let y = x
+            .conv2d(weight, 1, stride, 1, 1)?
+            .permute((0, 2, 3, 1))?
+            .broadcast_add(bias)?;
         match added {
             Added::Nothing => Ok(y),
             Added::PerChannel(added) => y.broadcast_add(&added.unsqueeze(1)?.unsqueeze(1)?),
@@ -155,19 +201,27 @@ mod tests {
 
     #[test]
     fn the_fast_form_agrees_with_candle() {
-        for (kind, height, width) in [(Kind::Same, 9, 14), (Kind::Down, 8, 6), (Kind::Down, 7, 5), (Kind::Up, 5, 4)] {
+        for (kind, height, width) in [
+            (Kind::Same, 9, 14),
+            (Kind::Down, 8, 6),
+            (Kind::Down, 7, 5),
+            (Kind::Up, 5, 4),
+        ] {
             for (input, output) in [(4, 40), (33, 3), (16, 64)] {
                 let x = tensor(1, &[2, height, width, input]);
                 let weight = tensor(2, &[output * input * 9]).to_vec1().unwrap();
                 let bias = tensor(3, &[output]).to_vec1().unwrap();
-                let layers = places()
-                    .map(|place| Conv3x3::new(weight.clone(), bias.clone(), input, output, kind, &place).unwrap());
+                let layers = places().map(|place| {
+                    Conv3x3::new(weight.clone(), bias.clone(), input, output, kind, &place).unwrap()
+                });
                 let [ours, reference] = layers.each_ref().map(|layer| layer.forward(&x).unwrap());
                 assert_close(&ours, &reference, 1e-4);
                 let picture = tensor(4, ours.dims());
                 let channels = tensor(5, &[2, output]);
                 for added in [Added::Picture(&picture), Added::PerChannel(&channels)] {
-                    let [ours, reference] = layers.each_ref().map(|layer| layer.forward_add(&x, added).unwrap());
+                    let [ours, reference] = layers
+                        .each_ref()
+                        .map(|layer| layer.forward_add(&x, added).unwrap());
                     assert_close(&ours, &reference, 1e-4);
                 }
             }

@@ -34,10 +34,18 @@ impl Linear {
         let weight = if place.fast.is_on() {
             Weight::Packed(Packed::transposed(&weight, output, input))
         } else {
-            let bias = bias.clone().map(|bias| place.tensor(bias, &[output])).transpose()?;
+            let bias = bias
+                .clone()
+                .map(|bias| place.tensor(bias, &[output]))
+                .transpose()?;
             Weight::Plain(place.tensor(weight, &[output, input])?, bias)
         };
-        Ok(Self { weight, bias, input, output })
+        Ok(Self {
+            weight,
+            bias,
+            input,
+            output,
+        })
     }
 
     /// `(…, input)` to `(…, output)`.
@@ -55,12 +63,27 @@ impl Linear {
         match &self.weight {
             Weight::Packed(weight) => {
                 let rows = x.elem_count() / self.input;
-                map_values_with(x, residual, &shape, rows * self.output, |x, residual, out| {
-                    let starts: Vec<usize> = (0..rows).map(|row| row * self.input).collect();
-                    let left = Gather { data: x, rows: &starts, taps: &[0], run: self.input };
-                    let epilogue = Epilogue { bias: self.bias.as_deref(), residual, ..Epilogue::default() };
-                    matmul(Isa::best(), left, weight, epilogue, out);
-                })
+                map_values_with(
+                    x,
+                    residual,
+                    &shape,
+                    rows * self.output,
+                    |x, residual, out| {
+                        let starts: Vec<usize> = (0..rows).map(|row| row * self.input).collect();
+                        let left = Gather {
+                            data: x,
+                            rows: &starts,
+                            taps: &[0],
+                            run: self.input,
+                        };
+                        let epilogue = Epilogue {
+                            bias: self.bias.as_deref(),
+                            residual,
+                            ..Epilogue::default()
+                        };
+                        matmul(Isa::best(), left, weight, epilogue, out);
+                    },
+                )
             }
             Weight::Plain(weight, bias) => {
                 let mut y = x.flatten_to(D::Minus2)?.matmul(&weight.t()?)?;
@@ -86,7 +109,8 @@ mod tests {
             let weight = tensor(2, &[output * input]).to_vec1().unwrap();
             let bias = tensor(3, &[output]).to_vec1().unwrap();
             let [ours, reference] = places().map(|place| {
-                let layer = Linear::new(weight.clone(), Some(bias.clone()), input, output, &place).unwrap();
+                let layer =
+                    Linear::new(weight.clone(), Some(bias.clone()), input, output, &place).unwrap();
                 layer.forward_add(&x, Some(&residual)).unwrap()
             });
             assert_close(&ours, &reference, 1e-4);

@@ -32,7 +32,11 @@ impl Packed {
                 }
             }
         }
-        Self { values, depth, width }
+        Self {
+            values,
+            depth,
+            width,
+        }
     }
 
     /// Packs weights as they are stored: `width` rows of `depth`.
@@ -74,20 +78,37 @@ pub(crate) struct Target<'a> {
 }
 
 /// `left × right + epilogue` into `out` (rows × width), over all threads.
-pub(crate) fn matmul(isa: Isa, left: Gather<'_>, right: &Packed, epilogue: Epilogue<'_>, out: &mut [f32]) {
+pub(crate) fn matmul(
+    isa: Isa,
+    left: Gather<'_>,
+    right: &Packed,
+    epilogue: Epilogue<'_>,
+    out: &mut [f32],
+) {
     let (rows, width) = (left.rows.len(), right.width);
     debug_assert_eq!(out.len(), rows * width);
     debug_assert_eq!(right.depth, left.taps.len() * left.run);
     if rows * width * right.depth < WORTH_THREADS || threads::count() == 1 {
-        let target = Target { values: out, stride: width, column: 0 };
+        let target = Target {
+            values: out,
+            stride: width,
+            column: 0,
+        };
         return block(isa, left, right, 0..right.panels(), epilogue, 0, target);
     }
     if rows >= ROWS_TO_SHARE || right.panels() == 1 {
         let size = ROW_BLOCK.min(rows.div_ceil(threads::count()).next_multiple_of(isa.rows()));
         threads::for_chunks(out, size * width, |index, chunk| {
             let first = index * size;
-            let part = Gather { rows: &left.rows[first..first + chunk.len() / width], ..left };
-            let target = Target { values: chunk, stride: width, column: 0 };
+            let part = Gather {
+                rows: &left.rows[first..first + chunk.len() / width],
+                ..left
+            };
+            let target = Target {
+                values: chunk,
+                stride: width,
+                column: 0,
+            };
             block(isa, part, right, 0..right.panels(), epilogue, first, target);
         });
         return;
@@ -95,7 +116,11 @@ pub(crate) fn matmul(isa: Isa, left: Gather<'_>, right: &Packed, epilogue: Epilo
     let parts = threads::map(right.panels(), |panel| {
         let columns = PANEL.min(width - panel * PANEL);
         let mut part = vec![0.0; rows * columns];
-        let target = Target { values: &mut part, stride: columns, column: 0 };
+        let target = Target {
+            values: &mut part,
+            stride: columns,
+            column: 0,
+        };
         block(isa, left, right, panel..panel + 1, epilogue, 0, target);
         part
     });
@@ -125,10 +150,16 @@ pub(crate) fn block(
         let column = panel * PANEL;
         let columns = PANEL.min(right.width - column);
         for (group, rows) in left.rows.chunks(isa.rows()).enumerate() {
-            tile(isa, Gather { rows, ..left }, weights, &mut sums);
+            tile(isa, Gather { rows, ..left }, weights, columns, &mut sums);
             for (r, sums) in sums.iter_mut().take(rows.len()).enumerate() {
                 let row = group * isa.rows() + r;
-                finish(&mut sums[..columns], epilogue, first + row, column, right.width);
+                finish(
+                    &mut sums[..columns],
+                    epilogue,
+                    first + row,
+                    column,
+                    right.width,
+                );
                 let at = row * target.stride + target.column + column - start;
                 target.values[at..at + columns].copy_from_slice(&sums[..columns]);
             }
@@ -161,15 +192,22 @@ mod tests {
     fn plain(left: &[f32], right: &[f32], rows: usize, depth: usize, width: usize) -> Vec<f64> {
         let mut out = vec![0.0; rows * width];
         for (row, n) in (0..rows).flat_map(|row| (0..width).map(move |n| (row, n))) {
-            out[row * width + n] =
-                (0..depth).map(|k| f64::from(left[row * depth + k]) * f64::from(right[n * depth + k])).sum();
+            out[row * width + n] = (0..depth)
+                .map(|k| f64::from(left[row * depth + k]) * f64::from(right[n * depth + k]))
+                .sum();
         }
         out
     }
 
     #[test]
     fn each_instruction_set_computes_the_plain_product() {
-        for (rows, depth, width) in [(1, 7, 3), (6, 64, 32), (13, 33, 70), (200, 130, 96), (40, 300, 129)] {
+        for (rows, depth, width) in [
+            (1, 7, 3),
+            (6, 64, 32),
+            (13, 33, 70),
+            (200, 130, 96),
+            (40, 300, 129),
+        ] {
             let mut noise = Generator::new(1);
             let (left, right) = (noise.normal(rows * depth), noise.normal(width * depth));
             let expected = plain(&left, &right, rows, depth, width);
@@ -177,10 +215,18 @@ mod tests {
             let offsets: Vec<usize> = (0..rows).map(|row| row * depth).collect();
             for isa in Isa::supported() {
                 let mut out = vec![0.0; rows * width];
-                let gather = Gather { data: &left, rows: &offsets, taps: &[0], run: depth };
+                let gather = Gather {
+                    data: &left,
+                    rows: &offsets,
+                    taps: &[0],
+                    run: depth,
+                };
                 matmul(isa, gather, &packed, Epilogue::default(), &mut out);
                 for (ours, expected) in out.iter().zip(&expected) {
-                    assert!((f64::from(*ours) - expected).abs() < 1e-4, "{isa:?}: {ours} is not {expected}");
+                    assert!(
+                        (f64::from(*ours) - expected).abs() < 1e-4,
+                        "{isa:?}: {ours} is not {expected}"
+                    );
                 }
             }
         }
@@ -196,13 +242,21 @@ mod tests {
         for isa in Isa::supported() {
             let run = |offsets: &[usize]| {
                 let mut out = vec![0.0; offsets.len() * width];
-                let gather = Gather { data: &left, rows: offsets, taps: &[0], run: depth };
+                let gather = Gather {
+                    data: &left,
+                    rows: offsets,
+                    taps: &[0],
+                    run: depth,
+                };
                 matmul(isa, gather, &packed, Epilogue::default(), &mut out);
                 out
             };
             let together = run(&offsets);
             for row in [0, 5, 77, 149] {
-                assert_eq!(run(&offsets[row..=row]), together[row * width..(row + 1) * width]);
+                assert_eq!(
+                    run(&offsets[row..=row]),
+                    together[row * width..(row + 1) * width]
+                );
             }
         }
     }

@@ -43,12 +43,18 @@ pub(crate) struct Place {
 
 impl Place {
     pub(crate) fn new(device: &Device, dtype: DType) -> Self {
-        Self { device: device.clone(), dtype, fast: Fast(device.is_cpu() && dtype == DType::F32) }
+        Self {
+            device: device.clone(),
+            dtype,
+            fast: Fast(device.is_cpu() && dtype == DType::F32),
+        }
     }
 
     /// A tensor of these values here.
     pub(crate) fn tensor(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
-        Tensor::from_vec(values, shape, &Device::Cpu)?.to_device(&self.device)?.to_dtype(self.dtype)
+        Tensor::from_vec(values, shape, &Device::Cpu)?
+            .to_device(&self.device)?
+            .to_dtype(self.dtype)
     }
 }
 
@@ -56,8 +62,12 @@ impl Place {
 pub(crate) fn with_values<R>(x: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
     let x = x.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
-    let Storage::Cpu(values) = &*storage else { candle_core::bail!("a CPU kernel was given a tensor of another device") };
-    let Some((start, end)) = layout.contiguous_offsets() else { candle_core::bail!("a contiguous tensor has a hole") };
+    let Storage::Cpu(values) = &*storage else {
+        candle_core::bail!("a CPU kernel was given a tensor of another device")
+    };
+    let Some((start, end)) = layout.contiguous_offsets() else {
+        candle_core::bail!("a contiguous tensor has a hole")
+    };
     Ok(work(&values.as_slice::<f32>()?[start..end]))
 }
 
@@ -83,7 +93,9 @@ pub(crate) fn map_values_with(
 ) -> Result<Tensor> {
     match other {
         None => map_values(x, shape, count, |x, out| work(x, None, out)),
-        Some(other) => with_values(other, |other| map_values(x, shape, count, |x, out| work(x, Some(other), out)))?,
+        Some(other) => with_values(other, |other| {
+            map_values(x, shape, count, |x, out| work(x, Some(other), out))
+        })?,
     }
 }
 
@@ -100,12 +112,25 @@ pub(crate) mod tests {
 
     pub(crate) fn places() -> [Place; 2] {
         let place = Place::new(&Device::Cpu, DType::F32);
-        [place.clone(), Place { fast: Fast::OFF, ..place }]
+        [
+            place.clone(),
+            Place {
+                fast: Fast::OFF,
+                ..place
+            },
+        ]
     }
 
     pub(crate) fn assert_close(ours: &Tensor, reference: &Tensor, bar: f32) {
         assert_eq!(ours.dims(), reference.dims());
-        let off = (ours - reference).unwrap().abs().unwrap().flatten_all().unwrap().max(0).unwrap();
+        let off = (ours - reference)
+            .unwrap()
+            .abs()
+            .unwrap()
+            .flatten_all()
+            .unwrap()
+            .max(0)
+            .unwrap();
         let off = off.to_scalar::<f32>().unwrap();
         assert!(off <= bar, "off by {off}");
     }

@@ -25,8 +25,20 @@ pub(crate) struct GroupNorm {
 
 impl GroupNorm {
     /// `weight` and `bias` have one value a channel; `groups` divides the channels.
-    pub(crate) fn new(weight: Vec<f32>, bias: Vec<f32>, groups: usize, eps: f64, place: &Place) -> Self {
-        Self { weight, bias, groups, eps, place: place.clone() }
+    pub(crate) fn new(
+        weight: Vec<f32>,
+        bias: Vec<f32>,
+        groups: usize,
+        eps: f64,
+        place: &Place,
+    ) -> Self {
+        Self {
+            weight,
+            bias,
+            groups,
+            eps,
+            place: place.clone(),
+        }
     }
 
     /// Normalised, of the same shape.
@@ -42,7 +54,11 @@ impl GroupNorm {
     fn run(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
         if !self.place.fast.is_on() {
             let y = self.plain(x)?;
-            return if silu { activation::silu(self.place.fast, &y) } else { Ok(y) };
+            return if silu {
+                activation::silu(self.place.fast, &y)
+            } else {
+                Ok(y)
+            };
         }
         let channels = self.weight.len();
         let batch = x.dim(0)?;
@@ -53,7 +69,9 @@ impl GroupNorm {
                     let x = &x[index * picture..][..picture];
                     let sums = x.chunks(PIXELS * channels).map(|x| sum(x, channels));
                     let means = self.means(sums, picture);
-                    let squares = x.chunks(PIXELS * channels).map(|x| squared_distance(x, &means));
+                    let squares = x
+                        .chunks(PIXELS * channels)
+                        .map(|x| squared_distance(x, &means));
                     let (scale, shift) = self.scale(&means, squares, picture);
                     apply(x, &scale, &shift, silu, out);
                 });
@@ -72,7 +90,12 @@ impl GroupNorm {
         })
     }
 
-    fn scales_over_threads(&self, x: &[f32], batch: usize, picture: usize) -> Vec<(Vec<f32>, Vec<f32>)> {
+    fn scales_over_threads(
+        &self,
+        x: &[f32],
+        batch: usize,
+        picture: usize,
+    ) -> Vec<(Vec<f32>, Vec<f32>)> {
         let channels = self.weight.len();
         let size = PIXELS * channels;
         (0..batch)
@@ -90,7 +113,10 @@ impl GroupNorm {
 
     /// Each channel's group's mean, from sums per channel of parts of a picture.
     fn means(&self, sums: impl Iterator<Item = Vec<f32>>, picture: usize) -> Vec<f32> {
-        self.per_group(sums, picture).iter().map(|mean| *mean as f32).collect()
+        self.per_group(sums, picture)
+            .iter()
+            .map(|mean| *mean as f32)
+            .collect()
     }
 
     fn scale(
@@ -104,7 +130,9 @@ impl GroupNorm {
             .map(|(weight, variance)| (f64::from(*weight) / (variance + self.eps).sqrt()) as f32)
             .collect();
         let shift = (self.bias.iter().zip(&scale).zip(means))
-            .map(|((bias, scale), mean)| (f64::from(*bias) - f64::from(*scale) * f64::from(*mean)) as f32)
+            .map(|((bias, scale), mean)| {
+                (f64::from(*bias) - f64::from(*scale) * f64::from(*mean)) as f32
+            })
             .collect();
         (scale, shift)
     }
@@ -120,20 +148,30 @@ impl GroupNorm {
             }
         }
         let count = (picture / self.groups) as f64;
-        totals.iter().flat_map(|total| std::iter::repeat_n(total / count, size)).collect()
+        totals
+            .iter()
+            .flat_map(|total| std::iter::repeat_n(total / count, size))
+            .collect()
     }
 
     fn plain(&self, x: &Tensor) -> Result<Tensor> {
         let channels = self.weight.len();
         let batch = x.dim(0)?;
-        let wide = x.to_dtype(DType::F32)?.reshape((batch, (), self.groups, channels / self.groups))?;
+        let wide =
+            x.to_dtype(DType::F32)?
+                .reshape((batch, (), self.groups, channels / self.groups))?;
         let mean = wide.mean_keepdim(D::Minus1)?.mean_keepdim(1)?;
         let centred = wide.broadcast_sub(&mean)?;
         let variance = centred.sqr()?.mean_keepdim(D::Minus1)?.mean_keepdim(1)?;
-        let normal = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?.reshape(x.shape())?;
+        let normal = centred
+            .broadcast_div(&(variance + self.eps)?.sqrt()?)?
+            .reshape(x.shape())?;
         let weight = Tensor::new(self.weight.as_slice(), x.device())?;
         let bias = Tensor::new(self.bias.as_slice(), x.device())?;
-        normal.broadcast_mul(&weight)?.broadcast_add(&bias)?.to_dtype(x.dtype())
+        normal
+            .broadcast_mul(&weight)?
+            .broadcast_add(&bias)?
+            .to_dtype(x.dtype())
     }
 }
 
@@ -198,7 +236,12 @@ pub(crate) struct LayerNorm {
 impl LayerNorm {
     /// `weight` and `bias` have one value a channel.
     pub(crate) fn new(weight: Vec<f32>, bias: Vec<f32>, eps: f64, place: &Place) -> Self {
-        Self { weight, bias, eps, fast: place.fast }
+        Self {
+            weight,
+            bias,
+            eps,
+            fast: place.fast,
+        }
     }
 
     /// Normalised, of the same shape.
@@ -223,7 +266,10 @@ impl LayerNorm {
         let centred = wide.broadcast_sub(&wide.mean_keepdim(D::Minus1)?)?;
         let variance = centred.sqr()?.mean_keepdim(D::Minus1)?;
         let normal = centred.broadcast_div(&(variance + self.eps)?.sqrt()?)?;
-        normal.broadcast_mul(&weight)?.broadcast_add(&bias)?.to_dtype(x.dtype())
+        normal
+            .broadcast_mul(&weight)?
+            .broadcast_add(&bias)?
+            .to_dtype(x.dtype())
     }
 }
 
@@ -270,27 +316,53 @@ mod tests {
             let x = (tensor(1, &[2, height, width, channels]) + 3.0).unwrap();
             let weight: Vec<f32> = tensor(2, &[channels]).to_vec1().unwrap();
             let bias: Vec<f32> = tensor(3, &[channels]).to_vec1().unwrap();
-            let [ours, candles] =
-                places().map(|place| GroupNorm::new(weight.clone(), bias.clone(), groups, 1e-5, &place));
+            let [ours, candles] = places()
+                .map(|place| GroupNorm::new(weight.clone(), bias.clone(), groups, 1e-5, &place));
             // Many values with a mean far from zero: only f64 is a fair reference.
             let exact = exact(&x, &weight, &bias, groups);
             assert_close(&ours.forward(&x).unwrap(), &exact, 1e-5);
             assert_close(&candles.forward(&x).unwrap(), &exact, 1e-4);
-            assert_close(&ours.forward_silu(&x).unwrap(), &exact.silu().unwrap(), 1e-5);
+            assert_close(
+                &ours.forward_silu(&x).unwrap(),
+                &exact.silu().unwrap(),
+                1e-5,
+            );
         }
     }
 
     fn exact(x: &Tensor, weight: &[f32], bias: &[f32], groups: usize) -> Tensor {
         let (batch, channels) = (x.dim(0).unwrap(), weight.len());
-        let wide = x.to_dtype(DType::F64).unwrap().reshape((batch, (), groups, channels / groups)).unwrap();
+        let wide = x
+            .to_dtype(DType::F64)
+            .unwrap()
+            .reshape((batch, (), groups, channels / groups))
+            .unwrap();
         let mean = wide.mean_keepdim(3).unwrap().mean_keepdim(1).unwrap();
         let centred = wide.broadcast_sub(&mean).unwrap();
-        let variance = centred.sqr().unwrap().mean_keepdim(3).unwrap().mean_keepdim(1).unwrap();
-        let normal = centred.broadcast_div(&(variance + 1e-5).unwrap().sqrt().unwrap()).unwrap();
-        let [weight, bias] =
-            [weight, bias].map(|x| Tensor::new(x, &candle_core::Device::Cpu).unwrap().to_dtype(DType::F64).unwrap());
+        let variance = centred
+            .sqr()
+            .unwrap()
+            .mean_keepdim(3)
+            .unwrap()
+            .mean_keepdim(1)
+            .unwrap();
+        let normal = centred
+            .broadcast_div(&(variance + 1e-5).unwrap().sqrt().unwrap())
+            .unwrap();
+        let [weight, bias] = [weight, bias].map(|x| {
+            Tensor::new(x, &candle_core::Device::Cpu)
+                .unwrap()
+                .to_dtype(DType::F64)
+                .unwrap()
+        });
         let normal = normal.reshape(x.shape()).unwrap();
-        normal.broadcast_mul(&weight).unwrap().broadcast_add(&bias).unwrap().to_dtype(DType::F32).unwrap()
+        normal
+            .broadcast_mul(&weight)
+            .unwrap()
+            .broadcast_add(&bias)
+            .unwrap()
+            .to_dtype(DType::F32)
+            .unwrap()
     }
 
     #[test]
@@ -299,8 +371,11 @@ mod tests {
             let x = (tensor(1, &[3, 41, channels]) + 2.0).unwrap();
             let weight: Vec<f32> = tensor(2, &[channels]).to_vec1().unwrap();
             let bias: Vec<f32> = tensor(3, &[channels]).to_vec1().unwrap();
-            let [ours, reference] = places()
-                .map(|place| LayerNorm::new(weight.clone(), bias.clone(), 1e-5, &place).forward(&x).unwrap());
+            let [ours, reference] = places().map(|place| {
+                LayerNorm::new(weight.clone(), bias.clone(), 1e-5, &place)
+                    .forward(&x)
+                    .unwrap()
+            });
             assert_close(&ours, &reference, 1e-5);
         }
     }

@@ -1,6 +1,6 @@
 //! What the processor has, chosen at run time, and the one kernel that everything heavy runs on.
 //!
-//! This is the only file of the crate with `unsafe` in it: a function compiled for a processor feature may be called
+//! One of the two files of the crate with `unsafe` in them (the other is `threads.rs`): a function compiled for a processor feature may be called
 //! only where the feature was found, and vector loads take pointers.
 #![allow(unsafe_code)]
 
@@ -80,19 +80,20 @@ pub(crate) struct Gather<'a> {
     pub(crate) run: usize,
 }
 
-/// Multiplies up to `isa.rows()` gathered rows with one packed panel (`taps × run × PANEL`).
+/// Multiplies up to `isa.rows()` gathered rows with one packed panel (`taps × run × PANEL`). Only the first `columns`
+/// of the tile are sure to be computed.
 ///
 /// Each value is one chain of additions over taps and run, in that order, whatever the number of rows: a row's
 /// result does not depend on its neighbours.
-pub(crate) fn tile(isa: Isa, left: Gather<'_>, panel: &[f32], out: &mut Tile) {
+pub(crate) fn tile(isa: Isa, left: Gather<'_>, panel: &[f32], columns: usize, out: &mut Tile) {
     match isa.0 {
         Level::Portable => tile_portable(left, panel, out),
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where `supported` found AVX2 and FMA.
-        Level::Avx2 => unsafe { x86::tile_avx2(left, panel, out) },
+        Level::Avx2 => unsafe { x86::tile_avx2(left, panel, columns, out) },
         #[cfg(target_arch = "x86_64")]
         // SAFETY: an `Isa` of this level exists only where `supported` found AVX-512F.
-        Level::Avx512 => unsafe { x86::tile_avx512(left, panel, out) },
+        Level::Avx512 => unsafe { x86::tile_avx512(left, panel, columns, out) },
     }
 }
 
@@ -115,99 +116,123 @@ mod x86 {
     use super::{Gather, PANEL, Tile};
     use std::arch::x86_64::*;
 
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn tile_avx512(left: Gather<'_>, panel: &[f32], out: &mut Tile) {
-        match left.rows.len() {
-            8 => rows_avx512::<8>(left, panel, out),
-            7 => rows_avx512::<7>(left, panel, out),
-            6 => rows_avx512::<6>(left, panel, out),
-            5 => rows_avx512::<5>(left, panel, out),
-            4 => rows_avx512::<4>(left, panel, out),
-            3 => rows_avx512::<3>(left, panel, out),
-            2 => rows_avx512::<2>(left, panel, out),
-            _ => rows_avx512::<1>(left, panel, out),
-        }
+    // Loads are written with intrinsics and `wrapping_add` that carry no check of their own: this loop is nearly all
+    // of the engine's time, in builds with debug assertions too.
+
+    /// All sixteen lanes.
+    const ALL: __mmask16 = 0xffff;
+
+    /// Calls `$rows::<ROWS, …>` for the number of rows that there are.
+    macro_rules! by_rows {
+        ($rows:ident, $left:ident, $panel:ident, $out:ident, $vectors:literal: $($count:literal)*) => {
+            match $left.rows.len() {
+                $($count => $rows::<$count, $vectors>($left, $panel, $out),)*
+                rows => unreachable!("a tile of {rows} rows"),
+            }
+        };
     }
 
     #[target_feature(enable = "avx512f")]
-    fn rows_avx512<const R: usize>(left: Gather<'_>, panel: &[f32], out: &mut Tile) {
-        let mut low = [_mm512_setzero_ps(); R];
-        let mut high = [_mm512_setzero_ps(); R];
-        let run = left.run;
-        for (&tap, weights) in left.taps.iter().zip(panel.chunks_exact(run * PANEL)) {
-            let mut values: [&[f32]; R] = [&[]; R];
-            for (value, &row) in values.iter_mut().zip(left.rows) {
-                *value = &left.data[row + tap..][..run];
-            }
-            let weights = &weights.as_chunks::<16>().0[..2 * run];
-            for index in 0..run {
-                // SAFETY: the references are to sixteen values each.
-                let (w0, w1) = unsafe {
-                    (_mm512_loadu_ps(weights[2 * index].as_ptr()), _mm512_loadu_ps(weights[2 * index + 1].as_ptr()))
-                };
+    pub(super) fn tile_avx512(left: Gather<'_>, panel: &[f32], columns: usize, out: &mut Tile) {
+        if columns > 16 {
+            by_rows!(rows_avx512, left, panel, out, 2: 1 2 3 4 5 6 7 8)
+        } else {
+            by_rows!(rows_avx512, left, panel, out, 1: 1 2 3 4 5 6 7 8)
+        }
+    }
+
+    /// `V` vectors of sixteen columns.
+    #[target_feature(enable = "avx512f")]
+    fn rows_avx512<const R: usize, const V: usize>(
+        left: Gather<'_>,
+        panel: &[f32],
+        out: &mut Tile,
+    ) {
+        let mut sums = [[_mm512_setzero_ps(); V]; R];
+        for (&tap, weights) in left.taps.iter().zip(panel.chunks_exact(left.run * PANEL)) {
+            let values = starts::<R>(left, tap);
+            let mut weights = weights.as_ptr();
+            for index in 0..left.run {
+                let mut columns = [_mm512_setzero_ps(); V];
+                for (v, column) in columns.iter_mut().enumerate() {
+                    // SAFETY: `weights` has run × PANEL values, and V × 16 is at most PANEL.
+                    *column = unsafe { _mm512_maskz_loadu_ps(ALL, weights.wrapping_add(16 * v)) };
+                }
                 for r in 0..R {
-                    let value = _mm512_set1_ps(values[r][index]);
-                    low[r] = _mm512_fmadd_ps(value, w0, low[r]);
-                    high[r] = _mm512_fmadd_ps(value, w1, high[r]);
-                }
-            }
-        }
-        for r in 0..R {
-            let (a, b) = out[r].split_at_mut(16);
-            // SAFETY: PANEL is 32, so both halves have sixteen values.
-            unsafe {
-                _mm512_storeu_ps(a.as_mut_ptr(), low[r]);
-                _mm512_storeu_ps(b.as_mut_ptr(), high[r]);
-            }
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) fn tile_avx2(left: Gather<'_>, panel: &[f32], out: &mut Tile) {
-        match left.rows.len() {
-            6 => rows_avx2::<6>(left, panel, out),
-            5 => rows_avx2::<5>(left, panel, out),
-            4 => rows_avx2::<4>(left, panel, out),
-            3 => rows_avx2::<3>(left, panel, out),
-            2 => rows_avx2::<2>(left, panel, out),
-            _ => rows_avx2::<1>(left, panel, out),
-        }
-    }
-
-    #[target_feature(enable = "avx2,fma")]
-    fn rows_avx2<const R: usize>(left: Gather<'_>, panel: &[f32], out: &mut Tile) {
-        let run = left.run;
-        // Sixteen registers hold six rows of half a panel.
-        for half in 0..2 {
-            let mut low = [_mm256_setzero_ps(); R];
-            let mut high = [_mm256_setzero_ps(); R];
-            for (&tap, weights) in left.taps.iter().zip(panel.chunks_exact(run * PANEL)) {
-                let mut values: [&[f32]; R] = [&[]; R];
-                for (value, &row) in values.iter_mut().zip(left.rows) {
-                    *value = &left.data[row + tap..][..run];
-                }
-                let weights = &weights.as_chunks::<8>().0[..4 * run];
-                for index in 0..run {
-                    let at = 4 * index + 2 * half;
-                    // SAFETY: the references are to eight values each.
-                    let (w0, w1) =
-                        unsafe { (_mm256_loadu_ps(weights[at].as_ptr()), _mm256_loadu_ps(weights[at + 1].as_ptr())) };
-                    for r in 0..R {
-                        let value = _mm256_set1_ps(values[r][index]);
-                        low[r] = _mm256_fmadd_ps(value, w0, low[r]);
-                        high[r] = _mm256_fmadd_ps(value, w1, high[r]);
+                    // SAFETY: `starts` checked that `run` values follow.
+                    let value = _mm512_broadcastss_ps(unsafe {
+                        _mm_load_ss(values[r].wrapping_add(index))
+                    });
+                    for v in 0..V {
+                        sums[r][v] = _mm512_fmadd_ps(value, columns[v], sums[r][v]);
                     }
                 }
-            }
-            for r in 0..R {
-                let (a, b) = out[r][16 * half..16 * half + 16].split_at_mut(8);
-                // SAFETY: both halves have eight values.
-                unsafe {
-                    _mm256_storeu_ps(a.as_mut_ptr(), low[r]);
-                    _mm256_storeu_ps(b.as_mut_ptr(), high[r]);
-                }
+                weights = weights.wrapping_add(PANEL);
             }
         }
+        for (sums, out) in sums.iter().zip(out) {
+            for (sum, out) in sums.iter().zip(out.as_chunks_mut::<16>().0) {
+                // SAFETY: the reference is to sixteen values.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *sum) };
+            }
+        }
+    }
+
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) fn tile_avx2(left: Gather<'_>, panel: &[f32], columns: usize, out: &mut Tile) {
+        by_rows!(rows_avx2, left, panel, out, 0: 1 2 3 4 5 6);
+        // Sixteen registers hold six rows of half a panel.
+        if columns > 16 {
+            by_rows!(rows_avx2, left, panel, out, 16: 1 2 3 4 5 6);
+        }
+    }
+
+    /// Sixteen columns, from `FIRST` on.
+    #[target_feature(enable = "avx2,fma")]
+    fn rows_avx2<const R: usize, const FIRST: usize>(
+        left: Gather<'_>,
+        panel: &[f32],
+        out: &mut Tile,
+    ) {
+        let mut sums = [[_mm256_setzero_ps(); 2]; R];
+        for (&tap, weights) in left.taps.iter().zip(panel.chunks_exact(left.run * PANEL)) {
+            let values = starts::<R>(left, tap);
+            let mut weights = weights.as_ptr();
+            for index in 0..left.run {
+                // SAFETY: `weights` has run × PANEL values, and FIRST + 16 is at most PANEL.
+                let (a, b) = unsafe {
+                    (
+                        _mm256_loadu_ps(weights.wrapping_add(FIRST)),
+                        _mm256_loadu_ps(weights.wrapping_add(FIRST + 8)),
+                    )
+                };
+                for r in 0..R {
+                    // SAFETY: `starts` checked that `run` values follow.
+                    let value = _mm256_broadcastss_ps(unsafe {
+                        _mm_load_ss(values[r].wrapping_add(index))
+                    });
+                    sums[r][0] = _mm256_fmadd_ps(value, a, sums[r][0]);
+                    sums[r][1] = _mm256_fmadd_ps(value, b, sums[r][1]);
+                }
+                weights = weights.wrapping_add(PANEL);
+            }
+        }
+        for (sums, out) in sums.iter().zip(out) {
+            for (sum, out) in sums.iter().zip(out[FIRST..].as_chunks_mut::<8>().0) {
+                // SAFETY: the reference is to eight values.
+                unsafe { _mm256_storeu_ps(out.as_mut_ptr(), *sum) };
+            }
+        }
+    }
+
+    /// Where the values of each row at a tap begin, each checked to have `run` of them.
+    fn starts<const R: usize>(left: Gather<'_>, tap: usize) -> [*const f32; R] {
+        let mut starts = [std::ptr::null(); R];
+        assert_eq!(left.rows.len(), R);
+        for (start, &row) in starts.iter_mut().zip(left.rows) {
+            *start = left.data[row + tap..][..left.run].as_ptr();
+        }
+        starts
     }
 }
 

@@ -94,7 +94,10 @@ impl Pool {
             let call = {
                 let mut open = lock(&self.open);
                 while self.calls.load(Ordering::Acquire) == seen {
-                    open = self.opened.wait(open).unwrap_or_else(PoisonError::into_inner);
+                    open = self
+                        .opened
+                        .wait(open)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
                 seen = self.calls.load(Ordering::Acquire);
                 if open.is_some() {
@@ -112,11 +115,20 @@ impl Pool {
     }
 
     fn run(&self, count: usize, work: &(dyn Fn(usize) + Sync)) {
-        let turn = if self.helpers == 0 || count < 2 { None } else { self.turn.try_lock().ok() };
+        let turn = if self.helpers == 0 || count < 2 {
+            None
+        } else {
+            self.turn.try_lock().ok()
+        };
         if turn.is_none() {
             return (0..count).for_each(work);
         }
-        let call = Call { work, count, next: AtomicUsize::new(0), panicked: AtomicBool::new(false) };
+        let call = Call {
+            work,
+            count,
+            next: AtomicUsize::new(0),
+            panicked: AtomicBool::new(false),
+        };
         {
             let mut open = lock(&self.open);
             *open = Some(Open((&raw const call).cast()));
@@ -130,9 +142,16 @@ impl Pool {
         let mut spins = 0;
         while self.joined.load(Ordering::Acquire) != 0 {
             spins += 1;
-            if spins < SPINS { std::hint::spin_loop() } else { std::thread::yield_now() }
+            if spins < SPINS {
+                std::hint::spin_loop()
+            } else {
+                std::thread::yield_now()
+            }
         }
-        assert!(!call.panicked.load(Ordering::Relaxed), "a piece of work panicked; its own message is above");
+        assert!(
+            !call.panicked.load(Ordering::Relaxed),
+            "a piece of work panicked; its own message is above"
+        );
     }
 }
 
@@ -142,7 +161,11 @@ pub(crate) fn count() -> usize {
 }
 
 /// Runs `work(index, chunk)` for each `chunk` values of `data` (the last may be shorter), in any order.
-pub(crate) fn for_chunks<T: Send>(data: &mut [T], chunk: usize, work: impl Fn(usize, &mut [T]) + Sync) {
+pub(crate) fn for_chunks<T: Send>(
+    data: &mut [T],
+    chunk: usize,
+    work: impl Fn(usize, &mut [T]) + Sync,
+) {
     let chunk = chunk.max(1);
     if data.len() <= chunk || count() == 1 {
         for (index, part) in data.chunks_mut(chunk).enumerate() {
@@ -173,9 +196,14 @@ mod tests {
                 scope.spawn(|| {
                     for size in 1..200 {
                         let mut data = vec![0_usize; size * 3 - 1];
-                        for_chunks(&mut data, 3, |index, chunk| chunk.iter_mut().for_each(|x| *x += index + 1));
+                        for_chunks(&mut data, 3, |index, chunk| {
+                            chunk.iter_mut().for_each(|x| *x += index + 1)
+                        });
                         assert!(data.iter().enumerate().all(|(at, x)| *x == at / 3 + 1));
-                        assert_eq!(map(size, |index| index * index)[size - 1], (size - 1) * (size - 1));
+                        assert_eq!(
+                            map(size, |index| index * index)[size - 1],
+                            (size - 1) * (size - 1)
+                        );
                     }
                 });
             }
@@ -184,7 +212,9 @@ mod tests {
 
     #[test]
     fn a_call_inside_a_call_runs() {
-        let sums = map(20, |outer| map(20, |inner| outer * inner).into_iter().sum::<usize>());
+        let sums = map(20, |outer| {
+            map(20, |inner| outer * inner).into_iter().sum::<usize>()
+        });
         assert_eq!(sums[3], 3 * 190);
     }
 

@@ -80,32 +80,48 @@ impl SchedulerConfig {
         // The first choice is what absence means.
         let leading = ("leading", Spacing::Leading);
         let linspace = ("linspace", Spacing::Linspace);
-        let (first, second) = if class == Class::Ddim { (leading, linspace) } else { (linspace, leading) };
+        let (first, second) = if class == Class::Ddim {
+            (leading, linspace)
+        } else {
+            (linspace, leading)
+        };
         let growth = [
             ("linear", Growth::Linear),
             ("scaled_linear", Growth::ScaledLinear),
             ("squaredcos_cap_v2", Growth::SquaredCosine),
         ];
-        let predictions =
-            [("epsilon", Prediction::Epsilon), ("v_prediction", Prediction::V), ("sample", Prediction::Sample)];
+        let predictions = [
+            ("epsilon", Prediction::Epsilon),
+            ("v_prediction", Prediction::V),
+            ("sample", Prediction::Sample),
+        ];
         let clipped = fields.flag_or("clip_sample", true)? && class == Class::Ddim;
         let range = fields.number_or("clip_sample_range", 1.0)? as f32;
         let config = Self {
             class,
             train_steps: fields.size_or("num_train_timesteps", 1000)?,
             growth: fields.choice("beta_schedule", &growth)?,
-            trained_betas: fields.numbers("trained_betas")?.map(|all| all.iter().map(|beta| *beta as f32).collect()),
+            trained_betas: fields
+                .numbers("trained_betas")?
+                .map(|all| all.iter().map(|beta| *beta as f32).collect()),
             beta_start: fields.number_or("beta_start", 0.0001)?,
             beta_end: fields.number_or("beta_end", 0.02)?,
             zero_snr: fields.flag_or("rescale_betas_zero_snr", false)?,
             prediction: fields.choice("prediction_type", &predictions)?,
-            spacing: fields.choice("timestep_spacing", &[first, second, ("trailing", Spacing::Trailing)])?,
+            spacing: fields.choice(
+                "timestep_spacing",
+                &[first, second, ("trailing", Spacing::Trailing)],
+            )?,
             offset: fields.count_or("steps_offset", 0)?,
             karras: fields.flag_or("use_karras_sigmas", false)?,
             sigma_min: fields.number("sigma_min")?,
             sigma_max: fields.number("sigma_max")?,
-            log_linear: fields.choice("interpolation_type", &[("linear", false), ("log_linear", true)])?,
-            end_at_smallest: fields.choice("final_sigmas_type", &[("zero", false), ("sigma_min", true)])?,
+            log_linear: fields.choice(
+                "interpolation_type",
+                &[("linear", false), ("log_linear", true)],
+            )?,
+            end_at_smallest: fields
+                .choice("final_sigmas_type", &[("zero", false), ("sigma_min", true)])?,
             clip: clipped.then_some(range),
             alpha_one_at_end: fields.flag_or("set_alpha_to_one", true)?,
             first_order: fields.choice_of_sizes("solver_order", &[(2, false), (1, true)])?,
@@ -113,8 +129,16 @@ impl SchedulerConfig {
             lower_order_final: fields.flag_or("lower_order_final", true)?,
             euler_at_final: fields.flag_or("euler_at_final", false)?,
         };
-        if config.trained_betas.as_ref().is_some_and(|betas| betas.len() != config.train_steps) {
-            return Err(fields.refuse("trained_betas", &"a list".into(), "its length is not num_train_timesteps"));
+        if config
+            .trained_betas
+            .as_ref()
+            .is_some_and(|betas| betas.len() != config.train_steps)
+        {
+            return Err(fields.refuse(
+                "trained_betas",
+                &"a list".into(),
+                "its length is not num_train_timesteps",
+            ));
         }
         fields.only("thresholding", [false])?;
         fields.only("use_exponential_sigmas", [false])?;
@@ -126,8 +150,13 @@ impl SchedulerConfig {
         fields.only("algorithm_type", ["dpmsolver++"])?;
         // What only other classes read, and what serves only values refused above.
         fields.ignore(&[
-            "skip_prk_steps", "dynamic_thresholding_ratio", "sample_max_value", "flow_shift", "time_shift_type",
-            "lambda_min_clipped", "variance_type",
+            "skip_prk_steps",
+            "dynamic_thresholding_ratio",
+            "sample_max_value",
+            "flow_shift",
+            "time_shift_type",
+            "lambda_min_clipped",
+            "variance_type",
         ]);
         fields.finish()?;
         Ok(config)
@@ -143,7 +172,11 @@ impl SchedulerConfig {
         };
         let karras = kind == SchedulerKind::DpmPlusPlus2MKarras;
         if class == self.class {
-            return Self { karras, first_order: false, ..self.clone() };
+            return Self {
+                karras,
+                first_order: false,
+                ..self.clone()
+            };
         }
         Self {
             class,

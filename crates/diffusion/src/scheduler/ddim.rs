@@ -12,19 +12,33 @@ pub(super) struct Ddim {
 
 pub(super) fn schedule(config: &SchedulerConfig, steps: usize) -> Result<Schedule, String> {
     let alphas = table::alphas(config);
-    let visited: Vec<usize> =
-        table::timesteps(config, steps).into_iter().map(|t| t.round_ties_even().max(0.0) as usize).collect();
+    let visited: Vec<usize> = table::timesteps(config, steps)
+        .into_iter()
+        .map(|t| t.round_ties_even().max(0.0) as usize)
+        .collect();
     if visited.iter().any(|t| *t >= alphas.len()) {
         return Err("so many steps would begin after the last training step".to_owned());
     }
-    let last = if config.alpha_one_at_end { 1.0 } else { alphas[0] };
+    let last = if config.alpha_one_at_end {
+        1.0
+    } else {
+        alphas[0]
+    };
     let stride = config.train_steps / steps;
-    let pairs = visited.iter().map(|t| (alphas[*t], t.checked_sub(stride).map_or(last, |before| alphas[before])));
+    let pairs = visited.iter().map(|t| {
+        (
+            alphas[*t],
+            t.checked_sub(stride).map_or(last, |before| alphas[before]),
+        )
+    });
     Ok(Schedule {
         timesteps: visited.iter().map(|t| *t as f32).collect(),
         initial_sigma: 1.0,
         prediction: config.prediction,
-        solver: Solver::Ddim(Ddim { alphas: pairs.collect(), clip: config.clip }),
+        solver: Solver::Ddim(Ddim {
+            alphas: pairs.collect(),
+            clip: config.clip,
+        }),
     })
 }
 
@@ -38,7 +52,10 @@ impl Ddim {
         denoised: &mut Vec<f32>,
     ) {
         let (now, next) = self.alphas[step];
-        let level = Level { signal: now.sqrt(), noise: (1.0 - now).sqrt() };
+        let level = Level {
+            signal: now.sqrt(),
+            noise: (1.0 - now).sqrt(),
+        };
         denoised.clear();
         for (sample, &output) in sample.iter_mut().zip(output) {
             let epsilon = match prediction {

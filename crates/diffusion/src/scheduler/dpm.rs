@@ -22,13 +22,19 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize) -> Schedule {
         let logs: Vec<f32> = table.iter().map(|sigma| sigma.ln()).collect();
         let (least, most) = (f64::from(table[0]), f64::from(table[table.len() - 1]));
         let sigmas = table::karras(config, most, least, steps);
-        timesteps = sigmas.iter().map(|sigma| table::step_of(*sigma, &logs)).collect();
+        timesteps = sigmas
+            .iter()
+            .map(|sigma| table::step_of(*sigma, &logs))
+            .collect();
         if config.growth != Growth::SquaredCosine {
             timesteps.iter_mut().for_each(|t| *t = t.round_ties_even());
         }
         sigmas
     } else {
-        timesteps.iter().map(|t| table::interpolate(&table, *t)).collect()
+        timesteps
+            .iter()
+            .map(|t| table::interpolate(&table, *t))
+            .collect()
     };
     let few = config.lower_order_final && steps < FEW_STEPS;
     Schedule {
@@ -55,7 +61,10 @@ fn timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
         }
         Spacing::Leading => {
             let ratio = train / (steps + 1);
-            (1..=steps).rev().map(|index| (index * ratio + config.offset) as f64).collect()
+            (1..=steps)
+                .rev()
+                .map(|index| (index * ratio + config.offset) as f64)
+                .collect()
         }
         Spacing::Trailing => table::trailing(train, steps),
     }
@@ -63,7 +72,10 @@ fn timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
 
 fn level(sigma: f32) -> Level {
     let signal = 1.0 / (sigma * sigma + 1.0).sqrt();
-    Level { signal, noise: sigma * signal }
+    Level {
+        signal,
+        noise: sigma * signal,
+    }
 }
 
 impl Level {
@@ -88,7 +100,11 @@ impl Dpm {
         let decay = (-width).exp() - 1.0;
         let gain = next.signal * decay;
         let last = step + 2 == self.sigmas.len();
-        if self.first_order || step == 0 || denoised.len() != sample.len() || (last && self.last_is_first_order) {
+        if self.first_order
+            || step == 0
+            || denoised.len() != sample.len()
+            || (last && self.last_is_first_order)
+        {
             denoised.resize(sample.len(), 0.0);
             for ((sample, &output), denoised) in sample.iter_mut().zip(output).zip(denoised) {
                 *denoised = prediction.denoised(now, output, *sample);
@@ -98,7 +114,11 @@ impl Dpm {
         }
         let before = level(self.sigmas[step - 1]);
         let ratio = (now.lambda() - before.lambda()) / width;
-        let second = if self.heun { next.signal * (decay / width + 1.0) } else { -0.5 * gain };
+        let second = if self.heun {
+            next.signal * (decay / width + 1.0)
+        } else {
+            -0.5 * gain
+        };
         for ((sample, &output), denoised) in sample.iter_mut().zip(output).zip(denoised) {
             let picture = prediction.denoised(now, output, *sample);
             let slope = (1.0 / ratio) * (picture - *denoised);

@@ -13,22 +13,36 @@ pub(super) fn schedule(config: &SchedulerConfig, steps: usize) -> Schedule {
     let table = table::sigmas(config);
     let logs: Vec<f32> = table.iter().map(|sigma| sigma.ln()).collect();
     // diffusers keeps these in f32, and reads the table at what is left of them.
-    let mut timesteps: Vec<f64> =
-        table::timesteps(config, steps).into_iter().map(|t| f64::from(t as f32)).collect();
+    let mut timesteps: Vec<f64> = table::timesteps(config, steps)
+        .into_iter()
+        .map(|t| f64::from(t as f32))
+        .collect();
     let mut sigmas: Vec<f64> = if config.log_linear {
         let (first, last) = (f64::from(logs[0]), f64::from(logs[logs.len() - 1]));
-        table::linspace(last, first, steps + 1).into_iter().map(|log| f64::from((log as f32).exp())).collect()
+        table::linspace(last, first, steps + 1)
+            .into_iter()
+            .map(|log| f64::from((log as f32).exp()))
+            .collect()
     } else {
-        timesteps.iter().map(|t| table::interpolate(&table, *t)).collect()
+        timesteps
+            .iter()
+            .map(|t| table::interpolate(&table, *t))
+            .collect()
     };
     if config.karras {
         sigmas = table::karras(config, sigmas[0], sigmas[sigmas.len() - 1], steps);
-        timesteps = sigmas.iter().map(|sigma| table::step_of(*sigma, &logs)).collect();
+        timesteps = sigmas
+            .iter()
+            .map(|sigma| table::step_of(*sigma, &logs))
+            .collect();
     }
     let sigmas = table::with_end(config, sigmas, &table);
     let most = sigmas.iter().copied().fold(0.0, f32::max);
-    let initial_sigma =
-        if config.spacing == Spacing::Leading { (most * most + 1.0).sqrt() } else { most };
+    let initial_sigma = if config.spacing == Spacing::Leading {
+        (most * most + 1.0).sqrt()
+    } else {
+        most
+    };
     Schedule {
         timesteps: timesteps.iter().map(|t| *t as f32).collect(),
         initial_sigma,

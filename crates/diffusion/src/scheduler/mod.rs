@@ -9,8 +9,8 @@ mod dpm;
 mod euler;
 mod table;
 
-pub(crate) use config::SchedulerConfig;
 use config::Prediction;
+pub(crate) use config::SchedulerConfig;
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,7 +30,12 @@ pub enum SchedulerKind {
 
 impl SchedulerKind {
     /// Every kind.
-    pub const ALL: [SchedulerKind; 4] = [Self::Ddim, Self::Euler, Self::DpmPlusPlus2M, Self::DpmPlusPlus2MKarras];
+    pub const ALL: [SchedulerKind; 4] = [
+        Self::Ddim,
+        Self::Euler,
+        Self::DpmPlusPlus2M,
+        Self::DpmPlusPlus2MKarras,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -57,7 +62,10 @@ impl FromStr for SchedulerKind {
     type Err = UnknownScheduler;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| UnknownScheduler(name.to_owned()))
+        Self::ALL
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| UnknownScheduler(name.to_owned()))
     }
 }
 
@@ -114,7 +122,13 @@ impl Schedule {
 
     /// Moves `sample` one step on, given the model's `output`. `denoised` holds the previous step's estimate of the
     /// finished picture (the only history that a solver needs; nothing before the first step) and gets this one's.
-    pub(crate) fn advance(&self, step: usize, output: &[f32], sample: &mut [f32], denoised: &mut Vec<f32>) {
+    pub(crate) fn advance(
+        &self,
+        step: usize,
+        output: &[f32],
+        sample: &mut [f32],
+        denoised: &mut Vec<f32>,
+    ) {
         match &self.solver {
             Solver::Ddim(ddim) => ddim.advance(self.prediction, step, output, sample, denoised),
             Solver::Euler(euler) => euler.advance(self.prediction, step, output, sample, denoised),

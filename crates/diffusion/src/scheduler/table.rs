@@ -35,9 +35,15 @@ fn betas(config: &SchedulerConfig) -> Vec<f32> {
             roots.iter().map(|root| root * root).collect()
         }
         Growth::SquaredCosine => {
-            let bar = |t: f64| ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2).cos().powi(2);
+            let bar = |t: f64| {
+                ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
+                    .cos()
+                    .powi(2)
+            };
             let at = |index: usize| bar(index as f64 / count as f64);
-            (0..count).map(|index| (1.0 - at(index + 1) / at(index)).min(0.999) as f32).collect()
+            (0..count)
+                .map(|index| (1.0 - at(index + 1) / at(index)).min(0.999) as f32)
+                .collect()
         }
     }
 }
@@ -47,7 +53,11 @@ fn linspace_f32(start: f32, end: f32, count: usize) -> Vec<f32> {
     let step = (end - start) / (count.max(2) - 1) as f32;
     (0..count)
         .map(|index| {
-            if index < count / 2 { start + step * index as f32 } else { end - step * (count - 1 - index) as f32 }
+            if index < count / 2 {
+                start + step * index as f32
+            } else {
+                end - step * (count - 1 - index) as f32
+            }
         })
         .collect()
 }
@@ -61,7 +71,9 @@ fn rescale_to_zero_snr(betas: &mut [f32]) {
             (product as f32).sqrt()
         })
         .collect();
-    let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else { return };
+    let (Some(&first), Some(&last)) = (roots.first(), roots.last()) else {
+        return;
+    };
     for root in &mut roots {
         *root = (*root - last) * (first / (first - last));
     }
@@ -81,23 +93,40 @@ pub(super) fn sigmas(config: &SchedulerConfig) -> Vec<f32> {
     {
         *last = ALMOST_ZERO;
     }
-    alphas.iter().map(|alpha| ((1.0 - alpha) / alpha).sqrt()).collect()
+    alphas
+        .iter()
+        .map(|alpha| ((1.0 - alpha) / alpha).sqrt())
+        .collect()
 }
 
 /// `count` values from `start` to `end`, both included.
 pub(super) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
     let step = (end - start) / (count.max(2) - 1) as f64;
-    (0..count).map(|index| if index > 0 && index == count - 1 { end } else { start + index as f64 * step }).collect()
+    (0..count)
+        .map(|index| {
+            if index > 0 && index == count - 1 {
+                end
+            } else {
+                start + index as f64 * step
+            }
+        })
+        .collect()
 }
 
 /// The training steps that DDIM and Euler visit, last first; whole except for linspace.
 pub(super) fn timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
     let train = config.train_steps;
     match config.spacing {
-        Spacing::Linspace => linspace(0.0, (train - 1) as f64, steps).into_iter().rev().collect(),
+        Spacing::Linspace => linspace(0.0, (train - 1) as f64, steps)
+            .into_iter()
+            .rev()
+            .collect(),
         Spacing::Leading => {
             let ratio = train / steps;
-            (0..steps).rev().map(|index| (index * ratio + config.offset) as f64).collect()
+            (0..steps)
+                .rev()
+                .map(|index| (index * ratio + config.offset) as f64)
+                .collect()
         }
         Spacing::Trailing => trailing(train, steps),
     }
@@ -106,7 +135,9 @@ pub(super) fn timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
 /// Evenly back from the end of training.
 pub(super) fn trailing(train: usize, steps: usize) -> Vec<f64> {
     let ratio = train as f64 / steps as f64;
-    (0..steps).map(|index| (train as f64 - index as f64 * ratio).round_ties_even() - 1.0).collect()
+    (0..steps)
+        .map(|index| (train as f64 - index as f64 * ratio).round_ties_even() - 1.0)
+        .collect()
 }
 
 /// `table` read at a fractional `index`, clamped to its ends.
@@ -123,7 +154,11 @@ pub(super) fn interpolate(table: &[f32], index: f64) -> f64 {
 /// The (fractional) training step of a sigma.
 pub(super) fn step_of(sigma: f64, logs: &[f32]) -> f64 {
     let log = sigma.max(1e-10).ln();
-    let low = logs.iter().rposition(|at| log >= f64::from(*at)).unwrap_or(0).min(logs.len() - 2);
+    let low = logs
+        .iter()
+        .rposition(|at| log >= f64::from(*at))
+        .unwrap_or(0)
+        .min(logs.len() - 2);
     let span = f64::from(logs[low] - logs[low + 1]);
     let weight = ((f64::from(logs[low]) - log) / span).clamp(0.0, 1.0);
     (1.0 - weight) * low as f64 + weight * (low + 1) as f64
@@ -133,11 +168,26 @@ pub(super) fn step_of(sigma: f64, logs: &[f32]) -> f64 {
 pub(super) fn karras(config: &SchedulerConfig, most: f64, least: f64, steps: usize) -> Vec<f64> {
     let least = config.sigma_min.unwrap_or(least).powf(1.0 / RHO);
     let most = config.sigma_max.unwrap_or(most).powf(1.0 / RHO);
-    linspace(0.0, 1.0, steps).into_iter().map(|ramp| (most + ramp * (least - most)).powf(RHO)).collect()
+    linspace(0.0, 1.0, steps)
+        .into_iter()
+        .map(|ramp| (most + ramp * (least - most)).powf(RHO))
+        .collect()
 }
 
 /// The sigmas in f32, with the one after the last step.
-pub(super) fn with_end(config: &SchedulerConfig, sigmas: impl IntoIterator<Item = f64>, table: &[f32]) -> Vec<f32> {
-    let end = if config.end_at_smallest { table[0] } else { 0.0 };
-    sigmas.into_iter().map(|sigma| sigma as f32).chain([end]).collect()
+pub(super) fn with_end(
+    config: &SchedulerConfig,
+    sigmas: impl IntoIterator<Item = f64>,
+    table: &[f32],
+) -> Vec<f32> {
+    let end = if config.end_at_smallest {
+        table[0]
+    } else {
+        0.0
+    };
+    sigmas
+        .into_iter()
+        .map(|sigma| sigma as f32)
+        .chain([end])
+        .collect()
 }

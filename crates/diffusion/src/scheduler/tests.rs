@@ -18,7 +18,10 @@ fn assert_near(what: &str, ours: &[f32], reference: &[f32], bar: f32) {
     assert_eq!(ours.len(), reference.len(), "{what}");
     for (index, (ours, reference)) in ours.iter().zip(reference).enumerate() {
         let off = (ours - reference).abs();
-        assert!(off <= bar * reference.abs().max(1.0), "{what}[{index}]: {ours} is not {reference}");
+        assert!(
+            off <= bar * reference.abs().max(1.0),
+            "{what}[{index}]: {ours} is not {reference}"
+        );
     }
 }
 
@@ -31,23 +34,52 @@ fn each_schedule_follows_diffusers_trajectory() {
         let steps = case["steps"].as_u64().unwrap() as usize;
         let schedule = Schedule::new(&config(case), steps).unwrap();
         assert_eq!(schedule.steps(), steps, "{name}");
-        assert_near(&name, &schedule.timesteps, &recorded.values(&format!("{index}.timesteps")), 1e-5);
+        assert_near(
+            &name,
+            &schedule.timesteps,
+            &recorded.values(&format!("{index}.timesteps")),
+            1e-5,
+        );
         if let Some(sigmas) = schedule.sigmas() {
-            assert_near(&name, sigmas, &recorded.values(&format!("{index}.sigmas")), 1e-5);
+            assert_near(
+                &name,
+                sigmas,
+                &recorded.values(&format!("{index}.sigmas")),
+                1e-5,
+            );
         }
-        let samples = recorded.get(&format!("{index}.samples")).to_vec2::<f32>().unwrap();
-        let pictures = recorded.get(&format!("{index}.denoised")).to_vec2::<f32>().unwrap();
+        let samples = recorded
+            .get(&format!("{index}.samples"))
+            .to_vec2::<f32>()
+            .unwrap();
+        let pictures = recorded
+            .get(&format!("{index}.denoised"))
+            .to_vec2::<f32>()
+            .unwrap();
         let mut noise = crate::noise::Generator::new(8).normal(16);
         noise.iter_mut().for_each(|x| *x *= schedule.initial_sigma);
         assert_near(&name, &noise, &samples[0], 1e-5);
         let (mut sample, mut denoised) = (samples[0].clone(), Vec::new());
         for step in 0..steps {
             let divisor = schedule.input_divisor(step);
-            let output: Vec<f32> =
-                sample.iter().zip(&base).map(|(sample, base)| 0.5 * (sample / divisor) - 0.25 * base).collect();
+            let output: Vec<f32> = sample
+                .iter()
+                .zip(&base)
+                .map(|(sample, base)| 0.5 * (sample / divisor) - 0.25 * base)
+                .collect();
             schedule.advance(step, &output, &mut sample, &mut denoised);
-            assert_near(&format!("{name} step {step}"), &sample, &samples[step + 1], 1e-4);
-            assert_near(&format!("{name} step {step} denoised"), &denoised, &pictures[step], 1e-4);
+            assert_near(
+                &format!("{name} step {step}"),
+                &sample,
+                &samples[step + 1],
+                1e-4,
+            );
+            assert_near(
+                &format!("{name} step {step} denoised"),
+                &denoised,
+                &pictures[step],
+                1e-4,
+            );
         }
     }
 }

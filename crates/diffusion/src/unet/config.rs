@@ -44,17 +44,35 @@ impl UnetConfig {
         fields.only("_class_name", ["UNet2DConditionModel"])?;
         let channels = fields.sizes("block_out_channels", None)?;
         let count = channels.len();
-        let down = attends(&mut fields, "down_block_types", "DownBlock2D", "CrossAttnDownBlock2D", count)?;
-        let up = attends(&mut fields, "up_block_types", "UpBlock2D", "CrossAttnUpBlock2D", count)?;
+        let down = attends(
+            &mut fields,
+            "down_block_types",
+            "DownBlock2D",
+            "CrossAttnDownBlock2D",
+            count,
+        )?;
+        let up = attends(
+            &mut fields,
+            "up_block_types",
+            "UpBlock2D",
+            "CrossAttnUpBlock2D",
+            count,
+        )?;
         let transformers = fields.sizes("transformer_layers_per_block", Some(count))?;
         // diffusers named it wrongly once and kept it: attention_head_dim is the number of heads.
         let heads = match fields.take("num_attention_heads") {
             None => fields.sizes("attention_head_dim", Some(count))?,
-            Some(value) => return Err(fields.refuse("num_attention_heads", &value, "only null is supported")),
+            Some(value) => {
+                return Err(fields.refuse("num_attention_heads", &value, "only null is supported"));
+            }
         };
         for (channels, heads) in channels.iter().zip(&heads) {
             if channels % heads != 0 {
-                return Err(fields.refuse("attention_head_dim", &(*heads).into(), "it must divide the channels"));
+                return Err(fields.refuse(
+                    "attention_head_dim",
+                    &(*heads).into(),
+                    "it must divide the channels",
+                ));
             }
         }
         let levels = (0..count)
@@ -62,7 +80,11 @@ impl UnetConfig {
                 channels: channels[index],
                 heads: heads[index],
                 down_layers: if down[index] { transformers[index] } else { 0 },
-                up_layers: if up[count - 1 - index] { transformers[index] } else { 0 },
+                up_layers: if up[count - 1 - index] {
+                    transformers[index]
+                } else {
+                    0
+                },
                 mid_layers: transformers[index],
             })
             .collect();
@@ -128,7 +150,11 @@ fn refuse_other_architectures(fields: &mut Fields) -> Result<(), LoadError> {
         Some(Value::String(kind)) if kind == "text_time" => {}
         other => {
             let value = other.unwrap_or(Value::Null);
-            return Err(fields.refuse("addition_embed_type", &value, "only \"text_time\" is supported"));
+            return Err(fields.refuse(
+                "addition_embed_type",
+                &value,
+                "only \"text_time\" is supported",
+            ));
         }
     }
     fields.only("mid_block_type", ["UNetMidBlock2DCrossAttn"])?;
@@ -142,14 +168,25 @@ fn refuse_other_architectures(fields: &mut Fields) -> Result<(), LoadError> {
     fields.only("mid_block_scale_factor", [1.0])?;
     fields.only("resnet_out_scale_factor", [1.0])?;
     for off in [
-        "center_input_sample", "class_embeddings_concat", "cross_attention_norm", "dual_cross_attention",
-        "mid_block_only_cross_attention", "only_cross_attention", "resnet_skip_time_act",
+        "center_input_sample",
+        "class_embeddings_concat",
+        "cross_attention_norm",
+        "dual_cross_attention",
+        "mid_block_only_cross_attention",
+        "only_cross_attention",
+        "resnet_skip_time_act",
     ] {
         fields.only(off, [false])?;
     }
     for absent in [
-        "class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "num_class_embeds",
-        "reverse_transformer_layers_per_block", "time_cond_proj_dim", "time_embedding_act_fn", "time_embedding_dim",
+        "class_embed_type",
+        "encoder_hid_dim",
+        "encoder_hid_dim_type",
+        "num_class_embeds",
+        "reverse_transformer_layers_per_block",
+        "time_cond_proj_dim",
+        "time_embedding_act_fn",
+        "time_embedding_dim",
         "timestep_post_act",
     ] {
         if let Some(value) = fields.take(absent) {
@@ -157,6 +194,10 @@ fn refuse_other_architectures(fields: &mut Fields) -> Result<(), LoadError> {
         }
     }
     // Training, or a choice of type that is f32 here in any case.
-    fields.ignore(&["addition_embed_type_num_heads", "dropout", "upcast_attention"]);
+    fields.ignore(&[
+        "addition_embed_type_num_heads",
+        "dropout",
+        "upcast_attention",
+    ]);
     Ok(())
 }

@@ -63,17 +63,24 @@ struct Embedding(Linear, Linear);
 
 impl Embedding {
     fn load(scope: &Scope<'_>, input: usize, width: usize) -> std::result::Result<Self, LoadError> {
-        Ok(Self(scope.pp("linear_1").linear(input, width)?, scope.pp("linear_2").linear(width, width)?))
+        Ok(Self(
+            scope.pp("linear_1").linear(input, width)?,
+            scope.pp("linear_2").linear(width, width)?,
+        ))
     }
 
     fn forward(&self, x: &Tensor, place: &Place) -> Result<Tensor> {
-        self.1.forward(&activation::silu(place.fast, &self.0.forward(x)?)?)
+        self.1
+            .forward(&activation::silu(place.fast, &self.0.forward(x)?)?)
     }
 }
 
 impl Unet {
     /// Reads `folder`.
-    pub(crate) fn load(folder: &Path, place: &Place) -> std::result::Result<(Self, Weights), LoadError> {
+    pub(crate) fn load(
+        folder: &Path,
+        place: &Place,
+    ) -> std::result::Result<(Self, Weights), LoadError> {
         let config = UnetConfig::read(Fields::open(&folder.join("config.json"))?)?;
         let weights = Weights::open(folder, "diffusion_pytorch_model", place)?;
         let unet = Self::from_weights(config, &weights.root())?;
@@ -85,18 +92,34 @@ impl Unet {
         let last = config.levels[config.levels.len() - 1];
         let build = Build { config: &config };
         let mid = root.pp("mid_block");
-        let resnet =
-            |index: usize| Resnet::load(&mid.pp("resnets").pp(index), last.channels, last.channels, build.resnet());
+        let resnet = |index: usize| {
+            Resnet::load(
+                &mid.pp("resnets").pp(index),
+                last.channels,
+                last.channels,
+                build.resnet(),
+            )
+        };
         let attention = build.transformer(last.channels, last.heads, last.mid_layers);
         Ok(Self {
-            conv_in: root.pp("conv_in").conv3x3(config.latent, first, Kind::Same)?,
+            conv_in: root
+                .pp("conv_in")
+                .conv3x3(config.latent, first, Kind::Same)?,
             time: Embedding::load(&root.pp("time_embedding"), first, time)?,
             added: Embedding::load(&root.pp("add_embedding"), config.added_width, time)?,
             down: build.down(&root.pp("down_blocks"))?,
-            mid: (resnet(0)?, Transformer::load(&mid.pp("attentions").pp(0), attention)?, resnet(1)?),
+            mid: (
+                resnet(0)?,
+                Transformer::load(&mid.pp("attentions").pp(0), attention)?,
+                resnet(1)?,
+            ),
             up: build.up(&root.pp("up_blocks"))?,
-            norm_out: root.pp("conv_norm_out").group_norm(first, config.groups, config.eps)?,
-            conv_out: root.pp("conv_out").conv3x3(first, config.latent, Kind::Same)?,
+            norm_out: root
+                .pp("conv_norm_out")
+                .group_norm(first, config.groups, config.eps)?,
+            conv_out: root
+                .pp("conv_out")
+                .conv3x3(first, config.latent, Kind::Same)?,
             place: root.place().clone(),
             config,
         })
@@ -109,17 +132,35 @@ impl Unet {
 
     /// Width of the pooled text that the configuration expects.
     pub(crate) fn pooled_width(&self) -> Option<usize> {
-        self.config.added_width.checked_sub(TIME_IDS * self.config.time_id_width)
+        self.config
+            .added_width
+            .checked_sub(TIME_IDS * self.config.time_id_width)
     }
 
     /// Computes what a text means to each layer: `text` is `(tokens, width)`, `pooled` is `(1, pooled width)`.
-    pub(crate) fn condition(&self, text: &Tensor, pooled: &Tensor, time_ids: [f32; TIME_IDS]) -> Result<Conditioning> {
+    pub(crate) fn condition(
+        &self,
+        text: &Tensor,
+        pooled: &Tensor,
+        time_ids: [f32; TIME_IDS],
+    ) -> Result<Conditioning> {
         let ids = self.sinusoids(&time_ids, self.config.time_id_width)?;
-        let added = self.added.forward(&Tensor::cat(&[pooled, &ids.reshape((1, ()))?], 1)?, &self.place)?;
+        let added = self.added.forward(
+            &Tensor::cat(&[pooled, &ids.reshape((1, ()))?], 1)?,
+            &self.place,
+        )?;
         let mut contexts = Vec::new();
         let mid = std::iter::once(&self.mid.1);
-        let down = self.down.iter().flat_map(|block| &block.layers).filter_map(|(_, layer)| layer.as_ref());
-        let up = self.up.iter().flat_map(|block| &block.layers).filter_map(|(_, layer)| layer.as_ref());
+        let down = self
+            .down
+            .iter()
+            .flat_map(|block| &block.layers)
+            .filter_map(|(_, layer)| layer.as_ref());
+        let up = self
+            .up
+            .iter()
+            .flat_map(|block| &block.layers)
+            .filter_map(|(_, layer)| layer.as_ref());
         for transformer in down.chain(mid).chain(up) {
             transformer.prepare(text, &mut contexts)?;
         }
@@ -127,7 +168,12 @@ impl Unet {
     }
 
     /// The model's output for `latents` `(batch, height, width, channels)`, one timestep and conditioning a row.
-    pub(crate) fn forward(&self, latents: &Tensor, timesteps: &[f32], rows: &[&Conditioning]) -> Result<Tensor> {
+    pub(crate) fn forward(
+        &self,
+        latents: &Tensor,
+        timesteps: &[f32],
+        rows: &[&Conditioning],
+    ) -> Result<Tensor> {
         self.forward_watched(latents, timesteps, rows, &mut |_, _| {})
     }
 
@@ -142,7 +188,8 @@ impl Unet {
         let time = self.embed(timesteps, rows)?;
         let time = activation::silu(self.place.fast, &time)?;
         let count = rows.iter().map(|row| row.contexts.len()).min().unwrap_or(0);
-        let mut contexts = (0..count).map(|index| rows.iter().map(|row| &row.contexts[index]).collect());
+        let mut contexts =
+            (0..count).map(|index| rows.iter().map(|row| &row.contexts[index]).collect());
         let mut x = self.conv_in.forward(latents)?;
         let mut skips = vec![x.clone()];
         for (index, block) in self.down.iter().enumerate() {
@@ -165,7 +212,9 @@ impl Unet {
         watch("mid", &x);
         for (index, block) in self.up.iter().enumerate() {
             for (resnet, transformer) in &block.layers {
-                let Some(skip) = skips.pop() else { candle_core::bail!("more blocks go up than down") };
+                let Some(skip) = skips.pop() else {
+                    candle_core::bail!("more blocks go up than down")
+                };
                 x = resnet.forward(&Tensor::cat(&[&x, &skip], 3)?, Some(&time))?;
                 if let Some(transformer) = transformer {
                     x = transformer.forward(&x, &mut contexts)?;
@@ -181,7 +230,10 @@ impl Unet {
 
     /// `(batch, time width)`.
     pub(crate) fn embed(&self, timesteps: &[f32], rows: &[&Conditioning]) -> Result<Tensor> {
-        let time = self.time.forward(&self.sinusoids(timesteps, self.config.levels[0].channels)?, &self.place)?;
+        let time = self.time.forward(
+            &self.sinusoids(timesteps, self.config.levels[0].channels)?,
+            &self.place,
+        )?;
         let added: Vec<&Tensor> = rows.iter().map(|row| &row.added).collect();
         time + Tensor::cat(&added, 0)?
     }
@@ -192,7 +244,8 @@ impl Unet {
         let mut out = Vec::with_capacity(values.len() * width);
         for value in values {
             let angle = |index: usize| {
-                let exponent = -MAX_PERIOD.ln() * index as f32 / (half as f32 - self.config.frequency_shift);
+                let exponent =
+                    -MAX_PERIOD.ln() * index as f32 / (half as f32 - self.config.frequency_shift);
                 value * exponent.exp()
             };
             let sines = (0..half).map(|index| angle(index).sin());
@@ -215,12 +268,28 @@ struct Build<'a> {
 
 impl Build<'_> {
     fn resnet(&self) -> ResnetShape {
-        ResnetShape { groups: self.config.groups, eps: self.config.eps, time: Some(self.config.time_width()) }
+        ResnetShape {
+            groups: self.config.groups,
+            eps: self.config.eps,
+            time: Some(self.config.time_width()),
+        }
     }
 
     fn transformer(&self, channels: usize, heads: usize, layers: usize) -> Shape {
-        let UnetConfig { context, groups, linear_projection, .. } = *self.config;
-        Shape { channels, heads, layers, context, groups, linear_projection }
+        let UnetConfig {
+            context,
+            groups,
+            linear_projection,
+            ..
+        } = *self.config;
+        Shape {
+            channels,
+            heads,
+            layers,
+            context,
+            groups,
+            linear_projection,
+        }
     }
 
     fn layer(
@@ -232,7 +301,10 @@ impl Build<'_> {
     ) -> std::result::Result<(Resnet, Option<Transformer>), LoadError> {
         let resnet = Resnet::load(&scope.pp("resnets").pp(index), input, output, self.resnet())?;
         let transformer = if attention.layers > 0 {
-            Some(Transformer::load(&scope.pp("attentions").pp(index), attention)?)
+            Some(Transformer::load(
+                &scope.pp("attentions").pp(index),
+                attention,
+            )?)
         } else {
             None
         };
@@ -251,11 +323,16 @@ impl Build<'_> {
                 layers.push(self.layer(&scope, layer, (input, level.channels), attention)?);
                 input = level.channels;
             }
-            let resample = if index + 1 < levels.len() {
-                Some(scope.pp("downsamplers").pp(0).pp("conv").conv3x3(input, input, Kind::Down)?)
-            } else {
-                None
-            };
+            let resample =
+                if index + 1 < levels.len() {
+                    Some(scope.pp("downsamplers").pp(0).pp("conv").conv3x3(
+                        input,
+                        input,
+                        Kind::Down,
+                    )?)
+                } else {
+                    None
+                };
             blocks.push(Block { layers, resample });
         }
         Ok(blocks)
@@ -272,12 +349,25 @@ impl Build<'_> {
             let attention = self.transformer(level.channels, level.heads, level.up_layers);
             let mut layers = Vec::new();
             for layer in 0..=self.config.layers {
-                let skip = if layer == self.config.layers { above } else { level.channels };
+                let skip = if layer == self.config.layers {
+                    above
+                } else {
+                    level.channels
+                };
                 let input = if layer == 0 { before } else { level.channels };
-                layers.push(self.layer(&scope, layer, (input + skip, level.channels), attention)?);
+                layers.push(self.layer(
+                    &scope,
+                    layer,
+                    (input + skip, level.channels),
+                    attention,
+                )?);
             }
             let resample = if index + 1 < levels.len() {
-                Some(scope.pp("upsamplers").pp(0).pp("conv").conv3x3(level.channels, level.channels, Kind::Up)?)
+                Some(scope.pp("upsamplers").pp(0).pp("conv").conv3x3(
+                    level.channels,
+                    level.channels,
+                    Kind::Up,
+                )?)
             } else {
                 None
             };

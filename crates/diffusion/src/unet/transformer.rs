@@ -40,10 +40,16 @@ impl Transformer {
         let channels = shape.channels;
         let projection = |name: &str| {
             let scope = scope.pp(name);
-            if shape.linear_projection { scope.linear(channels, channels) } else { scope.conv1x1(channels, channels) }
+            if shape.linear_projection {
+                scope.linear(channels, channels)
+            } else {
+                scope.conv1x1(channels, channels)
+            }
         };
         Ok(Self {
-            norm: scope.pp("norm").group_norm(channels, shape.groups, GROUP_EPS)?,
+            norm: scope
+                .pp("norm")
+                .group_norm(channels, shape.groups, GROUP_EPS)?,
             proj_in: projection("proj_in")?,
             blocks: (0..shape.layers)
                 .map(|index| Block::load(&scope.pp("transformer_blocks").pp(index), shape))
@@ -67,9 +73,15 @@ impl Transformer {
         contexts: &mut impl Iterator<Item = Vec<&'a KeyValue>>,
     ) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
-        let mut h = self.proj_in.forward(&self.norm.forward(x)?)?.reshape((batch, height * width, channels))?;
+        let mut h = self.proj_in.forward(&self.norm.forward(x)?)?.reshape((
+            batch,
+            height * width,
+            channels,
+        ))?;
         for block in &self.blocks {
-            let Some(context) = contexts.next() else { candle_core::bail!("a text was prepared for another model") };
+            let Some(context) = contexts.next() else {
+                candle_core::bail!("a text was prepared for another model")
+            };
             h = block.forward(&h, &context)?;
         }
         self.proj_out.forward_add(&h.reshape(x.shape())?, Some(x))
@@ -97,7 +109,11 @@ struct Block {
 impl Block {
     fn load(scope: &Scope<'_>, shape: Shape) -> std::result::Result<Self, LoadError> {
         let channels = shape.channels;
-        let (own, cross, ff) = (scope.pp("attn1"), scope.pp("attn2"), scope.pp("ff").pp("net"));
+        let (own, cross, ff) = (
+            scope.pp("attn1"),
+            scope.pp("attn2"),
+            scope.pp("ff").pp("net"),
+        );
         Ok(Self {
             norm1: scope.pp("norm1").layer_norm(channels, LAYER_EPS)?,
             qkv: own.linears(&["to_q", "to_k", "to_v"], channels, channels)?,
@@ -108,7 +124,10 @@ impl Block {
             value: cross.pp("to_v").linear_no_bias(shape.context, channels)?,
             cross_out: cross.pp("to_out").pp(0).linear(channels, channels)?,
             norm3: scope.pp("norm3").layer_norm(channels, LAYER_EPS)?,
-            gated: ff.pp(0).pp("proj").linear(channels, 2 * WIDENING * channels)?,
+            gated: ff
+                .pp(0)
+                .pp("proj")
+                .linear(channels, 2 * WIDENING * channels)?,
             narrow: ff.pp(2).linear(WIDENING * channels, channels)?,
             heads: shape.heads,
             fast: scope.place().fast,
@@ -116,16 +135,30 @@ impl Block {
     }
 
     fn prepare(&self, text: &Tensor) -> Result<KeyValue> {
-        KeyValue::new(self.fast, &self.key.forward(text)?, &self.value.forward(text)?, self.heads)
+        KeyValue::new(
+            self.fast,
+            &self.key.forward(text)?,
+            &self.value.forward(text)?,
+            self.heads,
+        )
     }
 
     fn forward(&self, x: &Tensor, context: &[&KeyValue]) -> Result<Tensor> {
-        let heads = Heads { count: self.heads, causal: false };
+        let heads = Heads {
+            count: self.heads,
+            causal: false,
+        };
         let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
-        let x = self.own_out.forward_add(&attention::own(self.fast, &qkv, heads)?, Some(x))?;
+        let x = self
+            .own_out
+            .forward_add(&attention::own(self.fast, &qkv, heads)?, Some(x))?;
         let query = self.query.forward(&self.norm2.forward(&x)?)?;
-        let x = self.cross_out.forward_add(&attention::cross(self.fast, &query, context, heads)?, Some(&x))?;
+        let x = self.cross_out.forward_add(
+            &attention::cross(self.fast, &query, context, heads)?,
+            Some(&x),
+        )?;
         let wide = self.gated.forward(&self.norm3.forward(&x)?)?;
-        self.narrow.forward_add(&activation::geglu(self.fast, &wide)?, Some(&x))
+        self.narrow
+            .forward_add(&activation::geglu(self.fast, &wide)?, Some(&x))
     }
 }

@@ -49,7 +49,10 @@ fn edit(folder: &TempDir, file: &str, change: impl FnOnce(&mut Value)) {
 fn split(file: &Path) -> (Value, Vec<u8>) {
     let bytes = fs::read(file).unwrap();
     let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), bytes[8 + length..].to_vec())
+    (
+        serde_json::from_slice(&bytes[8..8 + length]).unwrap(),
+        bytes[8 + length..].to_vec(),
+    )
 }
 
 fn join(file: &Path, header: &Value, data: &[u8]) {
@@ -63,18 +66,38 @@ fn join(file: &Path, header: &Value, data: &[u8]) {
 #[test]
 fn each_missing_file_is_named() {
     let files = [
-        "model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "text_encoder_2/config.json",
-        "unet/config.json", "vae/config.json", "tokenizer/vocab.json", "tokenizer/merges.txt",
-        "tokenizer_2/vocab.json", "tokenizer/tokenizer_config.json",
+        "model_index.json",
+        "scheduler/scheduler_config.json",
+        "text_encoder/config.json",
+        "text_encoder_2/config.json",
+        "unet/config.json",
+        "vae/config.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        "tokenizer_2/vocab.json",
+        "tokenizer/tokenizer_config.json",
     ];
     for file in files {
         let folder = copy();
         fs::remove_file(folder.path().join(file)).unwrap();
-        assert!(refusal(&folder).contains(file), "{file}: {}", refusal(&folder));
+        assert!(
+            refusal(&folder).contains(file),
+            "{file}: {}",
+            refusal(&folder)
+        );
     }
-    for (part, stem) in [("unet", "diffusion_pytorch_model"), ("text_encoder", "model")] {
+    for (part, stem) in [
+        ("unet", "diffusion_pytorch_model"),
+        ("text_encoder", "model"),
+    ] {
         let folder = copy();
-        fs::remove_file(folder.path().join(part).join(format!("{stem}.fp16.safetensors"))).unwrap();
+        fs::remove_file(
+            folder
+                .path()
+                .join(part)
+                .join(format!("{stem}.fp16.safetensors")),
+        )
+        .unwrap();
         let text = refusal(&folder);
         assert!(text.contains(part) && text.contains(stem), "{text}");
     }
@@ -84,38 +107,85 @@ fn each_missing_file_is_named() {
 fn each_value_that_is_not_understood_is_named() {
     let cases = [
         ("model_index.json", "_class_name", json!("FluxPipeline")),
-        ("model_index.json", "unet", json!(["diffusers", "UNet2DModel"])),
-        ("unet/config.json", "addition_embed_type", json!("text_image")),
+        (
+            "model_index.json",
+            "unet",
+            json!(["diffusers", "UNet2DModel"]),
+        ),
+        (
+            "unet/config.json",
+            "addition_embed_type",
+            json!("text_image"),
+        ),
         ("unet/config.json", "addition_embed_type", Value::Null),
         ("unet/config.json", "class_embed_type", json!("timestep")),
         ("unet/config.json", "act_fn", json!("mish")),
-        ("unet/config.json", "down_block_types", json!(["CrossAttnDownBlock2D", "AttnDownBlock2D"])),
+        (
+            "unet/config.json",
+            "down_block_types",
+            json!(["CrossAttnDownBlock2D", "AttnDownBlock2D"]),
+        ),
         ("unet/config.json", "up_block_types", json!(["UpBlock2D"])),
-        ("unet/config.json", "mid_block_type", json!("UNetMidBlock2D")),
+        (
+            "unet/config.json",
+            "mid_block_type",
+            json!("UNetMidBlock2D"),
+        ),
         ("unet/config.json", "attention_head_dim", json!([2, 5])),
         ("unet/config.json", "block_out_channels", json!([16, 0])),
         ("unet/config.json", "block_out_channels", json!("wide")),
         ("unet/config.json", "num_attention_heads", json!(2)),
         ("unet/config.json", "time_cond_proj_dim", json!(256)),
         ("unet/config.json", "something_new", json!(true)),
-        ("unet/config.json", "resnet_time_scale_shift", json!("scale_shift")),
+        (
+            "unet/config.json",
+            "resnet_time_scale_shift",
+            json!("scale_shift"),
+        ),
         ("vae/config.json", "shift_factor", json!(0.1)),
         ("vae/config.json", "latents_mean", json!([0.0])),
         ("vae/config.json", "act_fn", json!("relu")),
         ("text_encoder/config.json", "hidden_act", json!("gelu_new")),
         ("text_encoder/config.json", "num_attention_heads", json!(3)),
-        ("scheduler/scheduler_config.json", "_class_name", json!("PNDMScheduler")),
-        ("scheduler/scheduler_config.json", "prediction_type", json!("flow")),
-        ("scheduler/scheduler_config.json", "beta_schedule", json!("sigmoid")),
-        ("scheduler/scheduler_config.json", "thresholding", json!(true)),
-        ("scheduler/scheduler_config.json", "timestep_spacing", json!("uneven")),
-        ("scheduler/scheduler_config.json", "trained_betas", json!([0.1])),
+        (
+            "scheduler/scheduler_config.json",
+            "_class_name",
+            json!("PNDMScheduler"),
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            "prediction_type",
+            json!("flow"),
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            "beta_schedule",
+            json!("sigmoid"),
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            "thresholding",
+            json!(true),
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            "timestep_spacing",
+            json!("uneven"),
+        ),
+        (
+            "scheduler/scheduler_config.json",
+            "trained_betas",
+            json!([0.1]),
+        ),
     ];
     for (file, key, value) in cases {
         let folder = copy();
         edit(&folder, file, |config| config[key] = value.clone());
         let text = refusal(&folder);
-        assert!(text.contains(file) && text.contains(key), "{file} {key} {value}: {text}");
+        assert!(
+            text.contains(file) && text.contains(key),
+            "{file} {key} {value}: {text}"
+        );
     }
 }
 
@@ -137,7 +207,15 @@ fn a_damaged_header_is_named() {
     huge[..8].copy_from_slice(&u64::MAX.to_le_bytes());
     let mut garbled = whole.clone();
     garbled[20..40].fill(b'#');
-    let cases = [Vec::new(), whole[..5].to_vec(), whole[..1000].to_vec(), whole[..whole.len() - 1].to_vec(), long, huge, garbled];
+    let cases = [
+        Vec::new(),
+        whole[..5].to_vec(),
+        whole[..1000].to_vec(),
+        whole[..whole.len() - 1].to_vec(),
+        long,
+        huge,
+        garbled,
+    ];
     for bytes in cases {
         let folder = copy();
         fs::write(folder.path().join(UNET), &bytes).unwrap();
@@ -158,13 +236,19 @@ fn a_missing_or_misshapen_tensor_is_named() {
     header["renamed"] = entry;
     join(&file, &header, &data);
     let text = refusal(&folder);
-    assert!(text.contains(UNET) && text.contains(tensor) && text.contains("missing"), "{text}");
+    assert!(
+        text.contains(UNET) && text.contains(tensor) && text.contains("missing"),
+        "{text}"
+    );
 
     let mut header = whole.clone();
     header[tensor]["shape"] = json!([40, 32]);
     join(&file, &header, &data);
     let text = refusal(&folder);
-    assert!(text.contains(tensor) && text.contains("[40, 32]") && text.contains("[32, 40]"), "{text}");
+    assert!(
+        text.contains(tensor) && text.contains("[40, 32]") && text.contains("[32, 40]"),
+        "{text}"
+    );
 
     let mut header = whole;
     header[tensor]["dtype"] = json!("I16");
@@ -174,10 +258,18 @@ fn a_missing_or_misshapen_tensor_is_named() {
 
 #[test]
 fn a_tokenizer_whose_files_do_not_fit_is_refused() {
-    for (file, content) in [("merges.txt", "#version: 0.2\nnope"), ("merges.txt", "zzzz qqqq\n"), ("vocab.json", "{}")] {
+    for (file, content) in [
+        ("merges.txt", "#version: 0.2\nnope"),
+        ("merges.txt", "zzzz qqqq\n"),
+        ("vocab.json", "{}"),
+    ] {
         let folder = copy();
         fs::write(folder.path().join("tokenizer_2").join(file), content).unwrap();
-        assert!(refusal(&folder).contains("tokenizer_2"), "{}", refusal(&folder));
+        assert!(
+            refusal(&folder).contains("tokenizer_2"),
+            "{}",
+            refusal(&folder)
+        );
     }
 }
 
@@ -189,7 +281,12 @@ fn sharded_weights_load_to_the_same_model() {
     let mut parts = [serde_json::Map::new(), serde_json::Map::new()];
     let mut bytes = [Vec::new(), Vec::new()];
     let mut map = serde_json::Map::new();
-    let mut names: Vec<_> = header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__").collect();
+    let mut names: Vec<_> = header
+        .as_object()
+        .unwrap()
+        .iter()
+        .filter(|(name, _)| *name != "__metadata__")
+        .collect();
     names.sort_by_key(|(_, entry)| entry["data_offsets"][0].as_u64());
     for (index, (name, entry)) in names.into_iter().enumerate() {
         let [from, to] = [0, 1].map(|end| entry["data_offsets"][end].as_u64().unwrap() as usize);
@@ -203,10 +300,16 @@ fn sharded_weights_load_to_the_same_model() {
     }
     for shard in 0..2 {
         let header = Value::Object(parts[shard].clone());
-        join(&folder.path().join(format!("unet/part-{shard}.safetensors")), &header, &bytes[shard]);
+        join(
+            &folder.path().join(format!("unet/part-{shard}.safetensors")),
+            &header,
+            &bytes[shard],
+        );
     }
     fs::remove_file(file).unwrap();
-    let index = folder.path().join("unet/diffusion_pytorch_model.safetensors.index.fp16.json");
+    let index = folder
+        .path()
+        .join("unet/diffusion_pytorch_model.safetensors.index.fp16.json");
     fs::write(&index, json!({ "weight_map": map }).to_string()).unwrap();
     let model = load(&folder).unwrap();
     let draw = |model: &Model| finish(model, model.begin(&request()).unwrap());
@@ -214,7 +317,11 @@ fn sharded_weights_load_to_the_same_model() {
 
     fs::remove_file(folder.path().join("unet/part-1.safetensors")).unwrap();
     assert!(refusal(&folder).contains("part-1.safetensors"));
-    fs::write(&index, json!({ "weight_map": { "a": "../part-0.safetensors" } }).to_string()).unwrap();
+    fs::write(
+        &index,
+        json!({ "weight_map": { "a": "../part-0.safetensors" } }).to_string(),
+    )
+    .unwrap();
     assert!(refusal(&folder).contains("index.fp16.json"));
 }
 

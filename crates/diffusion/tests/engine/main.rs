@@ -1,5 +1,9 @@
 //! The engine from outside: pictures against diffusers, jobs put away and taken up, bytes and folders that lie.
 
+// A test that cannot go on should stop where it is, helpers outside of `#[test]` included; what they print is seen
+// only when one fails.
+#![allow(clippy::unwrap_used, clippy::print_stdout)]
+
 mod folders;
 mod pictures;
 mod snapshots;

@@ -32,17 +32,38 @@ fn compare(name: &str, model: &Model) {
             step(model, &mut job);
         }
         // The latents come last in a snapshot before the estimate and the checksum: compare what is public.
-        let latents: Vec<f32> = tensors[&format!("{index}.latents")].flatten_all().unwrap().to_vec1().unwrap();
+        let latents: Vec<f32> = tensors[&format!("{index}.latents")]
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
         let snapshot = model.snapshot(&job);
         let end = snapshot.len() - 32 - 4 * latents.len() - 8;
-        let ours: Vec<f32> = (snapshot[end - 4 * latents.len()..end].as_chunks::<4>().0.iter())
-            .map(|bytes| f32::from_le_bytes(*bytes))
-            .collect();
-        let off = ours.iter().zip(&latents).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        let pixels: Vec<u8> = tensors[&format!("{index}.pixels")].flatten_all().unwrap().to_vec1().unwrap();
+        let ours: Vec<f32> = (snapshot[end - 4 * latents.len()..end]
+            .as_chunks::<4>()
+            .0
+            .iter())
+        .map(|bytes| f32::from_le_bytes(*bytes))
+        .collect();
+        let off = ours
+            .iter()
+            .zip(&latents)
+            .map(|(a, b)| (a - b).abs())
+            .fold(0.0, f32::max);
+        let pixels: Vec<u8> = tensors[&format!("{index}.pixels")]
+            .flatten_all()
+            .unwrap()
+            .to_vec1()
+            .unwrap();
         let picture = model.decode(&job).unwrap();
         assert_eq!(picture.pixels.len(), pixels.len());
-        let wrong = picture.pixels.iter().zip(&pixels).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+        let wrong = picture
+            .pixels
+            .iter()
+            .zip(&pixels)
+            .map(|(a, b)| a.abs_diff(*b))
+            .max()
+            .unwrap();
         println!("{name} {index}: latents off by {off:e}, pixels by {wrong}; {case}");
         assert!(off <= LATENT_BAR, "{name} {index}: latents off by {off}");
         assert!(wrong <= PIXEL_BAR, "{name} {index}: pixels off by {wrong}");
@@ -61,7 +82,12 @@ fn a_model_of_another_shape_draws_what_diffusers_draws() {
 
 #[test]
 fn the_same_seed_twice_gives_the_same_bytes() {
-    let draw = |seed| finish(mini(), mini().begin(&Request { seed, ..request() }).unwrap());
+    let draw = |seed| {
+        finish(
+            mini(),
+            mini().begin(&Request { seed, ..request() }).unwrap(),
+        )
+    };
     assert_eq!(draw(3), draw(3));
     assert_ne!(draw(3), draw(4));
 }
@@ -82,7 +108,10 @@ fn jobs_that_share_their_steps_draw_what_they_draw_alone() {
             ..request()
         })
         .collect();
-    let mut jobs: Vec<_> = requests.iter().map(|request| model.begin(request).unwrap()).collect();
+    let mut jobs: Vec<_> = requests
+        .iter()
+        .map(|request| model.begin(request).unwrap())
+        .collect();
     // Each turn another part of the jobs takes part.
     for turn in 0.. {
         let mut part: Vec<_> = (jobs.iter_mut().enumerate())
@@ -95,7 +124,10 @@ fn jobs_that_share_their_steps_draw_what_they_draw_alone() {
         }
     }
     for (job, request) in jobs.iter().zip(&requests) {
-        assert_eq!(model.decode(job).unwrap(), finish(model, model.begin(request).unwrap()));
+        assert_eq!(
+            model.decode(job).unwrap(),
+            finish(model, model.begin(request).unwrap())
+        );
     }
 }
 
@@ -104,25 +136,43 @@ fn a_step_answers_with_the_steps_done() {
     let model = mini();
     let mut job = model.begin(&request()).unwrap();
     assert!(matches!(model.preview(&job), Err(DecodeError::NotStarted)));
-    assert!(matches!(model.decode(&job), Err(DecodeError::Unfinished { step: 0, steps: 5 })));
+    assert!(matches!(
+        model.decode(&job),
+        Err(DecodeError::Unfinished { step: 0, steps: 5 })
+    ));
     for expected in 1..=5 {
         let progress = model.step(&mut [&mut job]).remove(0).unwrap();
         assert_eq!((progress.step, progress.steps), (expected, 5));
         assert_eq!(model.preview(&job).unwrap().pixels.len(), 32 * 32 * 3);
     }
-    assert!(matches!(model.step(&mut [&mut job]).remove(0), Err(StepError::Finished)));
+    assert!(matches!(
+        model.step(&mut [&mut job]).remove(0),
+        Err(StepError::Finished)
+    ));
 }
 
 #[test]
 fn the_last_preview_is_the_picture() {
     // Euler ends at sigma zero, where the estimate is the picture.
     let model = demo();
-    let mut job = model.begin(&Request { width: 128, height: 128, steps: 4, ..request() }).unwrap();
+    let mut job = model
+        .begin(&Request {
+            width: 128,
+            height: 128,
+            steps: 4,
+            ..request()
+        })
+        .unwrap();
     while !job.is_finished() {
         step(model, &mut job);
     }
     let (preview, picture) = (model.preview(&job).unwrap(), model.decode(&job).unwrap());
-    let off = preview.pixels.iter().zip(&picture.pixels).map(|(a, b)| a.abs_diff(*b)).max();
+    let off = preview
+        .pixels
+        .iter()
+        .zip(&picture.pixels)
+        .map(|(a, b)| a.abs_diff(*b))
+        .max();
     assert!(off <= Some(1), "off by {off:?}");
 }
 
@@ -130,16 +180,76 @@ fn the_last_preview_is_the_picture() {
 fn parameters_out_of_range_are_refused_by_name() {
     let model = mini();
     let cases = [
-        ("width", Request { width: 0, ..request() }),
-        ("width", Request { width: 33, ..request() }),
-        ("width", Request { width: u32::MAX - 15, ..request() }),
-        ("height", Request { height: 8, ..request() }),
-        ("steps", Request { steps: 0, ..request() }),
-        ("steps", Request { steps: 1001, ..request() }),
-        ("steps", Request { steps: u32::MAX, ..request() }),
-        ("guidance_scale", Request { guidance_scale: f32::NAN, ..request() }),
-        ("guidance_scale", Request { guidance_scale: -1.0, ..request() }),
-        ("guidance_scale", Request { guidance_scale: f32::INFINITY, ..request() }),
+        (
+            "width",
+            Request {
+                width: 0,
+                ..request()
+            },
+        ),
+        (
+            "width",
+            Request {
+                width: 33,
+                ..request()
+            },
+        ),
+        (
+            "width",
+            Request {
+                width: u32::MAX - 15,
+                ..request()
+            },
+        ),
+        (
+            "height",
+            Request {
+                height: 8,
+                ..request()
+            },
+        ),
+        (
+            "steps",
+            Request {
+                steps: 0,
+                ..request()
+            },
+        ),
+        (
+            "steps",
+            Request {
+                steps: 1001,
+                ..request()
+            },
+        ),
+        (
+            "steps",
+            Request {
+                steps: u32::MAX,
+                ..request()
+            },
+        ),
+        (
+            "guidance_scale",
+            Request {
+                guidance_scale: f32::NAN,
+                ..request()
+            },
+        ),
+        (
+            "guidance_scale",
+            Request {
+                guidance_scale: -1.0,
+                ..request()
+            },
+        ),
+        (
+            "guidance_scale",
+            Request {
+                guidance_scale: f32::INFINITY,
+                ..request()
+            },
+        ),
     ];
     for (expected, request) in cases {
         match model.begin(&request) {
@@ -152,7 +262,14 @@ fn parameters_out_of_range_are_refused_by_name() {
 #[test]
 fn limits_are_read_from_the_model() {
     let limits = demo().limits();
-    assert_eq!((limits.size_multiple, limits.default_width, limits.default_height), (32, 128, 128));
+    assert_eq!(
+        (
+            limits.size_multiple,
+            limits.default_width,
+            limits.default_height
+        ),
+        (32, 128, 128)
+    );
     assert_eq!((limits.max_prompt_tokens, limits.max_steps), (77, 1000));
     assert_eq!(mini().limits().size_multiple, 16);
 }

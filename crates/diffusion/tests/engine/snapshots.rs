@@ -6,7 +6,12 @@ use proptest::prelude::*;
 use crate::support::{demo, finish, mini, request, step};
 
 fn halfway(model: &Model, steps: u32) -> Job {
-    let mut job = model.begin(&Request { negative_prompt: Some("dog".to_owned()), ..request() }).unwrap();
+    let mut job = model
+        .begin(&Request {
+            negative_prompt: Some("dog".to_owned()),
+            ..request()
+        })
+        .unwrap();
     (0..steps).for_each(|_| step(model, &mut job));
     job
 }
@@ -15,7 +20,10 @@ fn halfway(model: &Model, steps: u32) -> Job {
 fn a_job_taken_up_after_any_step_gives_the_same_picture() {
     let model = mini();
     for scheduler in [None, Some("euler"), Some("dpm++2m"), Some("dpm++2m-karras")] {
-        let request = Request { scheduler: scheduler.map(|name| name.parse().unwrap()), ..request() };
+        let request = Request {
+            scheduler: scheduler.map(|name| name.parse().unwrap()),
+            ..request()
+        };
         let uninterrupted = finish(model, model.begin(&request).unwrap());
         for pause in 0..=request.steps {
             let mut job = model.begin(&request).unwrap();
@@ -25,7 +33,11 @@ fn a_job_taken_up_after_any_step_gives_the_same_picture() {
             assert_eq!(resumed.progress(), job.progress());
             assert_eq!(resumed.request(), &request);
             assert_eq!(model.snapshot(&resumed), bytes);
-            assert_eq!(finish(model, resumed), uninterrupted, "paused after {pause}");
+            assert_eq!(
+                finish(model, resumed),
+                uninterrupted,
+                "paused after {pause}"
+            );
         }
     }
 }
@@ -33,21 +45,33 @@ fn a_job_taken_up_after_any_step_gives_the_same_picture() {
 #[test]
 fn a_job_put_away_before_every_step_gives_the_same_picture() {
     let model = demo();
-    let request = Request { width: 128, height: 128, ..request() };
+    let request = Request {
+        width: 128,
+        height: 128,
+        ..request()
+    };
     let mut bytes = model.snapshot(&model.begin(&request).unwrap());
     for _ in 0..request.steps {
         let mut job = model.resume(&bytes).unwrap();
         step(model, &mut job);
         bytes = model.snapshot(&job);
     }
-    assert_eq!(finish(model, model.resume(&bytes).unwrap()), finish(model, model.begin(&request).unwrap()));
+    assert_eq!(
+        finish(model, model.resume(&bytes).unwrap()),
+        finish(model, model.begin(&request).unwrap())
+    );
 }
 
 #[test]
 fn a_snapshot_of_other_weights_is_refused() {
     let bytes = mini().snapshot(&halfway(mini(), 1));
-    let Err(ResumeError::OtherModel { theirs, ours }) = demo().resume(&bytes) else { panic!("it was taken") };
-    assert_eq!((theirs.as_str(), ours.as_str()), (mini().digest(), demo().digest()));
+    let Err(ResumeError::OtherModel { theirs, ours }) = demo().resume(&bytes) else {
+        panic!("it was taken")
+    };
+    assert_eq!(
+        (theirs.as_str(), ours.as_str()),
+        (mini().digest(), demo().digest())
+    );
     assert_eq!(ours.len(), 64);
 }
 
@@ -55,7 +79,10 @@ fn a_snapshot_of_other_weights_is_refused() {
 fn a_snapshot_cut_anywhere_is_refused() {
     let bytes = mini().snapshot(&halfway(mini(), 2));
     for length in 0..bytes.len() {
-        assert!(mini().resume(&bytes[..length]).is_err(), "{length} bytes were taken");
+        assert!(
+            mini().resume(&bytes[..length]).is_err(),
+            "{length} bytes were taken"
+        );
     }
 }
 

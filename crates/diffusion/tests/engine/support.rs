@@ -9,14 +9,17 @@ use diffusion::{DType, Device, Job, Model, Request, RgbImage};
 
 /// What diffusers recorded.
 pub(crate) fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests").join("golden")
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests")
+        .join("golden")
 }
 
 /// The demo model, loaded once.
 pub(crate) fn demo() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
     MODEL.get_or_init(|| {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/models/inkstone-demo");
+        let folder =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/models/inkstone-demo");
         load(&folder)
     })
 }
@@ -63,5 +66,8 @@ pub(crate) fn recorded(name: &str) -> (HashMap<String, Tensor>, Vec<serde_json::
     let bytes = std::fs::read(golden().join(format!("{name}.safetensors"))).unwrap();
     let (_, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
     let cases = serde_json::from_str(&metadata.metadata().as_ref().unwrap()["cases"]).unwrap();
-    (candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap(), cases)
+    (
+        candle_core::safetensors::load_buffer(&bytes, &Device::Cpu).unwrap(),
+        cases,
+    )
 }

@@ -1,5 +1,8 @@
 //! The public port with nobody behind it: what callers hear before any other service has a say.
 
+// Helpers of tests fail by panicking, like the tests themselves.
+#![allow(clippy::unwrap_used)]
+
 mod client;
 mod grpc;
 mod http;

@@ -1,5 +1,8 @@
 //! The log against a real broker.
 
+// Helpers of tests fail by panicking, like the tests themselves.
+#![allow(clippy::unwrap_used)]
+
 use contract::task::{Cancelled, DeadLetter, Done, Phase, State, Submitted, Succeeded, done};
 use contract::v1::TaskPhase;
 use contract::{TaskId, TenantId};
