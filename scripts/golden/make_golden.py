@@ -50,6 +50,7 @@ PROMPTS = [
 def save(name, tensors, meta):
     tensors = {key: value.detach().clone().contiguous() for key, value in tensors.items()}
     save_file(tensors, OUT / f"{name}.safetensors", metadata={"cases": json.dumps(meta)})
+    (OUT / f"{name}.safetensors").chmod(0o644)
     print(f"{name}: {(OUT / f'{name}.safetensors').stat().st_size} bytes")
 
 

@@ -46,13 +46,9 @@ pub(crate) fn reflection() -> Result<ServerReflectionServer<impl ServerReflectio
 }
 
 /// The same under its older name, which most clients still ask for.
-pub(crate) fn reflection_v1alpha() -> Result<
-    v1alpha::ServerReflectionServer<impl v1alpha::ServerReflection>,
-    StartError,
-> {
-    described()
-        .build_v1alpha()
-        .map_err(StartError::Reflection)
+pub(crate) fn reflection_v1alpha()
+-> Result<v1alpha::ServerReflectionServer<impl v1alpha::ServerReflection>, StartError> {
+    described().build_v1alpha().map_err(StartError::Reflection)
 }
 
 fn described() -> tonic_reflection::server::Builder<'static> {
