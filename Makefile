@@ -8,7 +8,7 @@ export PATH := $(CURDIR)/.tools/bin:$(PATH)
 PROMPT ?= a 3d panda on a yellow background
 INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
 
-.PHONY: help demo up build test lint unit e2e clients bench-health tools test-tools docs install
+.PHONY: help demo up build test lint unit e2e clients bench-health bench-memory bench-engine tools test-tools docs install
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,8 +46,15 @@ e2e: test-tools ## real processes, kill -9, bad input
 clients: build ## the OpenAI and gRPC clients that callers have, against a running platform
 	@scripts/test-clients.sh
 
-bench-health: build ## /healthz latency while pictures are drawn
+bench-health: build ## /healthz latency while pictures are drawn (needs hey)
 	@scripts/bench-health.sh
+
+bench-memory: tools ## resident memory of each service
+	cargo build --quiet --workspace --bins
+	cargo run --quiet --package e2e --example memory
+
+bench-engine: ## our engine beside diffusers, in one run (installs torch, 2 GB)
+	@scripts/bench-engine.sh
 
 docs: ## write docs/SETTINGS.md anew
 	cargo xtask settings

@@ -4,8 +4,11 @@ use std::path::Path;
 
 use prost::Message as _;
 
+/// What callers may see.
+const PUBLIC: &str = "inkstone/v1/image.proto";
+
 const FILES: &[&str] = &[
-    "inkstone/v1/image.proto",
+    PUBLIC,
     "inkstone/task/v1/task.proto",
     "inkstone/auth/v1/auth.proto",
     "inkstone/orchestrator/v1/orchestrator.proto",
@@ -16,11 +19,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../proto");
     println!("cargo:rerun-if-changed={}", root.display());
     let descriptors = protox::compile(FILES, [&root])?;
+    let public = protox::compile([PUBLIC], [&root])?;
     let out = std::env::var("OUT_DIR")?;
-    std::fs::write(
-        Path::new(&out).join("descriptors.bin"),
-        descriptors.encode_to_vec(),
-    )?;
+    let file = Path::new(&out).join("public_descriptors.bin");
+    std::fs::write(file, public.encode_to_vec())?;
     tonic_prost_build::configure()
         .build_transport(true)
         .compile_fds(descriptors)?;

@@ -1,6 +1,7 @@
 //! kill -9 of each part in the middle of a picture: the accepted task still ends, once, with the picture it would have
 //! had. "Once" is the log's create-only `done`; here it shows as an end that never changes.
 
+use contract::v1::Quality;
 use e2e::{Platform, SERVICES};
 
 use crate::{assert_whole, digests, long_picture, short_picture};
@@ -70,10 +71,10 @@ async fn a_broker_killed_in_the_middle_of_a_picture_costs_no_task() {
     let waiting = platform.submit(long_picture()).await.unwrap();
     platform.wait_running(&running.id).await;
     platform.broker.kill();
+    platform.wait_readiness("orchestrator", 503);
     // Nothing is accepted while it is away.
     let refused = platform.submit(short_picture()).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
-    platform.wait_readiness("orchestrator", 503);
     platform.broker.restart().unwrap();
     assert_ends_once(&platform, &running.id, &expected).await;
     assert_ends_once(&platform, &waiting.id, &expected).await;
@@ -136,9 +137,14 @@ async fn a_submission_repeated_with_its_idempotency_key_over_a_crash_is_one_task
     platform.wait_ready("gateway");
     let second = platform.submit(picture.clone()).await.unwrap();
     assert_eq!(first.id, second.id);
-    picture.prompt = "a dog".to_owned();
-    let conflict = platform.submit(picture).await.unwrap_err();
-    assert_eq!(conflict.code(), tonic::Code::AlreadyExists);
+    let mut other = picture.clone();
+    other.prompt = "a dog".to_owned();
+    let mut other_lane = picture;
+    other_lane.set_quality(Quality::Hd);
+    for request in [other, other_lane] {
+        let conflict = platform.submit(request).await.unwrap_err();
+        assert_eq!(conflict.code(), tonic::Code::AlreadyExists);
+    }
     platform.wait_ended(&first.id).await;
     assert_eq!(platform.list().await.len(), 1);
 }

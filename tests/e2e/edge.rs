@@ -280,3 +280,24 @@ async fn a_full_object_store_refuses_submissions_and_loses_nothing_accepted() {
     assert_whole(&platform, &platform.wait_ended(&task.id).await);
     platform.wait_ready("orchestrator");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_task_log_refuses_submissions_and_still_ends_what_was_accepted() {
+    let small = [("INKSTONE_ORCHESTRATOR__STREAMS__TASK_MAX_SIZE", "8KiB")];
+    let mut platform = Platform::start_with(&small).await;
+    let mut accepted = Vec::new();
+    let refused = loop {
+        match platform.submit(short_picture()).await {
+            Ok(task) => accepted.push(task.id),
+            Err(status) if status.code() == tonic::Code::ResourceExhausted => {}
+            Err(status) => break status,
+        }
+        assert!(accepted.len() < 100, "a log of 8 KiB must be full by now");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    };
+    assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
+    platform.wait_readiness("orchestrator", 503);
+    for id in &accepted {
+        assert_whole(&platform, &platform.wait_ended(id).await);
+    }
+}

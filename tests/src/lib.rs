@@ -162,7 +162,11 @@ impl Platform {
                     format!("[{:?}]", demo.display().to_string()),
                 ));
             }
-            "orchestrator" => settings.push(("SCHEDULING__ACK_WAIT", "3s".to_owned())),
+            "orchestrator" => {
+                settings.push(("SCHEDULING__ACK_WAIT", "3s".to_owned()));
+                // The broker sets this aside on the disk.
+                settings.push(("STREAMS__TASK_MAX_SIZE", "64MiB".to_owned()));
+            }
             "gpu-worker" => {
                 settings.push(("WORKER__CACHE_DIR", text("cache")));
                 settings.push(("WORKER__ACK_WAIT", "3s".to_owned()));

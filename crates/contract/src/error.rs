@@ -60,7 +60,7 @@ codes! {
     Unauthenticated = "unauthenticated", Unauthenticated, UNAUTHORIZED;
     /// The caller's policy does not allow this.
     PermissionDenied = "permission_denied", PermissionDenied, FORBIDDEN;
-    /// There is no such model, or the caller may not see it.
+    /// There is no such model.
     ModelNotFound = "model_not_found", NotFound, NOT_FOUND;
     /// There is no such task for this tenant.
     TaskNotFound = "task_not_found", NotFound, NOT_FOUND;
@@ -157,7 +157,10 @@ impl From<Status> for Failure {
         let text = |key| status.metadata().get(key).and_then(|v| v.to_str().ok());
         let own = text(CODE).and_then(ErrorCode::from_text);
         let code = own.unwrap_or(match status.code() {
-            Code::Unavailable | Code::Cancelled | Code::Unknown => ErrorCode::Unavailable,
+            // Our services always say which of ours it is; without that, it is the transport that broke.
+            Code::Unavailable | Code::Cancelled | Code::Unknown | Code::Internal => {
+                ErrorCode::Unavailable
+            }
             Code::DeadlineExceeded => ErrorCode::DeadlineExceeded,
             Code::ResourceExhausted => ErrorCode::RateLimited,
             Code::InvalidArgument => ErrorCode::InvalidArgument,
@@ -170,13 +173,13 @@ impl From<Status> for Failure {
         let retry_after = wait
             .map(Duration::from_millis)
             .or((code == ErrorCode::Unavailable).then_some(Duration::from_secs(1)));
-        // A transport's own words ("tcp connect error …") are for logs, not for callers.
-        let message = match own {
-            Some(_) => status.message().to_owned(),
-            None if code == ErrorCode::Unavailable => {
+        // A transport's or a library's own words ("tcp connect error …") are for logs, not for callers.
+        let message = match (own, code) {
+            (None, ErrorCode::Unavailable) => {
                 "a part of the platform is not reachable just now; try again".to_owned()
             }
-            None => status.message().to_owned(),
+            (None, ErrorCode::Internal) => "a part of the platform failed".to_owned(),
+            _ => status.message().to_owned(),
         };
         Failure {
             code,

@@ -7,6 +7,7 @@
 pub mod error;
 pub mod id;
 pub mod limits;
+mod policy;
 
 pub use error::{ErrorCode, Failure};
 pub use id::{AppKey, Lane, ModelName, TaskId, TenantId, VersionName};
@@ -45,8 +46,9 @@ pub mod proto {
         }
     }
 
-    /// The encoded `FileDescriptorSet` of all of the above, for gRPC reflection.
-    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+    /// The encoded `FileDescriptorSet` of the public package, for gRPC reflection.
+    pub const PUBLIC_DESCRIPTORS: &[u8] =
+        include_bytes!(concat!(env!("OUT_DIR"), "/public_descriptors.bin"));
 }
 
 /// The present as a protobuf timestamp.

@@ -267,6 +267,10 @@ fn read_size(value: &Value) -> Option<usize> {
 }
 
 fn read_sizes(value: &Value, count: Option<usize>) -> Option<Vec<usize>> {
+    const MOST: usize = 16;
+    if count.is_some_and(|count| !(1..=MOST).contains(&count)) {
+        return None;
+    }
     if let (Some(size), Some(count)) = (read_size(value), count) {
         return Some(vec![size; count]);
     }
@@ -276,6 +280,6 @@ fn read_sizes(value: &Value, count: Option<usize>) -> Option<Vec<usize>> {
         .map(read_size)
         .collect::<Option<_>>()?;
     let fits =
-        count.is_none_or(|count| sizes.len() == count) && !sizes.is_empty() && sizes.len() <= 16;
+        count.is_none_or(|count| sizes.len() == count) && !sizes.is_empty() && sizes.len() <= MOST;
     fits.then_some(sizes)
 }

@@ -34,8 +34,9 @@
 //! * The same request gives the same bytes on the same machine, whoever shares the call to [`Model::step`], and
 //!   wherever the job was put away with [`Model::snapshot`] and taken up again with [`Model::resume`].
 //! * What is not understood is refused by name at load; nothing in a folder, a request or a snapshot can panic.
-//! * No runtime, no network, no environment: the caller decides where this runs. [`Model::step`] blocks for as long
-//!   as a step takes and uses every core that candle's thread pool has.
+//! * No runtime, no network: the caller decides where this runs. Of the environment only `RAYON_NUM_THREADS` counts, as in
+//!   candle: how many threads compute. [`Model::step`] blocks for as long
+//!   as a step takes and uses every core that its own thread pool has (`ops/threads.rs`).
 
 mod clip;
 mod config;

@@ -69,7 +69,7 @@ impl Edge {
     pub(crate) fn open_stream(&self) -> Result<OpenStream, Failure> {
         let busy = |_| Failure::unavailable("too many streams are open; try again", BUSY_WAIT);
         let permit = self.streams.clone().try_acquire_owned().map_err(busy)?;
-        metrics::gauge!("gateway_event_streams").increment(1);
+        metrics::gauge!("inkstone_gateway_event_streams").increment(1);
         Ok(OpenStream { _permit: permit })
     }
 
@@ -90,7 +90,7 @@ impl Edge {
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        metrics::gauge!("gateway_event_streams").decrement(1);
+        metrics::gauge!("inkstone_gateway_event_streams").decrement(1);
     }
 }
 

@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use contract::auth::Caller;
-use contract::proto::DESCRIPTORS;
+use contract::proto::PUBLIC_DESCRIPTORS;
 use contract::v1::image_service_server::{ImageService, ImageServiceServer};
 use contract::{ErrorCode, Failure, v1};
 use futures::stream::{self, Stream};
@@ -24,6 +24,8 @@ use crate::tasks::task_id;
 use crate::validate::validate;
 use crate::watch::Watch;
 
+/// The largest message to what takes calls without a key, bytes.
+pub(crate) const SMALL_MESSAGE: usize = 4 * 1024;
 /// The service's name in health checks and reflection.
 pub(crate) const IMAGE_SERVICE: &str = "inkstone.v1.ImageService";
 
@@ -42,18 +44,22 @@ impl Images {
 
 /// Reflection of the public service and of health, and of nothing that is not served here.
 pub(crate) fn reflection() -> Result<ServerReflectionServer<impl ServerReflection>, StartError> {
-    described().build_v1().map_err(StartError::Reflection)
+    let server = described().build_v1().map_err(StartError::Reflection)?;
+    Ok(server.max_decoding_message_size(SMALL_MESSAGE))
 }
 
 /// The same under its older name, which most clients still ask for.
 pub(crate) fn reflection_v1alpha()
 -> Result<v1alpha::ServerReflectionServer<impl v1alpha::ServerReflection>, StartError> {
-    described().build_v1alpha().map_err(StartError::Reflection)
+    let server = described()
+        .build_v1alpha()
+        .map_err(StartError::Reflection)?;
+    Ok(server.max_decoding_message_size(SMALL_MESSAGE))
 }
 
 fn described() -> tonic_reflection::server::Builder<'static> {
     tonic_reflection::server::Builder::configure()
-        .register_encoded_file_descriptor_set(DESCRIPTORS)
+        .register_encoded_file_descriptor_set(PUBLIC_DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name(IMAGE_SERVICE)
         .with_service_name("grpc.health.v1.Health")

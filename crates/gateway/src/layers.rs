@@ -92,9 +92,9 @@ fn count(dialect: Dialect, route: String, response: &Response, took: Duration) {
         None => response.status().as_str().to_owned(),
     };
     let dialect = dialect.as_str();
-    metrics::counter!("gateway_requests_total", "dialect" => dialect, "route" => route.clone(), "status" => status)
+    metrics::counter!("inkstone_gateway_requests_total", "dialect" => dialect, "route" => route.clone(), "status" => status)
         .increment(1);
-    metrics::histogram!("gateway_request_seconds", "dialect" => dialect, "route" => route)
+    metrics::histogram!("inkstone_gateway_request_seconds", "dialect" => dialect, "route" => route)
         .record(took.as_secs_f64());
 }
 
@@ -164,15 +164,19 @@ fn too_late(limit: Duration) -> Response {
     Refused(Failure::new(ErrorCode::DeadlineExceeded, message)).into_response()
 }
 
-/// Ends a gRPC call at the deadline that its caller set.
-pub(crate) async fn grpc_deadline(request: Request, next: Next) -> Response {
-    let limit = request
+/// Ends a gRPC call at the deadline that its caller set, or at that of any request, whichever comes first. A stream's
+/// answer begins at once; how long it goes on is not limited here.
+pub(crate) async fn grpc_deadline(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let most = edge.http.request_timeout.duration();
+    let asked = request
         .headers()
         .get("grpc-timeout")
         .and_then(|v| grpc_timeout(v.to_str().ok()?));
-    let Some(limit) = limit else {
-        return next.run(request).await;
-    };
+    let limit = asked.map_or(most, |asked| asked.min(most));
     match tokio::time::timeout(limit, next.run(request)).await {
         Ok(response) => response,
         Err(_) => too_late(limit),

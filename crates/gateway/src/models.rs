@@ -97,10 +97,7 @@ pub(crate) async fn allowed(
 }
 
 fn allows(policy: &Policy, model: &registry::Model) -> bool {
-    policy
-        .models
-        .iter()
-        .any(|allowed| allowed == "*" || *allowed == model.name || model.aliases.contains(allowed))
+    policy.allows_model(&model.name, &model.aliases)
 }
 
 /// What callers see of a model. Its defaults are those of the version that most new tasks go to.

@@ -134,6 +134,10 @@ pub(crate) fn answer(dialect: Dialect, failure: Failure, request_id: &str) -> Re
         }
     };
     let headers = response.headers_mut();
+    // The OpenAI packages send a request again after 409 and 5xx unless told not to, and the task would be drawn anew.
+    if dialect == Dialect::OpenAi && waits.is_none() {
+        headers.insert("x-should-retry", HeaderValue::from_static("false"));
+    }
     if let Some(seconds) = waits {
         headers.insert(header::RETRY_AFTER, seconds.into());
     }

@@ -69,14 +69,16 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         // As over HTTP: room first, because to verify a proof is work as well.
         .layer(from_fn_with_state(edge.clone(), auth::authenticate))
         .layer(from_fn_with_state(edge.clone(), layers::shed))
-        .layer(from_fn(layers::grpc_deadline));
+        .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline));
     // Without a fallback of their own: the one of `calls`, behind the same door, answers what nobody knows.
     let open = Routes::builder()
         .routes()
-        .add_service(health)
+        .add_service(health.max_decoding_message_size(grpc::SMALL_MESSAGE))
         .add_service(grpc::reflection()?)
         .add_service(grpc::reflection_v1alpha()?)
         .into_axum_router()
+        .layer(from_fn_with_state(edge.clone(), layers::shed))
+        .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline))
         .reset_fallback();
     let all = calls
         .merge(open)

@@ -26,6 +26,8 @@ use crate::error::StartError;
 use crate::problem::is_grpc;
 use crate::settings::HttpSettings;
 
+/// For the last bytes of answers, after everything that waits has been told that the gateway stops.
+const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Pause after the operating system would not give a connection (no file handles left, mostly): it needs time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
@@ -102,14 +104,14 @@ struct Counted {
 
 impl Counted {
     fn new(permit: OwnedSemaphorePermit) -> Self {
-        metrics::gauge!("gateway_connections").increment(1);
+        metrics::gauge!("inkstone_gateway_connections").increment(1);
         Self { _permit: permit }
     }
 }
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        metrics::gauge!("gateway_connections").decrement(1);
+        metrics::gauge!("inkstone_gateway_connections").decrement(1);
     }
 }
 
@@ -137,8 +139,15 @@ async fn connection(stream: TcpStream, edge: &Edge, app: App) {
     let stop = edge.tasks.stop_token();
     let mut patience = Patience::new(&edge.http);
     let mut closing = false;
+    let last_words = async {
+        edge.drained.cancelled().await;
+        tokio::time::sleep(LAST_WORDS).await;
+    };
+    let mut last_words = pin!(last_words);
     loop {
         tokio::select! {
+            // Streams that no one reads, or that know no end, do not hold up the stop.
+            () = &mut last_words => return,
             ended = serving.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(%error, "a connection ended badly");

@@ -211,7 +211,7 @@ impl Drop for Abandon {
         if !self.armed || tokio::runtime::Handle::try_current().is_err() {
             return;
         }
-        metrics::counter!("gateway_abandoned_total").increment(1);
+        metrics::counter!("inkstone_gateway_abandoned_total").increment(1);
         let (edge, tenant, task) = (
             self.edge.clone(),
             std::mem::take(&mut self.tenant),

@@ -102,7 +102,7 @@ pub(crate) struct DemoArgs {
 /// Where a running platform is.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServerArgs {
-    /// The platform's address. Default: the one that runs on the data folder, else http://127.0.0.1:8080.
+    /// The platform's address. Default: the one that runs on the data folder; with --key, http://127.0.0.1:8080.
     #[arg(long, env = "INKSTONE_URL")]
     pub(crate) url: Option<String>,
     /// A bearer key. Default: the one that `inkstone up` made.

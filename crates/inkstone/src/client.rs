@@ -52,17 +52,14 @@ impl Client {
     pub(crate) fn find(data: &Path, server: &ServerArgs) -> Result<Self, CliError> {
         let place = Place::at(data);
         let local = place.running().map(|running| running.gateway);
-        let url = server.url.clone().or(local);
+        // A key of its own means a platform elsewhere; the key in the folder is good only for the one that runs there.
+        let default = server.key.as_ref().map(|_| DEFAULT_URL.to_owned());
+        let url = server.url.clone().or(local).or(default);
+        let url = url.ok_or_else(|| CliError::NotRunning {
+            data: data.to_owned(),
+        })?;
         let key = server.key.clone().or_else(|| place.key());
-        let Some(key) = key else {
-            return Err(if url.is_none() {
-                let data = data.to_owned();
-                CliError::NotRunning { data }
-            } else {
-                CliError::NoKey
-            });
-        };
-        Self::new(&url.unwrap_or_else(|| DEFAULT_URL.to_owned()), key)
+        Self::new(&url, key.ok_or(CliError::NoKey)?)
     }
 
     pub(crate) fn new(url: &str, key: String) -> Result<Self, CliError> {

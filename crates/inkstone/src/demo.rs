@@ -27,7 +27,11 @@ pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
         otlp_endpoint: String::new(),
     };
     // A folder of its own, so that a demo and a running platform do not meet.
-    let platform = Platform::start(Place::at(&data.join("demo")), &options).await?;
+    let interrupted = lifecycle::shutdown_signal().map_err(CliError::Runtime)?;
+    let platform = tokio::select! {
+        started = Platform::start(Place::at(&data.join("demo")), &options) => started?,
+        () = interrupted => return Ok(()),
+    };
     let up = began.elapsed();
     println!(
         "five services and nats-server up in {:.1} s",

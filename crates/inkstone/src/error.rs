@@ -36,6 +36,12 @@ pub enum CliError {
         /// Its process id.
         process: i32,
     },
+    /// Another platform is about to run on the data folder, or about to stop.
+    #[error("another process starts or stops a platform on {}; wait for it, or use another --data", data.display())]
+    AlreadyStarting {
+        /// The data folder.
+        data: PathBuf,
+    },
     /// There is no key to call with.
     #[error("no key: give --key or INKSTONE_KEY, or make one with `inkstone keys create`")]
     NoKey,

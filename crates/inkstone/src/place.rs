@@ -53,6 +53,19 @@ impl Place {
         name.starts_with("inkstone").then_some(running)
     }
 
+    /// Takes the folder for this process, which lasts as long as the file that is returned.
+    pub(crate) fn lock(&self) -> Result<fs::File, CliError> {
+        let path = self.join("lock");
+        let file = fs::File::create(&path).map_err(CliError::file("write", &path))?;
+        match file.try_lock() {
+            Ok(()) => Ok(file),
+            Err(fs::TryLockError::WouldBlock) => Err(CliError::AlreadyStarting {
+                data: self.0.clone(),
+            }),
+            Err(fs::TryLockError::Error(source)) => Err(CliError::file("lock", &path)(source)),
+        }
+    }
+
     pub(crate) fn announce(&self, running: &Running) -> Result<(), CliError> {
         let path = self.join("run.json");
         // Plain strings and numbers: this cannot fail.

@@ -21,6 +21,8 @@ use crate::place::{Place, Running};
 const READY_LIMIT: Duration = Duration::from_secs(60);
 /// How long each service may take to end its work when the platform stops.
 const STOP_GRACE: Duration = Duration::from_secs(20);
+/// Before a broker that would not start is tried again.
+const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// Between looks at the broker's process.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -37,6 +39,8 @@ pub(crate) struct Options {
 /// A running platform. [`stop`](Platform::stop) it; dropping it leaves files behind.
 pub(crate) struct Platform {
     place: Place,
+    /// Held for as long as the platform runs: two on one folder would ruin each other's data.
+    _lock: std::fs::File,
     broker: NatsServer,
     telemetry: Telemetry,
     /// In order of start.
@@ -57,6 +61,7 @@ impl Platform {
         let models = model_folders(&options.models)?;
         let folder = place.folder();
         std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
+        let lock = place.lock()?;
         let telemetry = Telemetry::start(
             "inkstone",
             &TelemetrySettings {
@@ -80,6 +85,7 @@ impl Platform {
         let running = running(&services, &broker, options.listen);
         let mut platform = Self {
             place,
+            _lock: lock,
             broker,
             telemetry,
             services,
@@ -164,9 +170,11 @@ impl Platform {
             self.telemetry.upkeep();
             if !self.broker.is_running() {
                 tracing::error!("nats-server ended; starting it again");
-                // Blocks this one task for some 100 ms; the services run on.
-                if let Err(error) = self.broker.restart() {
+                // Some 100 ms, mostly; the services run on meanwhile.
+                let restarted = tokio::task::block_in_place(|| self.broker.restart());
+                if let Err(error) = restarted {
                     tracing::error!(error = lifecycle::chain(&error), "it did not start");
+                    look.reset_after(RESTART_PAUSE);
                 }
             }
         }
@@ -318,6 +326,8 @@ impl Starting<'_> {
             storage.clone(),
             registry_url.clone(),
             ("grpc.listen", free()),
+            // The broker sets this aside on the disk; a laptop's may be small.
+            ("streams.task_max_size", "1GiB".to_owned()),
         ];
         let orchestrator = settings::load(None, &of_orchestrator)?;
         let orchestrator = orchestrator::start(orchestrator, telemetry.clone()).await;

@@ -19,7 +19,11 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
         log: args.log.clone(),
         otlp_endpoint: args.otlp_endpoint.clone(),
     };
-    let mut platform = Platform::start(Place::at(data), &options).await?;
+    let mut platform = tokio::select! {
+        started = Platform::start(Place::at(data), &options) => started?,
+        // What has started so far goes down with the start that is dropped here, the broker included.
+        () = &mut signal => return Ok(()),
+    };
     banner(&platform, data, began);
     let failure = tokio::select! {
         () = &mut signal => None,

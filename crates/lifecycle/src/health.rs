@@ -1,6 +1,7 @@
 //! Whether a service can do its work: a list of named checks that the parts keep up to date.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, RwLock};
 
 use serde::Serialize;
@@ -9,6 +10,7 @@ use serde::Serialize;
 #[derive(Clone, Default)]
 pub struct Health {
     checks: Arc<RwLock<BTreeMap<&'static str, Option<String>>>>,
+    stopping: Arc<AtomicBool>,
 }
 
 /// One dependency's entry in a [`Health`].
@@ -57,9 +59,17 @@ impl Health {
         checks.iter().map(|(name, p)| (*name, finding(p))).collect()
     }
 
+    /// From now on changes are what stopping is like, and not worth a warning.
+    pub(crate) fn stopping(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+    }
+
     fn set(&self, name: &'static str, problem: Option<String>) {
         let mut checks = self.checks.write().unwrap_or_else(|e| e.into_inner());
         let before = checks.insert(name, problem.clone());
+        if self.stopping.load(Ordering::Relaxed) {
+            return;
+        }
         match (before, problem) {
             (Some(None), Some(problem)) => tracing::warn!("{name} fails: {problem}"),
             (Some(Some(_)), None) => tracing::info!("{name} is well"),

@@ -61,6 +61,7 @@ impl Service {
 
     /// Asks every task to stop and waits until all have, `grace` at most. False when some had to be left.
     pub async fn stop(&self, grace: Duration) -> bool {
+        self.health.stopping();
         self.tasks.stop(grace).await
     }
 }

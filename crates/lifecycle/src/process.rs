@@ -173,7 +173,7 @@ where
     failure.map_or(Ok(()), |failure| Err(failure.into()))
 }
 
-/// Resolves at the first SIGTERM or SIGINT.
+/// Resolves at the first SIGTERM, SIGINT or SIGHUP (a terminal that was closed).
 ///
 /// # Errors
 /// When the handlers cannot be installed.
@@ -181,10 +181,12 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send> {
     use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = signal(SignalKind::hangup())?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
+            _ = hangup.recv() => {}
         }
     })
 }

@@ -21,7 +21,7 @@ use futures::{Stream, StreamExt as _};
 
 pub use async_nats::jetstream::stream::RetentionPolicy;
 pub use bucket::{Bucket, Change, Entry, Snapshot};
-pub use log::{Appended, Event, EventLog};
+pub use log::{Appended, Event, EventLog, MAX_BATCH};
 pub use queue::{Delivery, Puller, WorkQueue};
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
@@ -163,13 +163,17 @@ impl Broker {
     /// # Errors
     /// When it is not.
     pub async fn probe(&self) -> Result<(), BrokerError> {
-        if self.client.connection_state() != State::Connected {
+        if !self.is_connected() {
             return Err(self.unreachable());
         }
         let account = self.jetstream.query_account().await;
         account
             .map(drop)
             .map_err(BrokerError::request("asking for the account"))
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.client.connection_state() == State::Connected
     }
 
     fn unreachable(&self) -> BrokerError {
@@ -246,6 +250,9 @@ impl Broker {
 
     /// Tells whoever listens now. May be lost.
     pub async fn tell(&self, subject: String, payload: Bytes) {
+        if !self.is_connected() {
+            return;
+        }
         if let Err(error) = self.client.publish(subject, payload).await {
             tracing::debug!(%error, "a message that may be lost was lost");
         }

@@ -1,7 +1,6 @@
 //! A stream as a log of keyed events: create-only or last-one-counts per subject.
 
 use async_nats::HeaderMap;
-use async_nats::connection::State;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
@@ -9,8 +8,10 @@ use futures::StreamExt as _;
 
 use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 
+/// To which subjects `Nats-Expected-Last-Subject-Sequence` looks (nats-server 2.11); the client library has no name for it.
+const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// The most events that one read returns.
-pub(crate) const MAX_BATCH: usize = 512;
+pub const MAX_BATCH: usize = 512;
 
 /// A stream whose subjects are keys.
 #[derive(Clone)]
@@ -44,16 +45,23 @@ impl EventLog {
         Self { broker, stream }
     }
 
-    /// Stores `payload` at `subject` unless something is there. The stream's acknowledgement has been seen when this
-    /// returns. An answer that got lost is settled by reading back.
+    /// Stores `payload` at `subject` unless there is something at any subject that `family`, which may hold wildcards and
+    /// matches `subject`, matches. The stream's acknowledgement has been seen when this returns. An answer that got lost is
+    /// settled by reading back.
     ///
     /// # Errors
     /// When it is not known to be stored. It may still be: the caller must be ready to find it.
-    pub async fn create(&self, subject: &str, payload: Bytes) -> Result<Appended, BrokerError> {
+    pub async fn create(
+        &self,
+        subject: &str,
+        family: &str,
+        payload: Bytes,
+    ) -> Result<Appended, BrokerError> {
         let message = PublishMessage::build()
             .payload(payload.clone())
             .headers(trace_headers())
-            .expected_last_subject_sequence(0);
+            .expected_last_subject_sequence(0)
+            .header(EXPECTED_SUBJECT, family);
         let Err(error) = self.publish(subject, message).await else {
             return Ok(Appended::Created);
         };
@@ -62,7 +70,7 @@ impl EventLog {
             PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => true,
             _ => return Err(BrokerError::request("appending an event")(error)),
         };
-        match self.last(subject).await? {
+        match self.last(family).await? {
             Some(event) if ambiguous && event.payload == payload => Ok(Appended::Created),
             Some(event) => Ok(Appended::Exists(event.payload)),
             None => Err(BrokerError::request("appending an event")(error)),
@@ -88,7 +96,7 @@ impl EventLog {
     ) -> Result<(), async_nats::jetstream::context::PublishError> {
         // Without a connection the client would keep the message and send it later, when whoever waited has been told
         // that it failed: an accepted task that nobody knows of.
-        if self.broker.client.connection_state() != State::Connected {
+        if !self.broker.is_connected() {
             return Err(PublishErrorKind::BrokenPipe.into());
         }
         let message = message.expected_stream(self.stream);
@@ -99,7 +107,7 @@ impl EventLog {
         sent.await?.await.map(drop)
     }
 
-    /// The last event at exactly `subject`.
+    /// The last event at `subject`, which may hold wildcards.
     ///
     /// # Errors
     /// When the broker does not answer.
@@ -110,7 +118,7 @@ impl EventLog {
     /// The last event at each subject that `filter` matches, in stream order.
     ///
     /// # Errors
-    /// When the broker does not answer, or more than a batch match.
+    /// When the broker does not answer. Of more matches than one batch holds the rest is left out.
     pub async fn last_of_each(&self, filter: &str) -> Result<Vec<Event>, BrokerError> {
         let request = serde_json::json!({ "multi_last": [filter], "batch": MAX_BATCH });
         self.direct_get(request).await
@@ -132,6 +140,16 @@ impl EventLog {
         self.direct_get(request).await
     }
 
+    /// The bytes that the stream takes.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn size(&self) -> Result<u64, BrokerError> {
+        let stream = self.broker.jetstream.get_stream(self.stream).await;
+        let stream = stream.map_err(BrokerError::request("reading a stream's state"))?;
+        Ok(stream.cached_info().state.bytes)
+    }
+
     /// The sequence of the stream's last message.
     ///
     /// # Errors
@@ -147,7 +165,7 @@ impl EventLog {
     async fn direct_get(&self, request: serde_json::Value) -> Result<Vec<Event>, BrokerError> {
         const OPERATION: &str = "reading events";
         let client = &self.broker.client;
-        if client.connection_state() != State::Connected {
+        if !self.broker.is_connected() {
             return Err(self.broker.unreachable());
         }
         let inbox = client.new_inbox();

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 
 use crate::log::trace_headers;
-use crate::{Broker, BrokerError};
+use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 
 /// How long one pull waits for messages before it is asked again.
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
@@ -25,6 +25,7 @@ pub struct WorkQueue {
 /// One durable consumer of a queue, shared by whoever pulls under the same name.
 #[derive(Clone)]
 pub struct Puller {
+    broker: Broker,
     consumer: PullConsumer,
     ack_wait: Duration,
 }
@@ -32,6 +33,7 @@ pub struct Puller {
 /// One message, to be [acknowledged](Delivery::ack) or [given back](Delivery::give_back). If it is neither, it is
 /// delivered again one ack wait after its last [heartbeat](Delivery::heartbeat).
 pub struct Delivery {
+    broker: Broker,
     message: jetstream::Message,
     ack_wait: Duration,
 }
@@ -86,7 +88,7 @@ impl WorkQueue {
 
     /// Opens the durable consumer `name` on subjects that `filter` matches.
     ///
-    /// `ack_wait` is how long a silent worker keeps a message; `max_waiting` how many messages may be out at once.
+    /// `ack_wait` is how long a silent worker keeps a message; `max_out` how many messages may be out at once.
     /// Deliveries are not counted here: whoever takes work decides from its own record when to stop trying.
     ///
     /// # Errors
@@ -114,7 +116,11 @@ impl WorkQueue {
         let consumer = made
             .await
             .map_err(BrokerError::request("opening a consumer"))?;
-        Ok(Puller { consumer, ack_wait })
+        Ok(Puller {
+            broker: self.broker.clone(),
+            consumer,
+            ack_wait,
+        })
     }
 }
 
@@ -129,7 +135,11 @@ impl Puller {
             return Ok(first);
         }
         let mut all = first;
-        all.extend(self.request(room - 1, None).await?);
+        match self.request(room - 1, None).await {
+            Ok(more) => all.extend(more),
+            // What is here is not given up for what is not.
+            Err(error) => tracing::debug!(%error, "one message will do"),
+        }
         Ok(all)
     }
 
@@ -151,9 +161,13 @@ impl Puller {
         };
         let mut messages = std::pin::pin!(messages);
         let mut deliveries = Vec::new();
-        while let Some(message) = messages.next().await {
+        // A limit of our own: the server's last word may have been lost with the connection.
+        let limit = wait.unwrap_or(Duration::ZERO) + REQUEST_TIMEOUT;
+        let until = tokio::time::Instant::now() + limit;
+        while let Ok(Some(message)) = tokio::time::timeout_at(until, messages.next()).await {
             match message {
                 Ok(message) => deliveries.push(Delivery {
+                    broker: self.broker.clone(),
                     message,
                     ack_wait: self.ack_wait,
                 }),
@@ -205,6 +219,10 @@ impl Delivery {
 
     /// Tells the broker that the message is still being worked on: its ack wait begins anew. May be lost.
     pub async fn still_working(&self) {
+        // Without a connection it would wait in line, and in the end whoever sends it would wait too.
+        if !self.broker.is_connected() {
+            return;
+        }
         if let Err(error) = self.message.ack_with(AckKind::Progress).await {
             tracing::debug!(error, "a heartbeat was not sent");
         }

@@ -30,7 +30,7 @@ impl RegistryService for Grpc {
         &self,
         _: Request<proto::ListModelsRequest>,
     ) -> Result<Response<proto::ListModelsResponse>, Status> {
-        let models = self.registry.models().await.map_err(refuse)?;
+        let models = self.live.borrow().clone();
         let models = models.values().map(Into::into).collect();
         Ok(Response::new(proto::ListModelsResponse { models }))
     }

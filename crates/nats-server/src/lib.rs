@@ -236,7 +236,12 @@ fn stop_leftover(folder: &Path) {
     tracing::info!(%pid, "stopping the broker that an earlier run left behind");
     let _ = rustix::process::kill_process(pid, Signal::TERM);
     let deadline = Instant::now() + STOP_LIMIT;
-    while proc.exists() && Instant::now() < deadline {
+    // A process that has ended and was not waited for has an empty command line.
+    let gone = || !fs::read_to_string(proc.join("cmdline")).is_ok_and(|line| !line.is_empty());
+    while !gone() {
+        if Instant::now() >= deadline {
+            let _ = rustix::process::kill_process(pid, Signal::KILL);
+        }
         std::thread::sleep(Duration::from_millis(20));
     }
 }

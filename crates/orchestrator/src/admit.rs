@@ -55,10 +55,7 @@ fn denied(what: &str, policy: &Policy) -> Failure {
 }
 
 fn allows(policy: &Policy, model: &Model) -> bool {
-    policy
-        .models
-        .iter()
-        .any(|allowed| allowed == "*" || *allowed == model.name || model.aliases.contains(allowed))
+    policy.allows_model(&model.name, &model.aliases)
 }
 
 /// The request with every default filled in, or what is wrong with it. `seed` is used when the caller gave none.

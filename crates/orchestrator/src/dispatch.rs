@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contract::Lane;
 use contract::task::{Phase, State, Submitted};
@@ -25,7 +25,9 @@ const HEADS_PER_LANE: usize = 64;
 /// How often to look again though nothing was heard: notices may be lost.
 const LOOK_AGAIN: Duration = Duration::from_millis(500);
 /// Before a head that could not be dispatched is seen again.
-const GIVE_BACK: Duration = Duration::from_secs(1);
+const GIVE_BACK: Duration = Duration::from_secs(5);
+/// Between two times that heads are given back because they block others: each costs the broker a redelivery.
+const GIVE_BACK_EVERY: Duration = Duration::from_secs(5);
 /// Dispatches under way at once.
 const CONCURRENCY: usize = 16;
 
@@ -60,6 +62,7 @@ pub(crate) async fn start(
         held: BTreeMap::new(),
         next_id: 0,
         turns: Turns::default(),
+        gave_back: None,
     };
     let stopping = service.tasks.stopping();
     service.tasks.critical("dispatcher", async move {
@@ -179,6 +182,7 @@ struct Dispatcher {
     held: BTreeMap<u64, Held>,
     next_id: u64,
     turns: Turns,
+    gave_back: Option<Instant>,
 }
 
 impl Dispatcher {
@@ -206,7 +210,7 @@ impl Dispatcher {
                 tracing::warn!(error = lifecycle::chain(&error), "dispatching again soon");
                 tokio::time::sleep(LOOK_AGAIN).await;
             }
-            metrics::gauge!("orchestrator_heads").set(self.held.len() as f64);
+            metrics::gauge!("inkstone_orchestrator_heads").set(self.held.len() as f64);
         }
     }
 
@@ -226,10 +230,19 @@ impl Dispatcher {
         let room = self.room(&heads).await?;
         let lanes = &self.settings.lanes;
         let decision = schedule::decide(&heads, lanes, &room, HEADS_PER_LANE, &mut self.turns);
-        for id in decision.give_back {
-            if let Some(held) = self.held.remove(&id) {
-                held.give_back().await;
-            }
+        if self
+            .gave_back
+            .is_none_or(|at| at.elapsed() >= GIVE_BACK_EVERY)
+            && !decision.give_back.is_empty()
+        {
+            self.gave_back = Some(Instant::now());
+            let blocked = decision
+                .give_back
+                .iter()
+                .filter_map(|id| self.held.remove(id));
+            futures::stream::iter(blocked.collect::<Vec<_>>())
+                .for_each_concurrent(CONCURRENCY, async |held| held.give_back().await)
+                .await;
         }
         let chosen: Vec<Held> = decision
             .dispatch
@@ -299,18 +312,22 @@ impl Held {
 
     async fn hand_over(&self, log: &TaskLog) -> Result<(), TaskLogError> {
         let record = log.read(&self.task.tenant, self.task.task).await?;
-        if let Some(record) = record.filter(needs_dispatch) {
-            let now = contract::now();
-            let state = State {
-                phase: Phase::Scheduled.into(),
-                scheduled_at: Some(now),
-                at: Some(now),
-                ..State::default()
-            };
-            // Before the dispatch, so that a fast worker's "running" is not overwritten.
-            log.set_state(&self.task, &state).await?;
-            log.dispatch(&record.submitted, 0).await?;
-            metrics::counter!("orchestrator_dispatched_total").increment(1);
+        // A record that is not seen may lie on another replica: what is held says enough.
+        if record.as_ref().is_none_or(needs_dispatch) {
+            // Before the dispatch, so that a fast worker's "running" is not overwritten; and never over a state that is there,
+            // which may name a checkpoint.
+            if record.is_none_or(|record| record.state.is_none()) {
+                let now = contract::now();
+                let state = State {
+                    phase: Phase::Scheduled.into(),
+                    scheduled_at: Some(now),
+                    at: Some(now),
+                    ..State::default()
+                };
+                log.set_state(&self.task, &state).await?;
+            }
+            log.dispatch(&self.submitted, 0).await?;
+            metrics::counter!("inkstone_orchestrator_dispatched_total").increment(1);
         }
         Ok(self.delivery.ack().await?)
     }

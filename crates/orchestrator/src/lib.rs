@@ -35,6 +35,8 @@ pub use settings::Settings;
 
 /// How often dependencies are looked at for `/readyz`.
 const PROBE_EVERY: Duration = Duration::from_secs(2);
+/// How long a dependency may take to answer.
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Starts the orchestrator; it takes calls when this returns.
 ///
@@ -51,7 +53,8 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let registry = rpc::peer(&settings.registry)?;
     let check = service.health.check("models");
     let models = models::Models::follow(registry, &service.tasks, check);
-    watch_dependencies(&service, &broker, &storage);
+    let max_size = settings.streams.task_max_size.bytes();
+    watch_dependencies(&service, &broker, &storage, &log, max_size);
 
     dispatch::start(&service, &broker, &log, &settings.scheduling).await?;
     let grpc = grpc::Grpc {
@@ -69,21 +72,57 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     Ok(service)
 }
 
-/// Keeps the `broker` and `storage` checks up to date.
-fn watch_dependencies(service: &Service, broker: &Broker, storage: &Storage) {
-    let (broker, storage) = (broker.clone(), storage.clone());
-    let broker_check = service.health.check("broker");
-    let storage_check = service.health.check("storage");
+/// Keeps the checks `broker`, `storage` and `task log` up to date, each by itself: one that hangs must not hide another.
+fn watch_dependencies(
+    service: &Service,
+    broker: &Broker,
+    storage: &Storage,
+    log: &TaskLog,
+    max_size: u64,
+) {
+    let broker = broker.clone();
+    probe(service, "broker", move || {
+        let broker = broker.clone();
+        async move { broker.probe().await.map_err(|e| lifecycle::chain(&e)) }
+    });
+    let storage = storage.clone();
+    probe(service, "storage", move || {
+        let storage = storage.clone();
+        async move { storage.probe().await.map_err(|e| lifecycle::chain(&e)) }
+    });
+    let log = log.clone();
+    probe(service, "task log", move || {
+        let log = log.clone();
+        async move {
+            match log.size().await {
+                Ok(size) if size >= max_size => Err(format!(
+                    "full: {size} of {max_size} bytes; raise streams.task_max_size, or wait until old tasks expire"
+                )),
+                Ok(_) => Ok(()),
+                Err(error) => Err(lifecycle::chain(&error)),
+            }
+        }
+    });
+}
+
+fn probe<F>(service: &Service, name: &'static str, mut ask: impl FnMut() -> F + Send + 'static)
+where
+    F: Future<Output = Result<(), String>> + Send,
+{
+    let check = service.health.check(name);
     let stopping = service.tasks.stopping();
     let probes = async move {
         let mut every = tokio::time::interval(PROBE_EVERY);
         loop {
             every.tick().await;
-            broker_check.set(broker.probe().await);
-            storage_check.set(storage.probe().await);
+            match tokio::time::timeout(PROBE_LIMIT, ask()).await {
+                Ok(Ok(())) => check.pass(),
+                Ok(Err(problem)) => check.fail(problem),
+                Err(_) => check.fail(format!("no answer within {PROBE_LIMIT:?}")),
+            }
         }
     };
-    service.tasks.critical("probes", async move {
+    service.tasks.critical("probe", async move {
         tokio::select! {
             () = stopping => {}
             () = probes => {}

@@ -1,7 +1,8 @@
 //! What runs next: a pure function from backlog heads, weights and room to decisions.
 //!
 //! Lanes take turns in proportion to their weights (smooth weighted round robin, as in nginx); inside a lane the tenant
-//! that was served longest ago goes first. A model version without room blocks its own tasks only.
+//! that was served longest ago goes first. A model version without room blocks its own tasks and, while its heads fill a lane, for
+//! some seconds those behind them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -120,22 +121,26 @@ impl Turns {
     }
 }
 
-/// The younger half of every lane that is full of heads that cannot run.
+/// The younger half of every lane that is full of heads that cannot run, if there are several versions among them: behind heads
+/// of one version alone there is most likely more of the same, and putting them back would only turn the backlog over.
 fn blocked(waiting: &[&Head], heads_per_lane: usize) -> Vec<u64> {
-    let mut by_lane: BTreeMap<&Lane, Vec<u64>> = BTreeMap::new();
+    let mut by_lane: BTreeMap<&Lane, Vec<&Head>> = BTreeMap::new();
     for head in waiting {
-        by_lane.entry(&head.lane).or_default().push(head.id);
+        by_lane.entry(&head.lane).or_default().push(head);
     }
-    let full = |ids: &Vec<u64>| ids.len() >= heads_per_lane;
-    let younger_half = |mut ids: Vec<u64>| {
+    let stuck = |heads: &Vec<&Head>| {
+        let several = heads
+            .windows(2)
+            .any(|pair| pair[0].version != pair[1].version);
+        heads.len() >= heads_per_lane && several
+    };
+    let younger_half = |heads: Vec<&Head>| {
+        let mut ids: Vec<u64> = heads.iter().map(|head| head.id).collect();
         ids.sort_unstable();
         ids.split_off(ids.len() / 2)
     };
-    by_lane
-        .into_values()
-        .filter(full)
-        .flat_map(younger_half)
-        .collect()
+    let lanes = by_lane.into_values();
+    lanes.filter(stuck).flat_map(younger_half).collect()
 }
 
 #[cfg(test)]
@@ -193,7 +198,10 @@ mod tests {
 
     #[test]
     fn a_lane_full_of_what_cannot_run_gives_half_of_it_back() {
-        let heads: Vec<_> = (0..4).map(|i| head(i, "fast", "t", "full")).collect();
+        let models = ["full", "other", "full", "full"];
+        let heads: Vec<_> = (0..4)
+            .map(|i| head(i, "fast", "t", models[i as usize]))
+            .collect();
         let decision = decide(
             &heads,
             &weights(),
@@ -202,6 +210,14 @@ mod tests {
             &mut Turns::default(),
         );
         assert_eq!(decision.give_back, [2, 3]);
+    }
+
+    #[test]
+    fn a_backlog_of_one_version_is_not_turned_over() {
+        let heads: Vec<_> = (0..4).map(|i| head(i, "fast", "t", "full")).collect();
+        let none = BTreeMap::new();
+        let decision = decide(&heads, &weights(), &none, 4, &mut Turns::default());
+        assert!(decision.give_back.is_empty());
     }
 
     proptest! {

@@ -45,7 +45,7 @@ impl Tasks {
         }
         let existing = match self.log.submit(&submitted).await? {
             Submission::Accepted => {
-                metrics::counter!("orchestrator_submitted_total").increment(1);
+                metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
                 tracing::info!(
                     task = submitted.task_id,
                     tenant = submitted.tenant,
@@ -77,6 +77,10 @@ impl Tasks {
         let tenant: TenantId = caller.tenant.parse()?;
         let policy = caller.policy.clone().unwrap_or_default();
         let known = self.models.all();
+        if known.is_empty() {
+            let text = "the models are not known just now; try again";
+            return Err(Failure::unavailable(text, RETRY_AFTER).into());
+        }
         let default = &self.settings.default_model;
         let model = admit::choose_model(&known, &request.model, default, &policy)?;
         let task = match request.idempotency_key.as_str() {

@@ -22,6 +22,9 @@ const MAX_STREAMS_PER_CONNECTION: u32 = 4096;
 const KEEPALIVE: Duration = Duration::from_secs(10);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// Bytes that a peer may send ahead on one stream. A stream that nobody reads holds no more than this, and the
+/// connection's window has room for as many such streams as there may be, so that they hold up no one else.
+const STREAM_WINDOW: u32 = 64 * 1024;
 
 /// A server or channel that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -107,6 +110,8 @@ pub fn peer(settings: &PeerSettings) -> Result<Peer, RpcError> {
         })?
         .connect_timeout(CONNECT_TIMEOUT)
         .tcp_nodelay(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(MAX_STREAMS_PER_CONNECTION * STREAM_WINDOW)
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);

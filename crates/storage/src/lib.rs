@@ -128,8 +128,8 @@ impl Storage {
                 };
                 std::fs::create_dir_all(&path).map_err(folder)?;
                 let local = LocalFileSystem::new_with_prefix(&path).map_err(StorageError::Open)?;
-                // Pictures must survive what the log survives.
-                Arc::new(local.with_automatic_cleanup(true))
+                // Pictures must survive what the log survives, and a power loss with `sync_always` is part of that.
+                Arc::new(local.with_automatic_cleanup(true).with_fsync(true))
             }
             Some(("s3", place)) if !place.is_empty() => {
                 let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));

@@ -85,8 +85,12 @@ impl TaskLog {
     /// # Errors
     /// When it is not known to be stored. It may be: a caller that submits again under the same id finds out.
     pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
-        let subject = TaskRef::of(submitted)?.subject("submitted");
-        match self.tasks.create(&subject, encode(submitted)).await? {
+        let task = TaskRef::of(submitted)?;
+        // In whichever lane: the same key may come again with a request that would go to another.
+        let family = record::event_in_any_lane(&task.tenant, task.task, "submitted");
+        let subject = task.subject("submitted");
+        let created = self.tasks.create(&subject, &family, encode(submitted));
+        match created.await? {
             Appended::Created => Ok(Submission::Accepted),
             Appended::Exists(payload) => {
                 let existing = decode("submitted", &payload)?;
@@ -135,10 +139,18 @@ impl TaskLog {
     /// When neither is known. Try again: the answer is the same however often it is asked.
     pub async fn end(&self, task: &TaskRef, done: &Done) -> Result<Ended, TaskLogError> {
         let subject = task.subject("done");
-        match self.tasks.create(&subject, encode(done)).await? {
+        match self.tasks.create(&subject, &subject, encode(done)).await? {
             Appended::Created => Ok(Ended::First),
             Appended::Exists(payload) => Ok(Ended::Already(Box::new(decode("done", &payload)?))),
         }
+    }
+
+    /// The bytes that TASKS takes.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn size(&self) -> Result<u64, TaskLogError> {
+        Ok(self.tasks.size().await?)
     }
 
     /// Keeps a copy of what was given up, with the reason.

@@ -3,13 +3,14 @@
 use contract::TenantId;
 use contract::task::Submitted;
 use futures::{StreamExt as _, TryStreamExt as _};
+use messaging::MAX_BATCH;
 
 use crate::{Record, TaskLog, TaskLogError, decode};
 
 /// Sequences looked at first; each further window is four times as large.
 const FIRST_WINDOW: u64 = 256;
-/// Events of one tenant read for one page: a bound on what a page may cost.
-const MAX_EVENTS: usize = 4096;
+/// Reads of the stream for one page: a bound on what a page may cost, whatever the log holds.
+const MAX_READS: usize = 32;
 /// Tasks read at the same time.
 const READS: usize = 16;
 
@@ -34,20 +35,23 @@ impl TaskLog {
         limit: usize,
     ) -> Result<Page, TaskLogError> {
         let filter = format!("inkstone.task.{tenant}.*.*.submitted");
-        let end = match before {
-            Some(before) => before,
-            None => self.tasks.last_sequence().await? + 1,
-        };
+        let last = self.tasks.last_sequence().await? + 1;
+        let end = before.map_or(last, |before| before.min(last));
         let mut found: Vec<(u64, Submitted)> = Vec::new();
-        let (mut high, mut window, mut seen) = (end, FIRST_WINDOW, 0);
-        while high > 1 && found.len() < limit && seen < MAX_EVENTS {
+        let (mut high, mut window, mut reads) = (end, FIRST_WINDOW, 0);
+        while high > 1 && found.len() < limit && reads < MAX_READS {
+            reads += 1;
             let low = high.saturating_sub(window).max(1);
-            let mut part = self.between(&filter, low, high).await?;
-            seen += part.len();
-            part.reverse();
-            found.append(&mut part);
-            high = low;
-            window = window.saturating_mul(4);
+            match self.between(&filter, low, high).await? {
+                Some(mut part) => {
+                    part.reverse();
+                    found.append(&mut part);
+                    high = low;
+                    window = window.saturating_mul(4);
+                }
+                // More than one read returns: look at less. A window of one batch always fits.
+                None => window = (window / 4).max(MAX_BATCH as u64 / 2),
+            }
         }
         let more = found.len() > limit || high > 1;
         found.truncate(limit);
@@ -75,27 +79,22 @@ impl TaskLog {
         self.read(tenant, submitted.task_id.parse()?).await
     }
 
-    /// Events with `low ≤ sequence < high`, in stream order.
+    /// Events with `low ≤ sequence < high`, in stream order; `None` when they are more than one read returns.
     async fn between(
         &self,
         filter: &str,
         low: u64,
         high: u64,
-    ) -> Result<Vec<(u64, Submitted)>, TaskLogError> {
-        let mut found = Vec::new();
-        let mut from = low;
-        loop {
-            let part = self.tasks.from_sequence(filter, from, usize::MAX).await?;
-            let Some(last) = part.last().map(|event| event.sequence) else {
-                return Ok(found);
-            };
-            for event in part.into_iter().filter(|event| event.sequence < high) {
-                found.push((event.sequence, decode("submitted", &event.payload)?));
-            }
-            if last >= high {
-                return Ok(found);
-            }
-            from = last + 1;
+    ) -> Result<Option<Vec<(u64, Submitted)>>, TaskLogError> {
+        let events = self.tasks.from_sequence(filter, low, MAX_BATCH).await?;
+        let cut = events.len() == MAX_BATCH && events.last().is_some_and(|e| e.sequence < high - 1);
+        if cut {
+            return Ok(None);
         }
+        let within = events.into_iter().filter(|event| event.sequence < high);
+        within
+            .map(|event| Ok((event.sequence, decode("submitted", &event.payload)?)))
+            .collect::<Result<_, _>>()
+            .map(Some)
     }
 }

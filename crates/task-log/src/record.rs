@@ -50,6 +50,11 @@ pub(crate) fn filter(tenant: &TenantId, task: TaskId) -> String {
     format!("inkstone.task.{tenant}.*.{task}.*")
 }
 
+/// One event of a task, whatever its lane.
+pub(crate) fn event_in_any_lane(tenant: &TenantId, task: TaskId, event: &str) -> String {
+    format!("inkstone.task.{tenant}.*.{task}.{event}")
+}
+
 /// All that the log knows of one task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {

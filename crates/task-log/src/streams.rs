@@ -13,6 +13,8 @@ pub(crate) const DEAD: &str = "DEAD";
 
 /// Messages that one consumer may have out at once: a bound on what a broker keeps in memory for it.
 pub(crate) const MAX_OUT: i64 = 4096;
+/// What TASKS takes at least beyond the size at which submissions are refused.
+const RESERVE_BYTES: u64 = 64 << 20;
 /// How long a dispatch's message id is remembered.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
@@ -22,14 +24,17 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 pub struct StreamSettings {
     /// How long a task's events are kept after they were written.
     pub task_retention: Millis,
-    /// How large TASKS may grow before submissions are refused.
+    /// How large TASKS may grow before submissions are refused. The stream itself takes a reserve more, so that what was
+    /// accepted can still end.
     pub task_max_size: ByteSize,
     /// How long dead letters are kept.
     pub dead_retention: Millis,
 }
 
 pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
-    let size = i64::try_from(settings.task_max_size.bytes()).unwrap_or(i64::MAX);
+    let accepted = settings.task_max_size.bytes();
+    let size = accepted.saturating_add(RESERVE_BYTES.max(accepted / 4));
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
     let tasks = StreamSpec {
         name: TASKS,
         subjects: &["inkstone.task.>"],
@@ -66,7 +71,7 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
     [tasks, work, dead]
 }
 
-/// `inkstone.work.<model>.<version>.<class>`.
+/// `inkstone.work.<model>.<version>.<lane>`.
 pub(crate) fn work_subject(submitted: &Submitted, lane: &Lane) -> String {
     let Submitted {
         model,

@@ -1,7 +1,8 @@
 //! What a process tells those who run it: logs, spans over OTLP, metrics, and the trace context that ties a
 //! request's spans together over HTTP, gRPC and NATS headers (W3C Trace Context).
 //!
-//! Spans always have ids, exported or not, so `traceparent` on an answer can be found in the logs.
+//! Spans always have ids, exported or not, so every answer carries a `traceparent`; what ties an answer to log lines is the
+//! request id on the request's span.
 
 use std::sync::OnceLock;
 

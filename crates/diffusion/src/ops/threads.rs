@@ -9,7 +9,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
 
 /// How often an idle thread looks for new work before it sleeps: some tens of microseconds, the pause between two
 /// operations of a step.
@@ -118,7 +118,12 @@ impl Pool {
         let turn = if self.helpers == 0 || count < 2 {
             None
         } else {
-            self.turn.try_lock().ok()
+            match self.turn.try_lock() {
+                Ok(turn) => Some(turn),
+                // It guards no data: a panic of an earlier call, which unwound through here, has left nothing half-done.
+                Err(TryLockError::Poisoned(poisoned)) => Some(poisoned.into_inner()),
+                Err(TryLockError::WouldBlock) => None,
+            }
         };
         if turn.is_none() {
             return (0..count).for_each(work);

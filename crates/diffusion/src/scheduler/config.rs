@@ -129,6 +129,13 @@ impl SchedulerConfig {
             lower_order_final: fields.flag_or("lower_order_final", true)?,
             euler_at_final: fields.flag_or("euler_at_final", false)?,
         };
+        if config.train_steps < 2 {
+            return Err(fields.refuse(
+                "num_train_timesteps",
+                &config.train_steps.into(),
+                "at least 2 are needed",
+            ));
+        }
         if config
             .trained_betas
             .as_ref()

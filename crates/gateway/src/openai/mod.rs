@@ -60,13 +60,8 @@ pub(crate) async fn generate(
     } else {
         None
     };
-    let can_come_back = !wish.task.idempotency_key.is_empty();
-    let (task, _) = edge.platform.submit(&caller, wish.task.clone()).await?;
+    let (task, abandon) = accept(&edge, &caller, wish.task.clone()).await?;
     let id = task_id(&task.id)?;
-    let mut abandon = Abandon::new(edge.clone(), &caller.tenant, id);
-    if can_come_back {
-        abandon.disarm();
-    }
     let previews = wish.stream && wish.task.partial_images > 0;
     let watch = Watch::new(edge.clone(), &caller.tenant, id, previews, deadline);
     let base = edge.public_url(&uri, &headers);
@@ -87,6 +82,32 @@ pub(crate) async fn generate(
     Ok(name_task(answer, &task.id))
 }
 
+/// Submits, and keeps watch from the moment that the task exists: a caller who hangs up while the submission is under way
+/// abandons its task like one who hangs up later.
+async fn accept(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    task: v1::SubmitTask,
+) -> Result<(v1::Task, Abandon), Failure> {
+    let (answer, answered) = tokio::sync::oneshot::channel();
+    let (own, caller) = (edge.clone(), caller.clone());
+    edge.tasks.job("submit", async move {
+        let can_come_back = !task.idempotency_key.is_empty();
+        let accepted = own.platform.submit(&caller, task).await;
+        let accepted = accepted.and_then(|(task, _)| {
+            let mut abandon = Abandon::new(own, &caller.tenant, task_id(&task.id)?);
+            if can_come_back {
+                abandon.disarm();
+            }
+            Ok((task, abandon))
+        });
+        // Nobody there any more: dropping the answer abandons the task.
+        drop(answer.send(accepted));
+    });
+    let failed = |_| Failure::new(ErrorCode::Internal, "the submission was not carried out");
+    answered.await.map_err(failed)?
+}
+
 /// One accepted request.
 struct Job {
     edge: Arc<Edge>,
@@ -100,8 +121,11 @@ impl Job {
     /// The whole answer, once the task has ended.
     async fn wait(self, mut watch: Watch, mut abandon: Abandon) -> Result<Response, Failure> {
         let ended = watch.end().await;
-        // Ended, or out of time and going on by itself: either way not abandoned any more.
-        abandon.disarm();
+        // Ended, or out of time and going on by itself: either way not abandoned any more. But whoever is told to try again
+        // will submit again, and the first task would be drawn for nobody.
+        if !matches!(&ended, Err(failure) if failure.code == ErrorCode::Unavailable) {
+            abandon.disarm();
+        }
         let task = ended?;
         if let Some(failure) = end_failure(&task) {
             return Err(failure);

@@ -18,7 +18,7 @@ use crate::metrics;
 
 const THREAD: &str = "engine";
 /// After this many panics without a good step between them the engine is taken for broken, and the worker ends rather
-/// than spoil one task after the other: a panic can leave the thread pool below unusable.
+/// than spoil one task after the other.
 const PANICS_IN_A_ROW: u32 = 3;
 
 /// A picture on its way. It stays until its claim is dropped, so that it can be put away even when it is done.
@@ -329,7 +329,6 @@ impl Stepper {
         work: impl FnOnce() -> Result<T, EngineError>,
     ) -> Result<T, EngineError> {
         let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-            self.panics += 1;
             let message = panic_text(&*panic).to_owned();
             Err(EngineError::Panicked { doing, message })
         });

@@ -32,6 +32,9 @@ pub(crate) use running::Running;
 
 /// Whose dead letter it is when the dispatch does not say.
 const NOBODY: &str = "unknown";
+/// Times that a task which is not in the log is looked for before its dispatch is buried, and the pause between them.
+const LOOKS_FOR_A_TASK: u64 = 3;
+const LOOK_AGAIN: Duration = Duration::from_secs(1);
 
 /// What the broker is to be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +117,7 @@ async fn dispatched(
                 "taken up {attempts} times; each time the worker ended before the task did"
             );
             let code = ErrorCode::AttemptsExhausted;
+            forget_checkpoint(worker, Some(&record)).await;
             give_up(
                 worker,
                 delivery,
@@ -129,12 +133,31 @@ async fn dispatched(
             tracing::info!("delivered again while it runs here");
             Ok(Settlement::GiveBack(worker.ack_wait))
         }
-        (Decision::Ended, _) => Ok(Settlement::Ack),
+        (Decision::Ended, record) => {
+            forget_checkpoint(worker, record.as_ref()).await;
+            Ok(Settlement::Ack)
+        }
+        // It may lie on a replica that has not heard of it so far.
+        (Decision::Bury, _) if delivery.deliveries() <= LOOKS_FOR_A_TASK => {
+            Ok(Settlement::GiveBack(LOOK_AGAIN))
+        }
         (Decision::Bury | Decision::Run { .. } | Decision::Exhausted { .. }, _) => {
             let reason = "a dispatch of a task that is not in the log".to_owned();
             bury(worker, delivery, &task, ErrorCode::TaskNotFound, reason).await?;
             Ok(Settlement::Ack)
         }
+    }
+}
+
+/// Removes what a task that is over would have gone on from; best effort, for nobody reads it again.
+async fn forget_checkpoint(worker: &Worker, record: Option<&Record>) {
+    let state = record.and_then(|record| record.state.as_ref());
+    let checkpoint = state.and_then(|state| state.checkpoint.as_ref());
+    let Some(key) = checkpoint.and_then(|checkpoint| Key::stored(&checkpoint.key)) else {
+        return;
+    };
+    if let Err(error) = worker.storage.delete(&key).await {
+        tracing::debug!(error = chain(&error), "a checkpoint stays behind");
     }
 }
 

@@ -73,7 +73,10 @@ async fn the_same_submission_twice_is_one_task() {
     let mut other = first.clone();
     other.request_digest = vec![2];
     let conflict = log.submit(&other).await.unwrap();
-    assert_eq!(conflict, Submission::Existing(Box::new(first)));
+    assert_eq!(conflict, Submission::Existing(Box::new(first.clone())));
+    other.lane = "standard-hd".to_owned();
+    let other_lane = log.submit(&other).await.unwrap();
+    assert_eq!(other_lane, Submission::Existing(Box::new(first)));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Our engine and diffusers on the same weights and thread count, taking turns in one run; prints medians and ratios.
+# Usage: scripts/bench-engine.sh [ROUNDS]. Installs diffusers and torch (2 GB), pinned, into .tools/diffusers the first time;
+# INKSTONE_DIFFUSERS_PYTHON names a Python that has them already.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+rounds=${1:-5}
+python=${INKSTONE_DIFFUSERS_PYTHON:-.tools/diffusers/bin/python}
+if [ ! -x "$python" ]; then
+  echo "installing diffusers and torch into .tools/diffusers (once, about 2 GB)"
+  python3 -m venv .tools/diffusers
+  .tools/diffusers/bin/pip install --quiet --disable-pip-version-check -r scripts/golden/requirements.txt
+fi
+cargo build --package diffusion --example draw
+"$python" scripts/bench_engine.py "$CARGO_TARGET_DIR/debug/examples/draw" "$rounds"
