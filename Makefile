@@ -1,6 +1,7 @@
 # What people type. Everything that is needed beyond Rust and Python is installed by scripts/, pinned, under .tools/.
 
 # Compiled code lives outside the checkout, so that every clone and every CI run shares it.
+# Always with --workspace: cargo would otherwise choose other features for the same dependencies and compile them anew.
 export CARGO_TARGET_DIR ?= $(HOME)/.cache/inkstone/target
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
@@ -37,11 +38,11 @@ lint: test-tools ## format, clippy, layers, tidiness, generated docs, licences
 	@scripts/lint.sh
 
 unit: test-tools ## unit and integration tests of every crate
-	cargo nextest run --workspace --exclude e2e
+	cargo nextest run --workspace --filterset 'not package(e2e)'
 
 e2e: test-tools ## real processes, kill -9, bad input
 	cargo build --workspace --bins
-	cargo nextest run --package e2e
+	cargo nextest run --workspace --filterset 'package(e2e)'
 
 clients: build ## the OpenAI and gRPC clients that callers have, against a running platform
 	@scripts/test-clients.sh
@@ -50,8 +51,8 @@ bench-health: build ## /healthz latency while pictures are drawn (needs hey)
 	@scripts/bench-health.sh
 
 bench-memory: tools ## resident memory of each service
-	cargo build --quiet --workspace --bins
-	cargo run --quiet --package e2e --example memory
+	cargo build --quiet --workspace --bins --examples
+	$(CARGO_TARGET_DIR)/debug/examples/memory
 
 bench-engine: ## our engine beside diffusers, in one run (installs torch, 2 GB)
 	@scripts/bench-engine.sh

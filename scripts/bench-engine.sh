@@ -12,5 +12,5 @@ if [ ! -x "$python" ]; then
   python3 -m venv .tools/diffusers
   .tools/diffusers/bin/pip install --quiet --disable-pip-version-check -r scripts/golden/requirements.txt
 fi
-cargo build --package diffusion --example draw
+cargo build --workspace --example draw
 "$python" scripts/bench_engine.py "$CARGO_TARGET_DIR/debug/examples/draw" "$rounds"

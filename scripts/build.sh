@@ -10,4 +10,4 @@ fi
 if [ ! -x "$CARGO_TARGET_DIR/debug/inkstone" ]; then
   echo "first build: about 10 minutes on two cores, with cargo's progress below; later ones take seconds"
 fi
-cargo build --package inkstone --bin inkstone
+cargo build --workspace --bin inkstone
