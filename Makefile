@@ -1,8 +1,10 @@
 # What people type. Everything that is needed beyond Rust and Python is installed by scripts/, pinned, under .tools/.
 
-# Compiled code lives outside the checkout, so that every clone and every CI run shares it.
-# Always with --workspace: cargo would otherwise choose other features for the same dependencies and compile them anew.
-export CARGO_TARGET_DIR ?= $(HOME)/.cache/inkstone/target
+# A folder a checkout: cargo takes two clones of one workspace for the same, and would mix what it compiled for each.
+export CARGO_TARGET_DIR ?= $(CURDIR)/target
+
+# Cargo is always called with --workspace below: it would otherwise choose other features for the same dependencies and
+# compile them anew.
 
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 

@@ -14,8 +14,15 @@ MODEL = pathlib.Path(__file__).parent.parent / "assets/models/inkstone-demo"
 STEPS, GUIDANCE, PICTURES = 20, 2.0, 3
 
 
-def ours(draw: str, threads: int) -> tuple[list[float], float]:
-    """Seconds a picture, and seconds from the start of the process to its first picture."""
+def peak_memory(process: int) -> int:
+    """The most that a running process has had resident, in MiB."""
+    status = pathlib.Path(f"/proc/{process}/status").read_text()
+    found = re.search(r"VmHWM:\s+(\d+)", status)
+    return int(found[1]) // 1024 if found else 0
+
+
+def ours(draw: str, threads: int) -> tuple[list[float], float, int]:
+    """Seconds a picture, seconds from the start of the process to its first picture, and its memory in MiB by then."""
     began = time.perf_counter()
     process = subprocess.Popen(
         [draw, str(MODEL), PROMPT, "/dev/null", str(STEPS), str(GUIDANCE), "1", str(PICTURES)],
@@ -23,14 +30,16 @@ def ours(draw: str, threads: int) -> tuple[list[float], float]:
         text=True,
         env=os.environ | {"RAYON_NUM_THREADS": str(threads)},
     )
-    seconds, first = [], 0.0
+    seconds, first, memory = [], 0.0, 0
     for line in process.stdout:
         if found := re.search(r"all (\d+) ms", line):
-            first = first or time.perf_counter() - began
+            if not first:
+                first = time.perf_counter() - began
+                memory = peak_memory(process.pid)
             seconds.append(int(found[1]) / 1000)
     if process.wait() != 0:
         sys.exit("our engine failed")
-    return seconds, first
+    return seconds, first, memory
 
 
 def main() -> None:
@@ -63,17 +72,17 @@ def main() -> None:
     print(f"{STEPS} steps, guidance {GUIDANCE}, 128×128; medians of {rounds} × {PICTURES} pictures, in turns")
     print(f"{'threads':>7} {'ours':>8} {'diffusers':>10} {'ratio':>6}")
     theirs(1)
-    firsts = []
+    firsts, peak = [], 0
     for threads in (1, 2):
         own, other = [], []
         for _ in range(rounds):
-            seconds, first = ours(draw, threads)
+            seconds, first, memory = ours(draw, threads)
+            peak = max(peak, memory)
             own += seconds
             firsts.append(first)
             other += theirs(threads)
         mine, peer = statistics.median(own), statistics.median(other)
         print(f"{threads:>7} {mine:>7.2f}s {peer:>9.2f}s {mine / peer:>6.2f}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024
     peer_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
     print(f"peak memory: ours {peak} MiB, diffusers {peer_peak} MiB")
     print(f"process start to first picture: ours {statistics.median(firsts):.2f} s; diffusers' imports and load {imports:.1f} s")

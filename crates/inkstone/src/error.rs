@@ -22,6 +22,12 @@ pub enum CliError {
         #[source]
         source: io::Error,
     },
+    /// A picture is to be written in a format that there is not.
+    #[error("{}: the extension says the format, and must be png, jpg or webp", path.display())]
+    Extension {
+        /// Where to.
+        path: PathBuf,
+    },
     /// No platform runs on the data folder.
     #[error("no platform runs on {}; start one with `inkstone up` or `make up`", data.display())]
     NotRunning {

@@ -71,7 +71,11 @@ fn request(args: &GenerateArgs) -> Result<SubmitTask, CliError> {
     request.set_output_format(match extension.to_lowercase().as_str() {
         "jpg" | "jpeg" => OutputFormat::Jpeg,
         "webp" => OutputFormat::Webp,
-        _ => OutputFormat::Png,
+        "png" | "" => OutputFormat::Png,
+        _ => {
+            let path = args.output.clone();
+            return Err(CliError::Extension { path });
+        }
     });
     request.set_scheduler(match args.scheduler {
         None => v1::Scheduler::Unspecified,

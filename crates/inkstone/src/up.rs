@@ -49,7 +49,12 @@ fn banner(platform: &Platform, data: &Path, began: Instant) {
     }
     println!("  {:<15} {}", "nats-server", platform.running.broker);
     println!();
-    println!("  next      inkstone generate \"a 3d cat on a blue background\" -o cat.png");
+    // `make up` does not put it on the path.
+    let own = std::env::current_exe().unwrap_or_else(|_| "inkstone".into());
+    println!(
+        "  next      {} generate \"a 3d cat on a blue background\" -o cat.png",
+        own.display()
+    );
     println!(
         "            curl {url}/v1/images/generations -H \"Authorization: Bearer $(cat {}/key)\" \\",
         data.display()
