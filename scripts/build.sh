@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Builds the `inkstone` binary; says how long the first build takes, because it is long.
+# Builds the `inkstone` binary; says so when it is the first build, which is long.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -8,6 +8,6 @@ if ! command -v cargo >/dev/null; then
   exit 1
 fi
 if [ ! -x "$CARGO_TARGET_DIR/debug/inkstone" ]; then
-  echo "first build: about 10 minutes on two cores, with cargo's progress below; later ones take seconds"
+  echo "first build: minutes, with cargo's progress below; later ones take seconds"
 fi
 cargo build --workspace --bin inkstone

@@ -7,9 +7,9 @@ use std::time::Duration;
 use messaging::{Broker, BrokerError, Bucket};
 use serde::{Deserialize, Serialize};
 
-use crate::error::chain;
 use crate::models::{Models, Status};
 use crate::worker::Worker;
+use lifecycle::chain;
 
 const BUCKET: &str = "WORKERS";
 /// How long a worker that says nothing is taken for alive.

@@ -8,11 +8,11 @@ use messaging::Puller;
 use tokio::sync::TryAcquireError;
 use tokio_util::sync::CancellationToken;
 
-use crate::error::chain;
 use crate::models::Served;
 use crate::retry::{Backoff, Stopped, until_stopped};
 use crate::run;
 use crate::worker::Worker;
+use lifecycle::chain;
 
 /// Pauses between pulls that fail.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));

@@ -235,7 +235,7 @@ mod tests {
             ("engine.device", "cuda:"),
         ] {
             let error = load(key, value).unwrap_err();
-            let text = crate::error::chain(&error);
+            let text = lifecycle::chain(&error);
             let named =
                 text.contains(key) || text.contains("model name") || text.contains("device");
             assert!(named, "{key}={value}: {text}");

@@ -18,7 +18,7 @@ use std::time::Duration;
 
 pub use health::{Check, Health};
 pub use process::{Process, ProcessSettings, RunError, run, shutdown_signal};
-pub use tasks::{TaskFailure, Tasks, chain};
+pub use tasks::{TaskFailure, Tasks, chain, panic_text};
 
 /// A running service.
 pub struct Service {

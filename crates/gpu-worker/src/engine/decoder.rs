@@ -9,8 +9,9 @@ use diffusion::{DecodeError, Job, Model, RgbImage};
 use tokio::sync::{mpsc, oneshot};
 
 use super::{Command, Drawn, EngineError, Seen};
-use crate::error::{StartError, panic_text};
+use crate::error::StartError;
 use crate::metrics;
+use lifecycle::panic_text;
 
 const THREAD: &str = "decoder";
 /// Pictures that may wait to be decoded. Finished ones beyond it wait with the engine, previews are left out.
@@ -106,7 +107,7 @@ fn decode(model: &Model, job: &Job, wanted: Wanted) -> bool {
 
 fn fails(error: &EngineError) -> bool {
     metrics::engine_error(error.kind());
-    tracing::error!(error = crate::error::chain(error), "decoding failed");
+    tracing::error!(error = lifecycle::chain(error), "decoding failed");
     matches!(error, EngineError::Panicked { .. })
 }
 

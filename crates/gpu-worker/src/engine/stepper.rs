@@ -13,8 +13,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::decoder::{Wanted, Work};
 use super::plan::{Candidate, Limits, plan};
 use super::{Begin, Command, Drawn, EngineError, Seen, Start};
-use crate::error::{StartError, chain, panic_text};
+use crate::error::StartError;
 use crate::metrics;
+use lifecycle::{chain, panic_text};
 
 const THREAD: &str = "engine";
 /// After this many panics without a good step between them the engine is taken for broken, and the worker ends rather

@@ -19,11 +19,11 @@ use diffusion::{DType, Device, LoadError, Model};
 use lifecycle::{Check, Tasks};
 use tokio_util::sync::CancellationToken;
 
-use crate::error::chain;
 use crate::metrics;
 use crate::pull;
 use crate::retry::Backoff;
 use crate::worker::Worker;
+use lifecycle::chain;
 
 use fetch::FetchError;
 pub(crate) use status::{Models, Status, VersionKey};

@@ -10,7 +10,7 @@ use task_log::TaskLogError;
 
 use super::TaskJob;
 use crate::engine::Picture;
-use crate::error::chain;
+use lifecycle::chain;
 
 /// The largest checkpoint that is read: ten pictures of 4096 × 4096 are 190 MiB.
 const MAX_BYTES: u64 = 256 << 20;

@@ -101,7 +101,7 @@ mod tests {
     fn what_the_caller_got_wrong_fails_at_once() {
         let error = NodeError::from(EngineError::Begin(parameter()));
         assert_eq!(error.verdict(), Verdict::Fail(ErrorCode::InvalidArgument));
-        let text = crate::error::chain(&error);
+        let text = lifecycle::chain(&error);
         assert!(
             text.contains("width is 100: expected a multiple of 32"),
             "{text}"

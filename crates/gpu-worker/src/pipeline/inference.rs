@@ -13,8 +13,8 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{NodeError, PipelineNode, Planned, TaskJob, checkpoint, postprocess};
 use crate::engine::{Drawn, EngineError, Outcome, Picture, Seen, Start};
-use crate::error::chain;
 use crate::retry::Stopped;
+use lifecycle::chain;
 
 /// How often progress is told at most.
 const TELL_EVERY: Duration = Duration::from_millis(100);

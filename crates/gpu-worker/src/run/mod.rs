@@ -20,12 +20,12 @@ use storage::Key;
 use task_log::{Ended, Record, TaskLogError, TaskRef};
 use tracing::Instrument as _;
 
-use crate::error::chain;
 use crate::metrics;
 use crate::models::Served;
 use crate::pipeline::{self, NodeError, TaskJob, Verdict, checkpoint};
 use crate::retry::{Stopped, until_stopped};
 use crate::worker::Worker;
+use lifecycle::chain;
 
 use decide::{Decision, decide, retry_delay};
 pub(crate) use running::Running;
