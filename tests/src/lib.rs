@@ -5,7 +5,6 @@
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use contract::auth::key_service_client::KeyServiceClient;
 use contract::auth::{CreateKeyRequest, CreateKeyResponse, RevokeKeyRequest};
 use contract::v1::image_service_client::ImageServiceClient;
 use contract::v1::{GetRequest, ListRequest, SubmitRequest, SubmitTask, Task, TaskPhase};
-use nats_server::NatsServer;
+use nats_server::{NatsServer, free_port};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
 
@@ -53,7 +52,7 @@ impl Platform {
     /// The same with settings of its own, such as `("INKSTONE_GPU_WORKER__WORKER__SLOTS", "1")`.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
         let broker = NatsServer::scratch().unwrap();
-        let ports = SERVICES.map(|service| (service, (free_port(), free_port())));
+        let ports = SERVICES.map(|service| (service, (free_port().unwrap(), free_port().unwrap())));
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut platform = Self {
             broker,
@@ -381,11 +380,6 @@ pub fn agent() -> ureq::Agent {
         .timeout_global(Some(LIMIT))
         .build()
         .into()
-}
-
-fn free_port() -> u16 {
-    let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    probe.local_addr().unwrap().port()
 }
 
 /// The repository's root.

@@ -22,13 +22,12 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("loaded in {:.0} ms", started.elapsed().as_secs_f64() * 1e3);
     let request = Request {
         prompt: prompt.clone(),
-        negative_prompt: None,
         width: model.limits().default_width,
         height: model.limits().default_height,
         steps: number(1, 20.0)? as u32,
         guidance_scale: number(2, 2.0)?,
         seed: number(3, 1.0)? as u64,
-        scheduler: None,
+        ..Request::default()
     };
     for _ in 0..number(4, 1.0)? as u32 {
         let begin = Instant::now();

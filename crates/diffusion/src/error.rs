@@ -173,6 +173,16 @@ pub enum DecodeError {
         /// Steps in all.
         steps: u32,
     },
+    /// Latents that are not those of a picture of their size.
+    #[error("{values} latent values are not those of a picture of {width}×{height}")]
+    Size {
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// Values given.
+        values: usize,
+    },
     /// The computation failed.
     #[error("decoding failed")]
     Compute(#[from] candle_core::Error),

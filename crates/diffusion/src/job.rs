@@ -1,15 +1,22 @@
 //! One picture on its way.
 
-use crate::scheduler::{Schedule, SchedulerKind};
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::scheduler::{History, Schedule, SchedulerKind};
 use crate::unet::Conditioning;
 
 /// What a picture is to be.
-#[derive(Clone, Debug, PartialEq)]
+///
+/// Made from [`Request::default`], of which only the prompt and the size must be set: later versions add fields.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
     /// What it shows. Beyond the encoder's length ([`Limits::max_prompt_tokens`](crate::Limits)) it is cut.
     pub prompt: String,
     /// What it is led away from, where guidance is above 1. Without one the model's own default holds, which is not
     /// the same as an empty text.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub negative_prompt: Option<String>,
     /// Width in pixels, a multiple of [`Limits::size_multiple`](crate::Limits).
     pub width: u32,
@@ -20,16 +27,66 @@ pub struct Request {
     /// How far the picture is led towards the prompt (classifier-free guidance); up to 1 means not at all, at half
     /// the cost.
     pub guidance_scale: f32,
+    /// How much of the contrast that guidance adds is taken back, 0 to 1 (Lin et al., 2023, section 3.4).
+    #[serde(default)]
+    pub guidance_rescale: f32,
     /// Seed of the noise: the picture is that of `torch.Generator("cpu").manual_seed(seed)`.
     pub seed: u64,
     /// The way from noise to picture; without one the model's own.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        with = "scheduler_name"
+    )]
     pub scheduler: Option<SchedulerKind>,
+}
+
+impl Default for Request {
+    /// Nothing in particular, as Stable Diffusion XL was trained: 1024×1024, 30 steps, guidance 5.
+    fn default() -> Self {
+        Self {
+            prompt: String::new(),
+            negative_prompt: None,
+            width: 1024,
+            height: 1024,
+            steps: 30,
+            guidance_scale: 5.0,
+            guidance_rescale: 0.0,
+            seed: 0,
+            scheduler: None,
+        }
+    }
+}
+
+/// A scheduler is written by its name, which outlives its place in a list.
+mod scheduler_name {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    use super::SchedulerKind;
+
+    pub(super) fn serialize<S: Serializer>(
+        kind: &Option<SchedulerKind>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        match kind {
+            Some(kind) => serializer.collect_str(kind),
+            None => serializer.serialize_none(),
+        }
+    }
+
+    pub(super) fn deserialize<'a, D: Deserializer<'a>>(
+        deserializer: D,
+    ) -> Result<Option<SchedulerKind>, D::Error> {
+        let name: Option<String> = Option::deserialize(deserializer)?;
+        let read = |name: String| name.parse().map_err(D::Error::custom);
+        name.map(read).transpose()
+    }
 }
 
 /// How far a job is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Progress {
-    /// Steps done.
+    /// Steps done: evaluations of the model, of which some schedulers need two for each step that was asked for.
     pub step: u32,
     /// Steps in all.
     pub steps: u32,
@@ -46,40 +103,74 @@ pub struct RgbImage {
     pub pixels: Vec<u8>,
 }
 
+/// A picture as the UNet has it, before [`Model::paint`](crate::Model::paint) makes pixels of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Latents {
+    /// Width of the picture in pixels.
+    pub width: u32,
+    /// Height of the picture in pixels.
+    pub height: u32,
+    /// Channels × latent height × latent width, scaled as the UNet works on them.
+    pub values: Vec<f32>,
+}
+
 /// A picture between two steps, made by [`Model::begin`](crate::Model::begin) or
 /// [`Model::resume`](crate::Model::resume). It belongs to that model.
 #[derive(Debug)]
 pub struct Job {
     pub(crate) request: Request,
     pub(crate) schedule: Schedule,
-    /// Steps done.
+    /// Evaluations done.
     pub(crate) done: usize,
     /// The noisy picture: channels × latent height × latent width.
     pub(crate) latents: Vec<f32>,
-    /// The last step's estimate of the finished picture; empty before the first.
-    pub(crate) denoised: Vec<f32>,
-    pub(crate) prompt: Conditioning,
+    pub(crate) history: History,
+    pub(crate) prompt: Arc<Conditioning>,
     /// Where guidance is above 1: the row that is led away from.
-    pub(crate) negative: Option<Conditioning>,
+    pub(crate) negative: Option<Arc<Conditioning>>,
 }
 
 impl Job {
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        // Both come from the request's u32.
+        // Both come from the request's u32, twice at most.
         Progress {
             step: self.done as u32,
-            steps: self.schedule.steps() as u32,
+            steps: self.schedule.evaluations() as u32,
         }
     }
 
     /// Whether every step has been done.
     pub fn is_finished(&self) -> bool {
-        self.done >= self.schedule.steps()
+        self.done >= self.schedule.evaluations()
     }
 
     /// What it was asked for.
     pub fn request(&self) -> &Request {
         &self.request
+    }
+
+    /// Rows that it takes in a forward pass: two with guidance, one without.
+    pub fn rows(&self) -> usize {
+        1 + usize::from(self.negative.is_some())
+    }
+
+    /// The noisy picture as it is now; after the last step the finished one.
+    pub fn latents(&self) -> Latents {
+        self.picture(&self.latents)
+    }
+
+    /// What the picture will be as far as the last step could tell; nothing before the first.
+    pub fn estimate(&self) -> Option<Latents> {
+        let known = !self.history.denoised.is_empty();
+        known.then(|| self.picture(&self.history.denoised))
+    }
+
+    fn picture(&self, values: &[f32]) -> Latents {
+        Latents {
+            width: self.request.width,
+            height: self.request.height,
+            values: values.to_vec(),
+        }
     }
 }

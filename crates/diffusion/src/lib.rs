@@ -1,6 +1,6 @@
 //! Stable Diffusion XL on candle, one denoising step at a time.
 //!
-//! A [`Model`] is a loaded folder in diffusers' layout and has no state; a [`Job`] is a picture between two steps.
+//! A [`Model`] is a loaded folder in diffusers' layout; a [`Job`] is a picture between two steps.
 //!
 //! ```no_run
 //! use diffusion::{DType, Device, Model, Request};
@@ -9,13 +9,12 @@
 //! let model = Model::load("model".as_ref(), &Device::Cpu, DType::F32)?;
 //! let request = Request {
 //!     prompt: "a 3d panda on a yellow background".to_owned(),
-//!     negative_prompt: None,
 //!     width: model.limits().default_width,
 //!     height: model.limits().default_height,
 //!     steps: 20,
 //!     guidance_scale: 2.0,
 //!     seed: 1,
-//!     scheduler: None,
+//!     ..Request::default()
 //! };
 //! let mut job = model.begin(&request)?;
 //! while !job.is_finished() {
@@ -43,6 +42,7 @@ mod config;
 mod error;
 #[cfg(test)]
 mod golden;
+mod guidance;
 mod job;
 mod model;
 mod noise;
@@ -58,7 +58,7 @@ mod weights;
 
 pub use candle_core::{DType, Device};
 pub use error::{BeginError, DecodeError, LoadError, ResumeError, StepError};
-pub use job::{Job, Progress, Request, RgbImage};
+pub use job::{Job, Latents, Progress, Request, RgbImage};
 pub use model::{Limits, Model};
 pub use scheduler::{SchedulerKind, UnknownScheduler};
 

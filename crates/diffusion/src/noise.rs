@@ -10,7 +10,7 @@ const SHIFT: usize = 397;
 const GROUP: usize = 16;
 
 /// torch's CPU generator.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Generator {
     state: Vec<u32>,
     next: usize,
@@ -32,6 +32,27 @@ impl Generator {
             state,
             next: LENGTH,
         }
+    }
+
+    /// The state: where it stands, then its words, little endian.
+    pub(crate) fn to_bytes(&self) -> Vec<u8> {
+        let position = (self.next as u32).to_le_bytes();
+        let words = self.state.iter().flat_map(|word| word.to_le_bytes());
+        position.into_iter().chain(words).collect()
+    }
+
+    /// From [`Generator::to_bytes`]; nothing if they are not a generator's.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        let (words, rest) = bytes.as_chunks::<4>();
+        let [next, state @ ..] = words else {
+            return None;
+        };
+        let next = u32::from_le_bytes(*next) as usize;
+        let fits = rest.is_empty() && state.len() == LENGTH && next <= LENGTH;
+        fits.then(|| Self {
+            state: state.iter().map(|word| u32::from_le_bytes(*word)).collect(),
+            next,
+        })
     }
 
     fn refill(&mut self) {

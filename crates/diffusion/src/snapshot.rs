@@ -1,18 +1,21 @@
 //! A job as bytes. All that cannot be computed again from the request is in them, under a checksum.
 //!
-//! Layout, little endian: magic (8 bytes), version (2), model digest (32), then the request, the steps done and the
-//! latents as [`write`] has them, then SHA-256 of everything before it (32). The schedules keep no random state: what
-//! a step needs of those before it is the last estimate of the finished picture.
+//! Layout, little endian: magic (8 bytes), version (2), model digest (32); then, each with its length in bytes before
+//! it (8), the request as JSON, the state of its random numbers, the latents, the last estimate of the finished
+//! picture, and what the solver keeps; the evaluations done (4); then SHA-256 of everything before it (32).
 
 use crate::error::ResumeError;
 use crate::job::Request;
-use crate::scheduler::SchedulerKind;
+use crate::noise::Generator;
+use crate::scheduler::History;
 use crate::sha256;
 
 const MAGIC: &[u8; 8] = b"INKSNAP\n";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const CHECKSUM: usize = 32;
 const HEAD: usize = 8 + 2;
+/// The most tensors that a solver keeps.
+const MOST_KEPT: u32 = 8;
 
 /// What a snapshot holds.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,7 +24,7 @@ pub(crate) struct Snapshot {
     pub(crate) request: Request,
     pub(crate) done: u32,
     pub(crate) latents: Vec<f32>,
-    pub(crate) denoised: Vec<f32>,
+    pub(crate) history: History,
 }
 
 /// The bytes.
@@ -31,40 +34,29 @@ pub(crate) fn write(snapshot: &Snapshot) -> Vec<u8> {
         request,
         done,
         latents,
-        denoised,
+        history,
     } = snapshot;
-    let mut out =
-        Vec::with_capacity(256 + request.prompt.len() + 4 * (latents.len() + denoised.len()));
+    let tensors = 2 + history.kept.len();
+    let mut out = Vec::with_capacity(4096 + request.prompt.len() + 4 * latents.len() * tensors);
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(model);
-    for number in [request.width, request.height, request.steps, *done] {
-        out.extend_from_slice(&number.to_le_bytes());
-    }
-    out.extend_from_slice(&request.guidance_scale.to_le_bytes());
-    out.extend_from_slice(&request.seed.to_le_bytes());
-    let kind = request
-        .scheduler
-        .and_then(|kind| SchedulerKind::ALL.iter().position(|other| *other == kind));
-    out.push(kind.map_or(0, |index| index as u8 + 1));
-    put_bytes(&mut out, request.prompt.as_bytes());
-    out.push(u8::from(request.negative_prompt.is_some()));
-    put_bytes(
-        &mut out,
-        request
-            .negative_prompt
-            .as_deref()
-            .unwrap_or_default()
-            .as_bytes(),
-    );
+    // Strings and finite numbers always have a JSON form; without one the snapshot is refused when it is read.
+    put_bytes(&mut out, &serde_json::to_vec(request).unwrap_or_default());
+    put_bytes(&mut out, &history.noise.to_bytes());
     put_floats(&mut out, latents);
-    put_floats(&mut out, denoised);
+    put_floats(&mut out, &history.denoised);
+    out.extend_from_slice(&(history.kept.len() as u32).to_le_bytes());
+    for tensor in &history.kept {
+        put_floats(&mut out, tensor);
+    }
+    out.extend_from_slice(&done.to_le_bytes());
     let checksum = sha256::digest(&out);
     out.extend_from_slice(&checksum);
     out
 }
 
-/// What the bytes say. Nothing is allocated beyond the length of `bytes`.
+/// What the bytes say. Nothing is allocated beyond a small multiple of the length of `bytes`.
 pub(crate) fn read(bytes: &[u8]) -> Result<Snapshot, ResumeError> {
     let damaged = |reason| ResumeError::Damaged { reason };
     if bytes.len() < HEAD + CHECKSUM || !bytes.starts_with(MAGIC) {
@@ -115,10 +107,6 @@ impl<'a> Reader<'a> {
         Some(head)
     }
 
-    fn text(&mut self) -> Option<String> {
-        String::from_utf8(self.bytes()?.to_vec()).ok()
-    }
-
     fn floats(&mut self) -> Option<Vec<f32>> {
         let (values, rest) = self.bytes()?.as_chunks::<4>();
         rest.is_empty().then(|| {
@@ -135,43 +123,28 @@ impl<'a> Reader<'a> {
 
     fn snapshot(mut self) -> Option<Snapshot> {
         let model = self.array()?;
-        let [width, height, steps, done] = [
-            self.number()?,
-            self.number()?,
-            self.number()?,
-            self.number()?,
-        ];
-        let guidance_scale = f32::from_le_bytes(self.array()?);
-        let seed = u64::from_le_bytes(self.array()?);
-        let scheduler = match self.array::<1>()?[0] {
-            0 => None,
-            index => Some(*SchedulerKind::ALL.get(usize::from(index) - 1)?),
-        };
-        let prompt = self.text()?;
-        let has_negative = match self.array::<1>()?[0] {
-            0 => false,
-            1 => true,
-            _ => return None,
-        };
-        let negative = self.text()?;
-        let negative_prompt = has_negative.then_some(negative);
-        let request = Request {
-            prompt,
-            negative_prompt,
-            width,
-            height,
-            steps,
-            guidance_scale,
-            seed,
-            scheduler,
-        };
+        let request = serde_json::from_slice(self.bytes()?).ok()?;
+        let noise = Generator::from_bytes(self.bytes()?)?;
         let (latents, denoised) = (self.floats()?, self.floats()?);
-        self.0.is_empty().then_some(Snapshot {
+        let kept = (0..self.number().filter(|count| *count <= MOST_KEPT)?)
+            .map(|_| self.floats())
+            .collect::<Option<_>>()?;
+        let done = self.number()?;
+        let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
+        let history = History {
+            denoised,
+            kept,
+            noise,
+        };
+        let sound = finite(&latents)
+            && finite(&history.denoised)
+            && history.kept.iter().all(|tensor| finite(tensor));
+        (self.0.is_empty() && sound).then_some(Snapshot {
             model,
             request,
             done,
             latents,
-            denoised,
+            history,
         })
     }
 }

@@ -86,6 +86,11 @@ impl VaeConfig {
         Ok(config)
     }
 
+    /// Channels of each level, the finest first; at least one.
+    pub(crate) fn channels(&self) -> &[usize] {
+        &self.channels
+    }
+
     /// Pixels along a side for one latent.
     pub(crate) fn factor(&self) -> usize {
         1 << (self.channels.len() - 1)

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
@@ -34,6 +35,8 @@ pub(crate) struct Weights {
     file: PathBuf,
     shards: Vec<Shard>,
     place: Place,
+    /// Values that were read from it to be placed.
+    placed: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -70,6 +73,7 @@ impl Weights {
                     shards: vec![Shard::open(&whole)?],
                     file: whole,
                     place: place.clone(),
+                    placed: AtomicU64::new(0),
                 });
             }
             let index = folder.join(format!("{stem}.safetensors.index{variant}.json"));
@@ -116,7 +120,13 @@ impl Weights {
             file: index,
             shards,
             place: place.clone(),
+            placed: AtomicU64::new(0),
         })
+    }
+
+    /// Bytes that the tensors read so far take where they were placed.
+    pub(crate) fn bytes_placed(&self) -> u64 {
+        self.placed.load(Ordering::Relaxed) * self.place.dtype.size_in_bytes() as u64
     }
 
     /// The root of the tensors' names.
@@ -287,9 +297,11 @@ impl Scope<'_> {
             }
         };
         let bytes = shard.read(entry.start, entry.length)?;
-        let values = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)
+        let values: Vec<f32> = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)
             .and_then(|tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1())
             .map_err(|error| refuse(error.to_string()))?;
+        let count = values.len() as u64;
+        self.weights.placed.fetch_add(count, Ordering::Relaxed);
         Ok(values)
     }
 

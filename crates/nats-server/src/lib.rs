@@ -8,6 +8,7 @@ use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
@@ -246,9 +247,28 @@ fn stop_leftover(folder: &Path) {
     }
 }
 
-fn free_port() -> io::Result<u16> {
-    let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-    Ok(probe.local_addr()?.port())
+/// A port that nobody listens on, from below those that the system gives to outgoing connections: a server that is killed
+/// finds its port free again when it is restarted, however many connections were made meanwhile.
+///
+/// # Errors
+/// When a thousand ports are taken.
+pub fn free_port() -> io::Result<u16> {
+    const FIRST: u32 = 10_000;
+    const COUNT: u32 = 22_000;
+    const TRIES: u32 = 1_000;
+    // More than a process needs lie between the first ports of two processes of neighbouring numbers.
+    const APART: u32 = 101;
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    let own = std::process::id().wrapping_mul(APART);
+    for _ in 0..TRIES {
+        let next = own.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed));
+        // Below 32,000, which a port holds.
+        let port = (FIRST + next % COUNT) as u16;
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(io::Error::from(io::ErrorKind::AddrInUse))
 }
 
 /// The binary that would be run.

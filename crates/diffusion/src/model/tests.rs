@@ -3,6 +3,7 @@
 use candle_core::{D, DType, Device, Tensor};
 
 use super::Model;
+use crate::Request;
 use crate::golden::{self, assert_near};
 use crate::ops::{Fast, Place};
 use crate::unet::TIME_IDS;
@@ -250,15 +251,14 @@ fn candles_own_kernels_give_the_same_picture() {
 #[test]
 fn a_job_that_is_not_finite_fails_alone_and_stays_as_it_was() {
     let model = Model::load(&golden::folder().join("mini"), &Device::Cpu, DType::F32).unwrap();
-    let request = crate::Request {
+    let request = Request {
         prompt: "a cat".to_owned(),
-        negative_prompt: None,
         width: 32,
         height: 32,
         steps: 3,
         guidance_scale: 2.0,
         seed: 1,
-        scheduler: None,
+        ..Request::default()
     };
     let [mut good, mut bad, mut alone] = [(); 3].map(|()| model.begin(&request).unwrap());
     for poison in [f32::NAN, f32::INFINITY] {

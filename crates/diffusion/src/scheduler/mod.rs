@@ -9,6 +9,7 @@ mod dpm;
 mod euler;
 mod table;
 
+use crate::noise::Generator;
 use config::Prediction;
 pub(crate) use config::SchedulerConfig;
 
@@ -94,21 +95,56 @@ struct Level {
     noise: f32,
 }
 
+/// Which part of the way from noise to picture is gone, in how many steps.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub(crate) struct Plan {
+    /// Steps of the whole way.
+    pub(crate) steps: usize,
+}
+
+/// A plan that no schedule has.
+#[derive(Clone, Debug)]
+pub(crate) struct PlanError {
+    /// The request's field.
+    pub(crate) field: &'static str,
+    /// Its value.
+    pub(crate) value: String,
+    /// What is in range.
+    pub(crate) reason: String,
+}
+
+/// What a job carries from one evaluation of the model to the next.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct History {
+    /// The last evaluation's estimate of the finished picture; empty before the first.
+    pub(crate) denoised: Vec<f32>,
+    /// What the solver keeps of earlier evaluations, oldest first.
+    pub(crate) kept: Vec<Vec<f32>>,
+    /// The request's generator, after the initial noise.
+    pub(crate) noise: Generator,
+}
+
 impl Schedule {
-    /// `steps` steps under this configuration; the reason if it has none such.
-    pub(crate) fn new(config: &SchedulerConfig, steps: usize) -> Result<Self, String> {
+    /// The schedule of a plan under this configuration.
+    pub(crate) fn new(config: &SchedulerConfig, plan: &Plan) -> Result<Self, PlanError> {
+        let steps = plan.steps;
+        let refuse = |reason| PlanError {
+            field: "steps",
+            value: steps.to_string(),
+            reason,
+        };
         if steps == 0 || steps > config.train_steps {
-            return Err(format!("expected 1 to {}", config.train_steps));
+            return Err(refuse(format!("expected 1 to {}", config.train_steps)));
         }
         match config.class {
-            config::Class::Ddim => ddim::schedule(config, steps),
+            config::Class::Ddim => ddim::schedule(config, steps).map_err(refuse),
             config::Class::Euler => Ok(euler::schedule(config, steps)),
             config::Class::Dpm => Ok(dpm::schedule(config, steps)),
         }
     }
 
-    /// Number of steps.
-    pub(crate) fn steps(&self) -> usize {
+    /// How often the model is evaluated.
+    pub(crate) fn evaluations(&self) -> usize {
         self.timesteps.len()
     }
 
@@ -120,20 +156,26 @@ impl Schedule {
         }
     }
 
-    /// Moves `sample` one step on, given the model's `output`. `denoised` holds the previous step's estimate of the
-    /// finished picture (the only history that a solver needs; nothing before the first step) and gets this one's.
+    /// Moves `sample` one evaluation on, given the model's `output`.
     pub(crate) fn advance(
         &self,
         step: usize,
         output: &[f32],
         sample: &mut [f32],
-        denoised: &mut Vec<f32>,
+        history: &mut History,
     ) {
+        let denoised = &mut history.denoised;
         match &self.solver {
             Solver::Ddim(ddim) => ddim.advance(self.prediction, step, output, sample, denoised),
             Solver::Euler(euler) => euler.advance(self.prediction, step, output, sample, denoised),
             Solver::Dpm(dpm) => dpm.advance(self.prediction, step, output, sample, denoised),
         }
+    }
+
+    /// Whether `history` is one that the evaluation `step` can follow, for a sample of `elements` values.
+    pub(crate) fn fits(&self, step: usize, history: &History, elements: usize) -> bool {
+        let pictured = if step == 0 { 0 } else { elements };
+        history.denoised.len() == pictured && history.kept.is_empty()
     }
 
     #[cfg(test)]

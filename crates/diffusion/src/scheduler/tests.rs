@@ -32,8 +32,8 @@ fn each_schedule_follows_diffusers_trajectory() {
     for (index, case) in recorded.cases.iter().enumerate() {
         let name = format!("{index} {} {:?}", case["scheduler"], case["config"]);
         let steps = case["steps"].as_u64().unwrap() as usize;
-        let schedule = Schedule::new(&config(case), steps).unwrap();
-        assert_eq!(schedule.steps(), steps, "{name}");
+        let schedule = Schedule::new(&config(case), &Plan { steps }).unwrap();
+        assert_eq!(schedule.evaluations(), steps, "{name}");
         assert_near(
             &name,
             &schedule.timesteps,
@@ -59,7 +59,14 @@ fn each_schedule_follows_diffusers_trajectory() {
         let mut noise = crate::noise::Generator::new(8).normal(16);
         noise.iter_mut().for_each(|x| *x *= schedule.initial_sigma);
         assert_near(&name, &noise, &samples[0], 1e-5);
-        let (mut sample, mut denoised) = (samples[0].clone(), Vec::new());
+        let (mut sample, mut history) = (
+            samples[0].clone(),
+            History {
+                denoised: Vec::new(),
+                kept: Vec::new(),
+                noise: crate::noise::Generator::new(8),
+            },
+        );
         for step in 0..steps {
             let divisor = schedule.input_divisor(step);
             let output: Vec<f32> = sample
@@ -67,7 +74,7 @@ fn each_schedule_follows_diffusers_trajectory() {
                 .zip(&base)
                 .map(|(sample, base)| 0.5 * (sample / divisor) - 0.25 * base)
                 .collect();
-            schedule.advance(step, &output, &mut sample, &mut denoised);
+            schedule.advance(step, &output, &mut sample, &mut history);
             assert_near(
                 &format!("{name} step {step}"),
                 &sample,
@@ -76,7 +83,7 @@ fn each_schedule_follows_diffusers_trajectory() {
             );
             assert_near(
                 &format!("{name} step {step} denoised"),
-                &denoised,
+                &history.denoised,
                 &pictures[step],
                 1e-4,
             );
@@ -97,7 +104,7 @@ fn no_number_of_steps_panics() {
     let recorded = golden::read("schedulers");
     for case in &recorded.cases {
         for steps in [0, 1, 2, 3, 333, 500, 999, 1000, 1001, usize::MAX] {
-            let _ = Schedule::new(&config(case), steps);
+            let _ = Schedule::new(&config(case), &Plan { steps });
         }
     }
 }

@@ -3,9 +3,11 @@
 //! Rows of a batch are independent: each has its own timestep and its own [`Conditioning`].
 
 mod config;
+mod memory;
 mod transformer;
 
 pub(crate) use config::UnetConfig;
+pub(crate) use memory::resnet_values;
 use transformer::{Shape, Transformer};
 
 use std::path::Path;

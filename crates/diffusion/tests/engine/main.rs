@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
 mod folders;
+mod mixes;
 mod pictures;
 mod snapshots;
 mod support;

@@ -21,6 +21,7 @@ fn asked(case: &Value) -> Request {
         guidance_scale: case["guidance"].as_f64().unwrap() as f32,
         seed: case["seed"].as_u64().unwrap(),
         scheduler: case["scheduler"].as_str().map(|name| name.parse().unwrap()),
+        ..Request::default()
     }
 }
 
@@ -31,20 +32,13 @@ fn compare(name: &str, model: &Model) {
         while !job.is_finished() {
             step(model, &mut job);
         }
-        // The latents come last in a snapshot before the estimate and the checksum: compare what is public.
         let latents: Vec<f32> = tensors[&format!("{index}.latents")]
             .flatten_all()
             .unwrap()
             .to_vec1()
             .unwrap();
-        let snapshot = model.snapshot(&job);
-        let end = snapshot.len() - 32 - 4 * latents.len() - 8;
-        let ours: Vec<f32> = (snapshot[end - 4 * latents.len()..end]
-            .as_chunks::<4>()
-            .0
-            .iter())
-        .map(|bytes| f32::from_le_bytes(*bytes))
-        .collect();
+        let ours = job.latents().values;
+        assert_eq!(ours.len(), latents.len());
         let off = ours
             .iter()
             .zip(&latents)

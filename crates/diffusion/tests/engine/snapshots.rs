@@ -101,7 +101,7 @@ proptest! {
     #[test]
     fn bytes_that_are_no_snapshot_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..400), begin: bool) {
         if begin && bytes.len() > 10 {
-            bytes[..10].copy_from_slice(b"INKSNAP\n\x01\x00");
+            bytes[..10].copy_from_slice(b"INKSNAP\n\x02\x00");
         }
         prop_assert!(mini().resume(&bytes).is_err());
     }

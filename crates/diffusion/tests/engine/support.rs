@@ -38,13 +38,12 @@ fn load(folder: &Path) -> Model {
 pub(crate) fn request() -> Request {
     Request {
         prompt: "a 3d cat on a blue background".to_owned(),
-        negative_prompt: None,
         width: 32,
         height: 32,
         steps: 5,
         guidance_scale: 2.0,
         seed: 1,
-        scheduler: None,
+        ..Request::default()
     }
 }
 

@@ -31,6 +31,7 @@ fn produce_id(model_digest: &str, request: &Request) -> String {
         height,
         steps,
         guidance_scale,
+        guidance_rescale,
         seed,
         scheduler,
     } = request;
@@ -52,6 +53,11 @@ fn produce_id(model_digest: &str, request: &Request) -> String {
     }
     field(&guidance_scale.to_le_bytes());
     field(&seed.to_le_bytes());
+    // Left out where it has no effect, so that older requests keep their ids.
+    if *guidance_rescale > 0.0 {
+        field(b"guidance_rescale");
+        field(&guidance_rescale.to_le_bytes());
+    }
     hex::encode(&hash.finish().as_ref()[..16])
 }
 
@@ -66,13 +72,12 @@ mod tests {
     fn request() -> Request {
         Request {
             prompt: "a cat".to_owned(),
-            negative_prompt: None,
             width: 128,
             height: 64,
             steps: 12,
             guidance_scale: 2.0,
             seed: 1,
-            scheduler: None,
+            ..Request::default()
         }
     }
 
@@ -109,6 +114,10 @@ mod tests {
             },
             Request {
                 guidance_scale: 2.5,
+                ..request()
+            },
+            Request {
+                guidance_rescale: 0.5,
                 ..request()
             },
             Request {

@@ -64,6 +64,7 @@ fn engine_requests(task: &SubmitTask) -> Result<Vec<Request>, NodeError> {
         guidance_scale,
         seed: seed.wrapping_add(index.into()),
         scheduler,
+        ..Request::default()
     };
     Ok((0..task.images).map(request).collect())
 }

@@ -1,0 +1,75 @@
+//! From latents to pixels.
+
+use candle_core::{DType, Device};
+
+use super::Model;
+use crate::error::DecodeError;
+use crate::job::{Job, Latents, Progress, RgbImage};
+use crate::ops::{Place, with_values};
+
+impl Model {
+    /// What the picture will be as far as the last step could tell.
+    ///
+    /// # Errors
+    ///
+    /// Before the first step there is nothing to see.
+    pub fn preview(&self, job: &Job) -> Result<RgbImage, DecodeError> {
+        self.paint(job.estimate().ok_or(DecodeError::NotStarted)?)
+    }
+
+    /// The finished picture.
+    ///
+    /// # Errors
+    ///
+    /// Refuses a job with steps left.
+    pub fn decode(&self, job: &Job) -> Result<RgbImage, DecodeError> {
+        if !job.is_finished() {
+            let Progress { step, steps } = job.progress();
+            return Err(DecodeError::Unfinished { step, steps });
+        }
+        self.paint(job.latents())
+    }
+
+    /// Pixels of latents, so that a picture can be decoded while its job goes on or is gone.
+    ///
+    /// # Errors
+    ///
+    /// Refuses latents that are not of the size that they claim.
+    pub fn paint(&self, latents: Latents) -> Result<RgbImage, DecodeError> {
+        let Latents {
+            width,
+            height,
+            mut values,
+        } = latents;
+        let factor = self.vae.config().factor();
+        let (tall, wide) = (height as usize / factor, width as usize / factor);
+        let channels = self.unet.config().latent;
+        if values.is_empty() || values.len() != channels * tall * wide {
+            return Err(DecodeError::Size {
+                width,
+                height,
+                values: values.len(),
+            });
+        }
+        self.vae.unscale(&mut values);
+        let place = Place::new(&self.place.device, DType::F32);
+        let latents = place
+            .tensor(values, &[1, channels, tall, wide])?
+            .permute((0, 2, 3, 1))?
+            .contiguous()?;
+        let decoded = self.vae.decode(&latents)?;
+        let decoded = decoded.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let pixels = with_values(&decoded, |values| {
+            // numpy rounds halves to even.
+            values
+                .iter()
+                .map(|x| ((x / 2.0 + 0.5).clamp(0.0, 1.0) * 255.0).round_ties_even() as u8)
+                .collect()
+        })?;
+        Ok(RgbImage {
+            width,
+            height,
+            pixels,
+        })
+    }
+}
