@@ -1,6 +1,6 @@
 //! One picture on its way.
 
-use crate::scheduler::{Schedule, SchedulerKind};
+use crate::scheduler::{History, Schedule, SchedulerKind};
 use crate::unet::Conditioning;
 
 /// What a picture is to be.
@@ -52,12 +52,11 @@ pub struct RgbImage {
 pub struct Job {
     pub(crate) request: Request,
     pub(crate) schedule: Schedule,
-    /// Steps done.
+    /// Evaluations done.
     pub(crate) done: usize,
     /// The noisy picture: channels × latent height × latent width.
     pub(crate) latents: Vec<f32>,
-    /// The last step's estimate of the finished picture; empty before the first.
-    pub(crate) denoised: Vec<f32>,
+    pub(crate) history: History,
     pub(crate) prompt: Conditioning,
     /// Where guidance is above 1: the row that is led away from.
     pub(crate) negative: Option<Conditioning>,
@@ -66,16 +65,16 @@ pub struct Job {
 impl Job {
     /// How far it is.
     pub fn progress(&self) -> Progress {
-        // Both come from the request's u32.
+        // At most twice the request's u32, whose most is far below.
         Progress {
             step: self.done as u32,
-            steps: self.schedule.steps() as u32,
+            steps: self.schedule.evaluations() as u32,
         }
     }
 
     /// Whether every step has been done.
     pub fn is_finished(&self) -> bool {
-        self.done >= self.schedule.steps()
+        self.done >= self.schedule.evaluations()
     }
 
     /// What it was asked for.

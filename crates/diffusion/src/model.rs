@@ -11,7 +11,7 @@ use crate::error::{BeginError, DecodeError, LoadError, ResumeError, StepError};
 use crate::job::{Job, Progress, Request, RgbImage};
 use crate::noise::Generator;
 use crate::ops::{Place, with_values};
-use crate::scheduler::{Schedule, SchedulerConfig};
+use crate::scheduler::{History, Plan, Schedule, SchedulerConfig};
 use crate::sha256::{self, Sha256};
 use crate::snapshot::{self, Snapshot};
 use crate::tokenizer::Tokenizer;
@@ -91,7 +91,7 @@ impl Model {
             default_width: side as u32,
             default_height: side as u32,
             max_prompt_tokens: tokenizers[0].length() as u32,
-            max_steps: scheduler.train_steps as u32,
+            max_steps: scheduler.most_steps() as u32,
         };
         Ok(Self {
             tokenizers,
@@ -126,20 +126,20 @@ impl Model {
     pub fn begin(&self, request: &Request) -> Result<Job, BeginError> {
         let (height, width) = self.latent_size(request)?;
         let own = &self.scheduler;
-        let config = request
-            .scheduler
-            .map_or_else(|| own.clone(), |kind| own.with_kind(kind));
-        let schedule = Schedule::new(&config, request.steps as usize).map_err(|reason| {
-            BeginError::Parameter {
-                field: "steps",
-                value: request.steps.to_string(),
-                reason,
-            }
-        })?;
+        let config = match request.scheduler {
+            Some(kind) => own.with_kind(kind)?,
+            None => own.clone(),
+        };
+        let plan = Plan {
+            steps: request.steps as usize,
+            ..Plan::default()
+        };
+        let schedule = Schedule::new(&config, &plan)?;
         let guided = request.guidance_scale > 1.0;
         let (prompt, negative) = self.condition(request, guided)?;
         let count = self.unet.config().latent * height * width;
-        let mut latents = Generator::new(request.seed).normal(count);
+        let mut noise = Generator::new(request.seed);
+        let mut latents = noise.normal(count);
         latents
             .iter_mut()
             .for_each(|x| *x *= schedule.initial_sigma);
@@ -148,7 +148,7 @@ impl Model {
             schedule,
             done: 0,
             latents,
-            denoised: Vec::new(),
+            history: History::new(noise),
             prompt,
             negative,
         })
@@ -250,13 +250,17 @@ impl Model {
         let output = self
             .predict(job)
             .map_err(|source| StepError::Compute { step, source })?;
-        let (mut latents, mut denoised) = (job.latents.clone(), job.denoised.clone());
+        let (mut latents, mut history) = (job.latents.clone(), job.history.clone());
         job.schedule
-            .advance(job.done, &output, &mut latents, &mut denoised);
-        if !latents.iter().chain(&denoised).all(|x| x.is_finite()) {
+            .advance(job.done, &output, &mut latents, &mut history);
+        if !latents
+            .iter()
+            .chain(&history.denoised)
+            .all(|x| x.is_finite())
+        {
             return Err(StepError::NotFinite { step });
         }
-        (job.latents, job.denoised) = (latents, denoised);
+        (job.latents, job.history) = (latents, history);
         job.done += 1;
         Ok(job.progress())
     }
@@ -308,7 +312,7 @@ impl Model {
             request: job.request.clone(),
             done: job.done as u32,
             latents: job.latents.clone(),
-            denoised: job.denoised.clone(),
+            history: job.history.clone(),
         })
     }
 
@@ -327,23 +331,13 @@ impl Model {
             });
         }
         let mut job = self.begin(&saved.request)?;
-        let pictured = if saved.done == 0 {
-            0
-        } else {
-            job.latents.len()
-        };
-        if saved.latents.len() != job.latents.len() || saved.denoised.len() != pictured {
+        let (done, elements) = (saved.done as usize, job.latents.len());
+        if saved.latents.len() != elements || !job.schedule.fits(done, &saved.history, elements) {
             return Err(ResumeError::Damaged {
-                reason: "its latents are not of the request's size",
+                reason: "its latents or its history are not those of the request at that step",
             });
         }
-        if saved.done > saved.request.steps {
-            return Err(ResumeError::Damaged {
-                reason: "more steps are done than there are",
-            });
-        }
-        (job.latents, job.denoised, job.done) =
-            (saved.latents, saved.denoised, saved.done as usize);
+        (job.latents, job.history, job.done) = (saved.latents, saved.history, done);
         Ok(job)
     }
 
@@ -353,10 +347,10 @@ impl Model {
     ///
     /// Before the first step there is nothing to see.
     pub fn preview(&self, job: &Job) -> Result<RgbImage, DecodeError> {
-        if job.denoised.is_empty() {
+        if job.history.denoised.is_empty() {
             return Err(DecodeError::NotStarted);
         }
-        self.pixels(job.denoised.clone(), &job.request)
+        self.pixels(job.history.denoised.clone(), &job.request)
     }
 
     /// The finished picture.

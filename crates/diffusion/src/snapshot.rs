@@ -1,16 +1,16 @@
 //! A job as bytes. All that cannot be computed again from the request is in them, under a checksum.
 //!
 //! Layout, little endian: magic (8 bytes), version (2), model digest (32), then the request, the steps done and the
-//! latents as [`write`] has them, then SHA-256 of everything before it (32). The schedules keep no random state: what
-//! a step needs of those before it is the last estimate of the finished picture.
+//! latents and the history as [`write`] has them, then SHA-256 of everything before it (32).
 
 use crate::error::ResumeError;
 use crate::job::Request;
-use crate::scheduler::SchedulerKind;
+use crate::noise::Generator;
+use crate::scheduler::{History, SchedulerKind};
 use crate::sha256;
 
 const MAGIC: &[u8; 8] = b"INKSNAP\n";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const CHECKSUM: usize = 32;
 const HEAD: usize = 8 + 2;
 
@@ -21,7 +21,7 @@ pub(crate) struct Snapshot {
     pub(crate) request: Request,
     pub(crate) done: u32,
     pub(crate) latents: Vec<f32>,
-    pub(crate) denoised: Vec<f32>,
+    pub(crate) history: History,
 }
 
 /// The bytes.
@@ -31,10 +31,11 @@ pub(crate) fn write(snapshot: &Snapshot) -> Vec<u8> {
         request,
         done,
         latents,
-        denoised,
+        history,
     } = snapshot;
-    let mut out =
-        Vec::with_capacity(256 + request.prompt.len() + 4 * (latents.len() + denoised.len()));
+    let pictures = 2 + history.kept.len();
+    let small = 256 + request.prompt.len() + Generator::BYTES;
+    let mut out = Vec::with_capacity(small + 4 * pictures * latents.len());
     out.extend_from_slice(MAGIC);
     out.extend_from_slice(&VERSION.to_le_bytes());
     out.extend_from_slice(model);
@@ -58,7 +59,12 @@ pub(crate) fn write(snapshot: &Snapshot) -> Vec<u8> {
             .as_bytes(),
     );
     put_floats(&mut out, latents);
-    put_floats(&mut out, denoised);
+    put_floats(&mut out, &history.denoised);
+    out.push(history.kept.len() as u8);
+    for kept in &history.kept {
+        put_floats(&mut out, kept);
+    }
+    put_bytes(&mut out, &history.noise.to_bytes());
     let checksum = sha256::digest(&out);
     out.extend_from_slice(&checksum);
     out
@@ -166,12 +172,20 @@ impl<'a> Reader<'a> {
             scheduler,
         };
         let (latents, denoised) = (self.floats()?, self.floats()?);
+        let kept = (0..self.array::<1>()?[0])
+            .map(|_| self.floats())
+            .collect::<Option<_>>()?;
+        let history = History {
+            denoised,
+            kept,
+            noise: Generator::from_bytes(self.bytes()?)?,
+        };
         self.0.is_empty().then_some(Snapshot {
             model,
             request,
             done,
             latents,
-            denoised,
+            history,
         })
     }
 }
