@@ -4,8 +4,9 @@
     python3 -m venv VENV && VENV/bin/pip install -r scripts/golden/requirements.txt
     VENV/bin/python scripts/golden/make_golden.py [schedulers]
 
-Writes crates/diffusion/tests/golden/ (or of it only what is named): one small safetensors file a subject (its metadata say what was asked) and
-`mini/`, a random-weight miniature SDXL whose configuration differs from the demo model's wherever it can.
+Writes crates/diffusion/tests/golden/ (or of it only the subject named): one small safetensors file a subject (its
+metadata say what was asked) and `mini/`, a random-weight miniature SDXL whose configuration differs from the demo
+model's wherever it can.
 """
 
 import json

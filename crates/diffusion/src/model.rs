@@ -91,7 +91,7 @@ impl Model {
             default_width: side as u32,
             default_height: side as u32,
             max_prompt_tokens: tokenizers[0].length() as u32,
-            max_steps: scheduler.most_steps() as u32,
+            max_steps: scheduler.train_steps as u32,
         };
         Ok(Self {
             tokenizers,

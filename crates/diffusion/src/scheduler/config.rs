@@ -211,7 +211,7 @@ impl SchedulerConfig {
     }
 
     /// The most steps that a plan may have.
-    pub(crate) fn most_steps(&self) -> usize {
+    pub(super) fn most_steps(&self) -> usize {
         match self.options {
             Options::Lcm { original_steps, .. } | Options::Tcd { original_steps } => original_steps,
             _ => self.train_steps,
