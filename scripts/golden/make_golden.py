@@ -2,16 +2,18 @@
 """Records what diffusers computes, for the tests of crates/diffusion to compare with.
 
     python3 -m venv VENV && VENV/bin/pip install -r scripts/golden/requirements.txt
-    VENV/bin/python scripts/golden/make_golden.py
+    VENV/bin/python scripts/golden/make_golden.py [schedulers]
 
-Writes crates/diffusion/tests/golden/: one small safetensors file a subject (its metadata say what was asked) and
-`mini/`, a random-weight miniature SDXL whose configuration differs from the demo model's wherever it can.
+Writes crates/diffusion/tests/golden/ (or of it only the subject named): one small safetensors file a subject (its
+metadata say what was asked) and `mini/`, a random-weight miniature SDXL whose configuration differs from the demo
+model's wherever it can.
 """
 
 import json
 import os
 import pathlib
 import shutil
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -19,13 +21,13 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
-    DPMSolverMultistepScheduler,
-    EulerDiscreteScheduler,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+import schedulers
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
@@ -199,68 +201,6 @@ def noise():
     save("noise", tensors, meta)
 
 
-SCHEDULERS = {
-    "ddim": (DDIMScheduler, dict(clip_sample=False, set_alpha_to_one=False)),
-    "euler": (EulerDiscreteScheduler, {}),
-    "euler-karras": (EulerDiscreteScheduler, dict(use_karras_sigmas=True)),
-    "dpm++2m": (DPMSolverMultistepScheduler, {}),
-    "dpm++2m-karras": (DPMSolverMultistepScheduler, dict(use_karras_sigmas=True)),
-}
-
-
-def trajectories():
-    cases = []
-    for name in SCHEDULERS:
-        for spacing in ("leading", "linspace", "trailing"):
-            for prediction in ("epsilon", "v_prediction"):
-                for steps in (1, 5, 20):
-                    cases.append((name, steps, dict(timestep_spacing=spacing, prediction_type=prediction)))
-    extra = [
-        ("ddim", 8, dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")),
-        ("euler", 8, dict(rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing")),
-        ("euler", 7, dict(final_sigmas_type="sigma_min", timestep_spacing="trailing")),
-        ("euler", 7, dict(beta_schedule="linear", beta_start=0.0001, beta_end=0.02)),
-        ("euler", 6, dict(interpolation_type="log_linear")),
-        ("euler", 7, dict(beta_schedule="squaredcos_cap_v2", timestep_spacing="linspace")),
-        ("dpm++2m", 17, dict(final_sigmas_type="sigma_min", timestep_spacing="linspace")),
-        ("dpm++2m", 9, dict(final_sigmas_type="sigma_min", timestep_spacing="linspace", lower_order_final=False)),
-        ("dpm++2m", 9, dict(euler_at_final=True, final_sigmas_type="sigma_min", timestep_spacing="trailing")),
-        ("dpm++2m", 9, dict(solver_type="heun", timestep_spacing="leading")),
-        ("ddim", 8, dict(set_alpha_to_one=True, prediction_type="sample", timestep_spacing="leading")),
-        ("euler", 8, dict(prediction_type="sample", timestep_spacing="leading")),
-        ("dpm++2m", 8, dict(prediction_type="sample", timestep_spacing="leading")),
-    ]
-    cases += extra
-    base = randn(7, 1, 1, 4, 4)
-    tensors, meta = {"base": base}, []
-    for index, (name, steps, extra_options) in enumerate(cases):
-        kind, options = SCHEDULERS[name]
-        # float32 as pipelines have it: a float64 beta would hide differences in rounding.
-        config = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1)
-        config |= options | extra_options
-        scheduler = kind(**config)
-        scheduler.set_timesteps(steps)
-        sample = randn(8, 1, 1, 4, 4) * scheduler.init_noise_sigma
-        samples, denoised = [sample], []
-        for timestep in scheduler.timesteps:
-            scaled = scheduler.scale_model_input(sample, timestep)
-            output = 0.5 * scaled - 0.25 * base
-            answer = scheduler.step(output, timestep, sample)
-            sample = answer.prev_sample
-            samples.append(sample)
-            if hasattr(answer, "pred_original_sample"):
-                denoised.append(answer.pred_original_sample)
-            else:
-                denoised.append(scheduler.model_outputs[-1])
-        tensors[f"{index}.timesteps"] = scheduler.timesteps.to(torch.float32)
-        if hasattr(scheduler, "sigmas"):
-            tensors[f"{index}.sigmas"] = scheduler.sigmas.to(torch.float32)
-        tensors[f"{index}.samples"] = torch.stack(samples).reshape(steps + 1, 16)
-        tensors[f"{index}.denoised"] = torch.stack(denoised).reshape(steps, 16)
-        meta.append({"scheduler": name, "class": kind.__name__, "steps": steps, "config": dict(scheduler.config)})
-    save("schedulers", tensors, meta)
-
-
 def pictures(name, pipe, cases):
     tensors, meta = {}, []
     own = pipe.scheduler
@@ -269,11 +209,7 @@ def pictures(name, pipe, cases):
                     height=128, scheduler=None) | case
         pipe.scheduler = own
         if case["scheduler"]:
-            kind, options = SCHEDULERS[case["scheduler"]]
-            # As when a pipeline's scheduler is swapped: what the new one shares with the old one's config stays.
-            # The final sigma is the new one's own.
-            shared = {k: v for k, v in own.config.items() if not k.startswith("use_") and k != "final_sigmas_type"}
-            pipe.scheduler = kind.from_config(shared, **options)
+            pipe.scheduler = schedulers.of_kind(case["scheduler"], own.config)
         kept = {}
 
         def keep(_pipe, step, _timestep, values):
@@ -294,13 +230,15 @@ def pictures(name, pipe, cases):
 
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
+    if sys.argv[1:] == ["schedulers"]:
+        return schedulers.make(save)
     make_mini()
     demo, mini = load(DEMO), load(OUT / "mini", "fp16")
     demo.set_progress_bar_config(disable=True)
     mini.set_progress_bar_config(disable=True)
     tokens(demo)
     noise()
-    trajectories()
+    schedulers.make(save)
     for name, pipe, size in (("demo", demo, (16, 16)), ("mini", mini, (12, 16))):
         text(name, pipe)
         unet(name, pipe, size)

@@ -25,7 +25,7 @@ pub(crate) fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
 }
 
 /// The keys of one JSON object, each taken once.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Fields {
     file: PathBuf,
     map: Map<String, Value>,
@@ -55,6 +55,11 @@ impl Fields {
     /// The key's value; `null` counts as absent.
     pub(crate) fn take(&mut self, key: &str) -> Option<Value> {
         self.map.remove(key).filter(|value| !value.is_null())
+    }
+
+    /// Says something else for a key.
+    pub(crate) fn set(&mut self, key: &str, value: Value) {
+        self.map.insert(key.to_owned(), value);
     }
 
     /// An error about this key.

@@ -30,6 +30,10 @@ pub struct Request {
     /// How much of the contrast that guidance adds is taken back, 0 to 1 (Lin et al., 2023, section 3.4).
     #[serde(default)]
     pub guidance_rescale: f32,
+    /// How much of each step's noise is fresh, 0 to 1, with DDIM (its eta) and TCD (its gamma); none without it. The
+    /// other schedulers have no such choice.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eta: Option<f32>,
     /// Seed of the noise: the picture is that of `torch.Generator("cpu").manual_seed(seed)`.
     pub seed: u64,
     /// The way from noise to picture; without one the model's own.
@@ -52,6 +56,7 @@ impl Default for Request {
             steps: 30,
             guidance_scale: 5.0,
             guidance_rescale: 0.0,
+            eta: None,
             seed: 0,
             scheduler: None,
         }

@@ -140,17 +140,12 @@ impl Model {
         latents
             .iter_mut()
             .for_each(|x| *x *= schedule.initial_sigma);
-        let history = History {
-            denoised: Vec::new(),
-            kept: Vec::new(),
-            noise,
-        };
         Ok(Job {
             request: request.clone(),
             schedule,
             done: 0,
             latents,
-            history,
+            history: History::new(noise),
             prompt: told.prompt,
             negative: told.negative,
         })
@@ -159,18 +154,16 @@ impl Model {
     /// All of a job that follows from its request, without what its steps change.
     fn prepare(&self, request: &Request) -> Result<(Schedule, Told), BeginError> {
         self.check(request)?;
-        let own = &self.scheduler;
-        let config = request
-            .scheduler
-            .map_or_else(|| own.clone(), |kind| own.with_kind(kind));
+        let config = match request.scheduler {
+            Some(kind) => self.scheduler.with_kind(kind)?,
+            None => self.scheduler.clone(),
+        };
         let plan = Plan {
             steps: request.steps as usize,
+            eta: request.eta,
+            ..Plan::default()
         };
-        let schedule = Schedule::new(&config, &plan).map_err(|error| BeginError::Parameter {
-            field: error.field,
-            value: error.value,
-            reason: error.reason,
-        })?;
+        let schedule = Schedule::new(&config, &plan)?;
         Ok((schedule, self.tell(request)?))
     }
 

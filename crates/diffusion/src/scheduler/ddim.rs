@@ -1,74 +1,92 @@
-//! DDIM with eta 0 (Song et al., 2020).
+//! DDIM (Song et al., 2020): `scheduling_ddim.py`.
 
 use super::config::{Prediction, SchedulerConfig};
-use super::{Level, Schedule, Solver, table};
+use super::{At, History, Level, PlanError, Solver, Whole, table};
 
 #[derive(Clone, Debug)]
 pub(super) struct Ddim {
     /// ᾱ before and after each step.
     alphas: Vec<(f32, f32)>,
+    eta: f32,
     clip: Option<f32>,
 }
 
-pub(super) fn schedule(config: &SchedulerConfig, steps: usize) -> Result<Schedule, String> {
+pub(super) fn schedule(
+    config: &SchedulerConfig,
+    steps: usize,
+    eta: f32,
+    clip: Option<f32>,
+    alpha_one_at_end: bool,
+) -> Result<Whole, PlanError> {
     let alphas = table::alphas(config);
     let visited: Vec<usize> = table::timesteps(config, steps)
         .into_iter()
         .map(|t| t.round_ties_even().max(0.0) as usize)
         .collect();
     if visited.iter().any(|t| *t >= alphas.len()) {
-        return Err("so many steps would begin after the last training step".to_owned());
+        let reason = "so many would begin after the last training step";
+        return Err(PlanError::new("steps", steps, reason));
     }
-    let last = if config.alpha_one_at_end {
-        1.0
-    } else {
-        alphas[0]
-    };
+    let last = if alpha_one_at_end { 1.0 } else { alphas[0] };
     let stride = config.train_steps / steps;
     let pairs = visited.iter().map(|t| {
-        (
-            alphas[*t],
-            t.checked_sub(stride).map_or(last, |before| alphas[before]),
-        )
+        let next = t.checked_sub(stride);
+        (alphas[*t], next.map_or(last, |next| alphas[next]))
     });
-    Ok(Schedule {
+    Ok(Whole {
         timesteps: visited.iter().map(|t| *t as f32).collect(),
+        levels: visited
+            .iter()
+            .map(|t| Level::of_alpha(alphas[*t]))
+            .collect(),
         initial_sigma: 1.0,
-        prediction: config.prediction,
+        order: 1,
         solver: Solver::Ddim(Ddim {
             alphas: pairs.collect(),
-            clip: config.clip,
+            eta,
+            clip,
         }),
     })
 }
 
 impl Ddim {
+    pub(super) fn draws_noise(&self) -> bool {
+        self.eta > 0.0
+    }
+
     pub(super) fn advance(
         &self,
         prediction: Prediction,
-        step: usize,
+        at: At,
         output: &[f32],
         sample: &mut [f32],
-        denoised: &mut Vec<f32>,
+        history: &mut History,
     ) {
-        let (now, next) = self.alphas[step];
-        let level = Level {
-            signal: now.sqrt(),
-            noise: (1.0 - now).sqrt(),
+        let (now, next) = self.alphas[at.index];
+        let level = Level::of_alpha(now);
+        let variance = (1.0 - next) / (1.0 - now) * (1.0 - now / next);
+        // Where there is none, no noise; at zero signal the formula has no value.
+        let fresh = if self.draws_noise() {
+            self.eta * variance.sqrt()
+        } else {
+            0.0
         };
-        denoised.clear();
+        let (signal, left) = (next.sqrt(), (1.0 - next - fresh * fresh).sqrt());
+        history.denoised.clear();
         for (sample, &output) in sample.iter_mut().zip(output) {
-            let epsilon = match prediction {
-                Prediction::Epsilon => output,
-                Prediction::V => level.signal * output + level.noise * *sample,
-                Prediction::Sample => (*sample - level.signal * output) / level.noise,
-            };
-            let mut picture = prediction.denoised(level, output, *sample);
+            let epsilon = prediction.epsilon(level, output, *sample);
+            let mut picture = prediction.picture(level, output, *sample);
             if let Some(clip) = self.clip {
                 picture = picture.clamp(-clip, clip);
             }
-            denoised.push(picture);
-            *sample = next.sqrt() * picture + (1.0 - next).sqrt() * epsilon;
+            history.denoised.push(picture);
+            *sample = signal * picture + left * epsilon;
+        }
+        if self.draws_noise() {
+            let noise = history.noise.normal(sample.len());
+            for (sample, noise) in sample.iter_mut().zip(noise) {
+                *sample += fresh * noise;
+            }
         }
     }
 }

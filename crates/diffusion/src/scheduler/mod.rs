@@ -1,83 +1,54 @@
 //! Schedules: which noise levels a picture passes through, and how a model's output moves it from one to the next.
 //!
-//! Sources: `scheduling_ddim.py`, `scheduling_euler_discrete.py` and `scheduling_dpmsolver_multistep.py` of
-//! diffusers 0.42. Tables and coefficients are kept in f32 where torch keeps them so.
+//! Sources: the `scheduling_*.py` of diffusers 0.42 that each file names. Tables and coefficients are kept in f32 where
+//! torch keeps them so and in f64 where numpy does, and combined in the same order: that is where equal numbers come from.
 
+mod ancestral;
+mod beta;
 mod config;
 mod ddim;
 mod dpm;
 mod euler;
+mod heun;
+mod history;
+mod kind;
+mod lcm;
+mod logarithm;
+mod plan;
+mod sigmas;
 mod table;
+mod tcd;
+mod unipc;
 
-use crate::noise::Generator;
-use config::Prediction;
 pub(crate) use config::SchedulerConfig;
+use config::{Options, Prediction};
+pub(crate) use history::History;
+pub use kind::{SchedulerKind, UnknownScheduler};
+pub(crate) use plan::{Plan, PlanError};
 
-use std::fmt;
-use std::str::FromStr;
-
-/// A way from noise to a picture.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum SchedulerKind {
-    /// DDIM without added noise (Song et al., 2020): `ddim`.
-    Ddim,
-    /// Euler's method on the probability flow (Karras et al., 2022): `euler`.
-    Euler,
-    /// Second-order multistep DPM-Solver++ (Lu et al., 2022): `dpm++2m`.
-    DpmPlusPlus2M,
-    /// The same over Karras' noise levels: `dpm++2m-karras`.
-    DpmPlusPlus2MKarras,
-}
-
-impl SchedulerKind {
-    /// Every kind.
-    pub const ALL: [SchedulerKind; 4] = [
-        Self::Ddim,
-        Self::Euler,
-        Self::DpmPlusPlus2M,
-        Self::DpmPlusPlus2MKarras,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Ddim => "ddim",
-            Self::Euler => "euler",
-            Self::DpmPlusPlus2M => "dpm++2m",
-            Self::DpmPlusPlus2MKarras => "dpm++2m-karras",
-        }
-    }
-}
-
-impl fmt::Display for SchedulerKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name())
-    }
-}
-
-/// A name that is no scheduler's.
-#[derive(Debug, thiserror::Error)]
-#[error("no scheduler is called {0:?}; there are ddim, euler, dpm++2m and dpm++2m-karras")]
-pub struct UnknownScheduler(String);
-
-impl FromStr for SchedulerKind {
-    type Err = UnknownScheduler;
-
-    fn from_str(name: &str) -> Result<Self, Self::Err> {
-        Self::ALL
-            .into_iter()
-            .find(|kind| kind.name() == name)
-            .ok_or_else(|| UnknownScheduler(name.to_owned()))
-    }
-}
-
-/// The schedule of one job: a value, built at once, the same for the same configuration and number of steps.
+/// The schedule of one job: a value, built at once, the same for the same configuration and plan.
 #[derive(Clone, Debug)]
 pub(crate) struct Schedule {
-    /// What the model is told at each step.
+    /// What the model is told at each evaluation; Heun's method needs two evaluations a step, but for the last.
     pub(crate) timesteps: Vec<f32>,
-    /// Factor on unit noise before the first step.
+    /// Factor on unit noise before the first evaluation of a whole schedule.
     pub(crate) initial_sigma: f32,
+    /// Evaluations of the whole schedule before this plan's first.
+    begin: usize,
+    /// How a noisy picture is made at each evaluation of the whole schedule.
+    levels: Vec<Level>,
     prediction: Prediction,
+    solver: Solver,
+}
+
+/// A schedule before a plan has taken its part.
+struct Whole {
+    timesteps: Vec<f32>,
+    /// One for each timestep, or more.
+    levels: Vec<Level>,
+    initial_sigma: f32,
+    /// Evaluations a step.
+    order: usize,
     solver: Solver,
 }
 
@@ -85,118 +56,253 @@ pub(crate) struct Schedule {
 enum Solver {
     Ddim(ddim::Ddim),
     Euler(euler::Euler),
+    Ancestral(ancestral::Ancestral),
+    Heun(heun::Heun),
     Dpm(dpm::Dpm),
+    UniPc(unipc::UniPc),
+    Lcm(lcm::Lcm),
+    Tcd(tcd::Tcd),
 }
 
-/// The noise level of a step: `sample = signal · picture + noise · unit noise`.
-#[derive(Clone, Copy, Debug)]
+/// A noise level: `sample = signal · picture + noise · unit noise`.
+#[derive(Clone, Copy, Debug, PartialEq)]
 struct Level {
     signal: f32,
     noise: f32,
 }
 
-/// Which part of the way from noise to picture is gone, in how many steps.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
-pub(crate) struct Plan {
-    /// Steps of the whole way.
-    pub(crate) steps: usize,
-}
-
-/// A plan that no schedule has.
-#[derive(Clone, Debug)]
-pub(crate) struct PlanError {
-    /// The request's field.
-    pub(crate) field: &'static str,
-    /// Its value.
-    pub(crate) value: String,
-    /// What is in range.
-    pub(crate) reason: String,
-}
-
-/// What a job carries from one evaluation of the model to the next.
-#[derive(Clone, Debug, PartialEq)]
-pub(crate) struct History {
-    /// The last evaluation's estimate of the finished picture; empty before the first.
-    pub(crate) denoised: Vec<f32>,
-    /// What the solver keeps of earlier evaluations, oldest first.
-    pub(crate) kept: Vec<Vec<f32>>,
-    /// The request's generator, after the initial noise.
-    pub(crate) noise: Generator,
+/// Which evaluation it is.
+#[derive(Clone, Copy, Debug)]
+struct At {
+    /// Counted over the whole schedule.
+    index: usize,
+    /// Counted from the plan's first: how many this job has behind it.
+    done: usize,
 }
 
 impl Schedule {
-    /// The schedule of a plan under this configuration.
+    /// What of this configuration's schedule the plan asks for.
     pub(crate) fn new(config: &SchedulerConfig, plan: &Plan) -> Result<Self, PlanError> {
+        plan.check(config.most_steps())?;
         let steps = plan.steps;
-        let refuse = |reason| PlanError {
-            field: "steps",
-            value: steps.to_string(),
-            reason,
+        let eta = plan.eta.unwrap_or(0.0);
+        let whole = match &config.options {
+            Options::Ddim {
+                clip,
+                alpha_one_at_end,
+            } => ddim::schedule(config, steps, eta, *clip, *alpha_one_at_end)?,
+            Options::Euler {
+                log_linear,
+                continuous,
+            } => euler::schedule(config, steps, *log_linear, *continuous),
+            Options::Ancestral => ancestral::schedule(config, steps),
+            Options::Heun { clip } => heun::schedule(config, steps, *clip),
+            Options::Dpm(options) => dpm::schedule(config, steps, options)?,
+            Options::UniPc(options) => unipc::schedule(config, steps, options)?,
+            Options::Lcm {
+                original_steps,
+                scaling,
+                clip,
+            } => lcm::schedule(config, steps, *original_steps, *scaling, *clip),
+            Options::Tcd { original_steps } => tcd::schedule(config, steps, *original_steps, eta),
         };
-        if steps == 0 || steps > config.train_steps {
-            return Err(refuse(format!("expected 1 to {}", config.train_steps)));
-        }
-        match config.class {
-            config::Class::Ddim => ddim::schedule(config, steps).map_err(refuse),
-            config::Class::Euler => Ok(euler::schedule(config, steps)),
-            config::Class::Dpm => Ok(dpm::schedule(config, steps)),
-        }
+        let part = plan.part(&whole.timesteps, whole.order, config.train_steps)?;
+        Ok(Self {
+            timesteps: whole.timesteps[part.clone()].to_vec(),
+            initial_sigma: whole.initial_sigma,
+            begin: part.start,
+            levels: whole.levels,
+            prediction: config.prediction,
+            solver: whole.solver,
+        })
     }
 
-    /// How often the model is evaluated.
+    /// How often the model is asked.
     pub(crate) fn evaluations(&self) -> usize {
         self.timesteps.len()
     }
 
-    /// What the sample is divided by before the model sees it at `step` (from 0).
-    pub(crate) fn input_divisor(&self, step: usize) -> f32 {
-        match &self.solver {
-            Solver::Euler(euler) => euler.input_divisor(step),
-            Solver::Ddim(_) | Solver::Dpm(_) => 1.0,
+    fn at(&self, done: usize) -> At {
+        At {
+            index: self.begin + done,
+            done,
         }
     }
 
-    /// Moves `sample` one evaluation on, given the model's `output`.
+    /// What the sample is divided by before the model sees it at evaluation `index` (from 0).
+    pub(crate) fn input_divisor(&self, index: usize) -> f32 {
+        let sigma = match &self.solver {
+            Solver::Euler(_) | Solver::Ancestral(_) | Solver::Heun(_) => {
+                self.levels[self.begin + index].noise
+            }
+            _ => return 1.0,
+        };
+        (sigma * sigma + 1.0).sqrt()
+    }
+
+    /// Moves `sample` on past evaluation `index` (from 0, below [`Schedule::evaluations`]), given the model's `output`
+    /// there. `history` is that of the evaluations before, which [`Schedule::fits`], and gets this one's.
     pub(crate) fn advance(
         &self,
-        step: usize,
+        index: usize,
         output: &[f32],
         sample: &mut [f32],
         history: &mut History,
     ) {
-        let denoised = &mut history.denoised;
+        let (prediction, at) = (self.prediction, self.at(index));
         match &self.solver {
-            Solver::Ddim(ddim) => ddim.advance(self.prediction, step, output, sample, denoised),
-            Solver::Euler(euler) => euler.advance(self.prediction, step, output, sample, denoised),
-            Solver::Dpm(dpm) => dpm.advance(self.prediction, step, output, sample, denoised),
+            Solver::Ddim(ddim) => ddim.advance(prediction, at, output, sample, history),
+            Solver::Euler(euler) => euler.advance(prediction, at, output, sample, history),
+            Solver::Ancestral(ancestral) => {
+                ancestral.advance(prediction, at, output, sample, history);
+            }
+            Solver::Heun(heun) => heun.advance(prediction, at, output, sample, history),
+            Solver::Dpm(dpm) => dpm.advance(prediction, at, output, sample, history),
+            Solver::UniPc(unipc) => unipc.advance(prediction, at, output, sample, history),
+            Solver::Lcm(lcm) => lcm.advance(prediction, at, output, sample, history),
+            Solver::Tcd(tcd) => tcd.advance(prediction, at, output, sample, history),
         }
     }
 
-    /// Whether `history` is one that the evaluation `step` can follow, for a sample of `elements` values.
-    pub(crate) fn fits(&self, step: usize, history: &History, elements: usize) -> bool {
-        let pictured = if step == 0 { 0 } else { elements };
-        history.denoised.len() == pictured && history.kept.is_empty()
+    /// A picture to start from, at the noise level before the first evaluation: `add_noise`.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for pipelines that start from a picture")
+    )]
+    pub(crate) fn start_from(&self, picture: &[f32], noise: &[f32]) -> Vec<f32> {
+        self.levels[self.begin].noised(picture, noise)
+    }
+
+    /// A known picture as it is after evaluation `index`, for what inpainting leaves alone: at the noise level before
+    /// the next evaluation, and clean after the plan's last.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for pipelines that start from a picture")
+    )]
+    pub(crate) fn noised_at(&self, index: usize, picture: &[f32], noise: &[f32]) -> Vec<f32> {
+        if index + 1 >= self.evaluations() {
+            return picture.to_vec();
+        }
+        self.levels[self.begin + index + 1].noised(picture, noise)
+    }
+
+    /// Whether some evaluation adds fresh noise.
+    #[cfg_attr(
+        not(test),
+        expect(dead_code, reason = "for pipelines that start from a picture")
+    )]
+    pub(crate) fn draws_noise(&self) -> bool {
+        match &self.solver {
+            Solver::Euler(_) | Solver::Heun(_) | Solver::UniPc(_) => false,
+            Solver::Ancestral(_) => true,
+            Solver::Ddim(ddim) => ddim.draws_noise(),
+            Solver::Dpm(dpm) => dpm.draws_noise(),
+            Solver::Lcm(lcm) => lcm.draws_noise(self.at(0).index),
+            Solver::Tcd(tcd) => tcd.draws_noise(self.at(0).index),
+        }
+    }
+
+    /// Whether `history` is one that evaluation `index` can follow, or the finished job's after the last: read from
+    /// bytes, it could be anything. A sample has `elements` values.
+    pub(crate) fn fits(&self, index: usize, history: &History, elements: usize) -> bool {
+        let kept = match &self.solver {
+            Solver::Heun(heun) => heun.keeps(index),
+            Solver::Dpm(dpm) => dpm.keeps(index),
+            Solver::UniPc(unipc) => unipc.keeps(index),
+            _ => 0,
+        };
+        index <= self.evaluations()
+            && history.denoised.len() == if index == 0 { 0 } else { elements }
+            && history.kept.len() == kept
+            && history.kept.iter().all(|values| values.len() == elements)
     }
 
     #[cfg(test)]
     pub(crate) fn sigmas(&self) -> Option<&[f32]> {
         match &self.solver {
-            Solver::Ddim(_) => None,
+            Solver::Ddim(_) | Solver::Lcm(_) | Solver::Tcd(_) => None,
             Solver::Euler(euler) => Some(&euler.sigmas),
+            Solver::Ancestral(ancestral) => Some(&ancestral.sigmas),
+            Solver::Heun(heun) => Some(&heun.sigmas),
             Solver::Dpm(dpm) => Some(&dpm.sigmas),
+            Solver::UniPc(unipc) => Some(&unipc.sigmas),
         }
+    }
+}
+
+impl Level {
+    /// Of a sample that keeps its variance, with ᾱ as the share of the picture's.
+    fn of_alpha(alpha: f32) -> Self {
+        Self {
+            signal: alpha.sqrt(),
+            noise: (1.0 - alpha).sqrt(),
+        }
+    }
+
+    /// The same from the ratio of noise to signal.
+    fn of_sigma(sigma: f32) -> Self {
+        let signal = 1.0 / (sigma * sigma + 1.0).sqrt();
+        Self {
+            signal,
+            noise: sigma * signal,
+        }
+    }
+
+    /// Of a sample whose picture keeps its size while the noise grows.
+    fn of_growing_noise(sigma: f32) -> Self {
+        Self {
+            signal: 1.0,
+            noise: sigma,
+        }
+    }
+
+    /// Half the logarithm of the signal-to-noise ratio.
+    fn lambda(self) -> f32 {
+        self.signal.ln() - self.noise.ln()
+    }
+
+    fn noised(self, picture: &[f32], noise: &[f32]) -> Vec<f32> {
+        (picture.iter().zip(noise))
+            .map(|(picture, noise)| self.signal * picture + self.noise * noise)
+            .collect()
     }
 }
 
 impl Prediction {
     /// The finished picture that `output` implies, for a sample that keeps its variance.
-    fn denoised(self, level: Level, output: f32, sample: f32) -> f32 {
+    fn picture(self, level: Level, output: f32, sample: f32) -> f32 {
         match self {
             Self::Epsilon => (sample - level.noise * output) / level.signal,
             Self::V => level.signal * sample - level.noise * output,
             Self::Sample => output,
         }
     }
+
+    /// The noise that `output` implies, for a sample that keeps its variance.
+    fn epsilon(self, level: Level, output: f32, sample: f32) -> f32 {
+        match self {
+            Self::Epsilon => output,
+            Self::V => level.signal * output + level.noise * sample,
+            Self::Sample => (sample - level.signal * output) / level.noise,
+        }
+    }
+
+    /// The finished picture, for a sample whose picture keeps its size while the noise grows.
+    fn picture_at_sigma(self, sigma: f32, output: f32, sample: f32) -> f32 {
+        let variance = sigma * sigma + 1.0;
+        match self {
+            Self::Epsilon => sample - sigma * output,
+            Self::V => output * (-sigma / variance.sqrt()) + sample / variance,
+            Self::Sample => output,
+        }
+    }
+}
+
+/// Element by element.
+fn map2(first: &[f32], second: &[f32], f: impl Fn(f32, f32) -> f32) -> Vec<f32> {
+    (first.iter().zip(second))
+        .map(|(first, second)| f(*first, *second))
+        .collect()
 }
 
 #[cfg(test)]

@@ -1,9 +1,8 @@
 //! Tables over the training steps, and the choice of steps among them.
 
+use super::PlanError;
 use super::config::{Growth, SchedulerConfig, Spacing};
 
-/// Exponent of Karras' noise levels.
-const RHO: f64 = 7.0;
 /// Stands for zero where a zero would make the first sigma infinite: the smallest half-precision value.
 const ALMOST_ZERO: f32 = 5.960_464_5e-8;
 
@@ -34,29 +33,32 @@ fn betas(config: &SchedulerConfig) -> Vec<f32> {
             let roots = linspace_f32(start.sqrt() as f32, end.sqrt() as f32, count);
             roots.iter().map(|root| root * root).collect()
         }
-        Growth::SquaredCosine => {
-            let bar = |t: f64| {
-                ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
-                    .cos()
-                    .powi(2)
-            };
-            let at = |index: usize| bar(index as f64 / count as f64);
-            (0..count)
-                .map(|index| (1.0 - at(index + 1) / at(index)).min(0.999) as f32)
-                .collect()
-        }
+        Growth::SquaredCosine => betas_of(count, |t| {
+            ((t + 0.008) / 1.008 * std::f64::consts::FRAC_PI_2)
+                .cos()
+                .powi(2)
+        }),
+        Growth::Exponential => betas_of(count, |t| (-12.0 * t).exp()),
     }
 }
 
-/// As torch has it: the second half counts from the end.
-fn linspace_f32(start: f32, end: f32, count: usize) -> Vec<f32> {
+/// The betas whose products are `bar`, the share of signal left at a share of training.
+fn betas_of(count: usize, bar: impl Fn(f64) -> f64) -> Vec<f32> {
+    let at = |index: usize| bar(index as f64 / count as f64);
+    (0..count)
+        .map(|index| (1.0 - at(index + 1) / at(index)).min(0.999) as f32)
+        .collect()
+}
+
+/// As torch has it: the second half counts from the end, and each value is rounded once.
+pub(super) fn linspace_f32(start: f32, end: f32, count: usize) -> Vec<f32> {
     let step = (end - start) / (count.max(2) - 1) as f32;
     (0..count)
         .map(|index| {
             if index < count / 2 {
-                start + step * index as f32
+                step.mul_add(index as f32, start)
             } else {
-                end - step * (count - 1 - index) as f32
+                (-step).mul_add((count - 1 - index) as f32, end)
             }
         })
         .collect()
@@ -85,8 +87,8 @@ fn rescale_to_zero_snr(betas: &mut [f32]) {
     }
 }
 
-/// Each training step's sigma (noise over signal), smallest first.
-pub(super) fn sigmas(config: &SchedulerConfig) -> Vec<f32> {
+/// The same, never zero: what has no signal at all would have an infinite sigma.
+pub(super) fn alphas_above_zero(config: &SchedulerConfig) -> Vec<f32> {
     let mut alphas = alphas(config);
     if config.zero_snr
         && let Some(last) = alphas.last_mut()
@@ -94,12 +96,16 @@ pub(super) fn sigmas(config: &SchedulerConfig) -> Vec<f32> {
         *last = ALMOST_ZERO;
     }
     alphas
-        .iter()
+}
+
+/// Each training step's sigma (noise over signal), smallest first.
+pub(super) fn sigmas(config: &SchedulerConfig) -> Vec<f32> {
+    (alphas_above_zero(config).iter())
         .map(|alpha| ((1.0 - alpha) / alpha).sqrt())
         .collect()
 }
 
-/// `count` values from `start` to `end`, both included.
+/// `count` values from `start` to `end`, both included, as numpy has them.
 pub(super) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
     let step = (end - start) / (count.max(2) - 1) as f64;
     (0..count)
@@ -113,7 +119,7 @@ pub(super) fn linspace(start: f64, end: f64, count: usize) -> Vec<f64> {
         .collect()
 }
 
-/// The training steps that DDIM and Euler visit, last first; whole except for linspace.
+/// The training steps that DDIM and the schedulers of Euler's family visit, last first; whole except for linspace.
 pub(super) fn timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
     let train = config.train_steps;
     match config.spacing {
@@ -128,15 +134,46 @@ pub(super) fn timesteps(config: &SchedulerConfig, steps: usize) -> Vec<f64> {
                 .map(|index| (index * ratio + config.offset) as f64)
                 .collect()
         }
-        Spacing::Trailing => trailing(train, steps),
+        Spacing::Trailing => trailing(train, train, steps),
     }
 }
 
-/// Evenly back from the end of training.
-pub(super) fn trailing(train: usize, steps: usize) -> Vec<f64> {
-    let ratio = train as f64 / steps as f64;
-    (0..steps)
-        .map(|index| (train as f64 - index as f64 * ratio).round_ties_even() - 1.0)
+/// The training steps that DPM-Solver and UniPC visit, of the first `last` ones: one step more than asked for is laid
+/// out, and the last left away, except when trailing.
+pub(super) fn timesteps_before_last(
+    config: &SchedulerConfig,
+    last: usize,
+    steps: usize,
+) -> Result<Vec<f64>, PlanError> {
+    Ok(match config.spacing {
+        Spacing::Linspace => {
+            let all = linspace(0.0, last.saturating_sub(1) as f64, steps + 1);
+            all[1..].iter().rev().map(|t| t.round_ties_even()).collect()
+        }
+        Spacing::Leading => {
+            let ratio = last / (steps + 1);
+            if ratio == 0 {
+                let reason = format!("with leading spacing expected less than {last}");
+                return Err(PlanError::new("steps", steps, reason));
+            }
+            (1..=steps)
+                .rev()
+                .map(|index| (index * ratio + config.offset) as f64)
+                .collect()
+        }
+        Spacing::Trailing => trailing(last, config.train_steps, steps),
+    })
+}
+
+/// Evenly back from training step `last`, with the stride of `steps` over all of `train`: `numpy.arange`, which finds
+/// its own stride again from its first two values. Where that overshoots, diffusers makes one evaluation more, at
+/// timestep -1 (61 steps of 1000 are the first such number); here it is left away.
+fn trailing(last: usize, train: usize, steps: usize) -> Vec<f64> {
+    let (last, ratio) = (last as f64, train as f64 / steps as f64);
+    let count = ((last / ratio).ceil() as usize).min(steps);
+    let stride = (last - ratio) - last;
+    (0..count)
+        .map(|index| (last + index as f64 * stride).round_ties_even() - 1.0)
         .collect()
 }
 
@@ -149,45 +186,4 @@ pub(super) fn interpolate(table: &[f32], index: f64) -> f64 {
     }
     let (a, b) = (f64::from(table[low]), f64::from(table[low + 1]));
     a + (b - a) * (index.max(0.0) - low as f64)
-}
-
-/// The (fractional) training step of a sigma.
-pub(super) fn step_of(sigma: f64, logs: &[f32]) -> f64 {
-    let log = sigma.max(1e-10).ln();
-    let low = logs
-        .iter()
-        .rposition(|at| log >= f64::from(*at))
-        .unwrap_or(0)
-        .min(logs.len() - 2);
-    let span = f64::from(logs[low] - logs[low + 1]);
-    let weight = ((f64::from(logs[low]) - log) / span).clamp(0.0, 1.0);
-    (1.0 - weight) * low as f64 + weight * (low + 1) as f64
-}
-
-/// Karras et al. (2022), equation 5.
-pub(super) fn karras(config: &SchedulerConfig, most: f64, least: f64, steps: usize) -> Vec<f64> {
-    let least = config.sigma_min.unwrap_or(least).powf(1.0 / RHO);
-    let most = config.sigma_max.unwrap_or(most).powf(1.0 / RHO);
-    linspace(0.0, 1.0, steps)
-        .into_iter()
-        .map(|ramp| (most + ramp * (least - most)).powf(RHO))
-        .collect()
-}
-
-/// The sigmas in f32, with the one after the last step.
-pub(super) fn with_end(
-    config: &SchedulerConfig,
-    sigmas: impl IntoIterator<Item = f64>,
-    table: &[f32],
-) -> Vec<f32> {
-    let end = if config.end_at_smallest {
-        table[0]
-    } else {
-        0.0
-    };
-    sigmas
-        .into_iter()
-        .map(|sigma| sigma as f32)
-        .chain([end])
-        .collect()
 }

@@ -26,6 +26,7 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
         1_u32..7,
         prop::sample::select(vec![0.0_f32, 1.0, 2.0, 7.5]),
         prop::sample::select(vec![0.0_f32, 0.7]),
+        prop::option::of(0.0_f32..=1.0),
         any::<u64>(),
         prop::option::of(prop::sample::select(SchedulerKind::ALL.to_vec())),
     );
@@ -37,6 +38,7 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
             steps,
             guidance_scale,
             guidance_rescale,
+            eta,
             seed,
             scheduler,
         )| {
@@ -48,6 +50,7 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
                 steps,
                 guidance_scale,
                 guidance_rescale,
+                eta,
                 seed,
                 scheduler,
             }

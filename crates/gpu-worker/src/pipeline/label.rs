@@ -32,6 +32,7 @@ fn produce_id(model_digest: &str, request: &Request) -> String {
         steps,
         guidance_scale,
         guidance_rescale,
+        eta,
         seed,
         scheduler,
     } = request;
@@ -57,6 +58,10 @@ fn produce_id(model_digest: &str, request: &Request) -> String {
     if *guidance_rescale > 0.0 {
         field(b"guidance_rescale");
         field(&guidance_rescale.to_le_bytes());
+    }
+    if let Some(eta) = eta {
+        field(b"eta");
+        field(&eta.to_le_bytes());
     }
     hex::encode(&hash.finish().as_ref()[..16])
 }
@@ -114,6 +119,10 @@ mod tests {
             },
             Request {
                 guidance_scale: 2.5,
+                ..request()
+            },
+            Request {
+                eta: Some(0.5),
                 ..request()
             },
             Request {

@@ -210,6 +210,7 @@ mod tests {
             .into();
         assert_eq!(kinds[0], None);
         let named: Vec<_> = kinds.into_iter().flatten().collect();
-        assert_eq!(named, SchedulerKind::ALL);
+        // The wire has no names for the later ones yet.
+        assert_eq!(named, SchedulerKind::ALL[..4]);
     }
 }
