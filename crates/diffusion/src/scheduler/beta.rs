@@ -70,11 +70,11 @@ fn share_below(x: f64, shape: f64, log_constant: f64) -> f64 {
 /// Lanczos' approximation with g = 7 and nine terms (Godfrey's coefficients), good to f64 for positive numbers.
 fn log_gamma(x: f64) -> f64 {
     const G: f64 = 7.0;
-    const FIRST: f64 = 0.999_999_999_999_809_93;
+    const FIRST: f64 = 0.999_999_999_999_809_9;
     const TERMS: [f64; 8] = [
         676.520_368_121_885_1,
         -1_259.139_216_722_402_8,
-        771.323_428_777_653_13,
+        771.323_428_777_653_1,
         -176.615_029_162_140_6,
         12.507_343_278_686_905,
         -0.138_571_095_265_720_12,

@@ -185,10 +185,10 @@ proptest! {
         let noise = generator.normal(7);
         let (mut sample, mut history) = (noise.clone(), History::new(generator));
         let (mut other, mut split) = (sample.clone(), history.clone());
-        for index in 0..schedule.evaluations() {
+        for (index, here) in splits.iter().enumerate().take(schedule.evaluations()) {
             let output = model(&sample, schedule.input_divisor(index), &noise);
             schedule.advance(index, &output, &mut sample, &mut history);
-            if splits[index] {
+            if *here {
                 split = through_bytes(&split);
             }
             // Another value of the same schedule, as another process makes it.
