@@ -27,6 +27,8 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+import single_file
+
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
 
@@ -295,6 +297,7 @@ def pictures(name, pipe, cases):
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     make_mini()
+    single_file.make()
     demo, mini = load(DEMO), load(OUT / "mini", "fp16")
     demo.set_progress_bar_config(disable=True)
     mini.set_progress_bar_config(disable=True)

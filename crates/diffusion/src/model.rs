@@ -17,7 +17,7 @@ use crate::snapshot::{self, Snapshot};
 use crate::tokenizer::Tokenizer;
 use crate::unet::{Conditioning, TIME_IDS, Unet};
 use crate::vae::Vae;
-use crate::weights::Weights;
+use crate::weights::{self, Residency, Weights};
 
 /// The longest side of a picture, in pixels.
 const MAX_SIDE: u32 = 8192;
@@ -58,14 +58,30 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a folder in diffusers' layout. `dtype` is what the UNet and the encoders compute in; the decoder always
+    /// Loads a folder in diffusers' layout. The weights of components that have none of their own come from the one
+    /// checkpoint (`*.safetensors` of SGM's names) that then lies in the folder itself. `dtype` is what the UNet and the encoders compute in; the decoder always
     /// computes in f32.
     ///
     /// # Errors
     ///
     /// Names the file, and the key or tensor in it, that is missing, damaged or not understood.
     pub fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        let place = Place::new(device, dtype);
+        Self::load_resident(folder, device, dtype, Residency::Auto)
+    }
+
+    /// [`Model::load`] with a word on where weights are kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::load`].
+    pub fn load_resident(
+        folder: &Path,
+        device: &Device,
+        dtype: DType,
+        residency: Residency,
+    ) -> Result<Self, LoadError> {
+        let mapped = residency.is_mapped(weights::parameters(folder));
+        let place = Place::new(device, dtype).with_mapped(mapped);
         let zeros_for_no_prompt = read_index(&folder.join("model_index.json"))?;
         let scheduler = SchedulerConfig::read(Fields::open(
             &folder.join("scheduler").join("scheduler_config.json"),
@@ -73,7 +89,8 @@ impl Model {
         let (first, first_weights) = Clip::load(&folder.join("text_encoder"), false, &place)?;
         let (second, second_weights) = Clip::load(&folder.join("text_encoder_2"), true, &place)?;
         let (unet, unet_weights) = Unet::load(&folder.join("unet"), &place)?;
-        let (vae, vae_weights) = Vae::load(&folder.join("vae"), &Place::new(device, DType::F32))?;
+        let vae_place = Place::new(device, DType::F32).with_mapped(mapped);
+        let (vae, vae_weights) = Vae::load(&folder.join("vae"), &vae_place)?;
         let tokenizers = [
             Tokenizer::read(&folder.join("tokenizer"), first.config().positions)?,
             Tokenizer::read(&folder.join("tokenizer_2"), second.config().positions)?,

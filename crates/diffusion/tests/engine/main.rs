@@ -4,7 +4,10 @@
 // only when one fails.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod checkpoints;
+mod files;
 mod folders;
 mod pictures;
+mod residency;
 mod snapshots;
 mod support;
