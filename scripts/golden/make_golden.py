@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 import schedulers
+import single_file
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
@@ -233,6 +234,7 @@ def main():
     if sys.argv[1:] == ["schedulers"]:
         return schedulers.make(save)
     make_mini()
+    single_file.make()
     demo, mini = load(DEMO), load(OUT / "mini", "fp16")
     demo.set_progress_bar_config(disable=True)
     mini.set_progress_bar_config(disable=True)

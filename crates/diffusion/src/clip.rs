@@ -11,10 +11,12 @@ use crate::config::Fields;
 use crate::error::LoadError;
 use crate::ops::activation;
 use crate::ops::attention::{self, Heads};
+use crate::ops::embedding::Table;
 use crate::ops::linear::Linear;
 use crate::ops::norm::LayerNorm;
 use crate::ops::{Fast, Place};
-use crate::weights::{Scope, Weights};
+use crate::weights::sgm::Names;
+use crate::weights::{Scope, TEXT_ENCODER, Weights};
 
 /// Configurations with this end-of-text id come from before transformers fixed it: the end is then the highest id.
 const MISTAKEN_END: u32 = 2;
@@ -92,8 +94,8 @@ impl ClipConfig {
 #[derive(Debug)]
 pub(crate) struct Clip {
     config: ClipConfig,
-    tokens: Tensor,
-    positions: Tensor,
+    tokens: Table,
+    positions: Table,
     layers: Vec<Layer>,
     /// Final norm and projection, where there is one.
     projection: Option<(LayerNorm, Linear)>,
@@ -117,7 +119,12 @@ impl Clip {
         place: &Place,
     ) -> std::result::Result<(Self, Weights), LoadError> {
         let config = ClipConfig::read(Fields::open(&folder.join("config.json"))?, projects)?;
-        let weights = Weights::open(folder, "model", place)?;
+        let names = if projects {
+            Names::second_encoder(config.layers)
+        } else {
+            Names::first_encoder()
+        };
+        let weights = Weights::open(folder, TEXT_ENCODER, names, place)?;
         let clip = Self::from_weights(config, &weights.root())?;
         Ok((clip, weights))
     }
@@ -130,17 +137,8 @@ impl Clip {
             root.pp("text_model")
         };
         let place = root.place().clone();
-        let embedding = |name: &str, rows: usize| {
-            let values = text
-                .pp("embeddings")
-                .pp(name)
-                .get("weight", &[rows, config.width])?;
-            let placed = place.tensor(values, &[rows, config.width]);
-            placed.map_err(|source| LoadError::Place {
-                component: name.into(),
-                source,
-            })
-        };
+        let embedding =
+            |name: &str, rows: usize| text.pp("embeddings").pp(name).embedding(rows, config.width);
         // Without a projection nothing reads past the states before the last layer.
         let layers = if config.projection.is_some() {
             config.layers
@@ -174,9 +172,9 @@ impl Clip {
 
     /// Encodes one text's tokens.
     pub(crate) fn encode(&self, ids: &[u32]) -> Result<Encoded> {
-        let tokens = Tensor::new(ids, &self.place.device)?;
-        let positions = self.positions.narrow(0, 0, ids.len())?;
-        let mut x = (self.tokens.index_select(&tokens, 0)? + positions)?.unsqueeze(0)?;
+        let places: Vec<u32> = (0..ids.len() as u32).collect();
+        let (tokens, positions) = (self.tokens.look_up(ids)?, self.positions.look_up(&places)?);
+        let mut x = (tokens + positions)?.unsqueeze(0)?;
         let mut hidden = x.clone();
         for (index, layer) in self.layers.iter().enumerate() {
             x = layer.forward(&x, &self.config, self.place.fast)?;

@@ -61,6 +61,7 @@ pub use error::{BeginError, DecodeError, LoadError, ResumeError, StepError};
 pub use job::{Job, Latents, Progress, Request, RgbImage};
 pub use model::{Limits, Model};
 pub use scheduler::{SchedulerKind, UnknownScheduler};
+pub use weights::Residency;
 
 // Nothing is called from it here: the dependency turns on its AVX-512 kernels, which candle's products then use.
 use gemm as _;

@@ -12,7 +12,8 @@ use crate::ops::conv::{Conv3x3, Kind};
 use crate::ops::linear::Linear;
 use crate::ops::norm::GroupNorm;
 use crate::resnet::{Resnet, ResnetShape};
-use crate::weights::{Scope, Weights};
+use crate::weights::sgm::Names;
+use crate::weights::{DIFFUSERS, Scope, Weights};
 
 /// diffusers fixes this for the whole autoencoder.
 const EPS: f64 = 1e-6;
@@ -117,7 +118,8 @@ impl Vae {
         place: &Place,
     ) -> std::result::Result<(Self, Weights), LoadError> {
         let config = VaeConfig::read(Fields::open(&folder.join("config.json"))?)?;
-        let weights = Weights::open(folder, "diffusion_pytorch_model", place)?;
+        let names = Names::vae(config.channels.len(), config.layers);
+        let weights = Weights::open(folder, DIFFUSERS, names, place)?;
         let vae = Self::from_weights(config, &weights.root())?;
         Ok((vae, weights))
     }

@@ -22,6 +22,7 @@ use crate::snapshot::{self, Snapshot};
 use crate::tokenizer::Tokenizer;
 use crate::unet::Unet;
 use crate::vae::Vae;
+use crate::weights::{self, Residency};
 use folder::{check_fit, digest, read_index};
 use text::{Texts, Told};
 
@@ -67,14 +68,30 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads a folder in diffusers' layout. `dtype` is what the UNet and the encoders compute in; the decoder always
-    /// computes in f32.
+    /// Loads a folder in diffusers' layout. The weights of components that have none of their own come from the one
+    /// checkpoint (`*.safetensors` of SGM's names) that then lies in the folder itself. `dtype` is what the UNet and the
+    /// encoders compute in; the decoder always computes in f32.
     ///
     /// # Errors
     ///
     /// Names the file, and the key or tensor in it, that is missing, damaged or not understood.
     pub fn load(folder: &Path, device: &Device, dtype: DType) -> Result<Self, LoadError> {
-        let place = Place::new(device, dtype);
+        Self::load_resident(folder, device, dtype, Residency::Auto)
+    }
+
+    /// [`Model::load`] with a word on where weights are kept.
+    ///
+    /// # Errors
+    ///
+    /// As [`Model::load`].
+    pub fn load_resident(
+        folder: &Path,
+        device: &Device,
+        dtype: DType,
+        residency: Residency,
+    ) -> Result<Self, LoadError> {
+        let mapped = residency.is_mapped(weights::parameters(folder));
+        let place = Place::new(device, dtype).with_mapped(mapped);
         let zeros_for_no_prompt = read_index(&folder.join("model_index.json"))?;
         let scheduler = SchedulerConfig::read(Fields::open(
             &folder.join("scheduler").join("scheduler_config.json"),
@@ -82,15 +99,16 @@ impl Model {
         let (first, first_weights) = Clip::load(&folder.join("text_encoder"), false, &place)?;
         let (second, second_weights) = Clip::load(&folder.join("text_encoder_2"), true, &place)?;
         let (unet, unet_weights) = Unet::load(&folder.join("unet"), &place)?;
-        let (vae, vae_weights) = Vae::load(&folder.join("vae"), &Place::new(device, DType::F32))?;
+        let vae_place = Place::new(device, DType::F32).with_mapped(mapped);
+        let (vae, vae_weights) = Vae::load(&folder.join("vae"), &vae_place)?;
         let tokenizers = [
             Tokenizer::read(&folder.join("tokenizer"), first.config().positions)?,
             Tokenizer::read(&folder.join("tokenizer_2"), second.config().positions)?,
         ];
         check_fit(folder, [&first, &second], &tokenizers, &unet, &vae)?;
-        let weights = [&first_weights, &second_weights, &unet_weights, &vae_weights];
-        let digest = digest(folder, &weights)?;
-        let weights_bytes = weights.iter().map(|weights| weights.bytes_placed()).sum();
+        let parts = [&first_weights, &second_weights, &unet_weights, &vae_weights];
+        let digest = digest(folder, &parts)?;
+        let weights_bytes = parts.iter().map(|weights| weights.bytes_placed()).sum();
         let factor = vae.config().factor();
         let side = unet.config().sample_size * factor;
         let limits = Limits {

@@ -1,6 +1,6 @@
 //! Softmax attention that never makes the matrix of all queries by all keys.
 
-use candle_core::{D, Result, Tensor};
+use candle_core::{D, DType, Result, Tensor};
 
 use super::matmul::{Epilogue, Packed, Target, block};
 use super::simd::{Gather, Isa};
@@ -240,16 +240,18 @@ fn plain(queries: &Tensor, keys: &Tensor, values: &Tensor, heads: Heads) -> Resu
             .contiguous()
     };
     let (q, k, v) = (split(queries)?, split(keys)?, split(values)?);
-    let mut scores = (q.matmul(&k.t()?)? * (depth as f64).powf(-0.5))?;
+    // Scaled before the product, which in f16 could be too large, and in f32 before the sum of exponentials.
+    let mut scores = (q * (depth as f64).powf(-0.5))?
+        .matmul(&k.t()?)?
+        .to_dtype(DType::F32)?;
     if heads.causal {
         let mask: Vec<f32> = (0..tokens)
             .flat_map(|i| (0..tokens).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 }))
             .collect();
-        let mask = Tensor::from_vec(mask, (1, tokens, tokens), queries.device())?
-            .to_dtype(queries.dtype())?;
+        let mask = Tensor::from_vec(mask, (1, tokens, tokens), queries.device())?;
         scores = scores.broadcast_add(&mask)?;
     }
-    let scores = candle_nn::ops::softmax(&scores, D::Minus1)?;
+    let scores = candle_nn::ops::softmax(&scores, D::Minus1)?.to_dtype(queries.dtype())?;
     scores
         .matmul(&v)?
         .transpose(0, 1)?

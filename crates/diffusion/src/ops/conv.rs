@@ -2,8 +2,10 @@
 
 use candle_core::{Result, Tensor};
 
-use super::matmul::{Epilogue, Packed, matmul};
+use super::matmul::{Epilogue, matmul};
+use super::operand::{Operand, Rows};
 use super::simd::{Gather, Isa};
+use super::stored::Stored;
 use super::{Place, map_values_with, threads, with_values};
 
 /// A 3×3 convolution with one pixel of padding.
@@ -30,7 +32,7 @@ pub(crate) enum Kind {
 #[derive(Debug)]
 enum Weight {
     /// Depth is (tap, input channel).
-    Packed(Packed),
+    Operand(Operand),
     /// The weight (out × in × 3 × 3) and the bias.
     Plain(Tensor, Tensor),
 }
@@ -49,20 +51,21 @@ pub(crate) enum Added<'a> {
 impl Conv3x3 {
     /// From weights as stored: `output × input × 3 × 3`.
     pub(crate) fn new(
-        weight: Vec<f32>,
+        weight: impl Into<Stored>,
         bias: Vec<f32>,
         input: usize,
         output: usize,
         kind: Kind,
         place: &Place,
     ) -> Result<Self> {
+        let weight = weight.into();
         let weight = if place.fast.is_on() {
-            Weight::Packed(Packed::new(9 * input, output, |k, n| {
-                weight[(n * input + k % input) * 9 + k / input]
-            }))
+            let rows = Rows::convolution(place.rounded(weight)?, output, input, 9);
+            Weight::Operand(Operand::new(rows, place.mapped))
         } else {
             let bias = place.tensor(bias.clone(), &[output])?;
-            Weight::Plain(place.tensor(weight, &[output, input, 3, 3])?, bias)
+            let shape = [output, input, 3, 3];
+            Weight::Plain(place.tensor(weight.values(), &shape)?, bias)
         };
         Ok(Self {
             weight,
@@ -89,12 +92,12 @@ impl Conv3x3 {
             );
         }
         match &self.weight {
-            Weight::Packed(weight) => self.forward_packed(x, weight, added),
+            Weight::Operand(weight) => self.forward_packed(x, weight, added),
             Weight::Plain(weight, bias) => self.forward_plain(x, weight, bias, added),
         }
     }
 
-    fn forward_packed(&self, x: &Tensor, weight: &Packed, added: Added<'_>) -> Result<Tensor> {
+    fn forward_packed(&self, x: &Tensor, weight: &Operand, added: Added<'_>) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
         let scale = if self.kind == Kind::Up { 2 } else { 1 };
         let stride = if self.kind == Kind::Down { 2 } else { 1 };
@@ -209,7 +212,7 @@ mod tests {
         ] {
             for (input, output) in [(4, 40), (33, 3), (16, 64)] {
                 let x = tensor(1, &[2, height, width, input]);
-                let weight = tensor(2, &[output * input * 9]).to_vec1().unwrap();
+                let weight: Vec<f32> = tensor(2, &[output * input * 9]).to_vec1().unwrap();
                 let bias = tensor(3, &[output]).to_vec1().unwrap();
                 let layers = places().map(|place| {
                     Conv3x3::new(weight.clone(), bias.clone(), input, output, kind, &place).unwrap()

@@ -2,8 +2,10 @@
 
 use candle_core::{D, Result, Tensor};
 
-use super::matmul::{Epilogue, Packed, matmul};
+use super::matmul::{Epilogue, matmul};
+use super::operand::{Operand, Rows};
 use super::simd::{Gather, Isa};
+use super::stored::Stored;
 use super::{Place, map_values_with};
 
 /// `y = x Wᵀ + b` over the last axis.
@@ -17,7 +19,8 @@ pub(crate) struct Linear {
 
 #[derive(Debug)]
 enum Weight {
-    Packed(Packed),
+    /// One column an output.
+    Operand(Operand),
     /// The weight (out × in) and the bias.
     Plain(Tensor, Option<Tensor>),
 }
@@ -25,26 +28,42 @@ enum Weight {
 impl Linear {
     /// From weights as stored: `output` rows of `input`.
     pub(crate) fn new(
-        weight: Vec<f32>,
+        weight: impl Into<Stored>,
         bias: Option<Vec<f32>>,
         input: usize,
         output: usize,
         place: &Place,
     ) -> Result<Self> {
+        Self::stacked(vec![weight.into()], bias, input, output, place)
+    }
+
+    /// Several layers of the same input as one, their outputs side by side: each part is `output` rows of `input`.
+    pub(crate) fn stacked(
+        parts: Vec<Stored>,
+        bias: Option<Vec<f32>>,
+        input: usize,
+        output: usize,
+        place: &Place,
+    ) -> Result<Self> {
+        let all = output * parts.len();
         let weight = if place.fast.is_on() {
-            Weight::Packed(Packed::transposed(&weight, output, input))
+            let parts = (parts.into_iter())
+                .map(|part| place.rounded(part))
+                .collect::<Result<_>>()?;
+            Weight::Operand(Operand::new(Rows::new(parts, output, input), place.mapped))
         } else {
             let bias = bias
                 .clone()
-                .map(|bias| place.tensor(bias, &[output]))
+                .map(|bias| place.tensor(bias, &[all]))
                 .transpose()?;
-            Weight::Plain(place.tensor(weight, &[output, input])?, bias)
+            let weight = parts.iter().flat_map(Stored::values).collect();
+            Weight::Plain(place.tensor(weight, &[all, input])?, bias)
         };
         Ok(Self {
             weight,
             bias,
             input,
-            output,
+            output: all,
         })
     }
 
@@ -61,7 +80,7 @@ impl Linear {
             _ => candle_core::bail!("linear layer of {} inputs given {:?}", self.input, x.dims()),
         }
         match &self.weight {
-            Weight::Packed(weight) => {
+            Weight::Operand(weight) => {
                 let rows = x.elem_count() / self.input;
                 map_values_with(
                     x,
@@ -106,7 +125,7 @@ mod tests {
     fn the_fast_form_agrees_with_candle() {
         for (rows, input, output) in [(2, 48, 40), (150, 130, 200)] {
             let (x, residual) = (tensor(1, &[3, rows, input]), tensor(4, &[3, rows, output]));
-            let weight = tensor(2, &[output * input]).to_vec1().unwrap();
+            let weight: Vec<f32> = tensor(2, &[output * input]).to_vec1().unwrap();
             let bias = tensor(3, &[output]).to_vec1().unwrap();
             let [ours, reference] = places().map(|place| {
                 let layer =

@@ -1,5 +1,7 @@
 //! Products with packed weights: linear layers, convolutions and attention all end here.
 
+pub(crate) use super::operand::Packed;
+use super::operand::{Operand, Run};
 use super::simd::{Gather, Isa, MAX_ROWS, PANEL, Tile, tile};
 use super::threads;
 
@@ -9,55 +11,6 @@ const WORTH_THREADS: usize = 200_000;
 const ROWS_TO_SHARE: usize = 96;
 /// Rows that a thread takes at once.
 const ROW_BLOCK: usize = 64;
-
-/// A right operand of `depth × width`, as panels of [`PANEL`] columns, each contiguous along depth.
-#[derive(Clone, Debug)]
-pub(crate) struct Packed {
-    values: Vec<f32>,
-    depth: usize,
-    width: usize,
-}
-
-impl Packed {
-    /// Packs so that value (k, n) is `at(k, n)`.
-    pub(crate) fn new(depth: usize, width: usize, at: impl Fn(usize, usize) -> f32) -> Self {
-        let panels = width.div_ceil(PANEL);
-        let mut values = vec![0.0; panels * depth * PANEL];
-        for (panel, values) in values.chunks_exact_mut((depth * PANEL).max(1)).enumerate() {
-            let first = panel * PANEL;
-            let columns = PANEL.min(width - first);
-            for (k, row) in values.chunks_exact_mut(PANEL).enumerate() {
-                for (column, value) in row[..columns].iter_mut().enumerate() {
-                    *value = at(k, first + column);
-                }
-            }
-        }
-        Self {
-            values,
-            depth,
-            width,
-        }
-    }
-
-    /// Packs weights as they are stored: `width` rows of `depth`.
-    pub(crate) fn transposed(weights: &[f32], width: usize, depth: usize) -> Self {
-        Self::new(depth, width, |k, n| weights[n * depth + k])
-    }
-
-    /// Columns.
-    pub(crate) fn width(&self) -> usize {
-        self.width
-    }
-
-    /// Panels of [`PANEL`] columns.
-    pub(crate) fn panels(&self) -> usize {
-        self.width.div_ceil(PANEL)
-    }
-
-    fn panel(&self, index: usize) -> &[f32] {
-        &self.values[index * self.depth * PANEL..][..self.depth * PANEL]
-    }
-}
 
 /// What is added to a product before it is stored.
 #[derive(Clone, Copy, Default)]
@@ -81,22 +34,27 @@ pub(crate) struct Target<'a> {
 pub(crate) fn matmul(
     isa: Isa,
     left: Gather<'_>,
-    right: &Packed,
+    right: &Operand,
     epilogue: Epilogue<'_>,
     out: &mut [f32],
 ) {
-    let (rows, width) = (left.rows.len(), right.width);
-    debug_assert_eq!(out.len(), rows * width);
-    debug_assert_eq!(right.depth, left.taps.len() * left.run);
-    if rows * width * right.depth < WORTH_THREADS || threads::count() == 1 {
+    debug_assert_eq!(out.len(), left.rows.len() * right.width());
+    debug_assert_eq!(right.depth(), left.taps.len() * left.run);
+    right.for_runs(|run| product(isa, left, run, epilogue, out));
+}
+
+/// The columns of `right`, which may be some of those that `out` has, over all threads.
+fn product(isa: Isa, left: Gather<'_>, right: Run<'_>, epilogue: Epilogue<'_>, out: &mut [f32]) {
+    let (rows, width, columns) = (left.rows.len(), right.width, right.columns());
+    if rows * columns.len() * right.depth < WORTH_THREADS || threads::count() == 1 {
         let target = Target {
             values: out,
             stride: width,
-            column: 0,
+            column: columns.start,
         };
-        return block(isa, left, right, 0..right.panels(), epilogue, 0, target);
+        return block_of(isa, left, right, epilogue, 0, target);
     }
-    if rows >= ROWS_TO_SHARE || right.panels() == 1 {
+    if rows >= ROWS_TO_SHARE || right.len() == 1 {
         let size = ROW_BLOCK.min(rows.div_ceil(threads::count()).next_multiple_of(isa.rows()));
         threads::for_chunks(out, size * width, |index, chunk| {
             let first = index * size;
@@ -107,27 +65,27 @@ pub(crate) fn matmul(
             let target = Target {
                 values: chunk,
                 stride: width,
-                column: 0,
+                column: columns.start,
             };
-            block(isa, part, right, 0..right.panels(), epilogue, first, target);
+            block_of(isa, part, right, epilogue, first, target);
         });
         return;
     }
-    let parts = threads::map(right.panels(), |panel| {
-        let columns = PANEL.min(width - panel * PANEL);
-        let mut part = vec![0.0; rows * columns];
+    let parts = threads::map(right.len(), |index| {
+        let right = right.only(right.first + index);
+        let columns = right.columns();
+        let mut part = vec![0.0; rows * columns.len()];
         let target = Target {
             values: &mut part,
-            stride: columns,
+            stride: columns.len(),
             column: 0,
         };
-        block(isa, left, right, panel..panel + 1, epilogue, 0, target);
-        part
+        block_of(isa, left, right, epilogue, 0, target);
+        (columns, part)
     });
-    for (panel, part) in parts.iter().enumerate() {
-        let columns = PANEL.min(width - panel * PANEL);
-        for (row, values) in part.chunks_exact(columns).enumerate() {
-            out[row * width + panel * PANEL..][..columns].copy_from_slice(values);
+    for (columns, part) in parts {
+        for (row, values) in part.chunks_exact(columns.len()).enumerate() {
+            out[row * width..][columns.clone()].copy_from_slice(values);
         }
     }
 }
@@ -143,10 +101,20 @@ pub(crate) fn block(
     first: usize,
     target: Target<'_>,
 ) {
+    block_of(isa, left, right.run(panels), epilogue, first, target);
+}
+
+fn block_of(
+    isa: Isa,
+    left: Gather<'_>,
+    right: Run<'_>,
+    epilogue: Epilogue<'_>,
+    first: usize,
+    target: Target<'_>,
+) {
     let mut sums: Tile = [[0.0; PANEL]; MAX_ROWS];
-    let start = panels.start * PANEL;
-    for panel in panels {
-        let weights = right.panel(panel);
+    let start = right.first * PANEL;
+    for (panel, weights) in right.panels() {
         let column = panel * PANEL;
         let columns = PANEL.min(right.width - column);
         for (group, rows) in left.rows.chunks(isa.rows()).enumerate() {
@@ -188,6 +156,14 @@ fn finish(sums: &mut [f32], epilogue: Epilogue<'_>, row: usize, column: usize, w
 mod tests {
     use super::*;
     use crate::noise::Generator;
+    use crate::ops::operand::Rows;
+
+    fn operand(weights: &[f32], width: usize, depth: usize, mapped: bool) -> Operand {
+        Operand::new(
+            Rows::new(vec![weights.to_vec().into()], width, depth),
+            mapped,
+        )
+    }
 
     fn plain(left: &[f32], right: &[f32], rows: usize, depth: usize, width: usize) -> Vec<f64> {
         let mut out = vec![0.0; rows * width];
@@ -211,7 +187,7 @@ mod tests {
             let mut noise = Generator::new(1);
             let (left, right) = (noise.normal(rows * depth), noise.normal(width * depth));
             let expected = plain(&left, &right, rows, depth, width);
-            let packed = Packed::transposed(&right, width, depth);
+            let packed = operand(&right, width, depth, false);
             let offsets: Vec<usize> = (0..rows).map(|row| row * depth).collect();
             for isa in Isa::supported() {
                 let mut out = vec![0.0; rows * width];
@@ -237,7 +213,7 @@ mod tests {
         let (rows, depth, width) = (150, 200, 80);
         let mut noise = Generator::new(2);
         let (left, right) = (noise.normal(rows * depth), noise.normal(width * depth));
-        let packed = Packed::transposed(&right, width, depth);
+        let packed = operand(&right, width, depth, false);
         let offsets: Vec<usize> = (0..rows).map(|row| row * depth).collect();
         for isa in Isa::supported() {
             let run = |offsets: &[usize]| {
@@ -257,6 +233,37 @@ mod tests {
                     run(&offsets[row..=row]),
                     together[row * width..(row + 1) * width]
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn mapped_weights_give_the_same_bits_as_packed_ones() {
+        // Few rows and many, one run and several, the last panel full and not.
+        for (rows, depth, width) in [(1, 64, 32), (5, 300, 130), (150, 200, 80), (97, 6000, 200)] {
+            let mut noise = Generator::new(6);
+            let (left, right) = (noise.normal(rows * depth), noise.normal(width * depth));
+            let (bias, residual) = (noise.normal(width), noise.normal(rows * width));
+            let offsets: Vec<usize> = (0..rows).map(|row| row * depth).collect();
+            let gather = Gather {
+                data: &left,
+                rows: &offsets,
+                taps: &[0],
+                run: depth,
+            };
+            let epilogue = Epilogue {
+                bias: Some(&bias),
+                residual: Some(&residual),
+                ..Epilogue::default()
+            };
+            for isa in Isa::supported() {
+                let [packed, mapped] = [false, true].map(|mapped| {
+                    let mut out = vec![f32::NAN; rows * width];
+                    let right = operand(&right, width, depth, mapped);
+                    matmul(isa, gather, &right, epilogue, &mut out);
+                    out
+                });
+                assert_eq!(packed, mapped, "{isa:?} {rows} × {depth} × {width}");
             }
         }
     }

@@ -1,8 +1,9 @@
 //! The arithmetic that the modules are made of. Pictures are `(batch, height, width, channels)` throughout: a pixel's
 //! channels are contiguous, so that convolutions, 1×1 projections and attention share one kernel and no transposes.
 //!
-//! Each operation has two forms: our own for f32 on the CPU, and candle's for every other device and type, which is
-//! also the reference that the tests compare the first with.
+//! Each operation has two forms: our own on the CPU, and candle's for every other device, which is also the reference that
+//! the tests compare the first with. Our own computes in f32; where the model's type is f16 or bf16, weights are of that type
+//! and each operation's result is rounded to it, as on a device that multiplies halves and adds in f32.
 //!
 //! The CPU forms give each row of a batch the same bits whoever its neighbours are and however many threads work:
 //! every sum has one order, fixed by the shape of a single row.
@@ -10,13 +11,21 @@
 pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod conv;
+pub(crate) mod embedding;
 pub(crate) mod linear;
 pub(crate) mod matmul;
 pub(crate) mod norm;
+pub(crate) mod operand;
 pub(crate) mod simd;
+pub(crate) mod stored;
 pub(crate) mod threads;
+pub(crate) mod widen;
+
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Storage, Tensor};
+use stored::Stored;
+use widen::Element;
 
 /// Whether our own kernels serve, or candle's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +48,8 @@ pub(crate) struct Place {
     pub(crate) device: Device,
     pub(crate) dtype: DType,
     pub(crate) fast: Fast,
+    /// Whether weights that our own kernels read stay as they are stored. It changes no result.
+    pub(crate) mapped: bool,
 }
 
 impl Place {
@@ -46,21 +57,46 @@ impl Place {
         Self {
             device: device.clone(),
             dtype,
-            fast: Fast(device.is_cpu() && dtype == DType::F32),
+            fast: Fast(device.is_cpu() && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)),
+            mapped: false,
         }
+    }
+
+    /// The same place, whose weights stay in their files or not.
+    pub(crate) fn with_mapped(self, mapped: bool) -> Self {
+        Self { mapped, ..self }
+    }
+
+    /// Weights as a model of this type has them.
+    pub(crate) fn rounded(&self, weights: Stored) -> Result<Stored> {
+        let element = match self.dtype {
+            DType::F16 => Element::F16,
+            DType::BF16 => Element::Bf16,
+            _ => return Ok(weights),
+        };
+        if weights.element() == element {
+            return Ok(weights);
+        }
+        let mut bytes = Vec::with_capacity(weights.len() * element.size());
+        Tensor::from_vec(weights.values(), weights.len(), &Device::Cpu)?
+            .to_dtype(self.dtype)?
+            .write_bytes(&mut bytes)?;
+        let range = 0..bytes.len();
+        Ok(Stored::new(Arc::new(bytes), range, element))
     }
 
     /// A tensor of these values here.
     pub(crate) fn tensor(&self, values: Vec<f32>, shape: &[usize]) -> Result<Tensor> {
+        // Narrowed first: half the bytes go to the device.
         Tensor::from_vec(values, shape, &Device::Cpu)?
-            .to_device(&self.device)?
-            .to_dtype(self.dtype)
+            .to_dtype(self.dtype)?
+            .to_device(&self.device)
     }
 }
 
-/// Gives `work` the values of a CPU tensor, in order.
+/// Gives `work` the values of a CPU tensor, in order and in f32.
 pub(crate) fn with_values<R>(x: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Result<R> {
-    let x = x.contiguous()?;
+    let x = x.to_dtype(DType::F32)?.contiguous()?;
     let (storage, layout) = x.storage_and_layout();
     let Storage::Cpu(values) = &*storage else {
         candle_core::bail!("a CPU kernel was given a tensor of another device")
@@ -71,7 +107,7 @@ pub(crate) fn with_values<R>(x: &Tensor, work: impl FnOnce(&[f32]) -> R) -> Resu
     Ok(work(&values.as_slice::<f32>()?[start..end]))
 }
 
-/// A new CPU tensor of `shape` (`count` values), written by `work` from the values of `x`.
+/// A new CPU tensor of `shape` (`count` values) and of `x`'s type, written by `work` from the values of `x`.
 pub(crate) fn map_values(
     x: &Tensor,
     shape: &[usize],
@@ -80,7 +116,7 @@ pub(crate) fn map_values(
 ) -> Result<Tensor> {
     let mut out = vec![0.0; count];
     with_values(x, |values| work(values, &mut out))?;
-    Tensor::from_vec(out, shape, &Device::Cpu)
+    Tensor::from_vec(out, shape, &Device::Cpu)?.to_dtype(x.dtype())
 }
 
 /// As [`map_values`], with the values of an optional second tensor beside.

@@ -1,6 +1,6 @@
 //! What the processor has, chosen at run time, and the one kernel that everything heavy runs on.
 //!
-//! One of the two files of the crate with `unsafe` in them (the other is `threads.rs`): a function compiled for a processor feature may be called
+//! One of the crate's few files with `unsafe` in them: a function compiled for a processor feature may be called
 //! only where the feature was found, and vector loads take pointers.
 #![allow(unsafe_code)]
 

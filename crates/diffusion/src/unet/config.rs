@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::config::Fields;
 use crate::error::LoadError;
+use crate::weights::sgm::Names;
 
 /// `unet/config.json`, with one entry for each level of resolution.
 #[derive(Clone, Debug)]
@@ -107,6 +108,14 @@ impl UnetConfig {
         refuse_other_architectures(&mut fields)?;
         fields.finish()?;
         Ok(config)
+    }
+
+    /// What the tensors are called in a checkpoint of a single file.
+    pub(super) fn names(&self) -> Names {
+        let attends: Vec<bool> = (self.levels.iter())
+            .map(|level| level.up_layers > 0)
+            .collect();
+        Names::unet(&attends, self.layers)
     }
 
     /// Width of the time embedding.

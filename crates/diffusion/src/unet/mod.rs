@@ -22,7 +22,7 @@ use crate::ops::linear::Linear;
 use crate::ops::norm::GroupNorm;
 use crate::ops::{Place, activation};
 use crate::resnet::{Resnet, ResnetShape};
-use crate::weights::{Scope, Weights};
+use crate::weights::{DIFFUSERS, Scope, Weights};
 
 /// Original size, crop and target size, each height and width (top and left).
 pub(crate) const TIME_IDS: usize = 6;
@@ -84,7 +84,7 @@ impl Unet {
         place: &Place,
     ) -> std::result::Result<(Self, Weights), LoadError> {
         let config = UnetConfig::read(Fields::open(&folder.join("config.json"))?)?;
-        let weights = Weights::open(folder, "diffusion_pytorch_model", place)?;
+        let weights = Weights::open(folder, DIFFUSERS, config.names(), place)?;
         let unet = Self::from_weights(config, &weights.root())?;
         Ok((unet, weights))
     }

@@ -1,28 +1,15 @@
 //! Damaged model folders.
 
 use std::fs;
-use std::path::Path;
 
 use diffusion::{DType, Device, LoadError, Model};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
+use crate::files::{copy_folder, join, split};
 use crate::support::{finish, golden, mini, request};
 
 const UNET: &str = "unet/diffusion_pytorch_model.fp16.safetensors";
-
-fn copy_folder(from: &Path, to: &Path) {
-    fs::create_dir_all(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        let target = to.join(entry.file_name());
-        if entry.file_type().unwrap().is_dir() {
-            copy_folder(&entry.path(), &target);
-        } else {
-            fs::copy(entry.path(), target).unwrap();
-        }
-    }
-}
 
 fn copy() -> TempDir {
     let folder = TempDir::new().unwrap();
@@ -43,24 +30,6 @@ fn edit(folder: &TempDir, file: &str, change: impl FnOnce(&mut Value)) {
     let mut value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
     change(&mut value);
     fs::write(path, value.to_string()).unwrap();
-}
-
-/// The header and the data of a weights file.
-fn split(file: &Path) -> (Value, Vec<u8>) {
-    let bytes = fs::read(file).unwrap();
-    let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
-    (
-        serde_json::from_slice(&bytes[8..8 + length]).unwrap(),
-        bytes[8 + length..].to_vec(),
-    )
-}
-
-fn join(file: &Path, header: &Value, data: &[u8]) {
-    let header = header.to_string().into_bytes();
-    let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
-    bytes.extend_from_slice(&header);
-    bytes.extend_from_slice(data);
-    fs::write(file, bytes).unwrap();
 }
 
 #[test]
@@ -254,6 +223,67 @@ fn a_missing_or_misshapen_tensor_is_named() {
     header[tensor]["dtype"] = json!("I16");
     join(&file, &header, &data);
     assert!(refusal(&folder).contains(tensor));
+}
+
+#[test]
+fn what_is_wrong_with_a_header_is_named() {
+    let tensor = "conv_in.bias";
+    let folder = copy();
+    let file = folder.path().join(UNET);
+    let (whole, data) = split(&file);
+    let [from, to] = [0, 1].map(|end| whole[tensor]["data_offsets"][end].as_u64().unwrap());
+    for (key, value) in [
+        ("dtype", json!("F13")),
+        ("dtype", json!(16)),
+        ("shape", json!([u64::MAX, 2])),
+        ("shape", json!([-1])),
+        ("data_offsets", json!([from + 2, to])),
+        ("data_offsets", json!([from, to + 2])),
+        ("data_offsets", json!([from, u64::MAX])),
+        ("data_offsets", json!([to, from])),
+    ] {
+        let mut header = whole.clone();
+        header[tensor][key] = value.clone();
+        join(&file, &header, &data);
+        let error = load(&folder).unwrap_err();
+        assert!(matches!(error, LoadError::Header { .. }), "{error}");
+        let text = error.to_string();
+        assert!(text.contains(UNET), "{key} {value}: {text}");
+        // Offsets that move are noticed at the tensor or at its neighbour.
+        assert!(text.contains("tensor "), "{key} {value}: {text}");
+        assert!(
+            key == "data_offsets" || text.contains(tensor),
+            "{key} {value}: {text}"
+        );
+    }
+}
+
+#[test]
+fn an_index_that_lies_is_named() {
+    let index = "unet/diffusion_pytorch_model.safetensors.index.fp16.json";
+    let folder = copy();
+    let part = folder.path().join("unet/part.safetensors");
+    fs::rename(folder.path().join(UNET), &part).unwrap();
+    let write = |value: Value| fs::write(folder.path().join(index), value.to_string()).unwrap();
+    for wrong in [json!([]), json!({}), json!({ "weight_map": { "a": 1 } })] {
+        write(wrong);
+        assert!(refusal(&folder).contains(index), "{}", refusal(&folder));
+    }
+    write(json!({ "weight_map": {} }));
+    let text = refusal(&folder);
+    assert!(text.contains(index) && text.contains("missing"), "{text}");
+    for outside in ["/etc/passwd", "..", "", "a/part.safetensors"] {
+        write(json!({ "weight_map": { "a": outside } }));
+        assert!(
+            refusal(&folder).contains(index),
+            "{outside}: {}",
+            refusal(&folder)
+        );
+    }
+    let bytes = fs::read(&part).unwrap();
+    fs::write(&part, &bytes[..bytes.len() - 2]).unwrap();
+    write(json!({ "weight_map": { "a": "part.safetensors" } }));
+    assert!(refusal(&folder).contains("part.safetensors"));
 }
 
 #[test]

@@ -4,8 +4,11 @@
 // only when one fails.
 #![allow(clippy::unwrap_used, clippy::print_stdout)]
 
+mod checkpoints;
+mod files;
 mod folders;
 mod mixes;
 mod pictures;
+mod residency;
 mod snapshots;
 mod support;

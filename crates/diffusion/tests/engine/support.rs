@@ -14,14 +14,15 @@ pub(crate) fn golden() -> PathBuf {
         .join("golden")
 }
 
+/// The demo model's folder.
+pub(crate) fn demo_folder() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/models/inkstone-demo")
+}
+
 /// The demo model, loaded once.
 pub(crate) fn demo() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
-    MODEL.get_or_init(|| {
-        let folder =
-            Path::new(env!("CARGO_MANIFEST_DIR")).join("../../assets/models/inkstone-demo");
-        load(&folder)
-    })
+    MODEL.get_or_init(|| load(&demo_folder()))
 }
 
 /// The random-weight miniature, loaded once.
