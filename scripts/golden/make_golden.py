@@ -2,9 +2,9 @@
 """Records what diffusers computes, for the tests of crates/diffusion to compare with.
 
     python3 -m venv VENV && VENV/bin/pip install -r scripts/golden/requirements.txt
-    VENV/bin/python scripts/golden/make_golden.py
+    VENV/bin/python scripts/golden/make_golden.py [SUBJECT…]
 
-Writes crates/diffusion/tests/golden/: one small safetensors file a subject (its metadata say what was asked) and
+Makes everything, or of the subjects that are modules of their own (`images`) those that are named. Writes crates/diffusion/tests/golden/: one small safetensors file a subject (its metadata say what was asked) and
 `mini/`, a random-weight miniature SDXL whose configuration differs from the demo model's wherever it can.
 """
 
@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import shutil
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -26,6 +27,8 @@ from diffusers import (
 )
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+import images
 
 torch.set_num_threads(1)
 torch.set_grad_enabled(False)
@@ -292,12 +295,23 @@ def pictures(name, pipe, cases):
     save(f"pictures_{name}", tensors, meta)
 
 
+SUBJECTS = {"images": images}
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    make_mini()
+    if not sys.argv[1:]:
+        make_mini()
     demo, mini = load(DEMO), load(OUT / "mini", "fp16")
     demo.set_progress_bar_config(disable=True)
     mini.set_progress_bar_config(disable=True)
+    for subject in sys.argv[1:] or SUBJECTS:
+        SUBJECTS[subject].record(sys.modules[__name__], demo, mini)
+    if not sys.argv[1:]:
+        everything_else(demo, mini)
+
+
+def everything_else(demo, mini):
     tokens(demo)
     noise()
     trajectories()

@@ -16,7 +16,7 @@ use crate::sha256::{self, Sha256};
 use crate::snapshot::{self, Snapshot};
 use crate::tokenizer::Tokenizer;
 use crate::unet::{Conditioning, TIME_IDS, Unet};
-use crate::vae::Vae;
+use crate::vae::{Tiling, Vae};
 use crate::weights::Weights;
 
 /// The longest side of a picture, in pixels.
@@ -375,7 +375,9 @@ impl Model {
     fn pixels(&self, mut latents: Vec<f32>, request: &Request) -> Result<RgbImage, DecodeError> {
         self.vae.unscale(&mut latents);
         let place = Place::new(&self.place.device, DType::F32);
-        let decoded = self.vae.decode(&self.picture(latents, request, &place)?)?;
+        let decoded = self
+            .vae
+            .decode(&self.picture(latents, request, &place)?, Tiling::default())?;
         let decoded = decoded.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let pixels = with_values(&decoded, |values| {
             // numpy rounds halves to even.

@@ -252,8 +252,26 @@ impl Scope<'_> {
         &self.weights.place
     }
 
+    /// Refuses a tensor that [`Scope::get`] would refuse, without reading it.
+    pub(crate) fn check(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
+        self.find(name, shape).map(drop)
+    }
+
     /// A tensor's values; its shape must be `shape`.
     pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        let (shard, entry, dtype) = self.find(name, shape)?;
+        let bytes = shard.read(entry.start, entry.length)?;
+        Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)
+            .and_then(|tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1())
+            .map_err(|error| LoadError::Tensor {
+                file: shard.path.clone(),
+                tensor: format!("{}{name}", self.prefix),
+                reason: error.to_string(),
+            })
+    }
+
+    /// Where a tensor of that shape lies, and its type.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(&Shard, &Entry, DType), LoadError> {
         let name = format!("{}{name}", self.prefix);
         let found =
             (self.weights.shards.iter()).find_map(|shard| Some((shard, shard.tensors.get(&name)?)));
@@ -286,11 +304,7 @@ impl Scope<'_> {
                 )));
             }
         };
-        let bytes = shard.read(entry.start, entry.length)?;
-        let values = Tensor::from_raw_buffer(&bytes, dtype, shape, &Device::Cpu)
-            .and_then(|tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1())
-            .map_err(|error| refuse(error.to_string()))?;
-        Ok(values)
+        Ok((shard, entry, dtype))
     }
 
     /// Whether there is such a tensor.
