@@ -2,11 +2,11 @@
 """Records what diffusers computes, for the tests of crates/diffusion to compare with.
 
     python3 -m venv VENV && VENV/bin/pip install -r scripts/golden/requirements.txt
-    VENV/bin/python scripts/golden/make_golden.py [schedulers]
+    VENV/bin/python scripts/golden/make_golden.py [SUBJECT…]
 
-Writes crates/diffusion/tests/golden/ (or of it only the subject named): one small safetensors file a subject (its
-metadata say what was asked) and `mini/`, a random-weight miniature SDXL whose configuration differs from the demo
-model's wherever it can.
+Writes crates/diffusion/tests/golden/: one small safetensors file a subject (its metadata say what was asked) and
+`mini/`, a random-weight miniature SDXL whose configuration differs from the demo model's wherever it can. With subjects
+that are modules of their own (`SUBJECTS` below) only those.
 """
 
 import json
@@ -27,6 +27,7 @@ from diffusers import (
 from safetensors.torch import save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+import images
 import schedulers
 import single_file
 
@@ -229,18 +230,29 @@ def pictures(name, pipe, cases):
     save(f"pictures_{name}", tensors, meta)
 
 
+SUBJECTS = {
+    "single_file": lambda _demo, _mini: single_file.make(),
+    "schedulers": lambda _demo, _mini: schedulers.make(save),
+    "images": lambda demo, mini: images.record(sys.modules[__name__], demo, mini),
+}
+
+
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
-    if sys.argv[1:] == ["schedulers"]:
-        return schedulers.make(save)
-    make_mini()
-    single_file.make()
+    if not sys.argv[1:]:
+        make_mini()
     demo, mini = load(DEMO), load(OUT / "mini", "fp16")
     demo.set_progress_bar_config(disable=True)
     mini.set_progress_bar_config(disable=True)
+    for subject in sys.argv[1:] or SUBJECTS:
+        SUBJECTS[subject](demo, mini)
+    if not sys.argv[1:]:
+        everything_else(demo, mini)
+
+
+def everything_else(demo, mini):
     tokens(demo)
     noise()
-    schedulers.make(save)
     for name, pipe, size in (("demo", demo, (16, 16)), ("mini", mini, (12, 16))):
         text(name, pipe)
         unet(name, pipe, size)

@@ -159,6 +159,17 @@ pub enum ResumeError {
     Begin(#[from] BeginError),
 }
 
+/// A picture that could not be encoded into latents.
+#[derive(Debug, Error)]
+pub enum EncodeError {
+    /// The encoder, which is read when it is first needed, could not be.
+    #[error("cannot read the VAE's encoder")]
+    Load(#[from] LoadError),
+    /// The computation failed.
+    #[error("encoding failed")]
+    Compute(#[from] candle_core::Error),
+}
+
 /// A picture that could not be decoded.
 #[derive(Debug, Error)]
 pub enum DecodeError {

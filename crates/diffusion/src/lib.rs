@@ -57,10 +57,11 @@ mod vae;
 mod weights;
 
 pub use candle_core::{DType, Device};
-pub use error::{BeginError, DecodeError, LoadError, ResumeError, StepError};
+pub use error::{BeginError, DecodeError, EncodeError, LoadError, ResumeError, StepError};
 pub use job::{Job, Latents, Progress, Request, RgbImage};
 pub use model::{Limits, Model};
 pub use scheduler::{SchedulerKind, UnknownScheduler};
+pub use vae::Tiling;
 pub use weights::Residency;
 
 // Nothing is called from it here: the dependency turns on its AVX-512 kernels, which candle's products then use.

@@ -6,6 +6,7 @@ use super::Model;
 use crate::error::DecodeError;
 use crate::job::{Job, Latents, Progress, RgbImage};
 use crate::ops::{Place, with_values};
+use crate::vae::Tiling;
 
 impl Model {
     /// What the picture will be as far as the last step could tell.
@@ -57,7 +58,7 @@ impl Model {
             .tensor(values, &[1, channels, tall, wide])?
             .permute((0, 2, 3, 1))?
             .contiguous()?;
-        let decoded = self.vae.decode(&latents)?;
+        let decoded = self.vae.decode(&latents, Tiling::default())?;
         let decoded = decoded.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let pixels = with_values(&decoded, |values| {
             // numpy rounds halves to even.

@@ -7,6 +7,7 @@ use crate::Request;
 use crate::golden::{self, assert_near};
 use crate::ops::{Fast, Place};
 use crate::unet::TIME_IDS;
+use crate::vae::Tiling;
 
 /// The most by which a module may differ from diffusers.
 const BAR: f32 = 1e-4;
@@ -187,7 +188,7 @@ fn the_decoder_agrees_with_diffusers() {
         let latents = recorded.get("latents").permute((0, 2, 3, 1)).unwrap();
         let image = model
             .vae
-            .decode(&latents)
+            .decode(&latents, Tiling::Whole)
             .unwrap()
             .permute((0, 3, 1, 2))
             .unwrap();
@@ -241,8 +242,8 @@ fn candles_own_kernels_give_the_same_picture() {
         .contiguous()
         .unwrap();
     let (a, b) = (
-        ours.vae.decode(&latents).unwrap(),
-        vae.decode(&latents).unwrap(),
+        ours.vae.decode(&latents, Tiling::Whole).unwrap(),
+        vae.decode(&latents, Tiling::Whole).unwrap(),
     );
     assert_eq!(a.dim(D::Minus1).unwrap(), 3);
     assert_near("vae", &values(&b), &values(&a), BAR);

@@ -25,8 +25,19 @@ pub(crate) enum Kind {
     Same,
     /// Stride 2: they are halved.
     Down,
+    /// The same, padded at the end only: what the VAE's encoder has.
+    DownPadEnd,
     /// Each pixel is doubled both ways (nearest neighbour) before the convolution.
     Up,
+}
+
+impl Kind {
+    fn stride(self) -> usize {
+        match self {
+            Self::Down | Self::DownPadEnd => 2,
+            Self::Same | Self::Up => 1,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -100,9 +111,12 @@ impl Conv3x3 {
     fn forward_packed(&self, x: &Tensor, weight: &Operand, added: Added<'_>) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
         let scale = if self.kind == Kind::Up { 2 } else { 1 };
-        let stride = if self.kind == Kind::Down { 2 } else { 1 };
+        let stride = self.kind.stride();
+        // Without padding at the beginning the first tap stands on the first pixel.
+        let first = usize::from(self.kind == Kind::DownPadEnd);
         let (tall, wide) = (height * scale, width * scale);
-        let (rows, columns) = (tall.div_ceil(stride), wide.div_ceil(stride));
+        let rows = tall.saturating_sub(first).div_ceil(stride);
+        let columns = wide.saturating_sub(first).div_ceil(stride);
         let line = (wide + 2) * channels;
         let mut padded = vec![0.0_f32; batch * (tall + 2) * line];
         with_values(x, |x| {
@@ -130,9 +144,10 @@ impl Conv3x3 {
         })?;
         let mut starts = Vec::with_capacity(batch * rows * columns);
         for line_number in
-            (0..batch).flat_map(|b| (0..rows).map(move |y| b * (tall + 2) + y * stride))
+            (0..batch).flat_map(|b| (0..rows).map(move |y| b * (tall + 2) + y * stride + first))
         {
-            starts.extend((0..columns).map(|x| line_number * line + x * stride * channels));
+            let start = line_number * line + first * channels;
+            starts.extend((0..columns).map(|x| start + x * stride * channels));
         }
         let taps: Vec<usize> = (0..9)
             .map(|tap| tap / 3 * line + tap % 3 * channels)
@@ -184,9 +199,13 @@ impl Conv3x3 {
         if self.kind == Kind::Up {
             x = x.upsample_nearest2d(2 * height, 2 * width)?;
         }
-        let stride = if self.kind == Kind::Down { 2 } else { 1 };
+        let mut padding = 1;
+        if self.kind == Kind::DownPadEnd {
+            x = x.pad_with_zeros(2, 0, 1)?.pad_with_zeros(3, 0, 1)?;
+            padding = 0;
+        }
         let y = x
-            .conv2d(weight, 1, stride, 1, 1)?
+            .conv2d(weight, padding, self.kind.stride(), 1, 1)?
             .permute((0, 2, 3, 1))?
             .broadcast_add(bias)?;
         match added {
@@ -208,6 +227,8 @@ mod tests {
             (Kind::Same, 9, 14),
             (Kind::Down, 8, 6),
             (Kind::Down, 7, 5),
+            (Kind::DownPadEnd, 8, 6),
+            (Kind::DownPadEnd, 7, 5),
             (Kind::Up, 5, 4),
         ] {
             for (input, output) in [(4, 40), (33, 3), (16, 64)] {

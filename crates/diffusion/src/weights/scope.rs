@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use candle_core::Result as CandleResult;
 use safetensors::Dtype;
 
-use super::Weights;
 use super::sgm::Change;
+use super::{Found, Weights};
 use crate::error::LoadError;
 use crate::ops::Place;
 use crate::ops::conv::{Conv3x3, Kind};
@@ -44,8 +44,13 @@ impl<'a> Scope<'a> {
         &self.weights.place
     }
 
-    /// A tensor as it is stored; its shape must be `shape`.
-    pub(crate) fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored, LoadError> {
+    /// Refuses a tensor that [`Scope::stored`] would refuse, without reading it.
+    pub(crate) fn check(&self, name: &str, shape: &[usize]) -> Result<(), LoadError> {
+        self.find(name, shape).map(drop)
+    }
+
+    /// Where a tensor of that shape lies, and its type.
+    fn find(&self, name: &str, shape: &[usize]) -> Result<(Found<'a>, Element), LoadError> {
         let name = format!("{}{name}", self.prefix);
         let Some(found) = self.weights.find(&name) else {
             return Err(LoadError::Tensor {
@@ -76,6 +81,12 @@ impl<'a> Scope<'a> {
                 )));
             }
         };
+        Ok((found, element))
+    }
+
+    /// A tensor as it is stored; its shape must be `shape`.
+    pub(crate) fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored, LoadError> {
+        let (found, element) = self.find(name, shape)?;
         let stored = found.shard.stored(found.entry, element)?;
         if !self.place().mapped {
             let count = stored.len() as u64;
