@@ -17,6 +17,7 @@ import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import prompts
 import torch
 from diffusers import (
     AutoencoderKL,
@@ -252,6 +253,8 @@ def main():
 
 def everything_else(demo, mini):
     tokens(demo)
+    for name, pipe in (("demo", demo), ("mini", mini)):
+        prompts.record(name, (pipe.tokenizer, pipe.tokenizer_2), (pipe.text_encoder, pipe.text_encoder_2))
     noise()
     for name, pipe, size in (("demo", demo, (16, 16)), ("mini", mini, (12, 16))):
         text(name, pipe)

@@ -47,6 +47,14 @@ mod job;
 mod model;
 mod noise;
 mod ops;
+#[cfg_attr(
+    not(test),
+    expect(
+        dead_code,
+        reason = "`Model::begin` reads every prompt as it stands until `Request` names a syntax"
+    )
+)]
+mod prompt;
 mod resnet;
 mod scheduler;
 mod sha256;
@@ -60,6 +68,7 @@ pub use candle_core::{DType, Device};
 pub use error::{BeginError, DecodeError, EncodeError, LoadError, ResumeError, StepError};
 pub use job::{Job, Latents, Progress, Request, RgbImage};
 pub use model::{Limits, Model};
+pub use prompt::{PromptSyntax, UnknownSyntax};
 pub use scheduler::{SchedulerKind, UnknownScheduler};
 pub use vae::Tiling;
 pub use weights::Residency;

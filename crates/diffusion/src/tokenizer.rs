@@ -15,8 +15,17 @@ const WORDS: &str =
 pub(crate) struct Tokenizer {
     inner: tokenizers::Tokenizer,
     length: usize,
+    start: u32,
     end: u32,
     pad: u32,
+}
+
+/// A token, and the bytes of the text that it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Piece {
+    pub(crate) id: u32,
+    pub(crate) start: usize,
+    pub(crate) end: usize,
 }
 
 impl std::fmt::Debug for Tokenizer {
@@ -102,6 +111,7 @@ impl Tokenizer {
         Ok(Self {
             inner,
             length,
+            start: start_id,
             end: end_id,
             pad: pad_id,
         })
@@ -120,6 +130,25 @@ impl Tokenizer {
         }
         ids.resize(self.length, self.pad);
         Ok(ids)
+    }
+
+    /// The tokens of a text of any length, without those of start and end.
+    pub(crate) fn pieces(&self, text: &str) -> Result<Vec<Piece>, String> {
+        let encoding = (self.inner.encode(text, false)).map_err(|error| error.to_string())?;
+        let pieces = encoding.get_ids().iter().zip(encoding.get_offsets());
+        Ok(pieces
+            .map(|(&id, &(start, end))| Piece { id, start, end })
+            .collect())
+    }
+
+    /// Token ids between start and end, cut or padded to the encoder's length.
+    pub(crate) fn frame(&self, ids: &[u32]) -> Vec<u32> {
+        let mut framed = Vec::with_capacity(self.length);
+        framed.push(self.start);
+        framed.extend_from_slice(&ids[..ids.len().min(self.length - 2)]);
+        framed.push(self.end);
+        framed.resize(self.length, self.pad);
+        framed
     }
 
     /// Tokens that an encoder sees, those of start and end included.
@@ -185,4 +214,44 @@ fn merges(file: &Path) -> Result<Vec<(String, String)>, LoadError> {
             })
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden;
+
+    #[test]
+    fn the_real_vocabulary_of_clip_gives_the_real_ids() {
+        // Thinned by `scripts/golden/vocabulary.py` to what these texts can use; ids and ranks are the real ones.
+        let folder = golden::folder().join("clip");
+        let tokenizer = Tokenizer::read(&folder, 77).unwrap();
+        let recorded = std::fs::read(folder.join("tokens.json")).unwrap();
+        let recorded: Vec<(String, Vec<u32>)> = serde_json::from_slice(&recorded).unwrap();
+        assert!(recorded.len() > 5);
+        for (text, ids) in recorded {
+            assert_eq!(tokenizer.encode(&text).unwrap(), ids, "{text:?}");
+        }
+        let known = [49406, 320, 1125, 539, 320, 2368, 49407, 0];
+        let ids = tokenizer.encode("a photo of a cat").unwrap();
+        assert_eq!((&ids[..8], ids.len()), (&known[..], 77));
+    }
+
+    #[test]
+    fn pieces_and_a_frame_are_what_a_short_text_is_encoded_to() {
+        for part in ["tokenizer", "tokenizer_2"] {
+            let tokenizer = Tokenizer::read(&golden::demo().join(part), 77).unwrap();
+            for text in ["", "a 3d cat, really!!", "e\u{301} 熊猫 🐼"] {
+                let pieces = tokenizer.pieces(text).unwrap();
+                let ids: Vec<u32> = pieces.iter().map(|piece| piece.id).collect();
+                assert_eq!(tokenizer.frame(&ids), tokenizer.encode(text).unwrap());
+                assert!(
+                    pieces
+                        .iter()
+                        .all(|piece| text.get(piece.start..piece.end).is_some())
+                );
+            }
+            assert_eq!(tokenizer.frame(&[7; 200]).len(), 77);
+        }
+    }
 }
