@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::prompt::PromptSyntax;
 use crate::scheduler::{History, Schedule, SchedulerKind};
 use crate::unet::Conditioning;
 
@@ -12,8 +13,12 @@ use crate::unet::Conditioning;
 /// Made from [`Request::default`], of which only the prompt and the size must be set: later versions add fields.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
-    /// What it shows. Beyond the encoder's length ([`Limits::max_prompt_tokens`](crate::Limits)) it is cut.
+    /// What it shows, read as `prompt_syntax` says. A plain one is cut beyond the encoder's length
+    /// ([`Limits::max_prompt_tokens`](crate::Limits)).
     pub prompt: String,
+    /// How both prompts are read.
+    #[serde(default)]
+    pub prompt_syntax: PromptSyntax,
     /// What it is led away from, where guidance is above 1. Without one the model's own default holds, which is not
     /// the same as an empty text.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,6 +55,7 @@ impl Default for Request {
     fn default() -> Self {
         Self {
             prompt: String::new(),
+            prompt_syntax: PromptSyntax::Plain,
             negative_prompt: None,
             width: 1024,
             height: 1024,

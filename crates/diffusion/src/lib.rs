@@ -47,13 +47,6 @@ mod job;
 mod model;
 mod noise;
 mod ops;
-#[cfg_attr(
-    not(test),
-    expect(
-        dead_code,
-        reason = "`Model::begin` reads every prompt as it stands until `Request` names a syntax"
-    )
-)]
 mod prompt;
 mod resnet;
 mod scheduler;

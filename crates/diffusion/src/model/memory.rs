@@ -33,7 +33,7 @@ impl Model {
         // Latents, estimate and what a solver keeps (three tensors at most), and their copies during a step.
         const TENSORS: usize = 10;
         let rows = if request.guidance_scale > 1.0 { 2 } else { 1 };
-        let tokens = self.limits.max_prompt_tokens as usize;
+        let tokens = self.limits.max_prompt_tokens as usize * self.chunks(request);
         let latents = self.elements(request) * TENSORS * size_of::<f32>();
         latents as u64 + self.unet.conditioning_bytes(tokens) * rows
     }

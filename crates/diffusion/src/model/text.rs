@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use super::Model;
 use crate::error::BeginError;
 use crate::job::Request;
+use crate::prompt::{self, Prompt};
 use crate::sha256::Sha256;
 use crate::unet::{Conditioning, TIME_IDS};
 
@@ -143,29 +144,61 @@ fn digest(kind: &[u8], parts: &[&[u8]]) -> Digest {
 impl Model {
     /// What the request's texts say, at the request's size.
     pub(super) fn tell(&self, request: &Request) -> Result<Told, BeginError> {
-        let prompt_digest = digest(b"text", &[request.prompt.as_bytes()]);
-        let prompt = || self.embed(prompt_digest, &request.prompt);
-        let told = self.told(request, prompt_digest, prompt)?;
+        let read =
+            |field, text: &str| prompt::read(&self.tokenizers, field, text, request.prompt_syntax);
+        let prompt = read("prompt", &request.prompt)?;
         if request.guidance_scale <= 1.0 {
             return Ok(Told {
-                prompt: told,
+                prompt: self.tell_one(request, &prompt)?,
                 negative: None,
             });
         }
-        let negative = match &request.negative_prompt {
-            None if self.zeros_for_no_prompt => {
-                let zeros = || prompt()?.zeros_like().map_err(BeginError::Encode);
-                self.told(request, digest(b"zeros", &[]), zeros)?
-            }
-            text => {
-                let text = text.as_deref().unwrap_or_default();
-                let digest = digest(b"text", &[text.as_bytes()]);
-                self.told(request, digest, || self.embed(digest, text))?
-            }
-        };
+        let text = request.negative_prompt.as_deref();
+        if text.is_none() && self.zeros_for_no_prompt {
+            return Ok(Told {
+                negative: Some(self.tell_nothing(request, &prompt)?),
+                prompt: self.tell_one(request, &prompt)?,
+            });
+        }
+        let negative = read("negative_prompt", text.unwrap_or_default())?;
+        let chunks = prompt.chunks().max(negative.chunks());
+        let [prompt, negative] =
+            [prompt, negative].map(|prompt| prompt.padded(chunks, &self.tokenizers));
         Ok(Told {
-            prompt: told,
-            negative: Some(negative),
+            prompt: self.tell_one(request, &prompt)?,
+            negative: Some(self.tell_one(request, &negative)?),
+        })
+    }
+
+    /// Passes of the encoders that the longer of the request's texts takes.
+    pub(super) fn chunks(&self, request: &Request) -> usize {
+        let texts = [Some(&request.prompt), request.negative_prompt.as_ref()];
+        let read = |text: &String| {
+            prompt::read(&self.tokenizers, "prompt", text, request.prompt_syntax).ok()
+        };
+        let chunks = texts.into_iter().flatten().filter_map(read);
+        chunks.map(|prompt| prompt.chunks()).max().unwrap_or(1)
+    }
+
+    fn tell_one(
+        &self,
+        request: &Request,
+        prompt: &Prompt,
+    ) -> Result<Arc<Conditioning>, BeginError> {
+        let digest = prompt.digest();
+        self.told(request, digest, || self.embed(digest, prompt))
+    }
+
+    /// Zeros, of the shape of what the prompt says.
+    fn tell_nothing(
+        &self,
+        request: &Request,
+        prompt: &Prompt,
+    ) -> Result<Arc<Conditioning>, BeginError> {
+        let chunks = (prompt.chunks() as u64).to_le_bytes();
+        self.told(request, digest(b"zeros", &[&chunks]), || {
+            let embedded = self.embed(prompt.digest(), prompt)?;
+            embedded.zeros_like().map_err(BeginError::Encode)
         })
     }
 
@@ -187,25 +220,11 @@ impl Model {
             })
     }
 
-    fn embed(&self, digest: Digest, text: &str) -> Result<Embedded, BeginError> {
-        self.texts.embedded(digest, || self.encode(text))
-    }
-
-    fn encode(&self, text: &str) -> Result<Embedded, BeginError> {
-        let encode = |which: usize| {
-            let ids = self.tokenizers[which]
-                .encode(text)
-                .map_err(|reason| BeginError::Tokenize { reason })?;
-            self.encoders[which]
-                .encode(&ids)
-                .map_err(BeginError::Encode)
-        };
-        let (first, second) = (encode(0)?, encode(1)?);
-        let hidden =
-            Tensor::cat(&[&first.hidden, &second.hidden], 1).map_err(BeginError::Encode)?;
-        let pooled = second.pooled.ok_or_else(|| BeginError::Tokenize {
-            reason: "no pooled state".to_owned(),
-        })?;
-        Ok(Embedded { hidden, pooled })
+    fn embed(&self, digest: Digest, prompt: &Prompt) -> Result<Embedded, BeginError> {
+        self.texts.embedded(digest, || {
+            let (hidden, pooled) =
+                prompt::encode(&self.encoders, prompt).map_err(BeginError::Encode)?;
+            Ok(Embedded { hidden, pooled })
+        })
     }
 }

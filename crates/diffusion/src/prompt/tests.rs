@@ -328,7 +328,7 @@ proptest! {
         thread_local!(static TEXTS: Texts = demo());
         TEXTS.with(|texts| {
             match texts.read(&text.repeat(times), PromptSyntax::Weighted) {
-                Err(error) => prop_assert!(matches!(error, BeginError::Parameter { field: "prompt", .. })),
+                Err(error) => prop_assert!(matches!(error, BeginError::Parameter { field: "prompt", .. }), "{error}"),
                 Ok(prompt) => {
                     prop_assert!((1..=MAX_CHUNKS).contains(&prompt.chunks()));
                     for chunk in prompt.chunks.iter().flatten() {

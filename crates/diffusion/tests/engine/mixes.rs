@@ -1,6 +1,6 @@
 //! Whatever happens to a picture on its way, and whoever shares its steps, it becomes what it becomes alone.
 
-use diffusion::{Job, Model, Request, RgbImage, SchedulerKind};
+use diffusion::{Job, Model, PromptSyntax, Request, RgbImage, SchedulerKind};
 use proptest::prelude::*;
 
 use crate::support::{demo, finish, mini, step};
@@ -20,7 +20,8 @@ enum Event {
 
 fn requests() -> impl Strategy<Value = Vec<Request>> {
     let one = (
-        "[a-z3 ]{0,30}",
+        prop_oneof!["[a-z3 ]{0,30}", "([(]cat:1[.]3[)] [a-z]{1,8} ){1,20}"],
+        prop::sample::select(PromptSyntax::ALL.to_vec()),
         prop::option::of("[a-z ]{0,12}"),
         prop::sample::select(vec![(32, 32), (32, 32), (48, 32)]),
         1_u32..7,
@@ -33,6 +34,7 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
     let request = one.prop_map(
         |(
             prompt,
+            prompt_syntax,
             negative_prompt,
             size,
             steps,
@@ -44,6 +46,7 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
         )| {
             Request {
                 prompt,
+                prompt_syntax,
                 negative_prompt,
                 width: size.0,
                 height: size.1,

@@ -1,7 +1,7 @@
 //! What a file says about its origin (GB 45438-2025, implicit label).
 
 use aws_lc_rs::digest::{Context, SHA256};
-use diffusion::Request;
+use diffusion::{PromptSyntax, Request};
 use imaging::Label;
 
 /// "AI-generated", in the standard's words.
@@ -26,6 +26,7 @@ fn produce_id(model_digest: &str, request: &Request) -> String {
     // Every field, so that a new one is not forgotten here.
     let Request {
         prompt,
+        prompt_syntax,
         negative_prompt,
         width,
         height,
@@ -58,6 +59,10 @@ fn produce_id(model_digest: &str, request: &Request) -> String {
     if *guidance_rescale > 0.0 {
         field(b"guidance_rescale");
         field(&guidance_rescale.to_le_bytes());
+    }
+    if *prompt_syntax != PromptSyntax::Plain {
+        field(b"prompt_syntax");
+        field(prompt_syntax.to_string().as_bytes());
     }
     if let Some(eta) = eta {
         field(b"eta");
@@ -119,6 +124,10 @@ mod tests {
             },
             Request {
                 guidance_scale: 2.5,
+                ..request()
+            },
+            Request {
+                prompt_syntax: PromptSyntax::Weighted,
                 ..request()
             },
             Request {
