@@ -82,6 +82,8 @@ codes! {
     Cancelled = "cancelled", Cancelled, CONFLICT;
     /// The task was tried as often as allowed and never finished.
     AttemptsExhausted = "attempts_exhausted", Aborted, INTERNAL_SERVER_ERROR;
+    /// The picture does not fit into a worker's memory. Sending it again changes nothing; a smaller one may fit.
+    PictureTooLarge = "picture_too_large", FailedPrecondition, UNPROCESSABLE_ENTITY;
     /// The engine could not draw this request.
     EngineFailed = "engine_failed", Internal, INTERNAL_SERVER_ERROR;
     /// A fault of ours.

@@ -57,6 +57,7 @@ pages! {
     DeadlineExceeded "deadline_exceeded"
     Cancelled "cancelled"
     AttemptsExhausted "attempts_exhausted"
+    PictureTooLarge "picture_too_large"
     EngineFailed "engine_failed"
     Internal "internal"
 }

@@ -10,7 +10,8 @@
 //! * `pull` takes a dispatch from WORK when one of the worker's slots is free.
 //! * `run` settles one dispatch: what the log says of its task decides what happens to it.
 //! * `pipeline` carries a task from request to stored pictures.
-//! * `engine` owns the pictures on two threads of its own; the runtime never waits for a step.
+//! * `engine` owns the pictures on two threads of its own, and keeps account of their memory; the runtime never waits for a
+//!   step.
 //!
 //! Invariants:
 //!
@@ -18,7 +19,8 @@
 //!   pictures are (I3). Whoever ends the task first is right; a worker that comes second throws its work away (I2).
 //! * A worker that dies costs the steps since the last checkpoint, never the task (I5). One that stops puts its tasks away
 //!   and hands them back, and that counts as no attempt.
-//! * The same request and seed give the same file, byte by byte, however often it was interrupted.
+//! * The same request and seed give the same file, byte by byte, however often it was interrupted, whoever shared its steps.
+//! * A picture that fails fails alone. What the engine takes is accounted before it is taken, and stays below the limit.
 //! * A part of the platform that is away (broker, store, registry) makes tasks wait, not fail.
 
 mod announce;
@@ -48,11 +50,12 @@ use tokio::sync::Semaphore;
 pub use announce::WorkerRecord;
 pub use error::StartError;
 pub use settings::{
-    DeviceName, EngineSettings, LabelSettings, Settings, UnknownDevice, WorkerSettings,
+    DeviceName, EngineSettings, LabelSettings, MemoryLimit, Settings, UnknownDevice,
+    UnknownMemoryLimit, WorkerSettings,
 };
 
 use announce::Announcer;
-use engine::Engine;
+use engine::{Available, Bytes, Engine, EngineLimits, Source};
 use models::{Keeper, Models};
 use worker::Worker;
 
@@ -126,6 +129,23 @@ fn device(name: DeviceName) -> Result<Device, StartError> {
     }
 }
 
+fn engine(settings: &Settings) -> Result<Engine, StartError> {
+    let Available { bytes, source } = match settings.engine.memory_limit {
+        MemoryLimit::Auto => engine::of_this_machine(),
+        MemoryLimit::Bytes(bytes) => Available {
+            bytes,
+            source: Source::Setting,
+        },
+    };
+    tracing::info!(limit = %Bytes(bytes), from = %source, "memory for weights and pictures");
+    let max_step = settings.engine.max_step.duration();
+    Engine::start(EngineLimits {
+        max_batch: settings.worker.max_batch,
+        max_step: (!max_step.is_zero()).then_some(max_step),
+        memory: bytes,
+    })
+}
+
 fn worker(
     settings: &Settings,
     service: &Service,
@@ -141,7 +161,7 @@ fn worker(
         name,
         log: TaskLog::new(broker.clone()),
         storage,
-        engine: Engine::start(settings.worker.max_batch)?,
+        engine: engine(settings)?,
         slots: Arc::new(Semaphore::new(settings.worker.slots)),
         running: run::Running::default(),
         ack_wait: settings.worker.ack_wait.duration(),

@@ -5,6 +5,8 @@ use std::time::{Duration, SystemTime};
 use contract::ModelName;
 use contract::task::Submitted;
 
+use crate::engine::Account;
+
 /// How a task left this worker, as metrics name it.
 pub(crate) type Outcome = &'static str;
 
@@ -34,15 +36,58 @@ pub(crate) fn tasks_running(running: usize) {
     metrics::gauge!("inkstone_worker_tasks_running").set(running as f64);
 }
 
-/// Pictures that the engine holds now.
-pub(crate) fn jobs_running(jobs: usize) {
-    metrics::gauge!("inkstone_worker_jobs_running").set(jobs as f64);
+/// Pictures that the engine has now, and those of them that wait for room.
+pub(crate) fn pictures(all: usize, waiting: usize) {
+    metrics::gauge!("inkstone_worker_jobs_running").set((all - waiting) as f64);
+    metrics::gauge!("inkstone_worker_jobs_waiting").set(waiting as f64);
 }
 
-/// One denoising step of `jobs` pictures was taken.
-pub(crate) fn step(jobs: usize, took: Duration) {
+/// One denoising step of `pictures` pictures was taken, in a pass of `rows` rows.
+pub(crate) fn step(pictures: usize, rows: usize, took: Duration) {
     metrics::histogram!("inkstone_worker_step_seconds").record(took.as_secs_f64());
-    metrics::counter!("inkstone_worker_job_steps_total").increment(jobs as u64);
+    metrics::counter!("inkstone_worker_job_steps_total").increment(pictures as u64);
+    metrics::counter!("inkstone_worker_step_rows_total").increment(rows as u64);
+    metrics::gauge!("inkstone_worker_batch_size").set(pictures as f64);
+}
+
+/// Steps that were taken again for one picture alone, because a step of several failed.
+pub(crate) fn taken_again(steps: usize) {
+    metrics::counter!("inkstone_worker_steps_taken_again_total").increment(steps as u64);
+}
+
+/// What the engine may take in all.
+pub(crate) fn memory_limit(bytes: u64) {
+    metrics::gauge!("inkstone_worker_memory_limit_bytes").set(bytes as f64);
+}
+
+/// Where memory is.
+pub(crate) fn memory(account: &Account) {
+    let parts = [
+        ("weights", account.weights),
+        ("jobs", account.jobs),
+        ("step", account.step),
+        ("decoder", account.decoder),
+        ("aside", account.aside),
+    ];
+    for (part, bytes) in parts {
+        metrics::gauge!("inkstone_worker_memory_bytes", "part" => part).set(bytes as f64);
+    }
+    metrics::gauge!("inkstone_worker_memory_most_bytes").set(account.most as f64);
+}
+
+/// A picture was put aside, so that a more urgent one or a model has room.
+pub(crate) fn put_aside() {
+    metrics::counter!("inkstone_worker_preemptions_total").increment(1);
+}
+
+/// A picture or a model was refused because it does not fit into memory.
+pub(crate) fn refused(what: &'static str) {
+    metrics::counter!("inkstone_worker_refused_total", "what" => what).increment(1);
+}
+
+/// A preview was not drawn, for want of time or memory.
+pub(crate) fn preview_left_out() {
+    metrics::counter!("inkstone_worker_previews_left_out_total").increment(1);
 }
 
 /// The engine failed at something.

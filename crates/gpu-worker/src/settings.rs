@@ -9,7 +9,7 @@ use lifecycle::{Process, ProcessSettings};
 use messaging::BrokerSettings;
 use rpc::PeerSettings;
 use serde::{Deserialize, Deserializer, de};
-use settings::{Millis, SettingsError};
+use settings::{ByteSize, Millis, SettingsError};
 use storage::StorageSettings;
 use telemetry::TelemetrySettings;
 
@@ -69,6 +69,45 @@ pub struct EngineSettings {
     pub device: DeviceName,
     /// How often a running task is put away; zero never.
     pub checkpoint_every: Millis,
+    /// What weights and pictures may take.
+    pub memory_limit: MemoryLimit,
+    /// How long a step of several pictures may take; zero is any time.
+    pub max_step: Millis,
+}
+
+/// Memory as settings name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryLimit {
+    /// What there is when the worker starts.
+    Auto,
+    /// So many bytes.
+    Bytes(u64),
+}
+
+/// A text that names no amount of memory.
+#[derive(Debug, thiserror::Error)]
+#[error("a memory limit is \"auto\", or a size such as \"12GiB\", not {0:?}")]
+pub struct UnknownMemoryLimit(String);
+
+impl FromStr for MemoryLimit {
+    type Err = UnknownMemoryLimit;
+
+    fn from_str(text: &str) -> Result<Self, UnknownMemoryLimit> {
+        if text == "auto" {
+            return Ok(Self::Auto);
+        }
+        let size: Result<ByteSize, _> = text.parse();
+        size.map(|size| Self::Bytes(size.bytes()))
+            .map_err(|_| UnknownMemoryLimit(text.to_owned()))
+    }
+}
+
+impl<'de> Deserialize<'de> for MemoryLimit {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?
+            .parse()
+            .map_err(de::Error::custom)
+    }
 }
 
 /// `[label]`
@@ -171,6 +210,9 @@ impl settings::Settings for Settings {
         if worker.max_attempts == 0 {
             return Err(Self::invalid("worker.max_attempts", "must be at least 1"));
         }
+        if self.engine.memory_limit == MemoryLimit::Bytes(0) {
+            return Err(Self::invalid("engine.memory_limit", "must not be 0"));
+        }
         if worker.cache_dir.as_os_str().is_empty() {
             return Err(Self::invalid("worker.cache_dir", "must name a folder"));
         }
@@ -233,13 +275,29 @@ mod tests {
             ("worker.models", "Not A Name"),
             ("engine.device", "tpu"),
             ("engine.device", "cuda:"),
+            ("engine.memory_limit", "0B"),
+            ("engine.memory_limit", "lots"),
         ] {
             let error = load(key, value).unwrap_err();
             let text = lifecycle::chain(&error);
-            let named =
-                text.contains(key) || text.contains("model name") || text.contains("device");
+            let named = text.contains(key)
+                || ["model name", "device", "memory limit"]
+                    .iter()
+                    .any(|what| text.contains(what));
             assert!(named, "{key}={value}: {text}");
         }
+    }
+
+    #[test]
+    fn a_memory_limit_is_a_size_or_found_out() {
+        let limit = |text| {
+            load("engine.memory_limit", text)
+                .unwrap()
+                .engine
+                .memory_limit
+        };
+        assert_eq!(limit("auto"), MemoryLimit::Auto);
+        assert_eq!(limit("2GiB"), MemoryLimit::Bytes(2 << 30));
     }
 
     #[test]

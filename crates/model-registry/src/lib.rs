@@ -72,7 +72,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
 
 async fn bootstrap(registry: &Registry, folders: Vec<PathBuf>) -> Result<(), StartError> {
     for folder in folders {
-        let registered = registry.register(folder.clone()).await;
+        let registered = registry.bootstrap(folder.clone()).await;
         let (model, version) =
             registered.map_err(|source| StartError::Bootstrap { folder, source })?;
         tracing::info!(model = %model.name, version, "there from the start");

@@ -23,6 +23,15 @@ const FOLDERS_AT_ONCE: usize = 1;
 /// Buckets keep what they hold.
 const FOR_EVER: Duration = Duration::ZERO;
 
+/// What is thought of an object that is there and has the right size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stored {
+    /// That it is what it should be.
+    Trusted,
+    /// That it may have been damaged: it is written anew, which costs no more than reading it would.
+    Doubted,
+}
+
 /// The models of a platform. Cheap to clone. Any number of registries may work on the same buckets.
 #[derive(Clone)]
 pub struct Registry {
@@ -66,7 +75,7 @@ impl Registry {
     }
 
     /// Publishes the version that lies in `folder`: its files into the object store first, then its record. The same
-    /// files again under the same version change nothing, but put back objects that have gone missing.
+    /// files again under the same version change nothing, but put back objects that have gone missing or were damaged.
     ///
     /// Gives back the model and the version's name.
     ///
@@ -74,6 +83,27 @@ impl Registry {
     /// When the folder is no whole model, the version exists with other files, a name is another model's, or broker
     /// or store do not do their part. Nothing is published then; some files may be stored, which harms nothing.
     pub async fn register(&self, folder: PathBuf) -> Result<(ModelRecord, String), RegistryError> {
+        // Whoever publishes what is published doubts that it is well.
+        self.publish(folder, Stored::Doubted).await
+    }
+
+    /// The same at a start, which must not read or write every model anew: of objects that are there the size is looked
+    /// at, and no more.
+    ///
+    /// # Errors
+    /// As for [`register`](Self::register).
+    pub(crate) async fn bootstrap(
+        &self,
+        folder: PathBuf,
+    ) -> Result<(ModelRecord, String), RegistryError> {
+        self.publish(folder, Stored::Trusted).await
+    }
+
+    async fn publish(
+        &self,
+        folder: PathBuf,
+        stored: Stored,
+    ) -> Result<(ModelRecord, String), RegistryError> {
         // Never closed; if it were, the limit would not matter any more.
         let _permit = self.folders.acquire().await.ok();
         let read = tokio::task::spawn_blocking(move || ModelFolder::read(&folder)).await;
@@ -87,8 +117,10 @@ impl Registry {
         if !known {
             self.claim_names(candidate).await?;
         }
+        // Files of a new version that another has too are there already.
+        let stored = if known { stored } else { Stored::Trusted };
         for (artifact, file) in candidate.version.artifacts.iter().zip(&folder.files) {
-            self.upload(file, &artifact.sha256, artifact.size_bytes)
+            self.upload(file, &artifact.sha256, artifact.size_bytes, stored)
                 .await?;
         }
         let change =
@@ -194,11 +226,17 @@ impl Registry {
         }
     }
 
-    async fn upload(&self, file: &Path, sha256: &str, size: u64) -> Result<(), RegistryError> {
+    async fn upload(
+        &self,
+        file: &Path,
+        sha256: &str,
+        size: u64,
+        stored: Stored,
+    ) -> Result<(), RegistryError> {
         let Some(key) = Key::artifact(sha256) else {
             return Err(RegistryError::folder(file, "has a digest that is not one"));
         };
-        if self.storage.size(&key).await? == Some(size) {
+        if stored == Stored::Trusted && self.storage.size(&key).await? == Some(size) {
             return Ok(());
         }
         let stored = self.storage.put_file(&key, file, sha256).await?;

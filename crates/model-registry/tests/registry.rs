@@ -306,6 +306,21 @@ async fn registering_again_puts_back_an_object_that_went_missing() {
 }
 
 #[tokio::test]
+async fn registering_again_puts_back_an_object_that_was_damaged_without_changing_its_size() {
+    let place = Place::new();
+    let registry = place.registry().await;
+    let folder = place.model("a", "1", &[], "X");
+    let (model, _) = registry.register(folder.clone()).await.unwrap();
+    let artifact = &model.versions[0].artifacts[0];
+    let key = Key::artifact(&artifact.sha256).unwrap();
+    let damaged = vec![0; artifact.size_bytes as usize];
+    place.storage().put(&key, damaged.into()).await.unwrap();
+    registry.register(folder).await.unwrap();
+    let stored = place.storage().get(&key, artifact.size_bytes).await;
+    assert_eq!(sha256_hex(&stored.unwrap()), artifact.sha256);
+}
+
+#[tokio::test]
 async fn a_damaged_bootstrap_folder_stops_the_start_with_folder_and_file() {
     let place = Place::new();
     let folder = place.model("a", "1", &[], "X");

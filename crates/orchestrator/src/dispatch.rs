@@ -251,7 +251,10 @@ impl Dispatcher {
             .collect();
         let log = &self.log;
         futures::stream::iter(chosen)
-            .for_each_concurrent(CONCURRENCY, async |held| held.dispatch(log).await)
+            .for_each_concurrent(CONCURRENCY, async |held| {
+                let weight = lanes.get(&held.task.lane).copied().unwrap_or(1);
+                held.dispatch(log, weight).await;
+            })
             .await;
         Ok(())
     }
@@ -299,10 +302,10 @@ impl Held {
         }
     }
 
-    async fn dispatch(self, log: &TaskLog) {
+    async fn dispatch(self, log: &TaskLog, weight: u32) {
         let span = tracing::info_span!("dispatch", task = %self.task.task);
         self.delivery.continue_trace(&span);
-        let handed_over = tracing::Instrument::instrument(self.hand_over(log), span).await;
+        let handed_over = tracing::Instrument::instrument(self.hand_over(log, weight), span).await;
         if let Err(error) = handed_over {
             let error = lifecycle::chain(&error);
             tracing::warn!(task = %self.task.task, error, "not dispatched; again soon");
@@ -310,7 +313,7 @@ impl Held {
         }
     }
 
-    async fn hand_over(&self, log: &TaskLog) -> Result<(), TaskLogError> {
+    async fn hand_over(&self, log: &TaskLog, weight: u32) -> Result<(), TaskLogError> {
         let record = log.read(&self.task.tenant, self.task.task).await?;
         // A record that is not seen may lie on another replica: what is held says enough.
         if record.as_ref().is_none_or(needs_dispatch) {
@@ -326,7 +329,7 @@ impl Held {
                 };
                 log.set_state(&self.task, &state).await?;
             }
-            log.dispatch(&self.submitted, 0).await?;
+            log.dispatch(&self.submitted, 0, weight).await?;
             metrics::counter!("inkstone_orchestrator_dispatched_total").increment(1);
         }
         Ok(self.delivery.ack().await?)

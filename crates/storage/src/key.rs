@@ -14,9 +14,9 @@ impl Key {
         Self(format!("images/{task}/{index}.{extension}"))
     }
 
-    /// A task's engine snapshots after `step` steps.
-    pub fn checkpoint(task: TaskId, step: u32) -> Self {
-        Self(format!("checkpoints/{task}/{step}"))
+    /// A task's engine snapshots after `step` steps, as its `attempt`-th attempt had them.
+    pub fn checkpoint(task: TaskId, attempt: u32, step: u32) -> Self {
+        Self(format!("checkpoints/{task}/{attempt}-{step}"))
     }
 
     /// A model's file by its SHA-256 in lower-case hex; `None` when it is not one.
@@ -70,6 +70,14 @@ mod tests {
         ] {
             assert_eq!(Key::stored(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn checkpoints_of_two_attempts_never_meet() {
+        let task = TaskId::random();
+        let (first, second) = (Key::checkpoint(task, 1, 20), Key::checkpoint(task, 2, 20));
+        assert_ne!(first, second);
+        assert_eq!(Key::stored(first.as_str()), Some(first));
     }
 
     #[test]

@@ -163,11 +163,16 @@ impl TaskLog {
     }
 
     /// Hands a task to the workers of its model version. The same task and attempt within the duplicate window is handed
-    /// over once.
+    /// over once. `weight` is its lane's, for those who share a worker with it.
     ///
     /// # Errors
     /// When it is not known to be stored.
-    pub async fn dispatch(&self, submitted: &Submitted, attempt: u32) -> Result<(), TaskLogError> {
+    pub async fn dispatch(
+        &self,
+        submitted: &Submitted,
+        attempt: u32,
+        weight: u32,
+    ) -> Result<(), TaskLogError> {
         let task = TaskRef::of(submitted)?;
         let subject = streams::work_subject(submitted, &task.lane);
         let message_id = format!("{}-{attempt}", task.task);
@@ -175,6 +180,7 @@ impl TaskLog {
             task_id: task.task.to_string(),
             tenant: task.tenant.to_string(),
             lane: task.lane.to_string(),
+            weight,
         };
         let payload = encode(&dispatch);
         Ok(self.work.publish(&subject, &message_id, payload).await?)

@@ -1,27 +1,30 @@
 //! The thread that turns latents into pixels, for previews and at the end.
+//!
+//! It has copies of latents, not jobs: a picture that is shown on the way misses no step, and one that is done takes no
+//! memory but what decoding takes.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
-use diffusion::{DecodeError, Job, Model, RgbImage};
+use diffusion::{Latents, RgbImage};
 use tokio::sync::{mpsc, oneshot};
 
+use super::loaded::Loaded;
 use super::{Command, Drawn, EngineError, Seen};
 use crate::error::StartError;
 use crate::metrics;
-use lifecycle::panic_text;
 
 const THREAD: &str = "decoder";
 /// Pictures that may wait to be decoded. Finished ones beyond it wait with the engine, previews are left out.
 const WAITING: usize = 8;
 
-/// A job to decode and to give back.
+/// Latents to decode.
 pub(super) struct Work {
-    pub(super) id: u64,
-    pub(super) model: Arc<Model>,
-    pub(super) job: Job,
+    /// Of this work, not of the picture.
+    pub(super) number: u64,
+    pub(super) model: Arc<Loaded>,
+    pub(super) latents: Latents,
     pub(super) wanted: Wanted,
 }
 
@@ -53,48 +56,45 @@ pub(super) fn start(back: mpsc::WeakSender<Command>) -> Result<SyncSender<Work>,
 }
 
 fn run(work: &Receiver<Work>, back: &mpsc::WeakSender<Command>) {
-    while let Ok(Work {
-        id,
-        model,
-        job,
-        wanted,
-    }) = work.recv()
-    {
-        let panicked = decode(&model, &job, wanted);
-        // Nobody left to give it back to: the engine is ending.
+    while let Ok(work) = work.recv() {
+        let number = work.number;
+        let panicked = decode(work);
+        // Nobody left to tell: the engine is ending.
         let Some(back) = back.upgrade() else { return };
-        let job = Box::new(job);
         // The engine never waits for this thread, so this wait ends.
-        if back
-            .blocking_send(Command::Returned { id, job, panicked })
-            .is_err()
-        {
+        let told = back.blocking_send(Command::Decoded { number, panicked });
+        if told.is_err() {
             return;
         }
     }
 }
 
 /// True when it panicked.
-fn decode(model: &Model, job: &Job, wanted: Wanted) -> bool {
+fn decode(work: Work) -> bool {
+    let Work {
+        model,
+        latents,
+        wanted,
+        ..
+    } = work;
     let started = Instant::now();
+    let paint = |doing| EngineError::guard(doing, || paint(&model, latents));
     match wanted {
         Wanted::Preview {
             index,
             preview,
             seen,
-        } => {
-            match guarded("drawing a preview", || model.preview(job)) {
-                // A task that cannot keep up misses some.
-                Ok(image) => drop(seen.try_send(Seen {
-                    index,
-                    preview,
-                    image,
-                })),
-                Err(error) => return fails(&error),
-            }
-        }
+        } => match paint("drawing a preview") {
+            // A task that cannot keep up misses some.
+            Ok(image) => drop(seen.try_send(Seen {
+                index,
+                preview,
+                image,
+            })),
+            Err(error) => return fails(&error),
+        },
         Wanted::Picture { outcome, busy } => {
-            let image = guarded("decoding", || model.decode(job));
+            let image = paint("decoding");
             let panicked = image.as_ref().is_err_and(fails);
             let busy = busy + started.elapsed();
             // The claim may be gone by now.
@@ -105,21 +105,12 @@ fn decode(model: &Model, job: &Job, wanted: Wanted) -> bool {
     false
 }
 
+fn paint(model: &Loaded, latents: Latents) -> Result<RgbImage, EngineError> {
+    model.paint(latents).map_err(EngineError::Decode)
+}
+
 fn fails(error: &EngineError) -> bool {
     metrics::engine_error(error.kind());
     tracing::error!(error = lifecycle::chain(error), "decoding failed");
     matches!(error, EngineError::Panicked { .. })
-}
-
-fn guarded(
-    doing: &'static str,
-    work: impl FnOnce() -> Result<RgbImage, DecodeError>,
-) -> Result<RgbImage, EngineError> {
-    match catch_unwind(AssertUnwindSafe(work)) {
-        Ok(image) => image.map_err(EngineError::Decode),
-        Err(panic) => {
-            let message = panic_text(&*panic).to_owned();
-            Err(EngineError::Panicked { doing, message })
-        }
-    }
 }

@@ -1,26 +1,49 @@
 //! The engine's threads, and how the rest of the worker talks to them.
 //!
-//! One thread, `engine`, owns every picture on its way. Between two denoising steps it admits, forgets and puts away;
-//! then it takes the pictures that the [planner](plan) names one step further, together. A second thread,
-//! `decoder`, turns latents into pixels, so that a picture that is done does not hold up those that are not.
-//! Neither is ever one of the runtime's threads.
+//! One thread, `engine`, owns every picture on its way. Between two denoising steps it lets pictures in as far as there is
+//! room, forgets those whose claim was dropped, puts away, and shows; then it takes the pictures that the
+//! [planner](plan) names one step further, together. A second thread, `decoder`, turns latents into pixels, so that a
+//! picture that is done does not hold up those that are not. Neither is ever one of the runtime's threads.
+//!
+//! What decides is pure and stands by itself: [`plan`] (who takes part in a step), [`shares`] (whose turn it is),
+//! [`memory`] (who may begin, and who makes way), [`estimate`] (how long a step will take).
 //!
 //! A [`Picture`] is a claim on one: dropping it is how a picture is cancelled, at the next step.
 
 mod decoder;
+mod entry;
+mod estimate;
+mod limit;
+mod loaded;
+mod memory;
+mod pass;
 mod plan;
+mod room;
+mod shares;
 mod stepper;
+#[cfg(test)]
+mod tests;
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use diffusion::{
-    BeginError, DecodeError, Job, Model, Progress, Request, ResumeError, RgbImage, StepError,
+    BeginError, DecodeError, Model, Progress, Request, ResumeError, RgbImage, StepError,
 };
+use lifecycle::panic_text;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::StartError;
+
+pub(crate) use limit::{Available, Source, of_this_machine};
+pub(crate) use loaded::{Loaded, Reserved};
+pub(crate) use memory::{Account, Bytes, DoesNotFit, Needs};
+use pass::Step;
+use room::PendingWeights;
+pub(crate) use shares::Flow;
+use stepper::Setup;
 
 /// Commands that may wait for the engine's next step; further senders wait.
 const COMMANDS: usize = 256;
@@ -34,6 +57,9 @@ pub(crate) enum EngineError {
     /// It cannot be taken up where it was put away.
     #[error("the picture cannot be resumed")]
     Resume(#[source] ResumeError),
+    /// It has no room here, whoever makes way.
+    #[error("the picture does not fit into the worker's memory")]
+    DoesNotFit(#[source] DoesNotFit),
     /// A step failed.
     #[error("the picture cannot be drawn")]
     Step(#[source] StepError),
@@ -59,6 +85,7 @@ impl EngineError {
         match self {
             Self::Begin(_) => "begin",
             Self::Resume(_) => "resume",
+            Self::DoesNotFit(_) => "does_not_fit",
             Self::Step(StepError::NotFinite { .. }) => "not_finite",
             Self::Step(_) => "step",
             Self::Decode(_) => "decode",
@@ -66,14 +93,35 @@ impl EngineError {
             Self::Gone => "gone",
         }
     }
+
+    /// Makes an error of a panic.
+    fn guard<T>(doing: &'static str, work: impl FnOnce() -> Result<T, Self>) -> Result<T, Self> {
+        catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
+            let message = panic_text(&*panic).to_owned();
+            Err(Self::Panicked { doing, message })
+        })
+    }
+}
+
+/// What the engine must keep to.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct EngineLimits {
+    /// Pictures in one step.
+    pub(crate) max_batch: usize,
+    /// How long a step of several pictures may take.
+    pub(crate) max_step: Option<Duration>,
+    /// Bytes for weights, pictures, one step and one decoding.
+    pub(crate) memory: u64,
 }
 
 /// What is to be drawn.
 pub(crate) struct Start {
-    pub(crate) model: Arc<Model>,
+    pub(crate) model: Arc<Loaded>,
     pub(crate) request: Request,
-    /// Where it was put away, if it was.
+    /// Where it was put away, if it was. Bytes that cannot be used are no error: it begins anew.
     pub(crate) resume: Option<Vec<u8>>,
+    /// Whose it is, and what that one weighs.
+    pub(crate) flow: Flow,
     /// Which picture of its task; comes back with its previews.
     pub(crate) index: u32,
     /// After which steps to show it, ascending.
@@ -105,7 +153,8 @@ pub(crate) type Outcome = oneshot::Receiver<Result<Drawn, EngineError>>;
 #[derive(Clone)]
 pub(crate) struct Engine {
     commands: mpsc::Sender<Command>,
-    ids: Arc<AtomicU64>,
+    numbers: Arc<AtomicU64>,
+    account: watch::Receiver<Account>,
 }
 
 /// A claim on a picture that the engine has. Dropped, the engine forgets it at the next step.
@@ -113,75 +162,154 @@ pub(crate) struct Picture {
     id: u64,
     // Dropped first: the engine must find the claim gone when it is woken.
     progress: watch::Receiver<Progress>,
-    engine: WakeOnDrop,
+    _engine: WakeOnDrop,
 }
 
 struct WakeOnDrop(mpsc::Sender<Command>);
 
 enum Command {
     Begin(Box<Begin>),
+    /// All of these as they are between two steps; `None` when one is not there any more.
     Snapshot {
-        id: u64,
-        reply: oneshot::Sender<Vec<u8>>,
+        ids: Vec<u64>,
+        reply: oneshot::Sender<Option<Vec<Vec<u8>>>>,
     },
-    /// The decoder gives a job back.
-    Returned {
-        id: u64,
-        job: Box<Job>,
+    /// The decoder is done with something.
+    Decoded {
+        number: u64,
         panicked: bool,
     },
-    /// A claim was dropped.
+    /// A model is to be loaded.
+    Weights(PendingWeights),
+    /// A claim was dropped, or memory was given back.
     Wake,
 }
 
 struct Begin {
     id: u64,
     start: Start,
-    begun: oneshot::Sender<Result<watch::Receiver<Progress>, EngineError>>,
+    progress: watch::Sender<Progress>,
     outcome: oneshot::Sender<Result<Drawn, EngineError>>,
 }
 
 impl Engine {
-    /// Starts both threads. A step takes `max_batch` pictures at most.
+    /// Starts both threads.
     ///
     /// # Errors
     /// When the operating system gives no thread.
-    pub(crate) fn start(max_batch: usize) -> Result<Self, StartError> {
+    pub(crate) fn start(limits: EngineLimits) -> Result<Self, StartError> {
+        Self::start_with(limits, Box::new(|model, jobs| model.step(jobs)))
+    }
+
+    fn start_with(limits: EngineLimits, step: Step) -> Result<Self, StartError> {
         let (commands, received) = mpsc::channel(COMMANDS);
+        let (told, account) = watch::channel(Account::default());
         let decoder = decoder::start(commands.downgrade())?;
-        stepper::start(received, decoder, plan::Limits { max_batch })?;
+        stepper::start(Setup {
+            commands: received,
+            engine: commands.downgrade(),
+            decoder,
+            step,
+            max_batch: limits.max_batch,
+            max_step: limits.max_step,
+            memory_limit: limits.memory,
+            weights: Arc::default(),
+            account: told,
+        })?;
         Ok(Self {
             commands,
-            ids: Arc::default(),
+            numbers: Arc::default(),
+            account,
         })
     }
 
-    /// Admits a picture between two steps.
+    fn number(&self) -> u64 {
+        self.numbers.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// A task, whose pictures share what its lane's weight gives it.
+    pub(crate) fn flow(&self, weight: u32) -> Flow {
+        Flow::new(self.number(), weight)
+    }
+
+    /// Waits until there is room for a model: so much of weights, and what one picture takes beside them.
     ///
     /// # Errors
-    /// [`EngineError::Begin`], [`EngineError::Resume`], or a panic in either.
+    /// When it does not fit, whatever makes way, or the engine has stopped.
+    pub(crate) async fn reserve(
+        &self,
+        bytes: u64,
+        picture: Needs,
+    ) -> Result<Reserved, ReserveError> {
+        let (reply, answer) = oneshot::channel();
+        let pending = PendingWeights {
+            bytes,
+            picture,
+            after: self.number(),
+            reply,
+        };
+        let sent = self.commands.send(Command::Weights(pending)).await;
+        sent.map_err(|_| ReserveError::Gone)?;
+        let answer = answer.await.map_err(|_| ReserveError::Gone)?;
+        answer.map_err(ReserveError::DoesNotFit)
+    }
+
+    /// Takes a model over whose weights, or what they were thought to be, were [reserved](Self::reserve). Where they are more
+    /// than was thought, waits until there is room for the rest.
+    ///
+    /// # Errors
+    /// As for [`reserve`](Self::reserve); the model is unloaded then.
+    pub(crate) async fn adopt(
+        &self,
+        model: Model,
+        mut reserved: Reserved,
+    ) -> Result<Arc<Loaded>, ReserveError> {
+        let bytes = model.weights_bytes();
+        let picture = loaded::needs_of_default(&model);
+        let more = bytes.saturating_sub(reserved.bytes());
+        reserved.join(self.reserve(more, picture).await?);
+        reserved.shrink_to(bytes);
+        Ok(Arc::new(Loaded::new(model, self.number(), reserved)))
+    }
+
+    /// Takes in a picture, which is begun between two steps, when there is room for it.
+    ///
+    /// # Errors
+    /// When the engine has stopped. All else comes with the outcome.
     pub(crate) async fn begin(&self, start: Start) -> Result<(Picture, Outcome), EngineError> {
-        let id = self.ids.fetch_add(1, Ordering::Relaxed) + 1;
-        let (begun, answer) = oneshot::channel();
+        let id = self.number();
+        let steps = start.request.steps;
+        let (progress, watched) = watch::channel(Progress { step: 0, steps });
         let (outcome, result) = oneshot::channel();
         let begin = Box::new(Begin {
             id,
             start,
-            begun,
+            progress,
             outcome,
         });
         let sent = self.commands.send(Command::Begin(begin)).await;
         sent.map_err(|_| EngineError::Gone)?;
-        let progress = answer.await.map_err(|_| EngineError::Gone)??;
-        let engine = WakeOnDrop(self.commands.clone());
-        Ok((
-            Picture {
-                id,
-                progress,
-                engine,
-            },
-            result,
-        ))
+        let picture = Picture {
+            id,
+            progress: watched,
+            _engine: WakeOnDrop(self.commands.clone()),
+        };
+        Ok((picture, result))
+    }
+
+    /// Pictures as bytes, all of them between the same two steps; empty where one has not begun, or where there was no room to
+    /// keep one that is done. `None` when the engine no longer has one of them.
+    pub(crate) async fn snapshots(&self, pictures: &[Picture]) -> Option<Vec<Vec<u8>>> {
+        let (reply, answer) = oneshot::channel();
+        let ids = pictures.iter().map(|picture| picture.id).collect();
+        let command = Command::Snapshot { ids, reply };
+        self.commands.send(command).await.ok()?;
+        answer.await.ok()?
+    }
+
+    /// Where memory is, as the engine last told.
+    pub(crate) fn account(&self) -> Account {
+        *self.account.borrow()
     }
 
     /// Resolves when the engine's thread has ended, which it does only when it cannot go on.
@@ -190,18 +318,21 @@ impl Engine {
     }
 }
 
+/// Why a model has no place.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ReserveError {
+    /// There is not enough memory.
+    #[error(transparent)]
+    DoesNotFit(DoesNotFit),
+    /// The engine's thread has ended.
+    #[error("the engine has stopped")]
+    Gone,
+}
+
 impl Picture {
     /// How far it is.
     pub(crate) fn progress(&self) -> Progress {
         *self.progress.borrow()
-    }
-
-    /// The picture as bytes, taken between two steps or after the last; `None` when the engine no longer has it.
-    pub(crate) async fn snapshot(&self) -> Option<Vec<u8>> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Snapshot { id: self.id, reply };
-        self.engine.0.send(command).await.ok()?;
-        answer.await.ok()
     }
 }
 

@@ -1,16 +1,43 @@
 //! Which pictures take part in the next denoising step.
 //!
-//! A pure function, so that what decides about latency and fairness can be tested by itself. For now: round robin. The
-//! picture that has waited longest for a step gets one, and others of the same model join it, longest wait first, up
-//! to the batch's limit. Priorities, deadlines, shapes and memory belong here too, once there are such.
+//! A pure function, so that what decides about latency, memory and fairness can be tested by itself. Whose turn it is say
+//! the [shares](super::shares): the picture whose task has had least for its weight leads, and among those of one task the
+//! one that has waited longest. Others of its bucket (one model, one size: that is what one forward pass can hold) join it in
+//! the same order, as far as the batch's limit, the memory that is free and the time that a step may take allow.
+//!
+//! The leader is never passed over. When there is no room for it just now, because a picture is being decoded, there
+//! is no step: a smaller one that slipped in would keep it waiting for as long as smaller ones come.
+
+use std::time::Duration;
+
+/// What one forward pass can hold: latents of one size, for one model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(crate) struct Bucket {
+    /// The number under which the model was loaded.
+    pub(crate) model: u64,
+    /// Pixels.
+    pub(crate) width: u32,
+    /// Pixels.
+    pub(crate) height: u32,
+}
+
+impl Bucket {
+    /// Latent pixels, which is what a row's work and memory grow with.
+    pub(crate) fn latent_pixels(self) -> u64 {
+        (u64::from(self.width) * u64::from(self.height)).div_ceil(64)
+    }
+}
 
 /// A picture that could be taken a step further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Candidate {
     /// Which picture; later ones have larger numbers.
     pub(crate) id: u64,
-    /// Which model draws it. One step is of one model.
-    pub(crate) model: usize,
+    pub(crate) bucket: Bucket,
+    /// Its rows of a forward pass: 2 with guidance, else 1.
+    pub(crate) rows: usize,
+    /// What its task has had for its weight.
+    pub(crate) pass: u64,
     /// The number of the step that it last took part in; 0 before its first.
     pub(crate) last_step: u64,
 }
@@ -20,22 +47,58 @@ pub(crate) struct Candidate {
 pub(crate) struct Limits {
     /// Pictures in one step, at least 1.
     pub(crate) max_batch: usize,
+    /// How long a step of several pictures may take.
+    pub(crate) max_step: Option<Duration>,
+    /// Bytes that the step may take for its activations.
+    pub(crate) room: u64,
 }
 
-/// The pictures of the next step: of one model, `max_batch` at most, none only if there are no candidates.
-pub(crate) fn plan(candidates: &[Candidate], limits: Limits) -> Vec<u64> {
+/// What a step of so many rows is expected to take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Cost {
+    /// Of activations.
+    pub(crate) bytes: u64,
+    /// `None`: nothing is known so far.
+    pub(crate) time: Option<Duration>,
+}
+
+/// The pictures of the next step, the leader first. None if there are no candidates, or if there is no room for the one
+/// whose turn it is.
+///
+/// One picture alone may take any time; several only what is known to be within the bound.
+pub(crate) fn plan(
+    candidates: &[Candidate],
+    limits: Limits,
+    cost: impl Fn(Bucket, usize) -> Cost,
+) -> Vec<u64> {
     let mut waiting = candidates.to_vec();
-    waiting.sort_unstable_by_key(|candidate| (candidate.last_step, candidate.id));
-    let Some(first) = waiting.first().copied() else {
+    waiting.sort_unstable_by_key(|one| (one.pass, one.last_step, one.id));
+    let Some(&leader) = waiting.first() else {
         return Vec::new();
     };
-    let same_model = waiting
+    if cost(leader.bucket, leader.rows).bytes > limits.room {
+        return Vec::new();
+    }
+    let mut rows = leader.rows;
+    let mut planned = vec![leader.id];
+    let others = waiting[1..]
         .iter()
-        .filter(|candidate| candidate.model == first.model);
-    same_model
-        .take(limits.max_batch.max(1))
-        .map(|candidate| candidate.id)
-        .collect()
+        .filter(|one| one.bucket == leader.bucket);
+    for other in others {
+        if planned.len() >= limits.max_batch {
+            break;
+        }
+        let together = cost(leader.bucket, rows + other.rows);
+        let in_time = limits
+            .max_step
+            .is_none_or(|bound| together.time.is_some_and(|time| time <= bound));
+        // One that is too much may be followed by one of fewer rows that is not.
+        if together.bytes <= limits.room && in_time {
+            rows += other.rows;
+            planned.push(other.id);
+        }
+    }
+    planned
 }
 
 #[cfg(test)]
@@ -44,71 +107,144 @@ mod tests {
 
     use super::*;
 
+    const SIZES: [u32; 3] = [64, 128, 256];
+
+    fn bucket(model: u64, size: usize) -> Bucket {
+        Bucket {
+            model,
+            width: SIZES[size],
+            height: SIZES[size],
+        }
+    }
+
     fn candidates() -> impl Strategy<Value = Vec<Candidate>> {
-        let one = (0usize..4, 0u64..50);
+        let one = (0u64..3, 0usize..3, 1usize..3, 0u64..40, 0u64..50);
         proptest::collection::vec(one, 0..24).prop_map(|all| {
             let numbered = all.into_iter().enumerate();
-            let candidate = |(id, (model, last_step))| Candidate {
+            let candidate = |(id, (model, size, rows, pass, last_step))| Candidate {
                 id: id as u64,
-                model,
+                bucket: bucket(model, size),
+                rows,
+                pass,
                 last_step,
             };
             numbered.map(candidate).collect()
         })
     }
 
+    /// A machine where bytes and milliseconds grow with the work, but not in one proportion.
+    fn machine(bucket: Bucket, rows: usize) -> Cost {
+        let work = bucket.latent_pixels() * rows as u64;
+        Cost {
+            bytes: 10 + work,
+            time: Some(Duration::from_millis(5 + work / 16)),
+        }
+    }
+
+    fn chosen<'a>(all: &'a [Candidate], planned: &[u64]) -> Vec<&'a Candidate> {
+        all.iter().filter(|c| planned.contains(&c.id)).collect()
+    }
+
     proptest! {
         #[test]
-        fn a_step_is_of_one_model_and_within_its_limit(all in candidates(), max_batch in 1usize..9) {
-            let planned = plan(&all, Limits { max_batch });
-            prop_assert!(planned.len() <= max_batch);
-            prop_assert_eq!(planned.is_empty(), all.is_empty());
-            let chosen: Vec<_> = all.iter().filter(|c| planned.contains(&c.id)).collect();
+        fn a_step_is_of_one_model_and_one_size_and_within_every_limit(
+            all in candidates(),
+            max_batch in 1usize..9,
+            room in 0u64..6000,
+            bound in 0u64..400,
+        ) {
+            let max_step = Some(Duration::from_millis(bound));
+            let limits = Limits { max_batch, max_step, room };
+            let planned = plan(&all, limits, machine);
+            let chosen = chosen(&all, &planned);
             prop_assert_eq!(chosen.len(), planned.len(), "no picture twice, none made up");
-            prop_assert!(chosen.windows(2).all(|pair| pair[0].model == pair[1].model));
+            prop_assert!(planned.len() <= max_batch);
+            prop_assert!(chosen.windows(2).all(|pair| pair[0].bucket == pair[1].bucket));
+            if let Some(first) = chosen.first() {
+                let rows = chosen.iter().map(|c| c.rows).sum();
+                let cost = machine(first.bucket, rows);
+                prop_assert!(cost.bytes <= room, "{} of {room} bytes", cost.bytes);
+                prop_assert!(chosen.len() == 1 || cost.time <= max_step);
+            }
         }
 
         #[test]
-        fn nobody_waits_for_more_steps_than_there_are_pictures(
-            mut all in candidates(),
-            max_batch in 1usize..9,
-            newcomers in proptest::collection::vec(0usize..4, 0..40),
+        fn whoever_has_had_least_leads_and_is_only_kept_waiting_by_want_of_room(
+            all in candidates(),
+            room in 0u64..6000,
         ) {
-            let limits = Limits { max_batch };
-            let first_step = 50;
-            let mut newcomers = newcomers.into_iter();
-            let old: Vec<u64> = all.iter().map(|candidate| candidate.id).collect();
-            let mut stepped = std::collections::BTreeSet::new();
-            for round in 0..old.len() as u64 {
-                let planned = plan(&all, limits);
-                for candidate in all.iter_mut().filter(|c| planned.contains(&c.id)) {
-                    candidate.last_step = first_step + round;
-                }
-                stepped.extend(planned);
-                // A newcomer counts as having just been stepped: it cannot push in before those who wait.
-                if let Some(model) = newcomers.next() {
-                    let id = all.len() as u64;
-                    all.push(Candidate { id, model, last_step: first_step + round });
+            let limits = Limits { max_batch: 4, max_step: None, room };
+            let planned = plan(&all, limits, machine);
+            let first = all.iter().min_by_key(|c| (c.pass, c.last_step, c.id));
+            let fits = first.is_some_and(|c| machine(c.bucket, c.rows).bytes <= room);
+            prop_assert_eq!(planned.first().copied(), first.filter(|_| fits).map(|c| c.id));
+        }
+
+        #[test]
+        fn nobody_who_fits_is_left_out_while_there_is_a_place(
+            all in candidates(),
+            max_batch in 1usize..9,
+            room in 100u64..6000,
+        ) {
+            let limits = Limits { max_batch, max_step: Some(Duration::from_millis(200)), room };
+            let planned = plan(&all, limits, machine);
+            let chosen = chosen(&all, &planned);
+            if let Some(first) = chosen.first().filter(|_| chosen.len() < max_batch) {
+                let rows: usize = chosen.iter().map(|c| c.rows).sum();
+                let left_out = all.iter().filter(|c| c.bucket == first.bucket && !planned.contains(&c.id));
+                for other in left_out {
+                    let cost = machine(first.bucket, rows + other.rows);
+                    prop_assert!(cost.bytes > room || cost.time > limits.max_step);
                 }
             }
-            prop_assert!(old.iter().all(|id| stepped.contains(id)));
         }
     }
 
     #[test]
-    fn others_of_the_same_model_join_whoever_has_waited_longest() {
-        let candidate = |id, model, last_step| Candidate {
+    fn while_nothing_is_known_of_a_steps_time_a_picture_goes_alone_under_a_bound() {
+        let candidate = |id| Candidate {
             id,
-            model,
-            last_step,
+            bucket: bucket(0, 0),
+            rows: 2,
+            pass: 0,
+            last_step: 0,
         };
-        let all = [
-            candidate(1, 0, 9),
-            candidate(2, 1, 3),
-            candidate(3, 0, 5),
-            candidate(4, 1, 8),
-        ];
-        assert_eq!(plan(&all, Limits { max_batch: 4 }), [2, 4]);
-        assert_eq!(plan(&all, Limits { max_batch: 1 }), [2]);
+        let all = [candidate(1), candidate(2)];
+        let unknown = |_, _| Cost {
+            bytes: 1,
+            time: None,
+        };
+        let limits = |max_step| Limits {
+            max_batch: 4,
+            max_step,
+            room: 1,
+        };
+        assert_eq!(
+            plan(&all, limits(Some(Duration::from_secs(9))), unknown),
+            [1]
+        );
+        assert_eq!(plan(&all, limits(None), unknown), [1, 2]);
+    }
+
+    #[test]
+    fn one_of_fewer_rows_joins_where_one_of_more_does_not_fit() {
+        let candidate = |id, rows| Candidate {
+            id,
+            bucket: bucket(0, 0),
+            rows,
+            pass: 0,
+            last_step: id,
+        };
+        let all = [candidate(1, 2), candidate(2, 2), candidate(3, 1)];
+        let by_rows = |_, rows: usize| Cost {
+            bytes: rows as u64,
+            time: None,
+        };
+        let limits = Limits {
+            max_batch: 4,
+            max_step: None,
+            room: 3,
+        };
+        assert_eq!(plan(&all, limits, by_rows), [1, 3]);
     }
 }

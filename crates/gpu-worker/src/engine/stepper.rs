@@ -1,76 +1,89 @@
 //! The thread that owns every picture and takes them step by step.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
-use diffusion::{Job, Model, Progress, StepError};
+use diffusion::{Job, Latents};
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::decoder::{Wanted, Work};
-use super::plan::{Candidate, Limits, plan};
-use super::{Begin, Command, Drawn, EngineError, Seen, Start};
+use super::entry::{Entry, flows};
+use super::estimate::Estimates;
+use super::loaded::Loaded;
+use super::memory::{Account, Budget, Rank};
+use super::pass::{self, Step};
+use super::plan::{Bucket, Cost, Limits, plan};
+use super::room::PendingWeights;
+use super::shares::Shares;
+use super::{Begin, Command, EngineError};
 use crate::error::StartError;
 use crate::metrics;
-use lifecycle::{chain, panic_text};
+use lifecycle::chain;
 
 const THREAD: &str = "engine";
-/// After this many panics without a good step between them the engine is taken for broken, and the worker ends rather
-/// than spoil one task after the other.
+/// After this many steps in a row that ended in a panic for everybody the engine is taken for broken, and the worker ends
+/// rather than spoil one task after the other.
 const PANICS_IN_A_ROW: u32 = 3;
 
-/// A picture on its way. It stays until its claim is dropped, so that it can be put away even when it is done.
-struct Entry {
-    model: Arc<Model>,
-    /// `None` while the decoder has it.
-    job: Option<Job>,
-    /// `None` once the decoder is to answer, or has.
-    outcome: Option<oneshot::Sender<Result<Drawn, EngineError>>>,
-    progress: watch::Sender<Progress>,
-    index: u32,
-    /// Number and step of the previews to come.
-    previews: VecDeque<(u32, u32)>,
-    seen: mpsc::Sender<Seen>,
-    /// Who waits for the job to come back, to have it as bytes.
-    snapshots: Vec<oneshot::Sender<Vec<u8>>>,
-    last_step: u64,
-    busy: Duration,
-}
-
-impl Entry {
-    fn can_step(&self) -> bool {
-        self.outcome.is_some() && self.job.as_ref().is_some_and(|job| !job.is_finished())
-    }
-
-    fn can_be_decoded(&self) -> bool {
-        self.outcome.is_some() && self.job.as_ref().is_some_and(Job::is_finished)
-    }
-}
-
-struct Stepper {
-    commands: mpsc::Receiver<Command>,
+pub(super) struct Stepper {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) engine: mpsc::WeakSender<Command>,
     decoder: SyncSender<Work>,
-    limits: Limits,
-    entries: BTreeMap<u64, Entry>,
+    /// Bytes that each work of the decoder takes, until it has told that it is done with it.
+    pub(super) decoding: BTreeMap<u64, u64>,
+    works: u64,
+    step: Step,
+    max_batch: usize,
+    max_step: Option<Duration>,
+    pub(super) budget: Budget,
+    pub(super) weights: Arc<AtomicU64>,
+    pub(super) pending: VecDeque<PendingWeights>,
+    pub(super) entries: BTreeMap<u64, Entry>,
+    shares: Shares,
+    estimates: Estimates,
+    pub(super) account: watch::Sender<Account>,
+    began: Instant,
     /// Steps taken so far, whoever took part.
     steps: u64,
     panics: u32,
 }
 
+/// What the thread is started with.
+pub(super) struct Setup {
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) engine: mpsc::WeakSender<Command>,
+    pub(super) decoder: SyncSender<Work>,
+    pub(super) step: Step,
+    pub(super) max_batch: usize,
+    pub(super) max_step: Option<Duration>,
+    pub(super) memory_limit: u64,
+    pub(super) weights: Arc<AtomicU64>,
+    pub(super) account: watch::Sender<Account>,
+}
+
 /// Starts the thread; it ends when all senders of commands are gone, or when the engine is broken.
-pub(super) fn start(
-    commands: mpsc::Receiver<Command>,
-    decoder: SyncSender<Work>,
-    limits: Limits,
-) -> Result<(), StartError> {
+pub(super) fn start(setup: Setup) -> Result<(), StartError> {
     let mut stepper = Stepper {
-        commands,
-        decoder,
-        limits,
+        commands: setup.commands,
+        engine: setup.engine,
+        decoder: setup.decoder,
+        decoding: BTreeMap::new(),
+        works: 0,
+        step: setup.step,
+        max_batch: setup.max_batch,
+        max_step: setup.max_step,
+        budget: Budget::new(setup.memory_limit),
+        weights: setup.weights,
+        pending: VecDeque::new(),
         entries: BTreeMap::new(),
+        shares: Shares::default(),
+        estimates: Estimates::default(),
+        account: setup.account,
+        began: Instant::now(),
         steps: 0,
         panics: 0,
     };
@@ -84,17 +97,21 @@ pub(super) fn start(
 
 impl Stepper {
     fn run(&mut self) {
-        while self.panics < PANICS_IN_A_ROW && self.obey_commands() {
-            self.entries.retain(|_, entry| !entry.progress.is_closed());
-            metrics::jobs_running(self.entries.len());
-            self.step();
+        metrics::memory_limit(self.budget.limit());
+        let mut stepped = false;
+        while self.panics < PANICS_IN_A_ROW && self.obey_commands(!stepped) {
+            self.forget_dropped();
+            self.make_room_for_weights();
+            self.let_in();
+            stepped = self.take_step();
             self.send_to_decoder();
+            self.tell_account(0);
         }
     }
 
-    /// Obeys what has come; waits for something to come when there is nothing to step. False when nothing can come.
-    fn obey_commands(&mut self) -> bool {
-        if !self.entries.values().any(Entry::can_step) {
+    /// Obeys what has come; waits for something to come if there was nothing to step. False when nothing can come.
+    fn obey_commands(&mut self, wait: bool) -> bool {
+        if wait {
             match self.commands.blocking_recv() {
                 Some(command) => self.obey(command),
                 None => return false,
@@ -111,253 +128,214 @@ impl Stepper {
 
     fn obey(&mut self, command: Command) {
         match command {
-            Command::Begin(begin) => self.begin(*begin),
-            Command::Snapshot { id, reply } => {
-                // Without an entry the reply is dropped, which is an answer.
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.snapshots.push(reply);
-                    put_away(entry);
-                }
+            Command::Begin(begin) => self.take_in(*begin),
+            Command::Snapshot { ids, reply } => {
+                let snapshots = ids
+                    .iter()
+                    .map(|id| self.entries.get(id).and_then(Entry::snapshot));
+                // Nobody may be waiting any more.
+                let _ = reply.send(snapshots.collect());
             }
-            Command::Returned { id, job, panicked } => {
+            Command::Decoded { number, panicked } => {
                 self.panics += u32::from(panicked);
-                if let Some(entry) = self.entries.get_mut(&id) {
-                    entry.job = Some(*job);
-                    put_away(entry);
-                }
+                self.decoding.remove(&number);
             }
+            Command::Weights(pending) => self.pending.push_back(pending),
             Command::Wake => {}
         }
     }
 
-    fn begin(&mut self, begin: Begin) {
+    fn take_in(&mut self, begin: Begin) {
         let Begin {
             id,
             start,
-            begun,
+            progress,
             outcome,
         } = begin;
-        let job = match self.guarded("beginning a picture", || first_job(&start)) {
-            Ok(job) => job,
-            Err(error) => {
-                // The caller may have gone; it alone is concerned.
-                let _ = begun.send(Err(error));
-                return;
-            }
-        };
-        let Start {
-            model,
-            index,
-            previews,
-            seen,
-            ..
-        } = start;
-        let done = job.progress().step;
-        let numbered = (0..).zip(previews);
-        let (progress, watched) = watch::channel(job.progress());
-        let entry = Entry {
-            model,
-            job: Some(job),
-            outcome: Some(outcome),
-            progress,
-            index,
-            previews: numbered.filter(|&(_, step)| step > done).collect(),
-            seen,
-            snapshots: Vec::new(),
-            // As if just stepped: a newcomer does not push in before those who wait.
-            last_step: self.steps,
-            busy: Duration::ZERO,
-        };
-        if begun.send(Ok(watched)).is_ok() {
-            self.entries.insert(id, entry);
-        }
+        let rank = Rank::new(start.flow.weight(), self.began.elapsed());
+        // As if just stepped: a newcomer does not push in before others of its task.
+        let entry = Entry::new(start, progress, outcome, rank, self.steps);
+        self.entries.insert(id, entry);
     }
 
-    /// Takes those whom the planner names one step further.
-    fn step(&mut self) {
-        let steppable = self.entries.iter().filter(|(_, entry)| entry.can_step());
-        let candidates: Vec<Candidate> = steppable
-            .map(|(&id, entry)| Candidate {
-                id,
-                model: Arc::as_ptr(&entry.model).addr(),
-                last_step: entry.last_step,
-            })
+    fn forget_dropped(&mut self) {
+        self.entries.retain(|_, entry| !entry.progress.is_closed());
+        self.shares.retain(&flows(self.entries.values()));
+    }
+
+    /// Takes those whom the planner names one step further. False when there are none.
+    fn take_step(&mut self) -> bool {
+        let planned = self.planned();
+        let leader = planned.first().and_then(|id| self.entries.get(id));
+        let Some((leader, bucket)) = leader.map(|entry| (entry.flow, entry.bucket())) else {
+            return false;
+        };
+        let members: Vec<&Entry> = planned
+            .iter()
+            .filter_map(|id| self.entries.get(id))
             .collect();
-        let planned = plan(&candidates, self.limits);
-        let mut batch: Vec<(u64, Job)> = Vec::with_capacity(planned.len());
+        let Some(model) = members.first().map(|entry| Arc::clone(&entry.model)) else {
+            return false;
+        };
+        let rows = members.iter().map(|entry| entry.rows()).sum();
+        let led = members.iter().filter(|entry| entry.flow == leader);
+        let led = led.map(|entry| entry.work()).sum();
+        self.shares.lead(leader, led);
+        self.tell_account(model.step_bytes(bucket.width, bucket.height, rows));
+        let mut batch: Vec<(u64, Box<Job>)> = Vec::with_capacity(planned.len());
         for id in planned {
-            if let Some(job) = self.entries.get_mut(&id).and_then(|entry| entry.job.take()) {
+            if let Some(entry) = self.entries.get_mut(&id)
+                && let Some(job) = entry.take_job()
+            {
                 batch.push((id, job));
             }
         }
-        let Some(model) = batch.first().and_then(|(id, _)| self.entries.get(id)) else {
-            return;
-        };
-        let model = Arc::clone(&model.model);
+        let pictures = batch.len();
         let started = Instant::now();
-        let stepped = catch_unwind(AssertUnwindSafe(|| {
-            let mut jobs: Vec<&mut Job> = batch.iter_mut().map(|(_, job)| job).collect();
-            model.step(&mut jobs)
-        }));
+        let taken = pass::take(&mut self.step, &model, batch);
         let took = started.elapsed();
         self.steps += 1;
-        match stepped {
-            Ok(results) => {
-                metrics::step(batch.len(), took);
-                self.panics = 0;
-                let share = took / batch.len() as u32;
-                for ((id, job), result) in batch.into_iter().zip(results) {
-                    self.stepped(id, job, result, share);
-                }
-            }
-            Err(panic) => {
-                self.panics += 1;
-                let message = panic_text(&*panic);
-                for (id, _) in batch {
-                    let message = message.to_owned();
-                    self.fail(
-                        id,
-                        EngineError::Panicked {
-                            doing: "stepping",
-                            message,
-                        },
-                    );
-                }
+        metrics::step(pictures, rows, took);
+        metrics::taken_again(taken.again);
+        if taken.again == 0 {
+            self.estimates.observe(bucket, rows, took);
+        }
+        self.panics = if taken.is_broken() {
+            self.panics + 1
+        } else {
+            0
+        };
+        let share = took / pictures.max(1) as u32;
+        for (id, result) in taken.results {
+            match result {
+                Ok(job) => self.stepped(id, job, share),
+                Err(error) => self.fail(id, error),
             }
         }
+        true
     }
 
-    fn stepped(&mut self, id: u64, job: Job, result: Result<Progress, StepError>, share: Duration) {
-        let progress = match result {
-            Ok(progress) => progress,
-            Err(error) => return self.fail(id, EngineError::Step(error)),
+    fn planned(&mut self) -> Vec<u64> {
+        let drawing = || self.entries.iter().filter(|(_, entry)| entry.is_drawing());
+        self.shares.look(flows(drawing().map(|(_, entry)| entry)));
+        let candidates: Vec<_> = drawing()
+            .filter_map(|(&id, entry)| entry.candidate(id, &self.shares))
+            .collect();
+        let models: BTreeMap<u64, &Loaded> = drawing()
+            .map(|(_, entry)| (entry.model.number(), &*entry.model))
+            .collect();
+        let limits = Limits {
+            max_batch: self.max_batch,
+            max_step: self.max_step,
+            room: self.room_for_step(),
         };
+        plan(&candidates, limits, |bucket: Bucket, rows| Cost {
+            bytes: models.get(&bucket.model).map_or(u64::MAX, |model| {
+                model.step_bytes(bucket.width, bucket.height, rows)
+            }),
+            time: self.estimates.expected(bucket, rows),
+        })
+    }
+
+    fn stepped(&mut self, id: u64, job: Box<Job>, share: Duration) {
+        let (steps, room) = (self.steps, self.room_aside());
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        entry.busy += share;
-        entry.last_step = self.steps;
-        entry.progress.send_replace(progress);
-        let finished = job.is_finished();
-        entry.job = Some(job);
-        let mut due = None;
-        while let Some(&(preview, step)) = entry.previews.front()
-            && step <= progress.step
-        {
-            entry.previews.pop_front();
-            due = Some(preview);
-        }
-        if let Some(preview) = due.filter(|_| !finished) {
-            self.show(id, preview);
+        let shown = entry.stepped(job, share, steps);
+        entry.finish(room);
+        if let Some((preview, latents)) = shown {
+            self.show(id, preview, latents);
         }
     }
 
-    /// Lends a picture to the decoder for a preview; it misses the steps until it is back. Left out when the decoder is busy.
-    fn show(&mut self, id: u64, preview: u32) {
-        let Some(entry) = self.entries.get_mut(&id) else {
+    /// Has a picture shown as it is; it goes on meanwhile. Left out when the decoder is busy, or when there is no
+    /// room for decoding beside any picture's step.
+    fn show(&mut self, id: u64, preview: u32, latents: Latents) {
+        let Some(entry) = self.entries.get(&id) else {
             return;
         };
-        let Some(job) = entry.job.take() else { return };
-        let (model, seen, index) = (Arc::clone(&entry.model), entry.seen.clone(), entry.index);
+        let decode = entry.needs.decode;
         let wanted = Wanted::Preview {
-            index,
+            index: entry.index,
             preview,
-            seen,
+            seen: entry.seen.clone(),
         };
-        match self.decoder.try_send(Work {
-            id,
-            model,
-            job,
-            wanted,
-        }) {
-            Ok(()) => {}
-            Err(TrySendError::Full(work) | TrySendError::Disconnected(work)) => {
-                entry.job = Some(work.job);
-            }
+        let model = Arc::clone(&entry.model);
+        let shown =
+            self.room_for_preview(decode) && self.send(model, latents, decode, wanted).is_ok();
+        if !shown {
+            metrics::preview_left_out();
         }
     }
 
-    /// Hands finished pictures to the decoder, as far as it has room; when one comes back there is room again.
+    /// Hands finished pictures to the decoder, as far as it has room; when it has done one there is room again.
     fn send_to_decoder(&mut self) {
-        let mut lost = Vec::new();
-        for (&id, entry) in &mut self.entries {
-            if !entry.can_be_decoded() {
-                continue;
-            }
-            let (Some(job), Some(outcome)) = (entry.job.take(), entry.outcome.take()) else {
+        let waiting: BTreeSet<u64> = self
+            .entries
+            .iter()
+            .filter(|(_, entry)| entry.is_undecoded())
+            .map(|(&id, _)| id)
+            .collect();
+        for id in waiting {
+            let Some(entry) = self.entries.get_mut(&id) else {
                 continue;
             };
-            let (model, busy) = (Arc::clone(&entry.model), entry.busy);
+            let (Some(latents), Some(outcome)) = (entry.take_latents(), entry.outcome.take())
+            else {
+                continue;
+            };
+            let (model, decode) = (Arc::clone(&entry.model), entry.needs.decode);
+            let busy = entry.busy;
             let wanted = Wanted::Picture { outcome, busy };
-            let work = match self.decoder.try_send(Work {
-                id,
-                model,
-                job,
-                wanted,
-            }) {
+            let work = match self.send(model, latents, decode, wanted) {
                 Ok(()) => continue,
-                Err(TrySendError::Disconnected(_)) => {
-                    lost.push(id);
+                Err(TrySendError::Full(work)) => work,
+                Err(TrySendError::Disconnected(work)) => {
+                    if let Wanted::Picture { outcome, .. } = work.wanted {
+                        // Nobody may be waiting any more.
+                        let _ = outcome.send(Err(EngineError::Gone));
+                    }
                     continue;
                 }
-                Err(TrySendError::Full(work)) => work,
             };
-            entry.job = Some(work.job);
-            if let Wanted::Picture { outcome, .. } = work.wanted {
+            if let Some(entry) = self.entries.get_mut(&id)
+                && let Wanted::Picture { outcome, .. } = work.wanted
+            {
                 entry.outcome = Some(outcome);
+                entry.give_latents_back(work.latents);
             }
-            break;
+            return;
         }
-        for id in lost {
-            self.fail(id, EngineError::Gone);
-        }
+    }
+
+    fn send(
+        &mut self,
+        model: Arc<Loaded>,
+        latents: Latents,
+        bytes: u64,
+        wanted: Wanted,
+    ) -> Result<(), TrySendError<Work>> {
+        self.works += 1;
+        let number = self.works;
+        self.decoder.try_send(Work {
+            number,
+            model,
+            latents,
+            wanted,
+        })?;
+        self.decoding.insert(number, bytes);
+        Ok(())
     }
 
     /// Ends a picture; the others go on.
-    fn fail(&mut self, id: u64, error: EngineError) {
+    pub(super) fn fail(&mut self, id: u64, error: EngineError) {
         metrics::engine_error(error.kind());
         tracing::error!(error = chain(&error), "a picture failed");
         let entry = self.entries.remove(&id);
         if let Some(outcome) = entry.and_then(|entry| entry.outcome) {
             // Nobody may be waiting any more.
             let _ = outcome.send(Err(error));
-        }
-    }
-
-    fn guarded<T>(
-        &mut self,
-        doing: &'static str,
-        work: impl FnOnce() -> Result<T, EngineError>,
-    ) -> Result<T, EngineError> {
-        let result = catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|panic| {
-            let message = panic_text(&*panic).to_owned();
-            Err(EngineError::Panicked { doing, message })
-        });
-        if let Err(error) = &result {
-            metrics::engine_error(error.kind());
-        }
-        result
-    }
-}
-
-fn first_job(start: &Start) -> Result<Job, EngineError> {
-    match &start.resume {
-        Some(bytes) => start.model.resume(bytes).map_err(EngineError::Resume),
-        None => start
-            .model
-            .begin(&start.request)
-            .map_err(EngineError::Begin),
-    }
-}
-
-/// Answers those who wait for the job as bytes, if it is here.
-fn put_away(entry: &mut Entry) {
-    let Some(job) = &entry.job else { return };
-    for reply in entry.snapshots.drain(..) {
-        let snapshot = catch_unwind(AssertUnwindSafe(|| entry.model.snapshot(job)));
-        // A panic drops the reply: no snapshot can be had. A reply nobody waits for is no loss.
-        if let Ok(bytes) = snapshot {
-            let _ = reply.send(bytes);
         }
     }
 }

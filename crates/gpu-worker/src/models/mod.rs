@@ -19,6 +19,7 @@ use diffusion::{DType, Device, LoadError, Model};
 use lifecycle::{Check, Tasks};
 use tokio_util::sync::CancellationToken;
 
+use crate::engine::{Bytes, Loaded, Needs, ReserveError};
 use crate::metrics;
 use crate::pull;
 use crate::retry::Backoff;
@@ -37,7 +38,7 @@ const VERSION_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::
 pub(crate) struct Served {
     pub(crate) name: ModelName,
     pub(crate) version: VersionName,
-    pub(crate) model: Arc<Model>,
+    pub(crate) model: Arc<Loaded>,
 }
 
 /// What the versions' lives need.
@@ -61,6 +62,10 @@ enum GetError {
     Load(#[source] LoadError),
     #[error("loading the model failed")]
     Panicked(#[source] tokio::task::JoinError),
+    #[error(
+        "the model has no room: raise engine.memory_limit, or serve fewer models (worker.models)"
+    )]
+    Memory(#[from] ReserveError),
 }
 
 /// Why the registry cannot be watched.
@@ -197,30 +202,56 @@ async fn live(keeper: Keeper, key: VersionKey, version: ModelVersion, end: Cance
             () = tokio::time::sleep(pause) => {}
         }
     };
-    tracing::info!(%name, version = %named, digest = model.digest(), "served");
+    tracing::info!(
+        %name,
+        version = %named,
+        digest = model.digest(),
+        weights = %Bytes(model.weights_bytes()),
+        accounted = %Bytes(keeper.worker.engine.account().total()),
+        "served"
+    );
     life.set(Status::Loaded);
     let served = Arc::new(Served {
         name,
         version: named,
-        model: Arc::new(model),
+        model,
     });
     pull::pull(&keeper.worker, &keeper.tasks, &served, &end).await;
     tracing::info!(name = %served.name, version = %served.version, "no longer served");
 }
 
-/// Downloads and loads a version.
-async fn get(keeper: &Keeper, version: &ModelVersion) -> Result<Model, GetError> {
+/// Downloads and loads a version, once there is room for it.
+async fn get(keeper: &Keeper, version: &ModelVersion) -> Result<Arc<Loaded>, GetError> {
     let folder = fetch::fetch(&keeper.worker.storage, &keeper.cache, version).await?;
+    let engine = &keeper.worker.engine;
+    // What is known before it is loaded: its weights take no less in memory than in their files.
+    let reserved = engine.reserve(files_of_weights(version), Needs::default());
+    let reserved = reserved.await?;
     let (path, device) = (folder.clone(), keeper.device.clone());
     let loading = tokio::task::spawn_blocking(move || Model::load(&path, &device, DType::F32));
     match loading.await.map_err(GetError::Panicked)? {
-        Ok(model) => Ok(model),
+        Ok(model) => Ok(engine.adopt(model, reserved).await?),
         Err(error) => {
             // The files may have been damaged since they were verified: have them anew next time.
             fetch::forget(&folder).await;
             Err(GetError::Load(error))
         }
     }
+}
+
+/// Bytes of a version's weights files, at least: of files in half precision beside full ones only the smaller are read.
+fn files_of_weights(version: &ModelVersion) -> u64 {
+    let mut parts: BTreeMap<&str, BTreeMap<bool, u64>> = BTreeMap::new();
+    for file in &version.artifacts {
+        let Some(name) = file.path.strip_suffix(".safetensors") else {
+            continue;
+        };
+        let part = name.rsplit_once('/').map_or("", |(folder, _)| folder);
+        let sizes = parts.entry(part).or_default();
+        *sizes.entry(name.contains(".fp16")).or_default() += file.size_bytes;
+    }
+    let least = |sizes: &BTreeMap<bool, u64>| sizes.values().copied().min().unwrap_or(0);
+    parts.values().map(least).sum()
 }
 
 #[cfg(test)]
@@ -257,5 +288,27 @@ mod tests {
     fn a_name_that_cannot_be_hides_no_other() {
         let listed = vec![model("../a", &["1"]), model("b", &["../1", "2"])];
         assert_eq!(keys(&wanted(listed, &[])), ["b 2"]);
+    }
+
+    #[test]
+    fn weights_that_lie_there_twice_count_once() {
+        let file = |(path, size_bytes): (&str, u64)| contract::registry::Artifact {
+            path: path.to_owned(),
+            size_bytes,
+            ..contract::registry::Artifact::default()
+        };
+        let version = ModelVersion {
+            artifacts: [
+                ("unet/diffusion_pytorch_model.safetensors", 40),
+                ("unet/diffusion_pytorch_model.fp16.safetensors", 20),
+                ("vae/model-00001-of-00002.safetensors", 3),
+                ("vae/model-00002-of-00002.safetensors", 4),
+                ("vae/config.json", 500),
+            ]
+            .map(file)
+            .into(),
+            ..ModelVersion::default()
+        };
+        assert_eq!(files_of_weights(&version), 27);
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use contract::task::{Checkpoint, CheckpointFile, State};
+use contract::task::{Checkpoint, CheckpointFile, Phase, State};
 use prost::Message as _;
 use storage::{Key, StorageError, sha256_hex};
 use task_log::TaskLogError;
@@ -22,8 +22,10 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 enum SaveError {
     #[error("the checkpoint was not stored")]
     Store(#[source] StorageError),
-    #[error("the task's state was not written")]
+    #[error("the task's state was not read or written")]
     State(#[source] TaskLogError),
+    #[error("{worker} has taken the task up as attempt {attempt}")]
+    TakenOver { worker: String, attempt: u32 },
 }
 
 /// Why a checkpoint cannot be used.
@@ -90,14 +92,10 @@ pub(super) async fn save(job: &mut TaskJob, pictures: &[Picture]) {
     if before.map_or(0, |checkpoint| checkpoint.step) >= step {
         return;
     }
-    let mut snapshots = Vec::with_capacity(pictures.len());
-    for picture in pictures {
-        // One that the engine has no longer has failed, and its task with it.
-        let Some(snapshot) = picture.snapshot().await else {
-            return;
-        };
-        snapshots.push(snapshot);
-    }
+    // All between the same two steps. One that the engine has no longer has failed, and its task with it.
+    let Some(snapshots) = job.worker.engine.snapshots(pictures).await else {
+        return;
+    };
     let file = CheckpointFile { snapshots };
     match tokio::time::timeout(WRITE_LIMIT, write(job, step, &file)).await {
         Ok(Ok(())) => tracing::debug!(step, "put away"),
@@ -110,11 +108,13 @@ pub(super) async fn save(job: &mut TaskJob, pictures: &[Picture]) {
 async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<(), SaveError> {
     let data = Bytes::from(file.encode_to_vec());
     let sha256 = sha256_hex(&data);
-    let key = Key::checkpoint(job.task.task, step);
+    // Under the attempt: a worker that was taken for dead and wakes up writes beside its successor's, never over it.
+    let key = Key::checkpoint(job.task.task, job.state.attempt, step);
     forget_half_written(job).await;
     job.half_written = Some(key.clone());
     let stored = job.worker.storage.put(&key, data).await;
     stored.map_err(SaveError::Store)?;
+    still_ours(job).await?;
     let state = State {
         checkpoint: Some(Checkpoint {
             step,
@@ -135,6 +135,25 @@ async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<()
         forget(job, &key).await;
     }
     Ok(())
+}
+
+/// Refuses once another worker has the task: this one was taken for dead, and what it writes into the task's state would
+/// stand in place of its successor's.
+async fn still_ours(job: &TaskJob) -> Result<(), SaveError> {
+    let record = job.worker.log.read(&job.task.tenant, job.task.task).await;
+    let state = record
+        .map_err(SaveError::State)?
+        .and_then(|record| record.state);
+    let anothers = |state: &State| {
+        let elsewhere = state.phase() == Phase::Running && state.worker != job.worker.name;
+        state.attempt > job.state.attempt || elsewhere
+    };
+    match state.filter(anothers) {
+        None => Ok(()),
+        Some(State {
+            worker, attempt, ..
+        }) => Err(SaveError::TakenOver { worker, attempt }),
+    }
 }
 
 /// Removes what the task was last put away as, once it has ended. Best effort.

@@ -74,6 +74,8 @@ fn engine_verdict(error: &EngineError) -> Verdict {
         EngineError::Begin(BeginError::Parameter { .. } | BeginError::Tokenize { .. }) => {
             Verdict::Fail(ErrorCode::InvalidArgument)
         }
+        // Whoever takes it up next is most likely such a worker as this, and the caller can ask for less.
+        EngineError::DoesNotFit(_) => Verdict::Fail(ErrorCode::PictureTooLarge),
         // The same seed would give the same numbers again.
         EngineError::Step(StepError::NotFinite { .. }) => Verdict::Fail(ErrorCode::EngineFailed),
         EngineError::Begin(BeginError::Encode(_))
@@ -88,6 +90,7 @@ fn engine_verdict(error: &EngineError) -> Verdict {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::DoesNotFit;
 
     fn parameter() -> BeginError {
         BeginError::Parameter {
@@ -104,6 +107,22 @@ mod tests {
         let text = lifecycle::chain(&error);
         assert!(
             text.contains("width is 100: expected a multiple of 32"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_fails_at_once_with_the_numbers() {
+        let refused = DoesNotFit {
+            needs: 812 << 20,
+            weights: 2 << 30,
+            room: 5 << 29,
+        };
+        let error = NodeError::from(EngineError::DoesNotFit(refused));
+        assert_eq!(error.verdict(), Verdict::Fail(ErrorCode::PictureTooLarge));
+        let text = lifecycle::chain(&error);
+        assert!(
+            text.contains("needs 812.0 MiB beside 2.0 GiB of weights"),
             "{text}"
         );
     }

@@ -1,18 +1,18 @@
 //! From engine requests to pixels, and what is told on the way.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use contract::task::{ProgressEvent, progress_event};
 use contract::v1;
 use diffusion::RgbImage;
-use futures::future::try_join_all;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use super::{NodeError, PipelineNode, Planned, TaskJob, checkpoint, postprocess};
-use crate::engine::{Drawn, EngineError, Outcome, Picture, Seen, Start};
+use crate::engine::{Drawn, EngineError, Flow, Outcome, Picture, Seen, Start};
 use crate::retry::Stopped;
 use lifecycle::chain;
 
@@ -32,14 +32,15 @@ impl PipelineNode for Inference {
 
     async fn run(&self, job: &mut TaskJob) -> Result<(), NodeError> {
         let (seen, mut previews) = mpsc::channel(PREVIEWS_WAITING);
-        let begun = try_join_all(
-            (0..)
-                .zip(&job.planned)
-                .map(|(index, planned)| begin(job, index, planned, seen.clone())),
-        )
-        .await?;
+        let flow = job.worker.engine.flow(job.weight);
+        let (mut pictures, mut outcomes) = (Vec::new(), Vec::new());
+        for (index, planned) in (0..).zip(&job.planned) {
+            let start = start(job, index, planned, flow, seen.clone());
+            let (picture, outcome) = job.worker.engine.begin(start).await?;
+            pictures.push(picture);
+            outcomes.push(outcome);
+        }
         drop(seen);
-        let (pictures, outcomes): (Vec<Picture>, Vec<Outcome>) = begun.into_iter().unzip();
         let drawn = follow(job, &pictures, outcomes, &mut previews).await?;
         // A picture's previews come before the picture: none is still to come.
         while let Ok(preview) = previews.try_recv() {
@@ -52,27 +53,21 @@ impl PipelineNode for Inference {
     }
 }
 
-async fn begin(
+fn start(
     job: &TaskJob,
     index: u32,
     planned: &Planned,
+    flow: Flow,
     seen: mpsc::Sender<Seen>,
-) -> Result<(Picture, Outcome), EngineError> {
-    let start = |resume| Start {
-        model: job.served.model.clone(),
+) -> Start {
+    Start {
+        model: Arc::clone(&job.served.model),
         request: planned.request.clone(),
-        resume,
+        resume: planned.resume.clone(),
+        flow,
         index,
         previews: preview_steps(planned.request.steps, job.request.partial_images),
-        seen: seen.clone(),
-    };
-    let engine = &job.worker.engine;
-    match engine.begin(start(planned.resume.clone())).await {
-        Err(error @ EngineError::Resume(_)) => {
-            tracing::warn!(index, error = chain(&error), "begins anew");
-            engine.begin(start(None)).await
-        }
-        begun => begun,
+        seen,
     }
 }
 

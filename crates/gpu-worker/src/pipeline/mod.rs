@@ -54,6 +54,8 @@ pub(crate) struct TaskJob {
     pub(crate) served: Arc<Served>,
     pub(crate) task: TaskRef,
     pub(crate) request: SubmitTask,
+    /// Its lane's weight.
+    weight: u32,
     /// As last written to the log.
     pub(crate) state: State,
     /// A checkpoint that is being written, or was not written whole.
@@ -87,6 +89,7 @@ impl TaskJob {
         served: &Arc<Served>,
         task: TaskRef,
         request: SubmitTask,
+        weight: u32,
         state: State,
     ) -> Self {
         Self {
@@ -94,6 +97,7 @@ impl TaskJob {
             served: Arc::clone(served),
             task,
             request,
+            weight,
             state,
             half_written: None,
             encoding: Encoding {

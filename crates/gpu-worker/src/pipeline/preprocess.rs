@@ -29,7 +29,8 @@ impl PipelineNode for Preprocess {
             .into_iter();
         let planned = requests.into_iter().map(|request| Planned {
             request,
-            resume: saved.next(),
+            // One that had not begun was put away as nothing.
+            resume: saved.next().filter(|bytes| !bytes.is_empty()),
         });
         job.planned = planned.collect();
         Ok(())

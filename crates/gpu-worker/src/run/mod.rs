@@ -82,6 +82,7 @@ async fn dispatched(
         tenant,
         lane,
         task_id,
+        weight,
     } = &dispatch;
     let task = match TaskRef::parse(tenant, lane, task_id) {
         Ok(task) => task,
@@ -110,7 +111,7 @@ async fn dispatched(
         record,
     ) {
         (Decision::Run { attempt }, Some(record)) => {
-            run(worker, served, delivery, task, record, attempt).await
+            run(worker, served, delivery, task, *weight, record, attempt).await
         }
         (Decision::Exhausted { attempts }, Some(record)) => {
             let reason = format!(
@@ -181,6 +182,7 @@ async fn run(
     served: &Arc<Served>,
     delivery: &Delivery,
     task: TaskRef,
+    weight: u32,
     record: Record,
     attempt: u32,
 ) -> Result<Settlement, Stopped> {
@@ -206,7 +208,7 @@ async fn run(
     let request = record.submitted.request.unwrap_or_default();
     let pictures = request.images;
     let started = Instant::now();
-    let mut job = TaskJob::new(worker, served, task, request, state);
+    let mut job = TaskJob::new(worker, served, task, request, weight, state);
     let (outcome, settlement) = match until_stopped(&worker.stop, "listening for the end", || {
         worker.log.ends(&job.task)
     })

@@ -25,7 +25,11 @@ async fn a_task_ends_with_pictures_whose_bytes_are_in_the_store() {
         .unwrap()
         .unwrap();
     let record = platform.record(&task).await;
-    platform.log.dispatch(&record.submitted, 1).await.unwrap();
+    platform
+        .log
+        .dispatch(&record.submitted, 1, 1)
+        .await
+        .unwrap();
 
     let (mut steps, mut previews) = (Vec::new(), Vec::new());
     while let Some(update) = watch.next().await.unwrap() {

@@ -34,6 +34,7 @@ async fn a_dispatch_that_cannot_be_read_goes_to_dead_and_is_not_tried_again() {
         task_id: contract::TaskId::random().to_string(),
         tenant: "acme".to_owned(),
         lane: "test-standard".to_owned(),
+        weight: 1,
     };
     let payload = prost::Message::encode_to_vec(&lost);
     queue
@@ -83,7 +84,11 @@ async fn a_task_whose_workers_died_is_given_up_after_the_last_attempt() {
     };
     platform.log.set_state(&task, &state).await.unwrap();
     let record = platform.record(&task).await;
-    platform.log.dispatch(&record.submitted, 1).await.unwrap();
+    platform
+        .log
+        .dispatch(&record.submitted, 1, 1)
+        .await
+        .unwrap();
     let (code, message) = failure(platform.done(&task).await);
     assert_eq!(code, "attempts_exhausted");
     assert!(message.contains("2 times"), "{message}");

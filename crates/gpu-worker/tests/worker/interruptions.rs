@@ -1,7 +1,8 @@
 //! Cancels, crashes and stops in the middle of a picture.
 
-use contract::task::{Cancelled, Done, Phase, done};
+use contract::task::{Cancelled, Checkpoint, Done, Phase, State, done};
 use contract::v1::SubmitTask;
+use storage::Key;
 use task_log::Ended;
 
 use crate::support::{Platform, request, stop, until};
@@ -125,4 +126,50 @@ async fn a_checkpoint_that_is_damaged_costs_time_and_nothing_else() {
     let second = platform.worker(&[]).await;
     assert_eq!(platform.pictures(&task).await[0].1, undisturbed[0].1);
     stop(second).await;
+}
+
+#[tokio::test]
+async fn a_worker_that_wakes_up_after_its_task_was_taken_over_leaves_its_successors_checkpoint_alone()
+ {
+    let platform = Platform::start().await;
+    let worker = platform
+        .worker(&[("engine.checkpoint_every", "300ms")])
+        .await;
+    let undisturbed = platform
+        .pictures(&platform.submit(request("a boat", 2, LONG)).await)
+        .await;
+    let task = platform.submit(request("a boat", 2, LONG)).await;
+    platform.reaches(&task, 5).await;
+    // Just after one of its checkpoints, so that it is not in the middle of the next.
+    let checkpoint = async || {
+        let state = platform.record(&task).await.state;
+        state.and_then(|state| state.checkpoint)
+    };
+    let before = checkpoint().await;
+    until("it is put away", async || checkpoint().await != before).await;
+    // What a successor does that took this worker for dead.
+    let key = Key::checkpoint(task.task, 2, 20);
+    let saved = b"the successor's".as_slice();
+    platform.storage.put(&key, saved.into()).await.unwrap();
+    let state = State {
+        phase: Phase::Running.into(),
+        attempt: 2,
+        worker: "successor".to_owned(),
+        checkpoint: Some(Checkpoint {
+            step: 20,
+            key: key.to_string(),
+            sha256: storage::sha256_hex(saved),
+        }),
+        ..State::default()
+    };
+    platform.log.set_state(&task, &state).await.unwrap();
+    // It goes on, past the time of other checkpoints, and is the first to end the task, with the same bytes.
+    assert_eq!(platform.pictures(&task).await[0].1, undisturbed[0].1);
+    let left = platform.record(&task).await.state.unwrap();
+    assert_eq!((left.attempt, left.checkpoint), (2, state.checkpoint));
+    let kept = platform.storage.get(&key, 100).await.unwrap();
+    assert_eq!(&*kept, saved);
+    platform.work_is_settled().await;
+    assert_eq!(platform.objects("checkpoints").len(), 1, "its own are gone");
+    stop(worker).await;
 }

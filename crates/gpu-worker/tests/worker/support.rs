@@ -129,7 +129,7 @@ impl Platform {
     pub(crate) async fn submit(&self, request: SubmitTask) -> TaskRef {
         let task = self.submit_only(request).await;
         let record = self.record(&task).await;
-        self.log.dispatch(&record.submitted, 1).await.unwrap();
+        self.log.dispatch(&record.submitted, 1, 1).await.unwrap();
         task
     }
 

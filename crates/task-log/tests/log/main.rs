@@ -249,8 +249,8 @@ async fn a_dispatch_is_queued_once_and_comes_back_when_it_is_not_acknowledged() 
         log,
     } = bench().await;
     let event = submitted(TaskId::random());
-    log.dispatch(&event, 0).await.unwrap();
-    log.dispatch(&event, 0).await.unwrap();
+    log.dispatch(&event, 0, 4).await.unwrap();
+    log.dispatch(&event, 0, 4).await.unwrap();
     let version = ("demo".to_owned(), "1".to_owned());
     assert_eq!(log.work_depth().await.unwrap(), [(version, 1)]);
     let wait = std::time::Duration::from_secs(1);

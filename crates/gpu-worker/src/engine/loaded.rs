@@ -1,0 +1,124 @@
+//! A model in memory, with the place that its weights have in the account.
+
+use std::ops::Deref;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use diffusion::{Model, Request};
+use tokio::sync::mpsc;
+
+use super::Command;
+use super::memory::Needs;
+
+/// Bytes of weights in the account, given back when dropped.
+pub(crate) struct Reserved {
+    bytes: u64,
+    weights: Arc<AtomicU64>,
+    /// Weak: an engine that nobody uses any more ends.
+    engine: mpsc::WeakSender<Command>,
+}
+
+impl Reserved {
+    /// Enters them.
+    pub(super) fn new(
+        bytes: u64,
+        weights: &Arc<AtomicU64>,
+        engine: mpsc::WeakSender<Command>,
+    ) -> Self {
+        weights.fetch_add(bytes, Ordering::Relaxed);
+        Self {
+            bytes,
+            weights: Arc::clone(weights),
+            engine,
+        }
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Makes one of two.
+    pub(super) fn join(&mut self, mut other: Self) {
+        self.bytes += std::mem::take(&mut other.bytes);
+    }
+
+    /// Gives back what is beyond `bytes`.
+    pub(super) fn shrink_to(&mut self, bytes: u64) {
+        let beyond = self.bytes.saturating_sub(bytes);
+        self.weights.fetch_sub(beyond, Ordering::Relaxed);
+        self.bytes -= beyond;
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        self.weights.fetch_sub(self.bytes, Ordering::Relaxed);
+        if let Some(engine) = self.engine.upgrade() {
+            // Somebody may have waited for the room. An engine with a full queue is awake.
+            let _ = engine.try_send(Command::Wake);
+        }
+    }
+}
+
+/// A model in memory. In the account for as long as anybody has it.
+pub(crate) struct Loaded {
+    // Dropped first: what is given back is free by then.
+    model: Model,
+    number: u64,
+    _weights: Reserved,
+}
+
+impl Loaded {
+    pub(super) fn new(model: Model, number: u64, weights: Reserved) -> Self {
+        Self {
+            model,
+            number,
+            _weights: weights,
+        }
+    }
+
+    /// No other model that was ever loaded has it.
+    pub(super) fn number(&self) -> u64 {
+        self.number
+    }
+
+    /// What one picture takes.
+    pub(super) fn needs(&self, request: &Request) -> Needs {
+        needs(&self.model, request)
+    }
+}
+
+impl Deref for Loaded {
+    type Target = Model;
+
+    fn deref(&self) -> &Model {
+        &self.model
+    }
+}
+
+/// Rows of a forward pass that a picture will take.
+pub(super) fn rows(request: &Request) -> usize {
+    1 + usize::from(request.guidance_scale > 1.0)
+}
+
+/// What one picture takes of a model.
+pub(super) fn needs(model: &Model, request: &Request) -> Needs {
+    let (width, height) = (request.width, request.height);
+    Needs {
+        job: model.job_bytes(request),
+        step: model.step_bytes(width, height, rows(request)),
+        decode: model.decode_bytes(width, height),
+    }
+}
+
+/// What a guided picture of the model's own size takes: a model that has no room for one is of no use.
+pub(super) fn needs_of_default(model: &Model) -> Needs {
+    let limits = model.limits();
+    let request = Request {
+        width: limits.default_width,
+        height: limits.default_height,
+        guidance_scale: 2.0,
+        ..Request::default()
+    };
+    needs(model, &request)
+}

@@ -1,0 +1,229 @@
+//! Who is let in, and where memory is: the engine's side of the [account](super::memory).
+
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::EngineError;
+use super::loaded::Reserved;
+use super::memory::{Account, Begun, DoesNotFit, Needs, Rank, make_way};
+use super::stepper::Stepper;
+use crate::metrics;
+
+/// A model that is to be loaded.
+pub(crate) struct PendingWeights {
+    /// Of its weights.
+    pub(super) bytes: u64,
+    /// What one picture of it takes, without which it is of no use.
+    pub(super) picture: Needs,
+    /// Pictures with smaller numbers were there before.
+    pub(super) after: u64,
+    pub(super) reply: oneshot::Sender<Result<Reserved, DoesNotFit>>,
+}
+
+impl Stepper {
+    fn weights(&self) -> u64 {
+        self.weights.load(Ordering::Relaxed)
+    }
+
+    /// What has been let in takes, and what the decoder has.
+    fn begun(&self) -> impl Iterator<Item = Needs> {
+        let decoding = self.decoding.values().map(|&decode| Needs {
+            decode,
+            ..Needs::default()
+        });
+        self.entries
+            .values()
+            .map(|entry| entry.takes())
+            .chain(decoding)
+    }
+
+    fn accounted(&self, step: u64) -> Account {
+        let most = self.account.borrow().most;
+        let mut account = Account {
+            weights: self.weights(),
+            jobs: self.begun().map(|needs| needs.job).sum(),
+            step,
+            // One at a time.
+            decoder: self.decoding.values().copied().max().unwrap_or(0),
+            aside: self.entries.values().map(|entry| entry.aside()).sum(),
+            most,
+        };
+        account.most = most.max(account.total());
+        account
+    }
+
+    /// What is left of the room when everything but the next step has its own.
+    pub(super) fn room_for_step(&self) -> u64 {
+        let Account {
+            weights,
+            jobs,
+            decoder,
+            ..
+        } = self.accounted(0);
+        let taken = weights.saturating_add(jobs).saturating_add(decoder);
+        self.budget.room().saturating_sub(taken)
+    }
+
+    /// Whether a preview can be decoded without keeping anybody from a step.
+    pub(super) fn room_for_preview(&self, decode: u64) -> bool {
+        let Account {
+            weights,
+            jobs,
+            decoder,
+            ..
+        } = self.accounted(0);
+        let step = self.begun().map(|needs| needs.step).max().unwrap_or(0);
+        let parts = [weights, jobs, step, decoder.max(decode)];
+        parts.into_iter().fold(0, u64::saturating_add) <= self.budget.room()
+    }
+
+    /// What is left for pictures put aside.
+    pub(super) fn room_aside(&self) -> u64 {
+        let aside = self.entries.values().map(|entry| entry.aside()).sum();
+        self.budget.aside().saturating_sub(aside)
+    }
+
+    /// Lets pictures in, in the order in which they are due, for as long as there is room; one that is more urgent than
+    /// others may have them put aside. One that cannot fit is refused.
+    ///
+    /// Nobody slips in before the one whose turn it is: it would keep that one waiting for as long as small ones come.
+    pub(super) fn let_in(&mut self) {
+        while let Some(id) = self.next_in() {
+            let Some(entry) = self.entries.get(&id) else {
+                return;
+            };
+            let (needs, rank) = (entry.needs, entry.rank);
+            let weights = self.weights();
+            if let Err(refused) = self.budget.can_ever_fit(weights, needs) {
+                metrics::refused("picture");
+                self.fail(id, EngineError::DoesNotFit(refused));
+                continue;
+            }
+            if self.budget.fits(weights, self.begun(), needs) {
+                self.begin(id);
+                continue;
+            }
+            let begun = self.begun_by_rank();
+            let Some(aside) = make_way(self.budget, weights, &begun, needs, rank) else {
+                return;
+            };
+            let put_aside = aside.into_iter().filter(|&id| self.put_aside(id)).count();
+            if put_aside == 0 {
+                return;
+            }
+        }
+    }
+
+    fn begin(&mut self, id: u64) {
+        if let Some(entry) = self.entries.get_mut(&id)
+            && let Err(error) = entry.begin()
+        {
+            self.fail(id, error);
+        }
+    }
+
+    /// Whose turn it is. While a model waits for room, only those that would have none beside it, and were there first.
+    fn next_in(&self) -> Option<u64> {
+        let weights = self.weights();
+        let may_begin = |id: u64, needs: Needs| {
+            self.pending.front().is_none_or(|pending| {
+                let beside = weights.saturating_add(pending.bytes);
+                id < pending.after && self.budget.can_ever_fit(beside, needs).is_err()
+            })
+        };
+        let waiting = self
+            .entries
+            .iter()
+            .filter(|(id, entry)| entry.is_waiting() && may_begin(**id, entry.needs));
+        waiting
+            .min_by_key(|(id, entry)| (entry.rank.due, **id))
+            .map(|(&id, _)| id)
+    }
+
+    /// Pictures that have begun. What is done but not decoded holds room too, and does not go.
+    fn begun_by_rank(&self) -> Vec<Begun> {
+        let entries = self.entries.iter().map(|(&id, entry)| Begun {
+            id,
+            needs: entry.takes(),
+            rank: entry.rank,
+            can_go: entry.is_drawing(),
+        });
+        let decoding = self.decoding.values().map(|&decode| Begun {
+            id: 0,
+            needs: Needs {
+                decode,
+                ..Needs::default()
+            },
+            rank: Rank::new(1, Duration::ZERO),
+            can_go: false,
+        });
+        entries.chain(decoding).collect()
+    }
+
+    fn put_aside(&mut self, id: u64) -> bool {
+        let room = self.room_aside();
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return false;
+        };
+        let put_aside = entry.put_aside(room);
+        if put_aside {
+            metrics::put_aside();
+        }
+        put_aside
+    }
+
+    /// Gives models that are to be loaded their room, one after the other. Pictures that could not go on beside the model
+    /// are drawn first; others make way.
+    pub(super) fn make_room_for_weights(&mut self) {
+        while let Some(pending) = self.pending.front() {
+            let (bytes, picture, after) = (pending.bytes, pending.picture, pending.after);
+            let weights = self.weights();
+            let beside = weights.saturating_add(bytes);
+            let verdict = self.budget.can_ever_fit(beside, picture);
+            let too_large = |needs| self.budget.can_ever_fit(beside, needs).is_err();
+            let held_up = self.entries.iter().any(|(&id, entry)| {
+                let unfinished = entry.is_drawing() || entry.is_waiting();
+                id < after && unfinished && too_large(entry.needs)
+            });
+            if verdict.is_ok() && held_up {
+                return;
+            }
+            if verdict.is_ok() && !self.budget.fits(beside, self.begun(), Needs::default()) {
+                let drawing = self.entries.iter().filter(|(_, entry)| entry.is_drawing());
+                let last = drawing.max_by_key(|(id, entry)| (entry.rank.due, **id));
+                let last = last.map(|(&id, _)| id);
+                if !last.is_some_and(|id| self.put_aside(id)) {
+                    return;
+                }
+                continue;
+            }
+            let Some(pending) = self.pending.pop_front() else {
+                return;
+            };
+            let answer = match verdict {
+                Ok(()) => Ok(Reserved::new(bytes, &self.weights, self.engine.clone())),
+                Err(_) => {
+                    metrics::refused("model");
+                    Err(DoesNotFit {
+                        needs: bytes.saturating_add(picture.alone()),
+                        weights,
+                        room: self.budget.room(),
+                    })
+                }
+            };
+            // If nobody waits any more, what was reserved is given back by being dropped here.
+            drop(pending.reply.send(answer));
+        }
+    }
+
+    /// Tells where memory is, with a step that takes so much.
+    pub(super) fn tell_account(&self, step: u64) {
+        let account = self.accounted(step);
+        let waiting = self.entries.values().filter(|entry| entry.is_waiting());
+        metrics::pictures(self.entries.len(), waiting.count());
+        metrics::memory(&account);
+        self.account.send_replace(account);
+    }
+}

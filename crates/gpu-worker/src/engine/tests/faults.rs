@@ -1,0 +1,86 @@
+//! Faults put before the engine's own step: whoever is at fault fails, and nobody else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use diffusion::Job;
+
+use super::*;
+
+/// The seed of a picture that a fault is put into.
+const POISONED: u64 = 666;
+
+fn poisoned(jobs: &[&mut Job]) -> bool {
+    jobs.iter().any(|job| job.request().seed == POISONED)
+}
+
+#[tokio::test]
+async fn a_picture_at_which_the_engine_panics_fails_alone() {
+    let companions = Arc::new(AtomicUsize::new(0));
+    let seen = companions.clone();
+    let step: Step = Box::new(move |model, jobs| {
+        if poisoned(jobs) && jobs[0].progress().step >= 1 {
+            seen.fetch_max(jobs.len(), Ordering::Relaxed);
+            // In the middle: some have been taken further already, some have not.
+            if jobs.len() > 2 && jobs[0].request().seed != POISONED {
+                drop(model.step(&mut jobs[..1]));
+            }
+            panic!("a fault in a kernel");
+        }
+        model.step(jobs)
+    });
+    let studio = Studio::with(NO_LIMITS, step).await;
+    let mut pictures = Vec::new();
+    for seed in [1, POISONED, 2, 3] {
+        pictures.push((seed, studio.begin(request(seed, 6), 1).await));
+    }
+    for (seed, (_picture, outcome)) in pictures {
+        match drawn(outcome).await {
+            Ok(pixels) => assert!(pixels == alone(&request(seed, 6)), "seed {seed}"),
+            Err(EngineError::Panicked { message, .. }) => {
+                assert_eq!((seed, message.as_str()), (POISONED, "a fault in a kernel"));
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(companions.load(Ordering::Relaxed) > 1, "it was not alone");
+}
+
+#[tokio::test]
+async fn a_picture_with_values_that_are_not_finite_fails_alone_and_names_the_step() {
+    let step: Step = Box::new(|model, jobs| {
+        let mut results = model.step(jobs);
+        for (job, result) in jobs.iter().zip(&mut results) {
+            if job.request().seed == POISONED && job.progress().step == 3 {
+                *result = Err(StepError::NotFinite { step: 3 });
+            }
+        }
+        results
+    });
+    let studio = Studio::with(NO_LIMITS, step).await;
+    let bad = studio.begin(request(POISONED, 6), 1).await;
+    let good = studio.begin(request(4, 6), 1).await;
+    let error = drawn(bad.1).await.unwrap_err();
+    assert!(
+        lifecycle::chain(&error).contains("step 3"),
+        "{}",
+        lifecycle::chain(&error)
+    );
+    assert!(drawn(good.1).await.unwrap() == alone(&request(4, 6)));
+}
+
+#[tokio::test]
+async fn an_engine_that_panics_at_everything_ends() {
+    let studio = Studio::with(NO_LIMITS, Box::new(|_, _| panic!("broken"))).await;
+    let mut pictures = Vec::new();
+    for seed in 0..3 {
+        let (picture, outcome) = studio.begin(request(seed, 4), 1).await;
+        pictures.push(picture);
+        assert!(matches!(
+            drawn(outcome).await,
+            Err(EngineError::Panicked { .. })
+        ));
+    }
+    let gone = tokio::time::timeout(PATIENCE, studio.engine.gone()).await;
+    gone.expect("the engine ends");
+}
