@@ -23,6 +23,7 @@ fn asked(case: &Value) -> Request {
         scheduler: case["scheduler"].as_str().map(|name| name.parse().unwrap()),
         eta: case["eta"].as_f64().map(|eta| eta as f32),
         guidance_rescale: case["rescale"].as_f64().unwrap_or_default() as f32,
+        ..Request::default()
     }
 }
 
