@@ -73,6 +73,41 @@ async fn what_the_model_cannot_do_fails_at_once_and_says_why() {
 }
 
 #[tokio::test]
+async fn a_picture_that_does_not_fit_fails_at_once_with_the_numbers_and_others_go_on() {
+    let platform = Platform::start().await;
+    let worker = platform.worker(&[("engine.memory_limit", "512MiB")]).await;
+    let large = platform
+        .submit(SubmitTask {
+            width: 4096,
+            height: 4096,
+            ..request("a cat", 1, 4)
+        })
+        .await;
+    let small = platform.submit(request("a cat", 1, 4)).await;
+    let done = platform.done(&large).await;
+    assert_eq!(done.attempt, 1);
+    let (code, message) = failure(done);
+    assert_eq!(code, "picture_too_large");
+    assert!(message.contains("of weights"), "{message}");
+    assert_eq!(platform.pictures(&small).await.len(), 1);
+    platform.work_is_settled().await;
+    stop(worker).await;
+}
+
+#[tokio::test]
+async fn a_model_that_does_not_fit_is_not_served_and_health_says_what_to_do() {
+    let platform = Platform::start().await;
+    let settings = platform.settings(&[("engine.memory_limit", "1MiB")]);
+    let worker = gpu_worker::start(settings, telemetry()).await.unwrap();
+    until("the worker says why", async || {
+        let problem = worker.health.problem().unwrap_or_default();
+        problem.contains("raise engine.memory_limit") && problem.contains("MiB")
+    })
+    .await;
+    stop(worker).await;
+}
+
+#[tokio::test]
 async fn a_task_whose_workers_died_is_given_up_after_the_last_attempt() {
     let platform = Platform::start().await;
     let worker = platform.worker(&[("worker.max_attempts", "2")]).await;
