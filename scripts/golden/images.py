@@ -217,7 +217,7 @@ def pipelines(golden, demo, mini):
         dict(strength=0.8, scores=dict(aesthetic_score=7.5, negative_aesthetic_score=1.0), sizes=SIZES),
         dict(pipe=mini, kind="text", end=0.7, steps=10, seed=3), dict(start=0.7, steps=10, seed=3, of=3),
         dict(pipe=mini, kind="text", end=0.5, steps=10, seed=4, scheduler="euler"),
-        dict(start=0.5, steps=10, seed=4, scheduler="euler", of=5, guidance=1.0),
+        dict(start=0.5, steps=10, seed=4, scheduler="euler", of=5, guidance=1.0), dict(strength=0.8, sizes=SIZES),
     ])
 
 

@@ -98,6 +98,9 @@ pub enum BeginError {
     /// The prompt could not be encoded.
     #[error("cannot encode the prompt")]
     Encode(#[source] candle_core::Error),
+    /// The picture to begin from could not be encoded.
+    #[error("cannot encode the image")]
+    Image(#[source] EncodeError),
     /// The prompt could not be cut into tokens.
     #[error("cannot tokenize the prompt: {reason}")]
     Tokenize {

@@ -4,9 +4,11 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::given::{Given, Mask, MicroConditioning};
 use crate::prompt::PromptSyntax;
 use crate::scheduler::{History, Schedule, SchedulerKind};
 use crate::unet::Conditioning;
+use crate::vae::Tiling;
 
 /// What a picture is to be.
 ///
@@ -48,6 +50,42 @@ pub struct Request {
         with = "scheduler_name"
     )]
     pub scheduler: Option<SchedulerKind>,
+    /// A picture of the request's size to begin from, rather than from noise alone. A job does not keep it, nor the
+    /// latents and the mask: only what is made of them goes on.
+    #[serde(skip)]
+    pub image: Option<Arc<RgbImage>>,
+    /// The same as latents, such as those in which another model's job ended.
+    #[serde(skip)]
+    pub latents: Option<Arc<Latents>>,
+    /// What of the picture to begin from is to be painted anew; without one all of it is.
+    #[serde(skip)]
+    pub mask: Option<Arc<Mask>>,
+    /// Of the whole way, the share that a picture to begin from is led through, more than 0 and at most 1; without one
+    /// 0.3, or under a mask 0.9999, as in diffusers' pipelines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub strength: Option<f32>,
+    /// The share of the way that the picture to begin from has gone already, with the noise of that place still in it.
+    /// The strength means nothing then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denoising_start: Option<f32>,
+    /// The share of the way after which the job ends, for another model to go on from its latents.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub denoising_end: Option<f32>,
+    /// Of what the picture is said to be cut.
+    #[serde(default)]
+    pub conditioning: MicroConditioning,
+    /// The same of what it is led away from; sizes that it does not give are those of [`Request::conditioning`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_conditioning: Option<MicroConditioning>,
+    /// How large pictures pass the autoencoder.
+    #[serde(default)]
+    pub tiling: Tiling,
+}
+
+impl Request {
+    pub(crate) fn begins_from_picture(&self) -> bool {
+        self.image.is_some() || self.latents.is_some()
+    }
 }
 
 impl Default for Request {
@@ -65,6 +103,15 @@ impl Default for Request {
             eta: None,
             seed: 0,
             scheduler: None,
+            image: None,
+            latents: None,
+            mask: None,
+            strength: None,
+            denoising_start: None,
+            denoising_end: None,
+            conditioning: MicroConditioning::default(),
+            negative_conditioning: None,
+            tiling: Tiling::default(),
         }
     }
 }
@@ -136,6 +183,8 @@ pub struct Job {
     /// The noisy picture: channels × latent height × latent width.
     pub(crate) latents: Vec<f32>,
     pub(crate) history: History,
+    /// Where it began from a picture: what the steps need of it.
+    pub(crate) given: Given,
     pub(crate) prompt: Arc<Conditioning>,
     /// Where guidance is above 1: the row that is led away from.
     pub(crate) negative: Option<Arc<Conditioning>>,
@@ -156,7 +205,7 @@ impl Job {
         self.done >= self.schedule.evaluations()
     }
 
-    /// What it was asked for.
+    /// What it was asked for, without the pictures.
     pub fn request(&self) -> &Request {
         &self.request
     }

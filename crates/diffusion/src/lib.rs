@@ -40,6 +40,7 @@
 mod clip;
 mod config;
 mod error;
+mod given;
 #[cfg(test)]
 mod golden;
 mod guidance;
@@ -59,6 +60,7 @@ mod weights;
 
 pub use candle_core::{DType, Device};
 pub use error::{BeginError, DecodeError, EncodeError, LoadError, ResumeError, StepError};
+pub use given::{Mask, MicroConditioning, Size};
 pub use job::{Job, Latents, Progress, Request, RgbImage};
 pub use model::{Limits, Model};
 pub use prompt::{PromptSyntax, UnknownSyntax};

@@ -2,16 +2,18 @@
 //!
 //! Layout, little endian: magic (8 bytes), version (2), model digest (32); then, each with its length in bytes before
 //! it (8), the request as JSON, the state of its random numbers, the latents, the last estimate of the finished
-//! picture, and what the solver keeps; the evaluations done (4); then SHA-256 of everything before it (32).
+//! picture, what the solver keeps, and what the steps need of a picture that the job began from; the evaluations done (4);
+//! then SHA-256 of everything before it (32).
 
 use crate::error::ResumeError;
+use crate::given::{Given, Known};
 use crate::job::Request;
 use crate::noise::Generator;
 use crate::scheduler::History;
 use crate::sha256;
 
 const MAGIC: &[u8; 8] = b"INKSNAP\n";
-const VERSION: u16 = 2;
+const VERSION: u16 = 3;
 const CHECKSUM: usize = 32;
 const HEAD: usize = 8 + 2;
 /// The most tensors that a solver keeps.
@@ -25,6 +27,7 @@ pub(crate) struct Snapshot {
     pub(crate) done: u32,
     pub(crate) latents: Vec<f32>,
     pub(crate) history: History,
+    pub(crate) given: Given,
 }
 
 /// The bytes.
@@ -35,6 +38,7 @@ pub(crate) fn write(snapshot: &Snapshot) -> Vec<u8> {
         done,
         latents,
         history,
+        given,
     } = snapshot;
     let tensors = 2 + history.kept.len();
     let mut out = Vec::with_capacity(4096 + request.prompt.len() + 4 * latents.len() * tensors);
@@ -49,6 +53,13 @@ pub(crate) fn write(snapshot: &Snapshot) -> Vec<u8> {
     out.extend_from_slice(&(history.kept.len() as u32).to_le_bytes());
     for tensor in &history.kept {
         put_floats(&mut out, tensor);
+    }
+    put_floats(&mut out, &given.beside);
+    out.push(u8::from(given.known.is_some()));
+    if let Some(known) = &given.known {
+        for tensor in [&known.latents, &known.noise, &known.mask] {
+            put_floats(&mut out, tensor);
+        }
     }
     out.extend_from_slice(&done.to_le_bytes());
     let checksum = sha256::digest(&out);
@@ -121,6 +132,20 @@ impl<'a> Reader<'a> {
         self.array().map(u32::from_le_bytes)
     }
 
+    fn given(&mut self) -> Option<Given> {
+        let beside = self.floats()?;
+        let known = match self.array::<1>()? {
+            [0] => None,
+            [1] => Some(Known {
+                latents: self.floats()?,
+                noise: self.floats()?,
+                mask: self.floats()?,
+            }),
+            _ => return None,
+        };
+        Some(Given { beside, known })
+    }
+
     fn snapshot(mut self) -> Option<Snapshot> {
         let model = self.array()?;
         let request = serde_json::from_slice(self.bytes()?).ok()?;
@@ -129,6 +154,7 @@ impl<'a> Reader<'a> {
         let kept = (0..self.number().filter(|count| *count <= MOST_KEPT)?)
             .map(|_| self.floats())
             .collect::<Option<_>>()?;
+        let given = self.given()?;
         let done = self.number()?;
         let finite = |values: &[f32]| values.iter().all(|value| value.is_finite());
         let history = History {
@@ -138,13 +164,17 @@ impl<'a> Reader<'a> {
         };
         let sound = finite(&latents)
             && finite(&history.denoised)
-            && history.kept.iter().all(|tensor| finite(tensor));
+            && history.kept.iter().all(|tensor| finite(tensor))
+            && finite(&given.beside)
+            && (given.known.iter())
+                .all(|known| finite(&known.latents) && finite(&known.noise) && finite(&known.mask));
         (self.0.is_empty() && sound).then_some(Snapshot {
             model,
             request,
             done,
             latents,
             history,
+            given,
         })
     }
 }

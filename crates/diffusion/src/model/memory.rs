@@ -28,13 +28,25 @@ impl Model {
         (values * size_of::<f32>()) as u64
     }
 
+    /// Bytes that encoding one picture of this size takes at its fullest.
+    pub fn encode_bytes(&self, width: u32, height: u32) -> u64 {
+        let pixels = width as usize * height as usize;
+        let first = self.vae.config().channels()[0];
+        let values = pixels * first + resnet_values(first, first, pixels);
+        (values * size_of::<f32>()) as u64
+    }
+
     /// Bytes that a job of this request holds between two steps, at most: jobs that say the same share what it means.
     pub fn job_bytes(&self, request: &Request) -> u64 {
         // Latents, estimate and what a solver keeps (three tensors at most), and their copies during a step.
         const TENSORS: usize = 10;
         let rows = if request.guidance_scale > 1.0 { 2 } else { 1 };
         let tokens = self.limits.max_prompt_tokens as usize * self.chunks(request);
-        let latents = self.elements(request) * TENSORS * size_of::<f32>();
-        latents as u64 + self.unet.conditioning_bytes(tokens) * rows
+        let mut latents = self.elements(request) * TENSORS;
+        if request.mask.is_some() {
+            // The known part with its noise, or the masked picture; and the mask.
+            latents += self.elements(request) * 3;
+        }
+        (latents * size_of::<f32>()) as u64 + self.unet.conditioning_bytes(tokens) * rows
     }
 }

@@ -1,6 +1,8 @@
 //! A loaded model, and what it does with jobs.
 
+mod begin;
 mod folder;
+mod limits;
 mod memory;
 mod paint;
 mod step;
@@ -13,52 +15,33 @@ use candle_core::{DType, Device};
 use crate::clip::Clip;
 use crate::config::Fields;
 use crate::error::{BeginError, LoadError, ResumeError};
+use crate::given::Given;
 use crate::job::{Job, Request};
-use crate::noise::Generator;
 use crate::ops::Place;
-use crate::scheduler::{History, Plan, Schedule, SchedulerConfig};
+use crate::scheduler::{Plan, Schedule, SchedulerConfig};
 use crate::sha256;
 use crate::snapshot::{self, Snapshot};
 use crate::tokenizer::Tokenizer;
 use crate::unet::Unet;
 use crate::vae::Vae;
-use crate::weights::{self, Residency};
-use folder::{check_fit, digest, read_index};
+use crate::weights::{self, Residency, Weights};
+use folder::{Index, check_fit, digest};
+pub use limits::Limits;
+use limits::MAX_SIDE;
 use text::{Texts, Told};
-
-/// The longest side of a picture, in pixels.
-const MAX_SIDE: u32 = 8192;
-/// The most guidance that a request may ask for.
-const MAX_GUIDANCE: f32 = 1000.0;
-
-/// What a model can be asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Limits {
-    /// Width and height are multiples of this, in pixels, and at least this.
-    pub size_multiple: u32,
-    /// The longest side, in pixels. What fits into memory is the caller's to know.
-    pub max_side: u32,
-    /// The width that the model was trained on, in pixels.
-    pub default_width: u32,
-    /// The height that the model was trained on, in pixels.
-    pub default_height: u32,
-    /// The longest prompt, in tokens, those of start and end included; what is beyond is not seen.
-    pub max_prompt_tokens: u32,
-    /// The most steps.
-    pub max_steps: u32,
-}
 
 /// A Stable Diffusion XL model, ready to draw. It keeps what texts mean, so that a text that comes again costs nothing; all
 /// other state is the jobs'.
 #[derive(Debug)]
 pub struct Model {
+    /// In a refiner, which has only the second encoder, both are its.
     tokenizers: [Tokenizer; 2],
-    encoders: [Clip; 2],
+    /// Both, or the second: it has the pooled state.
+    encoders: Vec<Clip>,
     unet: Unet,
     vae: Vae,
     scheduler: SchedulerConfig,
-    /// Whether a request without a negative prompt is led away from zeros rather than from an empty text.
-    zeros_for_no_prompt: bool,
+    index: Index,
     limits: Limits,
     digest: [u8; 32],
     digest_hex: String,
@@ -92,23 +75,34 @@ impl Model {
     ) -> Result<Self, LoadError> {
         let mapped = residency.is_mapped(weights::parameters(folder));
         let place = Place::new(device, dtype).with_mapped(mapped);
-        let zeros_for_no_prompt = read_index(&folder.join("model_index.json"))?;
+        let index = Index::read(&folder.join("model_index.json"))?;
         let scheduler = SchedulerConfig::read(Fields::open(
             &folder.join("scheduler").join("scheduler_config.json"),
         )?)?;
-        let (first, first_weights) = Clip::load(&folder.join("text_encoder"), false, &place)?;
-        let (second, second_weights) = Clip::load(&folder.join("text_encoder_2"), true, &place)?;
+        let (mut encoders, mut texts) = (Vec::new(), Vec::new());
+        for (part, projects) in index.encoders() {
+            let (encoder, weights) = Clip::load(&folder.join(part), projects, &place)?;
+            encoders.push(encoder);
+            texts.push(weights);
+        }
         let (unet, unet_weights) = Unet::load(&folder.join("unet"), &place)?;
         let vae_place = Place::new(device, DType::F32).with_mapped(mapped);
         let (vae, vae_weights) = Vae::load(&folder.join("vae"), &vae_place)?;
+        let tokenizer = |part: &str, encoder: Option<&Clip>| {
+            let positions = encoder.map_or(0, |encoder| encoder.config().positions);
+            Tokenizer::read(&folder.join(part), positions)
+        };
         let tokenizers = [
-            Tokenizer::read(&folder.join("tokenizer"), first.config().positions)?,
-            Tokenizer::read(&folder.join("tokenizer_2"), second.config().positions)?,
+            tokenizer(index.tokenizers()[0], encoders.first())?,
+            tokenizer(index.tokenizers()[1], encoders.last())?,
         ];
-        check_fit(folder, [&first, &second], &tokenizers, &unet, &vae)?;
-        let parts = [&first_weights, &second_weights, &unet_weights, &vae_weights];
-        let digest = digest(folder, &parts)?;
-        let weights_bytes = parts.iter().map(|weights| weights.bytes_placed()).sum();
+        check_fit(folder, index, &encoders, &tokenizers, &unet, &vae)?;
+        let mut parts: Vec<&Weights> = texts.iter().collect();
+        parts.extend([&unet_weights, &*vae_weights]);
+        let digest = digest(folder, index, &parts)?;
+        let placed: u64 = parts.iter().map(|weights| weights.bytes_placed()).sum();
+        // The VAE's encoder counts from the beginning, although it is read when it is first needed.
+        let weights_bytes = placed + vae.encoder_bytes();
         let factor = vae.config().factor();
         let side = unet.config().sample_size * factor;
         let limits = Limits {
@@ -118,14 +112,16 @@ impl Model {
             default_height: side as u32,
             max_prompt_tokens: tokenizers[0].length() as u32,
             max_steps: scheduler.train_steps as u32,
+            needs_image: index.refines || unet.config().sees_mask(),
+            needs_mask: unet.config().sees_mask(),
         };
         Ok(Self {
             tokenizers,
-            encoders: [first, second],
+            encoders,
             unet,
             vae,
             scheduler,
-            zeros_for_no_prompt,
+            index,
             limits,
             digest_hex: sha256::hex(&digest),
             digest,
@@ -146,29 +142,6 @@ impl Model {
         &self.limits
     }
 
-    /// Starts a job: the prompt is encoded, the noise drawn from the seed, the schedule built.
-    ///
-    /// # Errors
-    ///
-    /// Names the parameter that is out of range.
-    pub fn begin(&self, request: &Request) -> Result<Job, BeginError> {
-        let (schedule, told) = self.prepare(request)?;
-        let mut noise = Generator::new(request.seed);
-        let mut latents = noise.normal(self.elements(request));
-        latents
-            .iter_mut()
-            .for_each(|x| *x *= schedule.initial_sigma);
-        Ok(Job {
-            request: request.clone(),
-            schedule,
-            done: 0,
-            latents,
-            history: History::new(noise),
-            prompt: told.prompt,
-            negative: told.negative,
-        })
-    }
-
     /// All of a job that follows from its request, without what its steps change.
     fn prepare(&self, request: &Request) -> Result<(Schedule, Told), BeginError> {
         self.check(request)?;
@@ -178,42 +151,13 @@ impl Model {
         };
         let plan = Plan {
             steps: request.steps as usize,
+            strength: request.strength,
+            start: request.denoising_start,
+            end: request.denoising_end,
             eta: request.eta,
-            ..Plan::default()
         };
         let schedule = Schedule::new(&config, &plan)?;
         Ok((schedule, self.tell(request)?))
-    }
-
-    fn check(&self, request: &Request) -> Result<(), BeginError> {
-        let Limits {
-            size_multiple,
-            max_side,
-            ..
-        } = self.limits;
-        for (field, side) in [("width", request.width), ("height", request.height)] {
-            if side == 0 || side % size_multiple != 0 || side > max_side {
-                let reason = format!("expected a multiple of {size_multiple} up to {max_side}");
-                return Err(BeginError::Parameter {
-                    field,
-                    value: side.to_string(),
-                    reason,
-                });
-            }
-        }
-        for (field, value, most) in [
-            ("guidance_scale", request.guidance_scale, MAX_GUIDANCE),
-            ("guidance_rescale", request.guidance_rescale, 1.0),
-        ] {
-            if !(0.0..=most).contains(&value) {
-                return Err(BeginError::Parameter {
-                    field,
-                    value: value.to_string(),
-                    reason: format!("expected 0 to {most}"),
-                });
-            }
-        }
-        Ok(())
     }
 
     /// Height and width of a request's latents.
@@ -231,6 +175,19 @@ impl Model {
         self.unet.config().latent * height * width
     }
 
+    /// Whether a job of so many latents can have kept that of its picture.
+    fn fits(&self, given: &Given, elements: usize) -> bool {
+        let config = self.unet.config();
+        let pixels = elements / config.latent;
+        let known = given.known.as_ref().is_none_or(|known| {
+            !config.sees_mask()
+                && known.latents.len() == elements
+                && known.noise.len() == elements
+                && known.mask.len() == pixels
+        });
+        known && given.beside.len() == config.beside() * pixels
+    }
+
     /// The job as bytes, from which any process with the same weights can go on.
     pub fn snapshot(&self, job: &Job) -> Vec<u8> {
         snapshot::write(&Snapshot {
@@ -239,6 +196,7 @@ impl Model {
             done: job.done as u32,
             latents: job.latents.clone(),
             history: job.history.clone(),
+            given: job.given.clone(),
         })
     }
 
@@ -263,6 +221,11 @@ impl Model {
         if saved.latents.len() != elements {
             return Err(damaged("its latents are not of the request's size"));
         }
+        if !self.fits(&saved.given, elements) {
+            return Err(damaged(
+                "what it keeps of its picture is not of the request's size",
+            ));
+        }
         let (schedule, told) = self.prepare(&request)?;
         let done = saved.done as usize;
         if done > schedule.evaluations() {
@@ -277,6 +240,7 @@ impl Model {
             done,
             latents: saved.latents,
             history: saved.history,
+            given: saved.given,
             prompt: told.prompt,
             negative: told.negative,
         })

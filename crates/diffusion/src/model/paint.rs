@@ -15,7 +15,8 @@ impl Model {
     ///
     /// Before the first step there is nothing to see.
     pub fn preview(&self, job: &Job) -> Result<RgbImage, DecodeError> {
-        self.paint(job.estimate().ok_or(DecodeError::NotStarted)?)
+        let estimate = job.estimate().ok_or(DecodeError::NotStarted)?;
+        self.paint_in(estimate, job.request.tiling)
     }
 
     /// The finished picture.
@@ -28,7 +29,7 @@ impl Model {
             let Progress { step, steps } = job.progress();
             return Err(DecodeError::Unfinished { step, steps });
         }
-        self.paint(job.latents())
+        self.paint_in(job.latents(), job.request.tiling)
     }
 
     /// Pixels of latents, so that a picture can be decoded while its job goes on or is gone.
@@ -37,6 +38,15 @@ impl Model {
     ///
     /// Refuses latents that are not of the size that they claim.
     pub fn paint(&self, latents: Latents) -> Result<RgbImage, DecodeError> {
+        self.paint_in(latents, Tiling::Whole)
+    }
+
+    /// [`Model::paint`], whole or in tiles.
+    ///
+    /// # Errors
+    ///
+    /// Refuses latents that are not of the size that they claim.
+    pub fn paint_in(&self, latents: Latents, tiling: Tiling) -> Result<RgbImage, DecodeError> {
         let Latents {
             width,
             height,
@@ -58,7 +68,7 @@ impl Model {
             .tensor(values, &[1, channels, tall, wide])?
             .permute((0, 2, 3, 1))?
             .contiguous()?;
-        let decoded = self.vae.decode(&latents, Tiling::default())?;
+        let decoded = self.vae.decode(&latents, tiling)?;
         let decoded = decoded.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let pixels = with_values(&decoded, |values| {
             // numpy rounds halves to even.

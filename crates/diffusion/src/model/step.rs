@@ -57,16 +57,17 @@ impl Model {
         let (mut values, mut timesteps, mut rows) = (Vec::new(), Vec::new(), Vec::new());
         for job in jobs {
             let divisor = job.schedule.input_divisor(job.done);
-            let pixels = pixels(&job.latents, channels, divisor);
+            let pixels = pixels(job, channels, divisor);
             for conditioning in job.negative.iter().chain([&job.prompt]) {
                 values.extend_from_slice(&pixels);
                 timesteps.push(job.schedule.timesteps[job.done]);
                 rows.push(&**conditioning);
             }
         }
-        let input = self
-            .place
-            .tensor(values, &[rows.len(), height, width, channels])?;
+        let input = self.place.tensor(
+            values,
+            &[rows.len(), height, width, self.unet.config().input],
+        )?;
         let output = planes(&self.unet.forward(&input, &timesteps, &rows)?)?;
         let mut parts = output.chunks_exact(channels * height * width);
         let outputs = jobs.iter().map(|job| {
@@ -87,6 +88,10 @@ fn advance(job: &mut Job, output: &[f32]) -> Result<Progress, StepError> {
     let (mut latents, mut history) = (job.latents.clone(), job.history.clone());
     job.schedule
         .advance(job.done, output, &mut latents, &mut history);
+    if let Some(known) = &job.given.known {
+        let noised = (job.schedule).noised_at(job.done, &known.latents, &known.noise);
+        known.put_back(&noised, &mut latents);
+    }
     let kept = history.kept.iter().flatten();
     if !(latents.iter().chain(&history.denoised).chain(kept)).all(|x| x.is_finite()) {
         return Err(StepError::NotFinite {
@@ -98,11 +103,13 @@ fn advance(job: &mut Job, output: &[f32]) -> Result<Progress, StepError> {
     Ok(job.progress())
 }
 
-/// Channels × pixels, divided, as pixels × channels.
-fn pixels(planes: &[f32], channels: usize, divisor: f32) -> Vec<f32> {
-    let count = planes.len() / channels;
-    let at =
-        |pixel: usize| (0..channels).map(move |channel| planes[channel * count + pixel] / divisor);
+/// What the UNet sees of a job, pixels × channels: the latents, divided, and what lies beside them.
+fn pixels(job: &Job, channels: usize, divisor: f32) -> Vec<f32> {
+    let count = job.latents.len() / channels;
+    let at = |pixel: usize| {
+        let latents = (job.latents.iter().skip(pixel).step_by(count)).map(move |x| x / divisor);
+        latents.chain((job.given.beside.iter().skip(pixel).step_by(count)).copied())
+    };
     (0..count).flat_map(at).collect()
 }
 

@@ -7,10 +7,11 @@ use candle_core::Tensor;
 
 use super::Model;
 use crate::error::BeginError;
+use crate::given::{MicroConditioning, Size};
 use crate::job::Request;
 use crate::prompt::{self, Prompt};
 use crate::sha256::Sha256;
-use crate::unet::{Conditioning, TIME_IDS};
+use crate::unet::Conditioning;
 
 /// What is kept of texts that no job needs any more, in bytes: some fifty prompts of Stable Diffusion XL.
 const KEPT_BYTES: usize = 32 << 20;
@@ -22,6 +23,10 @@ pub(super) struct Embedded {
     hidden: Tensor,
     pooled: Tensor,
 }
+
+/// The score that a refiner is told where a request has none, of what it is led to and of what it is led away from.
+const SCORE: f32 = 6.0;
+const SCORE_AWAY: f32 = 2.5;
 
 /// What a request's texts say to the UNet.
 #[derive(Debug)]
@@ -147,17 +152,19 @@ impl Model {
         let read =
             |field, text: &str| prompt::read(&self.tokenizers, field, text, request.prompt_syntax);
         let prompt = read("prompt", &request.prompt)?;
+        let ids = self.time_ids(request, false);
         if request.guidance_scale <= 1.0 {
             return Ok(Told {
-                prompt: self.tell_one(request, &prompt)?,
+                prompt: self.tell_one(&ids, &prompt)?,
                 negative: None,
             });
         }
         let text = request.negative_prompt.as_deref();
-        if text.is_none() && self.zeros_for_no_prompt {
+        let away = self.time_ids(request, true);
+        if text.is_none() && self.index.zeros_for_no_prompt {
             return Ok(Told {
-                negative: Some(self.tell_nothing(request, &prompt)?),
-                prompt: self.tell_one(request, &prompt)?,
+                negative: Some(self.tell_nothing(&away, &prompt)?),
+                prompt: self.tell_one(&ids, &prompt)?,
             });
         }
         let negative = read("negative_prompt", text.unwrap_or_default())?;
@@ -165,8 +172,8 @@ impl Model {
         let [prompt, negative] =
             [prompt, negative].map(|prompt| prompt.padded(chunks, &self.tokenizers));
         Ok(Told {
-            prompt: self.tell_one(request, &prompt)?,
-            negative: Some(self.tell_one(request, &negative)?),
+            prompt: self.tell_one(&ids, &prompt)?,
+            negative: Some(self.tell_one(&away, &negative)?),
         })
     }
 
@@ -180,23 +187,19 @@ impl Model {
         chunks.map(|prompt| prompt.chunks()).max().unwrap_or(1)
     }
 
-    fn tell_one(
-        &self,
-        request: &Request,
-        prompt: &Prompt,
-    ) -> Result<Arc<Conditioning>, BeginError> {
+    fn tell_one(&self, time_ids: &[f32], prompt: &Prompt) -> Result<Arc<Conditioning>, BeginError> {
         let digest = prompt.digest();
-        self.told(request, digest, || self.embed(digest, prompt))
+        self.told(time_ids, digest, || self.embed(digest, prompt))
     }
 
     /// Zeros, of the shape of what the prompt says.
     fn tell_nothing(
         &self,
-        request: &Request,
+        time_ids: &[f32],
         prompt: &Prompt,
     ) -> Result<Arc<Conditioning>, BeginError> {
         let chunks = (prompt.chunks() as u64).to_le_bytes();
-        self.told(request, digest(b"zeros", &[&chunks]), || {
+        self.told(time_ids, digest(b"zeros", &[&chunks]), || {
             let embedded = self.embed(prompt.digest(), prompt)?;
             embedded.zeros_like().map_err(BeginError::Encode)
         })
@@ -204,12 +207,10 @@ impl Model {
 
     fn told(
         &self,
-        request: &Request,
+        time_ids: &[f32],
         text: Digest,
         embedded: impl FnOnce() -> Result<Embedded, BeginError>,
     ) -> Result<Arc<Conditioning>, BeginError> {
-        let (height, width) = (request.height as f32, request.width as f32);
-        let time_ids: [f32; TIME_IDS] = [height, width, 0.0, 0.0, height, width];
         let sizes: Vec<u8> = time_ids.iter().flat_map(|id| id.to_le_bytes()).collect();
         self.texts
             .conditioning(digest(b"conditioning", &[&text, &sizes]), || {
@@ -218,6 +219,37 @@ impl Model {
                     .condition(&hidden, &pooled, time_ids)
                     .map_err(BeginError::Encode)
             })
+    }
+
+    /// What the UNet is told of the picture, or of what it is led `away` from: sizes (height before width), crop, and a
+    /// refiner the score. Source: `_get_add_time_ids` of `pipeline_stable_diffusion_xl_img2img.py`.
+    fn time_ids(&self, request: &Request, away: bool) -> Vec<f32> {
+        let own = Size {
+            width: request.width,
+            height: request.height,
+        };
+        let prompt = &request.conditioning;
+        let refines = self.index.refines;
+        let (told, score) = match &request.negative_conditioning {
+            Some(negative) if away => (negative, negative.aesthetic_score.unwrap_or(SCORE_AWAY)),
+            None if away => (prompt, SCORE_AWAY),
+            _ => (prompt, prompt.aesthetic_score.unwrap_or(SCORE)),
+        };
+        // Where nothing is said of it, what a refiner is led away from is not cut.
+        let cut = !(away && refines && request.negative_conditioning.is_none());
+        let crop = [told.crop_top, told.crop_left].map(|edge| if cut { edge as f32 } else { 0.0 });
+        let size = |of: fn(&MicroConditioning) -> Option<Size>| {
+            let Size { width, height } = of(told).or(of(prompt)).unwrap_or(own);
+            [height as f32, width as f32]
+        };
+        let mut ids = size(|told| told.original_size).to_vec();
+        ids.extend(crop);
+        if refines {
+            ids.push(score);
+        } else {
+            ids.extend(size(|told| told.target_size));
+        }
+        ids
     }
 
     fn embed(&self, digest: Digest, prompt: &Prompt) -> Result<Embedded, BeginError> {

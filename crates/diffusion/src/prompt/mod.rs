@@ -176,26 +176,26 @@ impl Prompt {
     }
 }
 
-/// What both encoders say about a prompt: their hidden states side by side, weighted, `(chunks · positions, width)`, and
-/// the pooled state of the second, `(1, projection)`.
+/// What the encoders say about a prompt: their hidden states side by side, weighted, `(chunks · positions, width)`, and
+/// the pooled state of the second, `(1, projection)`. A model that has only the second has that one alone here.
 ///
 /// # Errors
 ///
 /// When the computation fails.
-pub(crate) fn encode(
-    encoders: &[Clip; 2],
-    prompt: &Prompt,
-) -> candle_core::Result<(Tensor, Tensor)> {
+pub(crate) fn encode(encoders: &[Clip], prompt: &Prompt) -> candle_core::Result<(Tensor, Tensor)> {
     let mut rows = Vec::with_capacity(prompt.chunks.len());
     let mut pooled = None;
-    for [first, second] in &prompt.chunks {
-        let (one, two) = (
-            encoders[0].encode(&first.ids)?,
-            encoders[1].encode(&second.ids)?,
-        );
-        pooled = pooled.or(two.pooled);
-        let (one, two) = (weigh(one.hidden, first)?, weigh(two.hidden, second)?);
-        rows.push(Tensor::cat(&[&one, &two], 1)?);
+    for chunks in &prompt.chunks {
+        // From the last on, so that one encoder alone is the second.
+        let pairs = encoders.iter().rev().zip(chunks.iter().rev());
+        let mut hidden = Vec::with_capacity(chunks.len());
+        for (encoder, chunk) in pairs {
+            let encoded = encoder.encode(&chunk.ids)?;
+            pooled = pooled.or(encoded.pooled);
+            hidden.push(weigh(encoded.hidden, chunk)?);
+        }
+        hidden.reverse();
+        rows.push(Tensor::cat(&hidden, 1)?);
     }
     match pooled {
         Some(pooled) if rows.len() == 1 => Ok((rows.swap_remove(0), pooled)),

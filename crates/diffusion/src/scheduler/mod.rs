@@ -165,20 +165,12 @@ impl Schedule {
     }
 
     /// A picture to start from, at the noise level before the first evaluation: `add_noise`.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for pipelines that start from a picture")
-    )]
     pub(crate) fn start_from(&self, picture: &[f32], noise: &[f32]) -> Vec<f32> {
         self.levels[self.begin].noised(picture, noise)
     }
 
     /// A known picture as it is after evaluation `index`, for what inpainting leaves alone: at the noise level before
     /// the next evaluation, and clean after the plan's last.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for pipelines that start from a picture")
-    )]
     pub(crate) fn noised_at(&self, index: usize, picture: &[f32], noise: &[f32]) -> Vec<f32> {
         if index + 1 >= self.evaluations() {
             return picture.to_vec();
@@ -187,10 +179,6 @@ impl Schedule {
     }
 
     /// Whether some evaluation adds fresh noise.
-    #[cfg_attr(
-        not(test),
-        expect(dead_code, reason = "for pipelines that start from a picture")
-    )]
     pub(crate) fn draws_noise(&self) -> bool {
         match &self.solver {
             Solver::Euler(_) | Solver::Heun(_) | Solver::UniPc(_) => false,

@@ -9,8 +9,10 @@ use crate::weights::sgm::Names;
 /// `unet/config.json`, with one entry for each level of resolution.
 #[derive(Clone, Debug)]
 pub(crate) struct UnetConfig {
-    /// Channels of the latents, in and out.
+    /// Channels of the latents: what comes out.
     pub(crate) latent: usize,
+    /// Channels of what goes in: the latents and, in a model for inpainting, a mask and the masked picture's latents.
+    pub(crate) input: usize,
     /// Side of the latents that the model was trained on.
     pub(crate) sample_size: usize,
     pub(super) levels: Vec<Level>,
@@ -89,10 +91,16 @@ impl UnetConfig {
                 mid_layers: transformers[index],
             })
             .collect();
-        let latent = fields.size_or("in_channels", 4)?;
-        fields.only("out_channels", [latent])?;
+        let latent = fields.size_or("out_channels", 4)?;
+        let input = fields.size_or("in_channels", 4)?;
+        let with_mask = 2 * latent + 1;
+        if input != latent && input != with_mask {
+            let reason = format!("expected out_channels = {latent}, or {with_mask} to see a mask");
+            return Err(fields.refuse("in_channels", &input.into(), &reason));
+        }
         let config = Self {
             latent,
+            input,
             sample_size: fields.size("sample_size")?,
             levels,
             layers: fields.size_or("layers_per_block", 2)?,
@@ -116,6 +124,16 @@ impl UnetConfig {
             .map(|level| level.up_layers > 0)
             .collect();
         Names::unet(&attends, self.layers)
+    }
+
+    /// Channels of what lies beside the latents: none, or a mask and the masked picture's latents.
+    pub(crate) fn beside(&self) -> usize {
+        self.input - self.latent
+    }
+
+    /// Whether it is a model for inpainting.
+    pub(crate) fn sees_mask(&self) -> bool {
+        self.beside() > 0
     }
 
     /// Width of the time embedding.

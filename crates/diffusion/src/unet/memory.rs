@@ -66,7 +66,7 @@ fn values(config: &UnetConfig, pixels: usize) -> usize {
     let mut skips = Vec::new();
     let mut pixels = pixels;
     let first = config.levels[0].channels;
-    meter.keep(pixels * (config.latent + first));
+    meter.keep(pixels * (config.input + first));
     skips.push((first, pixels));
     let mut input = first;
     for (index, level) in config.levels.iter().enumerate() {

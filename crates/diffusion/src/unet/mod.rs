@@ -24,8 +24,6 @@ use crate::ops::{Place, activation};
 use crate::resnet::{Resnet, ResnetShape};
 use crate::weights::{DIFFUSERS, Scope, Weights};
 
-/// Original size, crop and target size, each height and width (top and left).
-pub(crate) const TIME_IDS: usize = 6;
 const MAX_PERIOD: f32 = 10_000.0;
 
 /// All that a text says to the UNet, computed once a job.
@@ -106,7 +104,7 @@ impl Unet {
         Ok(Self {
             conv_in: root
                 .pp("conv_in")
-                .conv3x3(config.latent, first, Kind::Same)?,
+                .conv3x3(config.input, first, Kind::Same)?,
             time: Embedding::load(&root.pp("time_embedding"), first, time)?,
             added: Embedding::load(&root.pp("add_embedding"), config.added_width, time)?,
             down: build.down(&root.pp("down_blocks"))?,
@@ -132,21 +130,22 @@ impl Unet {
         &self.config
     }
 
-    /// Width of the pooled text that the configuration expects.
-    pub(crate) fn pooled_width(&self) -> Option<usize> {
+    /// Width of the pooled text that the configuration expects beside so many time ids.
+    pub(crate) fn pooled_width(&self, time_ids: usize) -> Option<usize> {
         self.config
             .added_width
-            .checked_sub(TIME_IDS * self.config.time_id_width)
+            .checked_sub(time_ids * self.config.time_id_width)
     }
 
-    /// Computes what a text means to each layer: `text` is `(tokens, width)`, `pooled` is `(1, pooled width)`.
+    /// Computes what a text means to each layer: `text` is `(tokens, width)`, `pooled` is `(1, pooled width)`; the time
+    /// ids are sizes in pixels (and a refiner's score).
     pub(crate) fn condition(
         &self,
         text: &Tensor,
         pooled: &Tensor,
-        time_ids: [f32; TIME_IDS],
+        time_ids: &[f32],
     ) -> Result<Conditioning> {
-        let ids = self.sinusoids(&time_ids, self.config.time_id_width)?;
+        let ids = self.sinusoids(time_ids, self.config.time_id_width)?;
         let added = self.added.forward(
             &Tensor::cat(&[pooled, &ids.reshape((1, ()))?], 1)?,
             &self.place,

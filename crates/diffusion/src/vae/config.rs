@@ -14,8 +14,7 @@ pub(crate) struct VaeConfig {
     /// Side of the pictures that it was trained on, in pixels: the side of a tile.
     pub(super) sample_size: usize,
     scaling_factor: f32,
-    /// Mean and deviation of each latent channel.
-    moments: Option<(Vec<f32>, Vec<f32>)>,
+    moments: Option<Moments>,
     pub(super) quant: bool,
     pub(super) post_quant: bool,
     pub(super) mid_attention: bool,
@@ -106,7 +105,10 @@ fn blocks(fields: &mut Fields, key: &str, kind: &str) -> Result<usize, LoadError
     }
 }
 
-fn moments(fields: &mut Fields, latent: usize) -> Result<Option<(Vec<f32>, Vec<f32>)>, LoadError> {
+/// Mean and deviation of each channel.
+type Moments = (Vec<f32>, Vec<f32>);
+
+fn moments(fields: &mut Fields, latent: usize) -> Result<Option<Moments>, LoadError> {
     let (mean, deviation) = (
         fields.numbers("latents_mean")?,
         fields.numbers("latents_std")?,

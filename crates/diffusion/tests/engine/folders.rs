@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::files::{copy_folder, join, split};
-use crate::support::{finish, golden, mini, request};
+use crate::support::{finish, golden, mini, overlay, request};
 
 const UNET: &str = "unet/diffusion_pytorch_model.fp16.safetensors";
 
@@ -111,7 +111,26 @@ fn each_value_that_is_not_understood_is_named() {
             "resnet_time_scale_shift",
             json!("scale_shift"),
         ),
+        ("unet/config.json", "in_channels", json!(5)),
         ("vae/config.json", "shift_factor", json!(0.1)),
+        (
+            "vae/config.json",
+            "down_block_types",
+            json!(["DownEncoderBlock2D", "AttnDownEncoderBlock2D"]),
+        ),
+        (
+            "vae/config.json",
+            "down_block_types",
+            json!(["DownEncoderBlock2D"]),
+        ),
+        ("vae/config.json", "use_quant_conv", json!("no")),
+        ("vae/config.json", "in_channels", json!(4)),
+        ("vae/config.json", "sample_size", json!(0)),
+        (
+            "model_index.json",
+            "requires_aesthetics_score",
+            json!("yes"),
+        ),
         ("vae/config.json", "latents_mean", json!([0.0])),
         ("vae/config.json", "act_fn", json!("relu")),
         ("text_encoder/config.json", "hidden_act", json!("gelu_new")),
@@ -365,4 +384,47 @@ fn other_weights_have_another_digest() {
     fs::write(file, bytes).unwrap();
     assert_ne!(load(&folder).unwrap().digest(), mini().digest());
     assert_eq!(load(&copy()).unwrap().digest(), mini().digest());
+}
+
+#[test]
+fn a_vae_without_its_encoder_is_refused_by_name_at_load() {
+    let folder = copy();
+    let file = folder
+        .path()
+        .join("vae/diffusion_pytorch_model.fp16.safetensors");
+    let (header, data) = split(&file);
+    for name in [
+        "encoder.conv_in.weight",
+        "encoder.down_blocks.0.downsamplers.0.conv.bias",
+        "encoder.mid_block.attentions.0.to_out.0.weight",
+        "quant_conv.weight",
+    ] {
+        let mut other = header.clone();
+        let tensors = other.as_object_mut().unwrap();
+        let tensor = tensors.remove(name).unwrap();
+        tensors.insert("unknown".to_owned(), tensor);
+        join(&file, &other, &data);
+        let text = refusal(&folder);
+        assert!(text.contains(name) && text.contains("missing"), "{text}");
+    }
+}
+
+#[test]
+fn a_refiner_whose_index_or_unet_does_not_say_so_is_refused() {
+    let folder = overlay("mini_refiner");
+    edit(&folder, "model_index.json", |index| {
+        index["requires_aesthetics_score"] = json!(false);
+    });
+    let text = refusal(&folder);
+    assert!(
+        text.contains("projection_class_embeddings_input_dim"),
+        "{text}"
+    );
+    assert!(text.contains("requires_aesthetics_score"), "{text}");
+
+    let folder = overlay("mini_refiner");
+    edit(&folder, "model_index.json", |index| {
+        index["text_encoder"] = json!(["transformers", "CLIPTextModel"]);
+    });
+    assert!(refusal(&folder).contains("text_encoder/config.json"));
 }

@@ -7,6 +7,7 @@
 mod checkpoints;
 mod files;
 mod folders;
+mod images;
 mod mixes;
 mod pictures;
 mod residency;

@@ -1,11 +1,15 @@
 //! Models, requests and recorded pictures.
 
 use std::collections::HashMap;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
 use candle_core::Tensor;
 use diffusion::{DType, Device, Job, Model, Request, RgbImage};
+use tempfile::TempDir;
+
+use crate::files::copy_folder;
 
 /// What diffusers recorded.
 pub(crate) fn golden() -> PathBuf {
@@ -29,6 +33,34 @@ pub(crate) fn demo() -> &'static Model {
 pub(crate) fn mini() -> &'static Model {
     static MODEL: OnceLock<Model> = OnceLock::new();
     MODEL.get_or_init(|| load(&golden().join("mini")))
+}
+
+/// A miniature that sees the mask under which it paints, loaded once.
+pub(crate) fn inpainter() -> &'static Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    MODEL.get_or_init(|| load(overlay("mini_inpaint").path()))
+}
+
+/// A miniature refiner, loaded once.
+pub(crate) fn refiner() -> &'static Model {
+    static MODEL: OnceLock<Model> = OnceLock::new();
+    MODEL.get_or_init(|| load(overlay("mini_refiner").path()))
+}
+
+/// The miniature with the parts in which `name` differs from it; without the first text encoder where that has none.
+pub(crate) fn overlay(name: &str) -> TempDir {
+    let folder = TempDir::new().unwrap();
+    copy_folder(&golden().join("mini"), folder.path());
+    fs::remove_dir_all(folder.path().join("unet")).unwrap();
+    copy_folder(&golden().join(name), folder.path());
+    let index = fs::read(folder.path().join("model_index.json")).unwrap();
+    let index: serde_json::Value = serde_json::from_slice(&index).unwrap();
+    if index["text_encoder"][0].is_null() {
+        for part in ["text_encoder", "tokenizer"] {
+            fs::remove_dir_all(folder.path().join(part)).unwrap();
+        }
+    }
+    folder
 }
 
 fn load(folder: &Path) -> Model {
