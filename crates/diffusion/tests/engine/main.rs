@@ -9,6 +9,7 @@ mod files;
 mod folders;
 mod mixes;
 mod pictures;
+mod prompts;
 mod residency;
 mod snapshots;
 mod support;
