@@ -10,6 +10,7 @@ mod folders;
 mod images;
 mod mixes;
 mod pictures;
+mod prompts;
 mod residency;
 mod snapshots;
 mod support;
