@@ -43,6 +43,8 @@ mod error;
 #[cfg(test)]
 mod golden;
 mod guidance;
+#[cfg(test)]
+mod halves;
 mod job;
 mod model;
 mod noise;

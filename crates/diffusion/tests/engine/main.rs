@@ -7,6 +7,7 @@
 mod checkpoints;
 mod files;
 mod folders;
+mod halves;
 mod mixes;
 mod pictures;
 mod residency;
