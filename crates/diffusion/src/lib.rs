@@ -44,6 +44,8 @@ mod given;
 #[cfg(test)]
 mod golden;
 mod guidance;
+#[cfg(test)]
+mod halves;
 mod job;
 mod model;
 mod noise;

@@ -62,9 +62,20 @@ impl Place {
         }
     }
 
-    /// The same place, whose weights stay in their files or not.
+    /// The same place, whose weights stay in their files if `mapped`. On other devices they never do.
     pub(crate) fn with_mapped(self, mapped: bool) -> Self {
+        let mapped = mapped && self.fast.is_on();
         Self { mapped, ..self }
+    }
+
+    /// Bytes that a value takes while it is computed with.
+    pub(crate) fn value_bytes(&self) -> u64 {
+        let dtype = if self.fast.is_on() {
+            DType::F32
+        } else {
+            self.dtype
+        };
+        dtype.size_in_bytes() as u64
     }
 
     /// Weights as a model of this type has them.

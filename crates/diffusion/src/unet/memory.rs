@@ -39,7 +39,7 @@ impl Unet {
     /// Bytes that one pass over `rows` latents of `height × width` takes at its fullest, beside weights and jobs.
     pub(crate) fn pass_bytes(&self, rows: usize, height: usize, width: usize) -> u64 {
         let values = values(&self.config, rows * height * width);
-        values as u64 * self.place.dtype.size_in_bytes() as u64
+        values as u64 * self.place.value_bytes()
     }
 
     /// Bytes of what one text of `tokens` tokens says to every layer.
@@ -57,7 +57,7 @@ impl Unet {
             .sum();
         let mid = (levels.last()).map_or(0, |last| blocks(last.channels, last.mid_layers));
         let values = levels_values + mid + self.config.time_width();
-        values as u64 * self.place.dtype.size_in_bytes() as u64
+        values as u64 * self.place.value_bytes()
     }
 }
 

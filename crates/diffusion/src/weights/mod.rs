@@ -120,7 +120,7 @@ impl Weights {
 
     /// Bytes that the tensors read so far take where they were placed; none of those that stay in a mapped file.
     pub(crate) fn bytes_placed(&self) -> u64 {
-        self.placed.load(Ordering::Relaxed) * self.place.dtype.size_in_bytes() as u64
+        self.placed.load(Ordering::Relaxed) * self.place.value_bytes()
     }
 
     /// A tensor's name in these files.

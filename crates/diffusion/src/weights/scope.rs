@@ -88,18 +88,19 @@ impl<'a> Scope<'a> {
     pub(crate) fn stored(&self, name: &str, shape: &[usize]) -> Result<Stored, LoadError> {
         let (found, element) = self.find(name, shape)?;
         let stored = found.shard.stored(found.entry, element)?;
-        if !self.place().mapped {
-            let count = stored.len() as u64;
-            self.weights.placed.fetch_add(count, Ordering::Relaxed);
-        }
-        Ok(match found.change {
+        let stored = match found.change {
             Change::Same | Change::Matrix => stored,
             Change::Third(index) => {
                 let count = stored.len() / 3;
                 stored.part(index * count, count)
             }
             Change::Transposed => stored.transposed(shape[1], shape[0]),
-        })
+        };
+        if !self.place().mapped {
+            let count = stored.len() as u64;
+            self.weights.placed.fetch_add(count, Ordering::Relaxed);
+        }
+        Ok(stored)
     }
 
     /// A tensor's values; its shape must be `shape`.

@@ -8,6 +8,7 @@ mod checkpoints;
 mod files;
 mod folders;
 mod images;
+mod halves;
 mod mixes;
 mod pictures;
 mod prompts;
