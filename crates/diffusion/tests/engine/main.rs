@@ -7,8 +7,8 @@
 mod checkpoints;
 mod files;
 mod folders;
-mod images;
 mod halves;
+mod images;
 mod mixes;
 mod pictures;
 mod prompts;

@@ -56,6 +56,7 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
                 eta,
                 seed,
                 scheduler,
+                ..Request::default()
             }
         },
     );

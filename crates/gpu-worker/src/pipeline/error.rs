@@ -78,7 +78,7 @@ fn engine_verdict(error: &EngineError) -> Verdict {
         EngineError::DoesNotFit(_) => Verdict::Fail(ErrorCode::PictureTooLarge),
         // The same seed would give the same numbers again.
         EngineError::Step(StepError::NotFinite { .. }) => Verdict::Fail(ErrorCode::EngineFailed),
-        EngineError::Begin(BeginError::Encode(_))
+        EngineError::Begin(BeginError::Encode(_) | BeginError::Image(_))
         | EngineError::Resume(_)
         | EngineError::Step(StepError::Finished | StepError::Compute { .. })
         | EngineError::Decode(_)

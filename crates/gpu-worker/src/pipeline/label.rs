@@ -1,7 +1,7 @@
 //! What a file says about its origin (GB 45438-2025, implicit label).
 
 use aws_lc_rs::digest::{Context, SHA256};
-use diffusion::{PromptSyntax, Request};
+use diffusion::Request;
 use imaging::Label;
 
 /// "AI-generated", in the standard's words.
@@ -23,19 +23,19 @@ pub(super) fn label(content_producer: &str, model_digest: &str, request: &Reques
 
 /// The first 128 bits of a SHA-256 over the model's digest and the whole request, lower-case hex.
 fn produce_id(model_digest: &str, request: &Request) -> String {
-    // Every field, so that a new one is not forgotten here.
     let Request {
         prompt,
-        prompt_syntax,
         negative_prompt,
         width,
         height,
         steps,
         guidance_scale,
-        guidance_rescale,
-        eta,
         seed,
         scheduler,
+        image,
+        latents,
+        mask,
+        ..
     } = request;
     let scheduler = scheduler.map(|kind| kind.to_string());
     let mut hash = Context::new(&SHA256);
@@ -55,27 +55,54 @@ fn produce_id(model_digest: &str, request: &Request) -> String {
     }
     field(&guidance_scale.to_le_bytes());
     field(&seed.to_le_bytes());
-    // Left out where it has no effect, so that older requests keep their ids.
-    if *guidance_rescale > 0.0 {
-        field(b"guidance_rescale");
-        field(&guidance_rescale.to_le_bytes());
+    // Left out where they are not given, so that requests without them keep their ids.
+    if let Some(image) = image {
+        field(b"image");
+        field(&image.pixels);
     }
-    if *prompt_syntax != PromptSyntax::Plain {
-        field(b"prompt_syntax");
-        field(prompt_syntax.to_string().as_bytes());
+    if let Some(latents) = latents {
+        field(b"latents");
+        for value in &latents.values {
+            field(&value.to_le_bytes());
+        }
     }
-    if let Some(eta) = eta {
-        field(b"eta");
-        field(&eta.to_le_bytes());
+    if let Some(mask) = mask {
+        field(b"mask");
+        field(&mask.values);
+    }
+    if let Some(others) = others(request) {
+        field(b"others");
+        field(others.as_bytes());
     }
     hex::encode(&hash.finish().as_ref()[..16])
+}
+
+/// All that is set of what [`produce_id`] does not name, as JSON: a field that is new to a request is not forgotten.
+fn others(request: &Request) -> Option<String> {
+    let defaults = Request::default();
+    let others = Request {
+        prompt: String::new(),
+        negative_prompt: None,
+        width: defaults.width,
+        height: defaults.height,
+        steps: defaults.steps,
+        guidance_scale: defaults.guidance_scale,
+        seed: defaults.seed,
+        scheduler: None,
+        image: None,
+        latents: None,
+        mask: None,
+        ..request.clone()
+    };
+    // Numbers, flags and names always have a JSON form.
+    (others != defaults).then(|| serde_json::to_string(&others).unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
 
-    use diffusion::SchedulerKind;
+    use diffusion::{PromptSyntax, SchedulerKind};
 
     use super::*;
 
@@ -131,6 +158,10 @@ mod tests {
             },
             Request {
                 guidance_scale: 2.5,
+                ..request()
+            },
+            Request {
+                strength: Some(0.5),
                 ..request()
             },
             Request {

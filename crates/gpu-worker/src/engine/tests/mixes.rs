@@ -8,7 +8,7 @@ use super::*;
 #[derive(Debug, Clone)]
 enum Act {
     Begin {
-        request: Request,
+        request: Box<Request>,
         weight: u32,
     },
     /// Waits until the nth of those that are there is so many steps further, or done.
@@ -47,7 +47,7 @@ fn acts() -> impl Strategy<Value = Vec<Act>> {
     let weight = prop::sample::select(vec![1u32, 4, 8]);
     let which = 0usize..8;
     let act = prop_oneof![
-        4 => (request, weight).prop_map(|(request, weight)| Act::Begin { request, weight }),
+        4 => (request, weight).prop_map(|(request, weight)| Act::Begin { request: Box::new(request), weight }),
         3 => (which.clone(), 1u32..3).prop_map(|(which, steps)| Act::Watch { which, steps }),
         1 => which.clone().prop_map(|which| Act::Cancel { which }),
         1 => which.prop_map(|which| Act::MoveOut { which }),
@@ -70,6 +70,7 @@ async fn play(acts: Vec<Act>, limits: EngineLimits) {
         let there = |which: usize| (!all.is_empty()).then(|| which % all.len());
         match act {
             Act::Begin { request, weight } => {
+                let request = *request;
                 let (picture, outcome) = studio.begin(request.clone(), weight).await;
                 all.push(There {
                     request,
