@@ -27,6 +27,10 @@
 //! # }
 //! ```
 //!
+//! A picture may begin from another: [`Request::image`] with [`Request::mask`] for what is to be painted anew, or
+//! [`Request::latents`], with which one model goes on where another ended ([`Request::denoising_end`] of the one,
+//! [`Request::denoising_start`] of the other, [`Job::latents`] between them).
+//!
 //! Invariants, each held by a test:
 //!
 //! * The numbers are diffusers': every stage is compared with what diffusers computed on the same weights.

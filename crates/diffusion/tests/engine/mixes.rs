@@ -1,6 +1,8 @@
 //! Whatever happens to a picture on its way, and whoever shares its steps, it becomes what it becomes alone.
 
-use diffusion::{Job, Model, PromptSyntax, Request, RgbImage, SchedulerKind};
+use std::sync::Arc;
+
+use diffusion::{Job, Latents, Mask, Model, PromptSyntax, Request, RgbImage, SchedulerKind};
 use proptest::prelude::*;
 
 use crate::support::{demo, finish, mini, step};
@@ -31,20 +33,23 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
         any::<u64>(),
         prop::option::of(prop::sample::select(SchedulerKind::ALL.to_vec())),
     );
-    let request = one.prop_map(
+    let request = (one, origins()).prop_map(
         |(
-            prompt,
-            prompt_syntax,
-            negative_prompt,
-            size,
-            steps,
-            guidance_scale,
-            guidance_rescale,
-            eta,
-            seed,
-            scheduler,
+            (
+                prompt,
+                prompt_syntax,
+                negative_prompt,
+                size,
+                steps,
+                guidance_scale,
+                guidance_rescale,
+                eta,
+                seed,
+                scheduler,
+            ),
+            origin,
         )| {
-            Request {
+            let request = Request {
                 prompt,
                 prompt_syntax,
                 negative_prompt,
@@ -57,10 +62,78 @@ fn requests() -> impl Strategy<Value = Vec<Request>> {
                 seed,
                 scheduler,
                 ..Request::default()
-            }
+            };
+            begin_from(origin, request)
         },
     );
     prop::collection::vec(request, 2..7)
+}
+
+/// What a picture begins from.
+#[derive(Clone, Debug)]
+enum Origin {
+    Noise,
+    /// An image of these bytes, under a mask if so, led through this share of the way.
+    Image(Vec<u8>, bool, f32),
+    /// Latents that are in the middle of their way.
+    Latents(Vec<f32>),
+}
+
+fn origins() -> impl Strategy<Value = Origin> {
+    let image = (
+        prop::collection::vec(any::<u8>(), 1..50),
+        any::<bool>(),
+        prop::sample::select(vec![0.6_f32, 1.0]),
+    );
+    prop_oneof![
+        3 => Just(Origin::Noise),
+        2 => image.prop_map(|(bytes, masked, strength)| Origin::Image(bytes, masked, strength)),
+        1 => prop::collection::vec(-2.0_f32..2.0, 1..30).prop_map(Origin::Latents),
+    ]
+}
+
+/// What is given fills the picture again and again.
+fn begin_from(origin: Origin, request: Request) -> Request {
+    let (width, height) = (request.width, request.height);
+    let pixels = (width * height) as usize;
+    match origin {
+        Origin::Noise => request,
+        Origin::Image(bytes, masked, strength) => {
+            let fill = |count: usize| bytes.iter().copied().cycle().take(count).collect();
+            let mask = || Mask {
+                width,
+                height,
+                values: fill(pixels),
+            };
+            let image = RgbImage {
+                width,
+                height,
+                pixels: fill(3 * pixels),
+            };
+            Request {
+                // Of a single step no share is left.
+                steps: request.steps.max(2),
+                image: Some(Arc::new(image)),
+                mask: masked.then(|| Arc::new(mask())),
+                strength: Some(strength),
+                ..request
+            }
+        }
+        Origin::Latents(values) => {
+            let values = values.iter().copied().cycle().take(pixels / 64 * 4);
+            let latents = Latents {
+                width,
+                height,
+                values: values.collect(),
+            };
+            Request {
+                steps: request.steps.max(2),
+                latents: Some(Arc::new(latents)),
+                denoising_start: Some(0.4),
+                ..request
+            }
+        }
+    }
 }
 
 fn events() -> impl Strategy<Value = Vec<Event>> {
