@@ -5,7 +5,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use diffusion::{Job, Latents, Progress};
+use diffusion::{Job, Latents, Progress, Request};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::loaded::{Loaded, rows};
@@ -31,7 +31,7 @@ pub(super) enum Stage {
 /// A picture. It stays until its claim is dropped, so that it can be put away even when it is done.
 pub(super) struct Entry {
     pub(super) model: Arc<Loaded>,
-    request: diffusion::Request,
+    request: Request,
     pub(super) stage: Stage,
     pub(super) needs: Needs,
     pub(super) rank: Rank,
@@ -120,9 +120,8 @@ impl Entry {
             Stage::Done {
                 latents: Some(_), ..
             } => Needs {
-                job: 0,
-                step: 0,
                 decode: self.needs.decode,
+                ..Needs::default()
             },
             Stage::Done { latents: None, .. } => Needs::default(),
         }
@@ -149,7 +148,7 @@ impl Entry {
             })
         });
         let job = match resumed {
-            Some(Ok(job)) if *job.request() == self.request => job,
+            Some(Ok(job)) if same(job.request(), &self.request) => job,
             None => self.begin_anew()?,
             Some(unusable) => {
                 let error = unusable.err().map(|error| lifecycle::chain(&error));
@@ -242,6 +241,18 @@ impl Entry {
             bytes: bytes.unwrap_or_default(),
         };
     }
+}
+
+/// Whether a job goes on with this request. Pictures that a request starts from are in no snapshot, but what was made of
+/// them is.
+fn same(ours: &Request, theirs: &Request) -> bool {
+    let without_pictures = |request: &Request| Request {
+        image: None,
+        latents: None,
+        mask: None,
+        ..request.clone()
+    };
+    without_pictures(ours) == without_pictures(theirs)
 }
 
 impl Entry {

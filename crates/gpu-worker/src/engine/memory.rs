@@ -19,6 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(8 * 60);
 /// What one picture takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Needs {
+    /// While it is begun: its image, if it has one, is encoded then.
+    pub(crate) begin: u64,
     /// While it is being drawn.
     pub(crate) job: u64,
     /// During a step of its own.
@@ -30,7 +32,7 @@ pub(crate) struct Needs {
 impl Needs {
     /// The most that it takes for a while.
     pub(crate) fn peak(self) -> u64 {
-        self.step.max(self.decode)
+        self.begin.max(self.step).max(self.decode)
     }
 
     /// With nobody else there.
@@ -218,7 +220,12 @@ mod tests {
     use super::*;
 
     fn needs() -> impl Strategy<Value = Needs> {
-        (1u64..50, 1u64..100, 1u64..100).prop_map(|(job, step, decode)| Needs { job, step, decode })
+        (0u64..100, 1u64..50, 1u64..100, 1u64..100).prop_map(|(begin, job, step, decode)| Needs {
+            begin,
+            job,
+            step,
+            decode,
+        })
     }
 
     fn rank() -> impl Strategy<Value = Rank> {
@@ -260,6 +267,7 @@ mod tests {
             let admitted = admitted(budget, weights, &all);
             let jobs: u64 = admitted.iter().map(|one| one.needs.job).sum();
             for one in &admitted {
+                prop_assert!(weights + jobs + one.needs.begin + budget.aside() <= limit);
                 prop_assert!(weights + jobs + one.needs.step + budget.aside() <= limit);
                 prop_assert!(weights + jobs + one.needs.decode + budget.aside() <= limit);
             }
@@ -310,6 +318,7 @@ mod tests {
     #[test]
     fn a_refusal_names_the_numbers() {
         let needs = Needs {
+            begin: 0,
             job: 12 << 20,
             step: 800 << 20,
             decode: 1 << 20,

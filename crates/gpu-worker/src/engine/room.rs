@@ -102,6 +102,10 @@ impl Stepper {
                 continue;
             }
             if self.budget.fits(weights, self.begun(), needs) {
+                if needs.begin.saturating_add(needs.job) > self.room_for_step() {
+                    // The decoder has the room just now, and tells when it is done.
+                    return;
+                }
                 self.begin(id);
                 continue;
             }
