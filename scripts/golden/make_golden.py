@@ -209,7 +209,7 @@ def pictures(name, pipe, cases):
     own = pipe.scheduler
     for index, case in enumerate(cases):
         case = dict(prompt="a 3d cat on a blue background", negative=None, seed=1, guidance=2.0, steps=20, width=128,
-                    height=128, scheduler=None) | case
+                    height=128, scheduler=None, eta=0.0, rescale=0.0) | case
         pipe.scheduler = own
         if case["scheduler"]:
             pipe.scheduler = schedulers.of_kind(case["scheduler"], own.config)
@@ -221,7 +221,8 @@ def pictures(name, pipe, cases):
 
         out = pipe(
             case["prompt"], negative_prompt=case["negative"], height=case["height"], width=case["width"],
-            num_inference_steps=case["steps"], guidance_scale=case["guidance"], output_type="np",
+            num_inference_steps=case["steps"], guidance_scale=case["guidance"], guidance_rescale=case["rescale"],
+            eta=case["eta"], output_type="np",
             generator=torch.Generator("cpu").manual_seed(case["seed"]), callback_on_step_end=keep,
         ).images[0]
         tensors[f"{index}.latents"] = kept[max(kept)]
@@ -267,6 +268,7 @@ def everything_else(demo, mini):
         {"scheduler": "ddim"}, {"scheduler": "dpm++2m"}, {"scheduler": "dpm++2m-karras"},
         {"scheduler": "dpm++2m-karras", "steps": 8, "seed": 2**63 + 5},
     ])
+    pictures("schedulers", demo, schedulers.PICTURES)
     pictures("mini", mini, [
         {"width": 64, "height": 64, "steps": 4}, {"width": 64, "height": 48, "guidance": 7.5, "steps": 20},
         {"width": 64, "height": 64, "guidance": 1.0, "steps": 8, "scheduler": "euler", "negative": "ignored"},

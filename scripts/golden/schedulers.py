@@ -71,6 +71,17 @@ KINDS = {
 }
 
 
+# Whole pictures for the kinds that `make_golden.py` has none of otherwise.
+PICTURES = [
+    dict(scheduler=name, seed=20 + index, steps=8, width=64, height=64)
+    for index, name in enumerate(list(KINDS)[4:])
+] + [
+    dict(scheduler="ddim", eta=0.5, rescale=0.7, guidance=5.0, seed=40, steps=8, width=64, height=64),
+    dict(scheduler="tcd", eta=0.3, seed=41, steps=4, width=64, height=64),
+    dict(scheduler="heun", guidance=1.0, seed=42, steps=3, width=96, height=64),
+]
+
+
 def of_kind(name, config):
     """A model's own scheduler configuration with another way through its noise."""
     scheduler, sigmas, options = KINDS[name]

@@ -21,6 +21,8 @@ fn asked(case: &Value) -> Request {
         guidance_scale: case["guidance"].as_f64().unwrap() as f32,
         seed: case["seed"].as_u64().unwrap(),
         scheduler: case["scheduler"].as_str().map(|name| name.parse().unwrap()),
+        eta: case["eta"].as_f64().map(|eta| eta as f32),
+        guidance_rescale: case["rescale"].as_f64().unwrap_or_default() as f32,
         ..Request::default()
     }
 }
@@ -67,6 +69,11 @@ fn compare(name: &str, model: &Model) {
 #[test]
 fn the_demo_model_draws_what_diffusers_draws() {
     compare("demo", demo());
+}
+
+#[test]
+fn each_scheduler_draws_what_diffusers_draws() {
+    compare("schedulers", demo());
 }
 
 #[test]
