@@ -133,13 +133,12 @@ def vae(ours: Ours, report: Report, rounds: int) -> None:
     """A decode by the random VAE."""
     report.head(f"random VAE of SDXL's shape (128/256/512/512) to {PICTURE_SIDE}²", SECONDS)
     theirs = Theirs("vae", SCRATCH, PICTURE_SIDE)
-    theirs.seconds(2)
     for threads in (1, 2):
         mine, peers = [], []
         for turn in range(max(1, rounds // 2)):
             progress(f"vae: {threads} threads, round {turn + 1} of {max(1, rounds // 2)}")
-            mine += ours.seconds(threads, "vae", SCRATCH / "vae", PICTURE_SIDE, 2)
-            peers += theirs.seconds(threads, 2)
+            mine += ours.seconds(threads, "vae", SCRATCH / "vae", PICTURE_SIDE, 1)
+            peers += theirs.seconds(threads)
         report.row(f"decode, {threads} thread{'s' * (threads > 1)}", mine, peers, 1.2)
     report.own("memory of it", ours.peak, theirs.peak, theirs.peak, MIB)
     theirs.end()

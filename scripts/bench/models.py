@@ -9,7 +9,8 @@ UNET = {
     "block_out_channels": (64, 128, 256),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    "transformer_layers_per_block": (0, 1, 2),
+    # The first level has no attention, so none of its layers.
+    "transformer_layers_per_block": (1, 1, 2),
     "attention_head_dim": (1, 2, 4),
     "layers_per_block": 2,
     "cross_attention_dim": 512,

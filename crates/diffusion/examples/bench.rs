@@ -83,13 +83,12 @@ fn jobs(
         .map(|index| {
             Ok(model.begin(&Request {
                 prompt: "a 3d cat on a blue background".to_owned(),
-                negative_prompt: None,
                 width: model.limits().default_width,
                 height: model.limits().default_height,
                 steps: steps.parse()?,
                 guidance_scale: guidance.parse()?,
                 seed: index + 1,
-                scheduler: None,
+                ..Request::default()
             })?)
         })
         .collect()

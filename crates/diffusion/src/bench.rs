@@ -109,7 +109,7 @@ impl Vae {
     ///
     /// As candle's.
     pub fn decode(&self) -> Result<()> {
-        self.vae.decode(&self.latents)?;
+        self.vae.decode(&self.latents, vae::Tiling::Whole)?;
         Ok(())
     }
 }
@@ -185,7 +185,7 @@ fn conv(input: usize, output: usize, side: usize, kind: Kind) -> Result<Case> {
     let x = noise(&[1, side, side, input])?;
     let name = match kind {
         Kind::Same => "conv",
-        Kind::Down => "conv_down",
+        Kind::Down | Kind::DownPadEnd => "conv_down",
         Kind::Up => "conv_up",
     };
     Ok(case(
