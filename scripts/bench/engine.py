@@ -113,7 +113,7 @@ def picture(ours: Ours, report: Report, rounds: int) -> None:
 
 def unet(ours: Ours, report: Report, rounds: int) -> None:
     """A step of the random UNet."""
-    report.head("random SDXL UNet of 35M parameters (64/128/256, layers 0/1/2), latents 64×64", SECONDS)
+    report.head("random SDXL UNet of 35M parameters (64/128/256, transformer layers 0/1/2), latents 64×64", SECONDS)
     theirs = Theirs("unet", SCRATCH, UNET_SIDE)
     for rows in (1, 2):
         for threads in (1, 2):
