@@ -75,16 +75,19 @@ by_eight! {
         assert!(from + run <= channels && lanes <= PANEL);
         for channel in 0..run {
             // Taps lie a multiple of the cache's period apart: each is read once, or they would drive each other out.
-            let taps: [[[f32; LANES]; PARTS]; 9] = std::array::from_fn(|tap| {
+            let mut taps = [[[0.0; LANES]; 9]; PARTS];
+            for tap in 0..9 {
                 let at = (tap * channels + from + channel) * PARTS;
-                std::array::from_fn(|part| panel[at + part])
-            });
-            for part in 0..lanes / LANES {
+                for (part, taps) in taps.iter_mut().enumerate() {
+                    taps[tap] = panel[at + part];
+                }
+            }
+            for (part, taps) in taps.iter().enumerate().take(lanes / LANES) {
                 let mut half = [[V::splat(0.0); 3]; SPAN];
                 for column in 0..3 {
                     let mut line = [V::splat(0.0); 3];
                     for (row, line) in line.iter_mut().enumerate() {
-                        *line = V::load(&taps[row * 3 + column][part]);
+                        *line = V::load(&taps[row * 3 + column]);
                     }
                     for (half, lanes) in half.iter_mut().zip(spread_weight_line(line)) {
                         half[column] = lanes;
