@@ -41,6 +41,8 @@
 //!   candle: how many threads compute. [`Model::step`] blocks for as long
 //!   as a step takes and uses every core that its own thread pool has (`ops/threads.rs`).
 
+#[doc(hidden)]
+pub mod bench;
 mod clip;
 mod config;
 mod error;

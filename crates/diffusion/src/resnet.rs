@@ -6,6 +6,7 @@ use crate::error::LoadError;
 use crate::ops::conv::{Added, Conv3x3, Kind};
 use crate::ops::linear::Linear;
 use crate::ops::norm::GroupNorm;
+use crate::ops::pool::spend;
 use crate::weights::Scope;
 
 /// Numbers that all of a model's residual blocks share.
@@ -64,18 +65,18 @@ impl Resnet {
     /// `x` is `(batch, height, width, input)`; `time` the time embedding after SiLU, `(batch, width)`.
     pub(crate) fn forward(&self, x: &Tensor, time: Option<&Tensor>) -> Result<Tensor> {
         let h = self.norm1.forward_silu(x)?;
-        let h = match (&self.time, time) {
+        let h = spend(h, |h| match (&self.time, time) {
             (Some(layer), Some(time)) => self
                 .conv1
-                .forward_add(&h, Added::PerChannel(&layer.forward(time)?))?,
-            _ => self.conv1.forward(&h)?,
-        };
-        let h = self.norm2.forward_silu(&h)?;
-        match &self.shortcut {
-            Some(layer) => self
-                .conv2
-                .forward_add(&h, Added::Picture(&layer.forward(x)?)),
-            None => self.conv2.forward_add(&h, Added::Picture(x)),
-        }
+                .forward_add(h, Added::PerChannel(&layer.forward(time)?)),
+            _ => self.conv1.forward(h),
+        })?;
+        let h = spend(h, |h| self.norm2.forward_silu(h))?;
+        spend(h, |h| match &self.shortcut {
+            Some(layer) => spend(layer.forward(x)?, |x| {
+                self.conv2.forward_add(h, Added::Picture(x))
+            }),
+            None => self.conv2.forward_add(h, Added::Picture(x)),
+        })
     }
 }

@@ -6,7 +6,7 @@ use super::matmul::{Epilogue, matmul};
 use super::operand::{Operand, Rows};
 use super::simd::{Gather, Isa};
 use super::stored::Stored;
-use super::{Place, map_values_with, threads, with_values};
+use super::{Place, map_values_with, pool, threads, winograd};
 
 /// A 3×3 convolution with one pixel of padding.
 #[derive(Debug)]
@@ -37,6 +37,14 @@ impl Kind {
             Self::Down | Self::DownPadEnd => 2,
             Self::Same | Self::Up => 1,
         }
+    }
+
+    /// On which pixel of the padded picture the first tap stands at first, and the result's rows and columns.
+    fn grid(self, tall: usize, wide: usize) -> (usize, usize, usize) {
+        // Without padding at the beginning it stands on the first real one.
+        let first = usize::from(self == Self::DownPadEnd);
+        let count = |side: usize| side.saturating_sub(first).div_ceil(self.stride());
+        (first, count(tall), count(wide))
     }
 }
 
@@ -112,79 +120,41 @@ impl Conv3x3 {
         let (batch, height, width, channels) = x.dims4()?;
         let scale = if self.kind == Kind::Up { 2 } else { 1 };
         let stride = self.kind.stride();
-        // Without padding at the beginning the first tap stands on the first pixel.
-        let first = usize::from(self.kind == Kind::DownPadEnd);
         let (tall, wide) = (height * scale, width * scale);
-        let rows = tall.saturating_sub(first).div_ceil(stride);
-        let columns = wide.saturating_sub(first).div_ceil(stride);
-        let line = (wide + 2) * channels;
-        let mut padded = vec![0.0_f32; batch * (tall + 2) * line];
-        with_values(x, |x| {
-            threads::for_chunks(&mut padded, (tall + 2) * line, |picture, padded| {
-                let x = &x[picture * height * width * channels..];
-                for (y, line) in padded[line..(tall + 1) * line]
-                    .chunks_exact_mut(line)
-                    .enumerate()
-                {
-                    let from = &x[y / scale * width * channels..][..width * channels];
-                    let to = &mut line[channels..(wide + 1) * channels];
-                    if scale == 1 {
-                        to.copy_from_slice(from);
-                    } else {
-                        for (two, one) in to
-                            .chunks_exact_mut(2 * channels)
-                            .zip(from.chunks_exact(channels))
-                        {
-                            two[..channels].copy_from_slice(one);
-                            two[channels..].copy_from_slice(one);
-                        }
-                    }
-                }
-            });
-        })?;
-        let mut starts = Vec::with_capacity(batch * rows * columns);
-        for line_number in
-            (0..batch).flat_map(|b| (0..rows).map(move |y| b * (tall + 2) + y * stride + first))
-        {
-            let start = line_number * line + first * channels;
-            starts.extend((0..columns).map(|x| start + x * stride * channels));
-        }
-        let taps: Vec<usize> = (0..9)
-            .map(|tap| tap / 3 * line + tap % 3 * channels)
-            .collect();
-        let left = Gather {
-            data: &padded,
-            rows: &starts,
-            taps: &taps,
-            run: channels,
-        };
-        let shape = [batch, rows, columns, self.output];
-        let bias = Some(self.bias.as_slice());
+        let (_, rows, columns) = self.kind.grid(tall, wide);
         let other = match added {
             Added::Nothing => None,
             Added::PerChannel(added) | Added::Picture(added) => Some(added),
         };
-        map_values_with(
-            x,
-            other,
-            &shape,
-            starts.len() * self.output,
-            |_, other, out| {
-                let epilogue = match added {
-                    Added::PerChannel(_) => Epilogue {
-                        bias,
-                        group_bias: other.map(|values| (values, rows * columns)),
-                        residual: None,
-                    },
-                    _ => Epilogue {
-                        bias,
-                        group_bias: None,
-                        residual: other,
-                    },
-                };
-                matmul(Isa::best(), left, weight, epilogue, out);
-            },
-        )
+        let shape = [batch, rows, columns, self.output];
+        let count = batch * rows * columns * self.output;
+        map_values_with(x, other, &shape, count, |x, other, out| {
+            let bias = Some(self.bias.as_slice());
+            let epilogue = match added {
+                Added::PerChannel(_) => Epilogue {
+                    bias,
+                    group_bias: other.map(|values| (values, rows * columns)),
+                    residual: None,
+                },
+                _ => Epilogue {
+                    bias,
+                    group_bias: None,
+                    residual: other,
+                },
+            };
+            let shape = winograd::Shape {
+                batch,
+                height: tall,
+                width: wide,
+                channels,
+                scale,
+            };
+            if stride == 1 && shape.is_worth_it() {
+                winograd::convolve(Isa::best(), x, shape, weight, epilogue, out);
+            } else {
+                direct(x, shape, self.kind, weight, epilogue, out);
+            }
+        })
     }
 
     fn forward_plain(
@@ -216,6 +186,63 @@ impl Conv3x3 {
     }
 }
 
+/// The convolution as one product: each row's values are gathered from where they lie in a padded copy of the picture.
+fn direct(
+    x: &[f32],
+    shape: winograd::Shape,
+    kind: Kind,
+    weight: &Operand,
+    epilogue: Epilogue<'_>,
+    out: &mut [f32],
+) {
+    let winograd::Shape {
+        batch,
+        height: tall,
+        width: wide,
+        channels,
+        scale,
+    } = shape;
+    let stride = kind.stride();
+    let (first, rows, columns) = kind.grid(tall, wide);
+    let line = (wide + 2) * channels;
+    let mut padded = pool::take(batch * (tall + 2) * line);
+    let from = wide / scale * channels;
+    threads::for_chunks(&mut padded, (tall + 2) * line, |picture, padded| {
+        let x = &x[picture * tall / scale * from..];
+        for (y, line) in padded.chunks_exact_mut(line).enumerate() {
+            if y == 0 || y > tall {
+                line.fill(0.0);
+                continue;
+            }
+            line[..channels].fill(0.0);
+            line[(wide + 1) * channels..].fill(0.0);
+            let from = &x[(y - 1) / scale * from..][..from];
+            let to = &mut line[channels..(wide + 1) * channels];
+            for (to, from) in
+                (to.chunks_exact_mut(scale * channels)).zip(from.chunks_exact(channels))
+            {
+                to.chunks_exact_mut(channels)
+                    .for_each(|to| to.copy_from_slice(from));
+            }
+        }
+    });
+    let mut starts = Vec::with_capacity(batch * rows * columns);
+    for line_number in
+        (0..batch).flat_map(|b| (0..rows).map(move |y| b * (tall + 2) + y * stride + first))
+    {
+        let start = line_number * line + first * channels;
+        starts.extend((0..columns).map(|x| start + x * stride * channels));
+    }
+    let taps: [usize; 9] = std::array::from_fn(|tap| tap / 3 * line + tap % 3 * channels);
+    let left = Gather {
+        data: &padded,
+        rows: &starts,
+        taps: &taps,
+        run: channels,
+    };
+    matmul(Isa::best(), left, weight, epilogue, out);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,6 +257,7 @@ mod tests {
             (Kind::DownPadEnd, 8, 6),
             (Kind::DownPadEnd, 7, 5),
             (Kind::Up, 5, 4),
+            (Kind::Same, 33, 18),
         ] {
             for (input, output) in [(4, 40), (33, 3), (16, 64)] {
                 let x = tensor(1, &[2, height, width, input]);
@@ -249,6 +277,23 @@ mod tests {
                     assert_close(&ours, &reference, 1e-4);
                 }
             }
+        }
+    }
+
+    #[test]
+    fn many_channels_agree_with_candle() {
+        for kind in [Kind::Same, Kind::Down, Kind::Up] {
+            let (input, output) = (136, 70);
+            let x = tensor(1, &[2, 10, 13, input]);
+            let weight = (tensor(2, &[output * input * 9]) / 35.0).unwrap();
+            let weight: Vec<f32> = weight.to_vec1().unwrap();
+            let [ours, reference] = places().map(|place| {
+                let bias = vec![0.5; output];
+                let layer =
+                    Conv3x3::new(weight.clone(), bias, input, output, kind, &place).unwrap();
+                layer.forward(&x).unwrap()
+            });
+            assert_close(&ours, &reference, 5e-5);
         }
     }
 }

@@ -2,15 +2,18 @@
 
 pub(crate) use super::operand::Packed;
 use super::operand::{Operand, Run};
-use super::simd::{Gather, Isa, MAX_ROWS, PANEL, Tile, tile};
+use super::simd::{Gather, Isa, PANEL, Sums, tile};
 use super::threads;
+use super::vector::{LANES, by_eight};
 
 /// Below this many multiplications a product stays on the caller's thread.
 const WORTH_THREADS: usize = 200_000;
 /// Above this many rows threads share rows; below it they share panels, so that each reads a part of the weights.
 const ROWS_TO_SHARE: usize = 96;
-/// Rows that a thread takes at once.
-const ROW_BLOCK: usize = 64;
+/// Rows that a thread takes at once: their values stay in its second-level cache while it goes through the panels.
+const ROW_BLOCK: usize = 96;
+/// Depth that is gone through at once: so much of a panel stays in the first-level cache from row to row.
+const DEPTH_BLOCK: usize = 320;
 
 /// What is added to a product before it is stored.
 #[derive(Clone, Copy, Default)]
@@ -23,13 +26,6 @@ pub(crate) struct Epilogue<'a> {
     pub(crate) residual: Option<&'a [f32]>,
 }
 
-/// Where a product goes: `stride` values from row to row, beginning at column `column`.
-pub(crate) struct Target<'a> {
-    pub(crate) values: &'a mut [f32],
-    pub(crate) stride: usize,
-    pub(crate) column: usize,
-}
-
 /// `left × right + epilogue` into `out` (rows × width), over all threads.
 pub(crate) fn matmul(
     isa: Isa,
@@ -38,117 +34,139 @@ pub(crate) fn matmul(
     epilogue: Epilogue<'_>,
     out: &mut [f32],
 ) {
-    debug_assert_eq!(out.len(), left.rows.len() * right.width());
-    debug_assert_eq!(right.depth(), left.taps.len() * left.run);
-    right.for_runs(|run| product(isa, left, run, epilogue, out));
+    matmul_by(threads::count(), isa, left, right, epilogue, out);
 }
 
-/// The columns of `right`, which may be some of those that `out` has, over all threads.
-fn product(isa: Isa, left: Gather<'_>, right: Run<'_>, epilogue: Epilogue<'_>, out: &mut [f32]) {
-    let (rows, width, columns) = (left.rows.len(), right.width, right.columns());
-    if rows * columns.len() * right.depth < WORTH_THREADS || threads::count() == 1 {
-        let target = Target {
-            values: out,
-            stride: width,
-            column: columns.start,
-        };
-        return block_of(isa, left, right, epilogue, 0, target);
-    }
-    if rows >= ROWS_TO_SHARE || right.len() == 1 {
-        let size = ROW_BLOCK.min(rows.div_ceil(threads::count()).next_multiple_of(isa.rows()));
-        threads::for_chunks(out, size * width, |index, chunk| {
-            let first = index * size;
-            let part = Gather {
-                rows: &left.rows[first..first + chunk.len() / width],
-                ..left
-            };
-            let target = Target {
-                values: chunk,
-                stride: width,
-                column: columns.start,
-            };
-            block_of(isa, part, right, epilogue, first, target);
-        });
-        return;
-    }
-    let parts = threads::map(right.len(), |index| {
-        let right = right.only(right.first + index);
-        let columns = right.columns();
-        let mut part = vec![0.0; rows * columns.len()];
-        let target = Target {
-            values: &mut part,
-            stride: columns.len(),
-            column: 0,
-        };
-        block_of(isa, left, right, epilogue, 0, target);
-        (columns, part)
-    });
-    for (columns, part) in parts {
-        for (row, values) in part.chunks_exact(columns.len()).enumerate() {
-            out[row * width..][columns.clone()].copy_from_slice(values);
-        }
-    }
-}
-
-/// The product on this thread: `panels` of `right`, stored from `target.column` on; `first` is the number of
-/// `left`'s first row in the whole product.
-pub(crate) fn block(
+/// [`matmul`], the work cut for that many threads.
+fn matmul_by(
+    workers: usize,
     isa: Isa,
     left: Gather<'_>,
-    right: &Packed,
-    panels: std::ops::Range<usize>,
+    right: &Operand,
     epilogue: Epilogue<'_>,
-    first: usize,
-    target: Target<'_>,
+    out: &mut [f32],
 ) {
-    block_of(isa, left, right.run(panels), epilogue, first, target);
+    debug_assert_eq!(out.len(), left.rows.len() * right.width());
+    debug_assert_eq!(right.depth(), left.taps.len() * left.run);
+    right.for_runs(|run| product(workers, isa, left, run, epilogue, out));
 }
 
-fn block_of(
+/// The columns of `right`, which may be some of those that `out` has.
+fn product(
+    workers: usize,
     isa: Isa,
     left: Gather<'_>,
     right: Run<'_>,
     epilogue: Epilogue<'_>,
-    first: usize,
-    target: Target<'_>,
+    out: &mut [f32],
 ) {
-    let mut sums: Tile = [[0.0; PANEL]; MAX_ROWS];
-    let start = right.first * PANEL;
-    for (panel, weights) in right.panels() {
-        let column = panel * PANEL;
-        let columns = PANEL.min(right.width - column);
-        for (group, rows) in left.rows.chunks(isa.rows()).enumerate() {
-            tile(isa, Gather { rows, ..left }, weights, columns, &mut sums);
-            for (r, sums) in sums.iter_mut().take(rows.len()).enumerate() {
-                let row = group * isa.rows() + r;
-                finish(
-                    &mut sums[..columns],
-                    epilogue,
-                    first + row,
-                    column,
-                    right.width,
-                );
-                let at = row * target.stride + target.column + column - start;
-                target.values[at..at + columns].copy_from_slice(&sums[..columns]);
+    let (rows, columns) = (left.rows.len(), right.columns());
+    let (tall, wide) = if rows * columns.len() * right.depth < WORTH_THREADS || workers == 1 {
+        (rows, columns.len())
+    } else if rows >= ROWS_TO_SHARE || columns.len() <= PANEL {
+        let tall = rows.div_ceil(workers).next_multiple_of(isa.rows());
+        (tall.min(ROW_BLOCK), columns.len())
+    } else {
+        (rows, PANEL)
+    };
+    threads::for_tiles(out, right.width, columns, tall, wide, |tile| {
+        block(isa, left, right, epilogue, tile);
+    });
+}
+
+/// A tile of the product on this thread.
+fn block(
+    isa: Isa,
+    left: Gather<'_>,
+    right: Run<'_>,
+    epilogue: Epilogue<'_>,
+    mut tile: threads::Tile<'_>,
+) {
+    let mut sums: [Sums; ROW_BLOCK] = [[0.0; PANEL]; ROW_BLOCK];
+    let (start, end) = (tile.columns.start, tile.columns.end);
+    for first in tile.rows.clone().step_by(ROW_BLOCK) {
+        let rows = first..tile.rows.end.min(first + ROW_BLOCK);
+        for column in (start..end).step_by(PANEL) {
+            let columns = PANEL.min(end - column);
+            let left = Gather {
+                rows: &left.rows[rows.clone()],
+                ..left
+            };
+            let weights = right.panel(column / PANEL);
+            multiply(isa, left, weights, columns, false, &mut sums);
+            for (sums, row) in sums.iter().zip(rows.clone()) {
+                let out = &mut tile.row(row)[column - start..][..columns];
+                finish(isa, sums, epilogue, row, column, right.width, out);
             }
         }
     }
 }
 
-fn finish(sums: &mut [f32], epilogue: Epilogue<'_>, row: usize, column: usize, width: usize) {
-    let add = |sums: &mut [f32], from: &[f32]| {
-        for (sum, value) in sums.iter_mut().zip(from) {
-            *sum += value;
+/// The sums of each of `left`'s rows with one panel, a row of `sums` each; with `go_on` they are added to.
+pub(crate) fn multiply(
+    isa: Isa,
+    left: Gather<'_>,
+    panel: &[f32],
+    columns: usize,
+    go_on: bool,
+    sums: &mut [Sums],
+) {
+    for (depth, block) in left.blocks(DEPTH_BLOCK) {
+        let panel = &panel[depth * PANEL..][..block.taps.len() * block.run * PANEL];
+        let rows = left.rows.chunks(isa.rows());
+        for (rows, sums) in rows.zip(sums.chunks_mut(isa.rows())) {
+            let left = Gather { rows, ..block };
+            tile(isa, left, panel, columns, go_on || depth > 0, sums);
         }
-    };
+    }
+}
+
+/// Stores the first columns of a row's sums, plus what belongs to them: columns of the product from `column` on.
+pub(crate) fn finish(
+    isa: Isa,
+    sums: &Sums,
+    epilogue: Epilogue<'_>,
+    row: usize,
+    column: usize,
+    width: usize,
+    out: &mut [f32],
+) {
+    let length = out.len();
+    let mut added: [&[f32]; 3] = [&[]; 3];
     if let Some(bias) = epilogue.bias {
-        add(sums, &bias[column..]);
+        added[0] = &bias[column..][..length];
     }
     if let Some((bias, rows)) = epilogue.group_bias {
-        add(sums, &bias[row / rows * width + column..]);
+        added[1] = &bias[row / rows * width + column..][..length];
     }
     if let Some(residual) = epilogue.residual {
-        add(sums, &residual[row * width + column..]);
+        added[2] = &residual[row * width + column..][..length];
+    }
+    store(isa, sums, &added, out);
+}
+
+by_eight! {
+    /// The sums and whichever of `added` are not empty, in that order.
+    fn store<V>(sums: &[f32; PANEL], added: &[&[f32]; 3], out: &mut [f32]) {
+        let (chunks, rest) = out.as_chunks_mut::<LANES>();
+        let whole = chunks.len() * LANES;
+        for (index, out) in chunks.iter_mut().enumerate() {
+            let mut sum = V::load(&sums.as_chunks::<LANES>().0[index]);
+            for added in added {
+                if let Some(values) = added.as_chunks::<LANES>().0.get(index) {
+                    sum = sum.add(V::load(values));
+                }
+            }
+            sum.store(out);
+        }
+        for (index, out) in rest.iter_mut().enumerate() {
+            *out = sums[whole + index];
+            for added in added {
+                if let Some(value) = added.get(whole + index) {
+                    *out += value;
+                }
+            }
+        }
     }
 }
 
@@ -209,14 +227,14 @@ mod tests {
     }
 
     #[test]
-    fn a_row_does_not_depend_on_its_neighbours() {
-        let (rows, depth, width) = (150, 200, 80);
+    fn a_row_depends_neither_on_its_neighbours_nor_on_the_threads() {
+        let (rows, depth, width) = (150, 900, 80);
         let mut noise = Generator::new(2);
         let (left, right) = (noise.normal(rows * depth), noise.normal(width * depth));
         let packed = operand(&right, width, depth, false);
         let offsets: Vec<usize> = (0..rows).map(|row| row * depth).collect();
         for isa in Isa::supported() {
-            let run = |offsets: &[usize]| {
+            let run = |workers: usize, offsets: &[usize]| {
                 let mut out = vec![0.0; offsets.len() * width];
                 let gather = Gather {
                     data: &left,
@@ -224,13 +242,16 @@ mod tests {
                     taps: &[0],
                     run: depth,
                 };
-                matmul(isa, gather, &packed, Epilogue::default(), &mut out);
+                matmul_by(workers, isa, gather, &packed, Epilogue::default(), &mut out);
                 out
             };
-            let together = run(&offsets);
+            let together = run(1, &offsets);
+            for workers in [2, 3, 16] {
+                assert!(run(workers, &offsets) == together, "{workers} threads");
+            }
             for row in [0, 5, 77, 149] {
                 assert_eq!(
-                    run(&offsets[row..=row]),
+                    run(2, &offsets[row..=row]),
                     together[row * width..(row + 1) * width]
                 );
             }

@@ -16,10 +16,13 @@ pub(crate) mod linear;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod operand;
+pub(crate) mod pool;
 pub(crate) mod simd;
 pub(crate) mod stored;
 pub(crate) mod threads;
+pub(crate) mod vector;
 pub(crate) mod widen;
+pub(crate) mod winograd;
 
 use std::sync::Arc;
 
@@ -125,7 +128,7 @@ pub(crate) fn map_values(
     count: usize,
     work: impl FnOnce(&[f32], &mut [f32]),
 ) -> Result<Tensor> {
-    let mut out = vec![0.0; count];
+    let mut out = pool::values(count);
     with_values(x, |values| work(values, &mut out))?;
     Tensor::from_vec(out, shape, &Device::Cpu)?.to_dtype(x.dtype())
 }

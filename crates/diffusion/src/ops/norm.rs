@@ -2,9 +2,10 @@
 
 use candle_core::{D, DType, Result, Tensor};
 
-use super::activation::{self, sigmoid_times};
-use super::simd::vectorised;
-use super::{Fast, Place, map_values, threads, with_values};
+use super::activation;
+use super::simd::{Isa, vectorised};
+use super::vector::{Affine, by_eight, for_each};
+use super::{Fast, Place, map_values, threads};
 
 /// Pixels whose sums are taken together before they are added in f64: part of the result's definition, so that it
 /// does not depend on the threads.
@@ -63,95 +64,56 @@ impl GroupNorm {
         let channels = self.weight.len();
         let batch = x.dim(0)?;
         let picture = x.elem_count() / batch.max(1);
-        if picture < WORTH_THREADS {
-            return map_values(x, x.dims(), x.elem_count(), |x, out| {
+        let size = PIXELS * channels;
+        map_values(x, x.dims(), x.elem_count(), |x, out| {
+            if picture < WORTH_THREADS {
                 threads::for_chunks(out, picture, |index, out| {
                     let x = &x[index * picture..][..picture];
-                    let sums = x.chunks(PIXELS * channels).map(|x| sum(x, channels));
-                    let means = self.means(sums, picture);
-                    let squares = x
-                        .chunks(PIXELS * channels)
-                        .map(|x| squared_distance(x, &means));
-                    let (scale, shift) = self.scale(&means, squares, picture);
-                    apply(x, &scale, &shift, silu, out);
+                    let parts = x
+                        .chunks(size)
+                        .map(|x| Moments::of(x, channels))
+                        .collect::<Vec<_>>();
+                    let (scale, shift) = self.scale(&parts);
+                    apply(Isa::best(), x, &scale, &shift, silu, out);
                 });
-            });
-        }
-        let scales = with_values(x, |x| self.scales_over_threads(x, batch, picture))?;
-        map_values(x, x.dims(), x.elem_count(), |x, out| {
-            let size = PIXELS * channels;
-            for (index, out) in out.chunks_mut(picture).enumerate() {
-                let (scale, shift) = &scales[index];
-                let x = &x[index * picture..][..picture];
-                threads::for_chunks(out, size, |part, out| {
-                    apply(&x[part * size..][..out.len()], scale, shift, silu, out);
+                return;
+            }
+            let parts = picture.div_ceil(size);
+            for (x, out) in x.chunks_exact(picture).zip(out.chunks_exact_mut(picture)) {
+                let part = |index: usize| &x[index * size..x.len().min((index + 1) * size)];
+                let moments = threads::map(parts, |index| Moments::of(part(index), channels));
+                let (scale, shift) = self.scale(&moments);
+                threads::for_chunks(out, size, |index, out| {
+                    apply(Isa::best(), part(index), &scale, &shift, silu, out);
                 });
             }
         })
     }
 
-    fn scales_over_threads(
-        &self,
-        x: &[f32],
-        batch: usize,
-        picture: usize,
-    ) -> Vec<(Vec<f32>, Vec<f32>)> {
-        let channels = self.weight.len();
-        let size = PIXELS * channels;
-        (0..batch)
-            .map(|index| {
-                let x = &x[index * picture..][..picture];
-                let parts = picture.div_ceil(size);
-                let part = |index: usize| &x[index * size..x.len().min((index + 1) * size)];
-                let sums = threads::map(parts, |index| sum(part(index), channels));
-                let means = self.means(sums.into_iter(), picture);
-                let squares = threads::map(parts, |index| squared_distance(part(index), &means));
-                self.scale(&means, squares.into_iter(), picture)
-            })
-            .collect()
-    }
-
-    /// Each channel's group's mean, from sums per channel of parts of a picture.
-    fn means(&self, sums: impl Iterator<Item = Vec<f32>>, picture: usize) -> Vec<f32> {
-        self.per_group(sums, picture)
-            .iter()
-            .map(|mean| *mean as f32)
-            .collect()
-    }
-
-    fn scale(
-        &self,
-        means: &[f32],
-        squares: impl Iterator<Item = Vec<f32>>,
-        picture: usize,
-    ) -> (Vec<f32>, Vec<f32>) {
-        let variances = self.per_group(squares, picture);
-        let scale: Vec<f32> = (self.weight.iter().zip(&variances))
-            .map(|(weight, variance)| (f64::from(*weight) / (variance + self.eps).sqrt()) as f32)
-            .collect();
-        let shift = (self.bias.iter().zip(&scale).zip(means))
-            .map(|((bias, scale), mean)| {
-                (f64::from(*bias) - f64::from(*scale) * f64::from(*mean)) as f32
-            })
-            .collect();
-        (scale, shift)
-    }
-
-    fn per_group(&self, parts: impl Iterator<Item = Vec<f32>>, picture: usize) -> Vec<f64> {
+    /// What each channel is to be multiplied with, and what to be added then.
+    fn scale(&self, parts: &[Moments]) -> (Vec<f32>, Vec<f32>) {
         let size = self.weight.len() / self.groups;
-        let mut totals = vec![0.0_f64; self.groups];
-        for part in parts {
-            for (total, channels) in totals.iter_mut().zip(part.chunks_exact(size)) {
-                for value in channels {
-                    *total += f64::from(*value);
+        let pixels: f64 = parts.iter().map(|part| part.pixels).sum();
+        let (mut scales, mut shifts) = (self.weight.clone(), self.bias.clone());
+        for group in 0..self.groups {
+            let channels = group * size..(group + 1) * size;
+            let count = pixels * size as f64;
+            let mean = total(parts, |part| &part.sums[channels.clone()]) / count;
+            // Each part knows its channels' squared distances from their own means there.
+            let mut squares = total(parts, |part| &part.squares[channels.clone()]);
+            for part in parts {
+                for sum in &part.sums[channels.clone()] {
+                    squares += part.pixels * (f64::from(*sum) / part.pixels - mean).powi(2);
                 }
             }
+            let factor = 1.0 / (squares / count + self.eps).sqrt();
+            for channel in channels {
+                let scale = f64::from(self.weight[channel]) * factor;
+                scales[channel] = scale as f32;
+                shifts[channel] = (f64::from(self.bias[channel]) - scale * mean) as f32;
+            }
         }
-        let count = (picture / self.groups) as f64;
-        totals
-            .iter()
-            .flat_map(|total| std::iter::repeat_n(total / count, size))
-            .collect()
+        (scales, shifts)
     }
 
     fn plain(&self, x: &Tensor) -> Result<Tensor> {
@@ -175,50 +137,82 @@ impl GroupNorm {
     }
 }
 
+/// Sums over some pixels, per channel. Both are taken while the pixels are in the cache: memory is read once.
+struct Moments {
+    pixels: f64,
+    sums: Vec<f32>,
+    /// Of the distances from the channel's mean over these pixels.
+    squares: Vec<f32>,
+}
+
+impl Moments {
+    fn of(x: &[f32], channels: usize) -> Self {
+        let pixels = x.len() / channels;
+        let (mut sums, mut squares) = (vec![0.0; channels], vec![0.0; channels]);
+        add_moments(x, &mut sums, &mut squares);
+        Self {
+            pixels: pixels as f64,
+            sums,
+            squares,
+        }
+    }
+}
+
+fn total<'a>(parts: &'a [Moments], of: impl Fn(&'a Moments) -> &'a [f32]) -> f64 {
+    parts.iter().flat_map(of).map(|x| f64::from(*x)).sum()
+}
+
+/// Channels whose sums stay in registers from pixel to pixel.
+const COLUMNS: usize = 32;
+
 vectorised! {
-    fn add_rows(x: &[f32], sums: &mut [f32]) {
-        for row in x.chunks_exact(sums.len()) {
-            for (sum, x) in sums.iter_mut().zip(row) {
-                *sum += x;
+    fn add_moments(x: &[f32], sums: &mut [f32], squares: &mut [f32]) {
+        let channels = sums.len();
+        let pixels = (x.len() / channels) as f32;
+        let whole = channels / COLUMNS * COLUMNS;
+        for first in (0..whole).step_by(COLUMNS) {
+            let mut sum = [0.0; COLUMNS];
+            for row in x.chunks_exact(channels) {
+                for (sum, x) in sum.iter_mut().zip(&row[first..first + COLUMNS]) {
+                    *sum += x;
+                }
+            }
+            let mean = sum.map(|sum| sum / pixels);
+            let mut square = [0.0; COLUMNS];
+            for row in x.chunks_exact(channels) {
+                let row = &row[first..first + COLUMNS];
+                for ((square, x), mean) in square.iter_mut().zip(row).zip(mean) {
+                    *square += (x - mean) * (x - mean);
+                }
+            }
+            sums[first..first + COLUMNS].copy_from_slice(&sum);
+            squares[first..first + COLUMNS].copy_from_slice(&square);
+        }
+        if whole < channels {
+            for row in x.chunks_exact(channels) {
+                for (sum, x) in sums[whole..].iter_mut().zip(&row[whole..]) {
+                    *sum += x;
+                }
+            }
+            for row in x.chunks_exact(channels) {
+                let sums = &sums[whole..];
+                for ((square, x), sum) in squares[whole..].iter_mut().zip(&row[whole..]).zip(sums) {
+                    *square += (x - sum / pixels) * (x - sum / pixels);
+                }
             }
         }
     }
 }
 
-vectorised! {
-    fn add_squares(x: &[f32], means: &[f32], sums: &mut [f32]) {
-        for row in x.chunks_exact(sums.len()) {
-            for ((sum, x), mean) in sums.iter_mut().zip(row).zip(means) {
-                *sum += (x - mean) * (x - mean);
-            }
-        }
-    }
-}
-
-fn sum(x: &[f32], channels: usize) -> Vec<f32> {
-    let mut sums = vec![0.0; channels];
-    add_rows(x, &mut sums);
-    sums
-}
-
-fn squared_distance(x: &[f32], means: &[f32]) -> Vec<f32> {
-    let mut sums = vec![0.0; means.len()];
-    add_squares(x, means, &mut sums);
-    sums
-}
-
-vectorised! {
-    fn apply(x: &[f32], scale: &[f32], shift: &[f32], silu: bool, out: &mut [f32]) {
+by_eight! {
+    fn apply<V>(x: &[f32], scale: &[f32], shift: &[f32], silu: bool, out: &mut [f32]) {
         let channels = scale.len();
         for (out, x) in out.chunks_exact_mut(channels).zip(x.chunks_exact(channels)) {
+            let values = [x, scale, shift];
             if silu {
-                for (((out, x), scale), shift) in out.iter_mut().zip(x).zip(scale).zip(shift) {
-                    *out = sigmoid_times(x * scale + shift, 1.0);
-                }
+                for_each::<V, 3>(values, out, Affine::<true>);
             } else {
-                for (((out, x), scale), shift) in out.iter_mut().zip(x).zip(scale).zip(shift) {
-                    *out = x * scale + shift;
-                }
+                for_each::<V, 3>(values, out, Affine::<false>);
             }
         }
     }
@@ -377,6 +371,40 @@ mod tests {
                     .unwrap()
             });
             assert_close(&ours, &reference, 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_picture_has_the_same_bits_alone_and_in_company() {
+        let place = &places()[0];
+        for side in [9, 48] {
+            let x = tensor(4, &[3, side, side, 40]);
+            let norm = GroupNorm::new(vec![1.5; 40], vec![0.5; 40], 8, 1e-5, place);
+            let together = norm.forward_silu(&x).unwrap();
+            for picture in 0..3 {
+                let alone = norm
+                    .forward_silu(&x.narrow(0, picture, 1).unwrap())
+                    .unwrap();
+                assert_close(&alone, &together.narrow(0, picture, 1).unwrap(), 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn each_instruction_set_scales_alike() {
+        let x: Vec<f32> = tensor(5, &[7 * 37]).to_vec1().unwrap();
+        let [scale, shift] = [6, 7].map(|seed| tensor(seed, &[37]).to_vec1::<f32>().unwrap());
+        for isa in Isa::supported() {
+            for silu in [false, true] {
+                let mut out = vec![0.0; x.len()];
+                apply(isa, &x, &scale, &shift, silu, &mut out);
+                for (index, ours) in out.into_iter().enumerate() {
+                    let y = f64::from(x[index]) * f64::from(scale[index % 37]);
+                    let y = y + f64::from(shift[index % 37]);
+                    let exact = if silu { y / (1.0 + (-y).exp()) } else { y };
+                    assert!((f64::from(ours) - exact).abs() < 2e-6, "{isa:?} {index}");
+                }
+            }
         }
     }
 }

@@ -145,12 +145,11 @@ impl Packed {
         self.width.div_ceil(PANEL)
     }
 
-    /// Some of the panels.
-    pub(crate) fn run(&self, panels: Range<usize>) -> Run<'_> {
-        let size = self.depth * PANEL;
+    /// All panels.
+    pub(crate) fn run(&self) -> Run<'_> {
         Run {
-            values: &self.values[panels.start * size..panels.end * size],
-            first: panels.start,
+            values: &self.values,
+            first: 0,
             depth: self.depth,
             width: self.width,
         }
@@ -169,24 +168,15 @@ pub(crate) struct Run<'a> {
 }
 
 impl<'a> Run<'a> {
-    /// Each panel with its number.
-    pub(crate) fn panels(self) -> impl Iterator<Item = (usize, &'a [f32])> {
-        (self.first..).zip(self.values.chunks_exact((self.depth * PANEL).max(1)))
+    /// One panel, by its number in the whole operand.
+    pub(crate) fn panel(self, number: usize) -> &'a [f32] {
+        let size = self.depth * PANEL;
+        &self.values[(number - self.first) * size..][..size]
     }
 
     /// How many there are.
     pub(crate) fn len(self) -> usize {
         self.values.len() / (self.depth * PANEL).max(1)
-    }
-
-    /// One of them, by its number in the whole operand.
-    pub(crate) fn only(self, panel: usize) -> Self {
-        let size = self.depth * PANEL;
-        Self {
-            values: &self.values[(panel - self.first) * size..][..size],
-            first: panel,
-            ..self
-        }
     }
 
     /// The columns that these panels really have.
@@ -234,7 +224,7 @@ impl Operand {
     /// Gives `work` all panels in order, in as few runs as memory allows.
     pub(crate) fn for_runs(&self, mut work: impl FnMut(Run<'_>)) {
         let source = match self {
-            Self::Packed(packed) => return work(packed.run(0..packed.panels())),
+            Self::Packed(packed) => return work(packed.run()),
             Self::Mapped(source) => &**source,
         };
         let (depth, width, panels) = (source.depth(), source.width(), source.panels());

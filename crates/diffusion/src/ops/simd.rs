@@ -8,10 +8,8 @@ use std::sync::OnceLock;
 
 /// Columns of a panel of packed weights; each tile is this wide.
 pub(crate) const PANEL: usize = 32;
-/// The most rows that any kernel computes at once.
-pub(crate) const MAX_ROWS: usize = 8;
-/// A computed tile: rows of one panel's columns.
-pub(crate) type Tile = [[f32; PANEL]; MAX_ROWS];
+/// Sums of one row with one panel's columns.
+pub(crate) type Sums = [f32; PANEL];
 
 /// An instruction set. Values come only from [`Isa::supported`], so holding one proves that the processor has it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,26 +78,66 @@ pub(crate) struct Gather<'a> {
     pub(crate) run: usize,
 }
 
-/// Multiplies up to `isa.rows()` gathered rows with one packed panel (`taps × run × PANEL`). Only the first `columns`
-/// of the tile are sure to be computed.
-///
-/// Each value is one chain of additions over taps and run, in that order, whatever the number of rows: a row's
-/// result does not depend on its neighbours.
-pub(crate) fn tile(isa: Isa, left: Gather<'_>, panel: &[f32], columns: usize, out: &mut Tile) {
-    match isa.0 {
-        Level::Portable => tile_portable(left, panel, out),
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: an `Isa` of this level exists only where `supported` found AVX2 and FMA.
-        Level::Avx2 => unsafe { x86::tile_avx2(left, panel, columns, out) },
-        #[cfg(target_arch = "x86_64")]
-        // SAFETY: an `Isa` of this level exists only where `supported` found AVX-512F.
-        Level::Avx512 => unsafe { x86::tile_avx512(left, panel, columns, out) },
+impl<'a> Gather<'a> {
+    /// This operand in blocks of at most `most` along depth (but at least one value of one tap), in order, each with
+    /// where it begins.
+    pub(crate) fn blocks(self, most: usize) -> impl Iterator<Item = (usize, Gather<'a>)> {
+        let pieces = self.run.div_ceil(most).max(1);
+        let piece = self.run.div_ceil(pieces).max(1);
+        // Either whole taps, as many as go, or pieces of a single one.
+        let taps = if pieces == 1 {
+            (most / piece).max(1)
+        } else {
+            1
+        };
+        self.taps
+            .chunks(taps)
+            .enumerate()
+            .flat_map(move |(index, taps_of)| {
+                (0..pieces).map(move |part| {
+                    let from = part * piece;
+                    let block = Gather {
+                        data: self.data.get(from..).unwrap_or_default(),
+                        taps: taps_of,
+                        run: piece.min(self.run - from),
+                        ..self
+                    };
+                    (index * taps * self.run + from, block)
+                })
+            })
     }
 }
 
-fn tile_portable(left: Gather<'_>, panel: &[f32], out: &mut Tile) {
+/// Multiplies up to `isa.rows()` gathered rows with one packed panel (`taps × run × PANEL`), a row of `out` each. Only
+/// the first `columns` are sure to be computed. With `go_on` the sums begin with what `out` holds: a product whose depth
+/// is cut into blocks has the same bits as one that is not.
+///
+/// Each value is one chain of additions over taps and run, in that order, whatever the number of rows: a row's
+/// result does not depend on its neighbours.
+pub(crate) fn tile(
+    isa: Isa,
+    left: Gather<'_>,
+    panel: &[f32],
+    columns: usize,
+    go_on: bool,
+    out: &mut [Sums],
+) {
+    match isa.0 {
+        Level::Portable => tile_portable(left, panel, go_on, out),
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` of this level exists only where `supported` found AVX2 and FMA.
+        Level::Avx2 => unsafe { x86::tile_avx2(left, panel, columns, go_on, out) },
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: an `Isa` of this level exists only where `supported` found AVX-512F.
+        Level::Avx512 => unsafe { x86::tile_avx512(left, panel, columns, go_on, out) },
+    }
+}
+
+fn tile_portable(left: Gather<'_>, panel: &[f32], go_on: bool, out: &mut [Sums]) {
     for (&row, sums) in left.rows.iter().zip(out.iter_mut()) {
-        *sums = [0.0; PANEL];
+        if !go_on {
+            *sums = [0.0; PANEL];
+        }
         for (&tap, weights) in left.taps.iter().zip(panel.chunks_exact(left.run * PANEL)) {
             let values = &left.data[row + tap..][..left.run];
             for (&value, weights) in values.iter().zip(weights.as_chunks::<PANEL>().0) {
@@ -113,7 +151,7 @@ fn tile_portable(left: Gather<'_>, panel: &[f32], out: &mut Tile) {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Gather, PANEL, Tile};
+    use super::{Gather, PANEL, Sums};
     use std::arch::x86_64::*;
 
     // Loads are written with intrinsics and `wrapping_add` that carry no check of their own: this loop is nearly all
@@ -124,20 +162,26 @@ mod x86 {
 
     /// Calls `$rows::<ROWS, …>` for the number of rows that there are.
     macro_rules! by_rows {
-        ($rows:ident, $left:ident, $panel:ident, $out:ident, $vectors:literal: $($count:literal)*) => {
+        ($rows:ident, $left:ident, $panel:ident, $go_on:ident, $out:ident, $vectors:literal: $($count:literal)*) => {
             match $left.rows.len() {
-                $($count => $rows::<$count, $vectors>($left, $panel, $out),)*
+                $($count => $rows::<$count, $vectors>($left, $panel, $go_on, $out),)*
                 rows => unreachable!("a tile of {rows} rows"),
             }
         };
     }
 
     #[target_feature(enable = "avx512f")]
-    pub(super) fn tile_avx512(left: Gather<'_>, panel: &[f32], columns: usize, out: &mut Tile) {
+    pub(super) fn tile_avx512(
+        left: Gather<'_>,
+        panel: &[f32],
+        columns: usize,
+        go_on: bool,
+        out: &mut [Sums],
+    ) {
         if columns > 16 {
-            by_rows!(rows_avx512, left, panel, out, 2: 1 2 3 4 5 6 7 8)
+            by_rows!(rows_avx512, left, panel, go_on, out, 2: 1 2 3 4 5 6 7 8)
         } else {
-            by_rows!(rows_avx512, left, panel, out, 1: 1 2 3 4 5 6 7 8)
+            by_rows!(rows_avx512, left, panel, go_on, out, 1: 1 2 3 4 5 6 7 8)
         }
     }
 
@@ -146,9 +190,18 @@ mod x86 {
     fn rows_avx512<const R: usize, const V: usize>(
         left: Gather<'_>,
         panel: &[f32],
-        out: &mut Tile,
+        go_on: bool,
+        out: &mut [Sums],
     ) {
         let mut sums = [[_mm512_setzero_ps(); V]; R];
+        if go_on {
+            for (sums, out) in sums.iter_mut().zip(out.iter()) {
+                for (sum, out) in sums.iter_mut().zip(out.as_chunks::<16>().0) {
+                    // SAFETY: the reference is to sixteen values.
+                    *sum = unsafe { _mm512_loadu_ps(out.as_ptr()) };
+                }
+            }
+        }
         for (&tap, weights) in left.taps.iter().zip(panel.chunks_exact(left.run * PANEL)) {
             let values = starts::<R>(left, tap);
             let mut weights = weights.as_ptr();
@@ -170,7 +223,7 @@ mod x86 {
                 weights = weights.wrapping_add(PANEL);
             }
         }
-        for (sums, out) in sums.iter().zip(out) {
+        for (sums, out) in sums.iter().zip(out.iter_mut()) {
             for (sum, out) in sums.iter().zip(out.as_chunks_mut::<16>().0) {
                 // SAFETY: the reference is to sixteen values.
                 unsafe { _mm512_storeu_ps(out.as_mut_ptr(), *sum) };
@@ -179,11 +232,17 @@ mod x86 {
     }
 
     #[target_feature(enable = "avx2,fma")]
-    pub(super) fn tile_avx2(left: Gather<'_>, panel: &[f32], columns: usize, out: &mut Tile) {
-        by_rows!(rows_avx2, left, panel, out, 0: 1 2 3 4 5 6);
+    pub(super) fn tile_avx2(
+        left: Gather<'_>,
+        panel: &[f32],
+        columns: usize,
+        go_on: bool,
+        out: &mut [Sums],
+    ) {
+        by_rows!(rows_avx2, left, panel, go_on, out, 0: 1 2 3 4 5 6);
         // Sixteen registers hold six rows of half a panel.
         if columns > 16 {
-            by_rows!(rows_avx2, left, panel, out, 16: 1 2 3 4 5 6);
+            by_rows!(rows_avx2, left, panel, go_on, out, 16: 1 2 3 4 5 6);
         }
     }
 
@@ -192,9 +251,18 @@ mod x86 {
     fn rows_avx2<const R: usize, const FIRST: usize>(
         left: Gather<'_>,
         panel: &[f32],
-        out: &mut Tile,
+        go_on: bool,
+        out: &mut [Sums],
     ) {
         let mut sums = [[_mm256_setzero_ps(); 2]; R];
+        if go_on {
+            for (sums, out) in sums.iter_mut().zip(out.iter()) {
+                for (sum, out) in sums.iter_mut().zip(out[FIRST..].as_chunks::<8>().0) {
+                    // SAFETY: the reference is to eight values.
+                    *sum = unsafe { _mm256_loadu_ps(out.as_ptr()) };
+                }
+            }
+        }
         for (&tap, weights) in left.taps.iter().zip(panel.chunks_exact(left.run * PANEL)) {
             let values = starts::<R>(left, tap);
             let mut weights = weights.as_ptr();
@@ -217,7 +285,7 @@ mod x86 {
                 weights = weights.wrapping_add(PANEL);
             }
         }
-        for (sums, out) in sums.iter().zip(out) {
+        for (sums, out) in sums.iter().zip(out.iter_mut()) {
             for (sum, out) in sums.iter().zip(out[FIRST..].as_chunks_mut::<8>().0) {
                 // SAFETY: the reference is to eight values.
                 unsafe { _mm256_storeu_ps(out.as_mut_ptr(), *sum) };

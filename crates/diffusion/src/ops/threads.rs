@@ -7,6 +7,8 @@
 //! A call made while another is in progress (from another thread, or from inside) runs on its own thread alone.
 #![allow(unsafe_code)]
 
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError};
@@ -183,6 +185,91 @@ pub(crate) fn for_chunks<T: Send>(
     Pool::get().run(parts.len(), &|index| work(index, &mut lock(&parts[index])));
 }
 
+/// Runs `work(0)` … `work(count - 1)`, in any order.
+pub(crate) fn each(count: usize, work: impl Fn(usize) + Sync) {
+    if count == 1 {
+        return work(0);
+    }
+    Pool::get().run(count, &work);
+}
+
+/// Values that pieces of work write to where no chunk is one piece's alone, such as columns of a matrix.
+pub(crate) struct Shared<'a> {
+    start: *mut f32,
+    len: usize,
+    values: PhantomData<&'a mut [f32]>,
+}
+
+// SAFETY: it is an exclusive borrow that is handed out in parts; whoever takes one promises that it is theirs alone.
+unsafe impl Sync for Shared<'_> {}
+
+impl<'a> Shared<'a> {
+    pub(crate) fn new(values: &'a mut [f32]) -> Self {
+        Self {
+            start: values.as_mut_ptr(),
+            len: values.len(),
+            values: PhantomData,
+        }
+    }
+
+    /// `len` values from `at` on.
+    ///
+    /// # Safety
+    ///
+    /// No two parts that are held at once overlap.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &mut [f32] {
+        assert!(at <= self.len && len <= self.len - at);
+        // SAFETY: it lies within the values, and the caller promises that it is the only borrow of them.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(at), len) }
+    }
+}
+
+/// Rows and columns of a matrix that are one piece's alone.
+pub(crate) struct Tile<'a> {
+    matrix: &'a Shared<'a>,
+    width: usize,
+    pub(crate) rows: Range<usize>,
+    pub(crate) columns: Range<usize>,
+}
+
+impl Tile<'_> {
+    /// The tile's part of a row; rows are numbered as in the matrix.
+    pub(crate) fn row(&mut self, row: usize) -> &mut [f32] {
+        assert!(self.rows.contains(&row));
+        let at = row * self.width + self.columns.start;
+        // SAFETY: `for_tiles` cuts the matrix so that tiles do not overlap, and this one is borrowed exclusively.
+        unsafe { self.matrix.part(at, self.columns.len()) }
+    }
+}
+
+/// Cuts `range` of the columns of a matrix of `width` columns into tiles of at most `rows` × `columns` and runs `work` on
+/// each, in any order.
+pub(crate) fn for_tiles(
+    matrix: &mut [f32],
+    width: usize,
+    range: Range<usize>,
+    rows: usize,
+    columns: usize,
+    work: impl Fn(Tile<'_>) + Sync,
+) {
+    let (height, across) = (
+        matrix.len() / width.max(1),
+        range.len().div_ceil(columns.max(1)),
+    );
+    let matrix = Shared::new(matrix);
+    each(height.div_ceil(rows.max(1)) * across, |index| {
+        let top = index / across * rows;
+        let left = range.start + index % across * columns;
+        work(Tile {
+            matrix: &matrix,
+            width,
+            rows: top..height.min(top + rows),
+            columns: left..range.end.min(left + columns),
+        });
+    });
+}
+
 /// The answers of `work(0)` … `work(count - 1)`, in that order.
 pub(crate) fn map<R: Send>(count: usize, work: impl Fn(usize) -> R + Sync) -> Vec<R> {
     let mut answers: Vec<Option<R>> = (0..count).map(|_| None).collect();
@@ -213,6 +300,22 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn tiles_cover_a_matrix_once() {
+        for (height, width, rows, columns) in [(1, 1, 3, 3), (7, 10, 2, 4), (5, 3, 8, 1)] {
+            let mut matrix = vec![0.0; height * width];
+            let half = width / 2;
+            for range in [0..half, half..width] {
+                for_tiles(&mut matrix, width, range, rows, columns, |mut tile| {
+                    for row in tile.rows.clone() {
+                        tile.row(row).iter_mut().for_each(|x| *x += 1.0);
+                    }
+                });
+            }
+            assert!(matrix.iter().all(|x| *x == 1.0));
+        }
     }
 
     #[test]

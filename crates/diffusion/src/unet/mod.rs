@@ -20,6 +20,7 @@ use crate::ops::attention::KeyValue;
 use crate::ops::conv::{Conv3x3, Kind};
 use crate::ops::linear::Linear;
 use crate::ops::norm::GroupNorm;
+use crate::ops::pool::spend;
 use crate::ops::{Place, activation};
 use crate::resnet::{Resnet, ResnetShape};
 use crate::weights::{DIFFUSERS, Scope, Weights};
@@ -197,7 +198,7 @@ impl Unet {
             for (resnet, transformer) in &block.layers {
                 x = resnet.forward(&x, Some(&time))?;
                 if let Some(transformer) = transformer {
-                    x = transformer.forward(&x, &mut contexts)?;
+                    x = spend(x, |x| transformer.forward(x, &mut contexts))?;
                 }
                 skips.push(x.clone());
             }
@@ -208,25 +209,29 @@ impl Unet {
             watch(&format!("down.{index}"), &x);
         }
         x = self.mid.0.forward(&x, Some(&time))?;
-        x = self.mid.1.forward(&x, &mut contexts)?;
-        x = self.mid.2.forward(&x, Some(&time))?;
+        x = spend(x, |x| self.mid.1.forward(x, &mut contexts))?;
+        x = spend(x, |x| self.mid.2.forward(x, Some(&time)))?;
         watch("mid", &x);
         for (index, block) in self.up.iter().enumerate() {
             for (resnet, transformer) in &block.layers {
                 let Some(skip) = skips.pop() else {
                     candle_core::bail!("more blocks go up than down")
                 };
-                x = resnet.forward(&Tensor::cat(&[&x, &skip], 3)?, Some(&time))?;
+                // Nobody else looks at a skip any more.
+                let both = spend(x, |x| spend(skip, |skip| Tensor::cat(&[x, skip], 3)))?;
+                x = spend(both, |x| resnet.forward(x, Some(&time)))?;
                 if let Some(transformer) = transformer {
-                    x = transformer.forward(&x, &mut contexts)?;
+                    x = spend(x, |x| transformer.forward(x, &mut contexts))?;
                 }
             }
             if let Some(up) = &block.resample {
-                x = up.forward(&x)?;
+                x = spend(x, |x| up.forward(x))?;
             }
             watch(&format!("up.{index}"), &x);
         }
-        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)
+        spend(self.norm_out.forward_silu(&x)?, |x| {
+            self.conv_out.forward(x)
+        })
     }
 
     /// `(batch, time width)`.

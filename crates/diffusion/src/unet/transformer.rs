@@ -6,6 +6,7 @@ use crate::error::LoadError;
 use crate::ops::attention::{self, Heads, KeyValue};
 use crate::ops::linear::Linear;
 use crate::ops::norm::{GroupNorm, LayerNorm};
+use crate::ops::pool::spend;
 use crate::ops::{Fast, activation};
 use crate::weights::Scope;
 
@@ -73,18 +74,17 @@ impl Transformer {
         contexts: &mut impl Iterator<Item = Vec<&'a KeyValue>>,
     ) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
-        let mut h = self.proj_in.forward(&self.norm.forward(x)?)?.reshape((
-            batch,
-            height * width,
-            channels,
-        ))?;
+        let h = spend(self.norm.forward(x)?, |h| self.proj_in.forward(h))?;
+        let mut h = h.reshape((batch, height * width, channels))?;
         for block in &self.blocks {
             let Some(context) = contexts.next() else {
                 candle_core::bail!("a text was prepared for another model")
             };
-            h = block.forward(&h, &context)?;
+            h = spend(h, |h| block.forward(h, &context))?;
         }
-        self.proj_out.forward_add(&h.reshape(x.shape())?, Some(x))
+        spend(h.reshape(x.shape())?, |h| {
+            self.proj_out.forward_add(h, Some(x))
+        })
     }
 }
 
@@ -148,17 +148,20 @@ impl Block {
             count: self.heads,
             causal: false,
         };
-        let qkv = self.qkv.forward(&self.norm1.forward(x)?)?;
-        let x = self
-            .own_out
-            .forward_add(&attention::own(self.fast, &qkv, heads)?, Some(x))?;
-        let query = self.query.forward(&self.norm2.forward(&x)?)?;
-        let x = self.cross_out.forward_add(
-            &attention::cross(self.fast, &query, context, heads)?,
-            Some(&x),
-        )?;
-        let wide = self.gated.forward(&self.norm3.forward(&x)?)?;
-        self.narrow
-            .forward_add(&activation::geglu(self.fast, &wide)?, Some(&x))
+        let qkv = spend(self.norm1.forward(x)?, |h| self.qkv.forward(h))?;
+        let seen = spend(qkv, |qkv| attention::own(self.fast, qkv, heads))?;
+        let x = spend(seen, |seen| self.own_out.forward_add(seen, Some(x)))?;
+        let query = spend(self.norm2.forward(&x)?, |h| self.query.forward(h))?;
+        let seen = spend(query, |query| {
+            attention::cross(self.fast, query, context, heads)
+        })?;
+        let x = spend(x, |x| {
+            spend(seen, |seen| self.cross_out.forward_add(seen, Some(x)))
+        })?;
+        let wide = spend(self.norm3.forward(&x)?, |h| self.gated.forward(h))?;
+        let gated = spend(wide, |wide| activation::geglu(self.fast, wide))?;
+        spend(x, |x| {
+            spend(gated, |gated| self.narrow.forward_add(gated, Some(x)))
+        })
     }
 }

@@ -10,6 +10,7 @@ use crate::ops::Place;
 use crate::ops::conv::{Conv3x3, Kind};
 use crate::ops::linear::Linear;
 use crate::ops::norm::GroupNorm;
+use crate::ops::pool::spend;
 use crate::resnet::Resnet;
 use crate::weights::Scope;
 
@@ -60,16 +61,18 @@ impl Decoder {
         if let Some(layer) = &self.post_quant {
             x = layer.forward(&x)?;
         }
-        x = self.mid.forward(&self.conv_in.forward(&x)?, &self.place)?;
+        x = self.conv_in.forward(&x)?;
+        x = spend(x, |x| self.mid.forward(x, &self.place))?;
         for (resnets, up) in &self.blocks {
             for resnet in resnets {
-                x = resnet.forward(&x, None)?;
+                x = spend(x, |x| resnet.forward(x, None))?;
             }
             if let Some(up) = up {
-                x = up.forward(&x)?;
+                x = spend(x, |x| up.forward(x))?;
             }
         }
-        self.conv_out.forward(&self.norm_out.forward_silu(&x)?)
+        x = spend(x, |x| self.norm_out.forward_silu(x))?;
+        spend(x, |x| self.conv_out.forward(x))
     }
 }
 

@@ -10,6 +10,7 @@ use crate::ops::Place;
 use crate::ops::attention::{self, Heads};
 use crate::ops::linear::Linear;
 use crate::ops::norm::GroupNorm;
+use crate::ops::pool::spend;
 use crate::resnet::Resnet;
 use crate::weights::Scope;
 
@@ -49,9 +50,9 @@ impl Mid {
     pub(super) fn forward(&self, x: &Tensor, place: &Place) -> Result<Tensor> {
         let mut x = self.before.forward(x, None)?;
         if let Some(attention) = &self.attention {
-            x = attention.forward(&x, place)?;
+            x = spend(x, |x| attention.forward(x, place))?;
         }
-        self.after.forward(&x, None)
+        spend(x, |x| self.after.forward(x, None))
     }
 }
 
@@ -78,19 +79,15 @@ impl Attention {
 
     fn forward(&self, x: &Tensor, place: &Place) -> Result<Tensor> {
         let (batch, height, width, channels) = x.dims4()?;
-        let qkv = self.qkv.forward(&self.norm.forward(x)?)?.reshape((
-            batch,
-            height * width,
-            3 * channels,
-        ))?;
-        let seen = attention::own(
-            place.fast,
-            &qkv,
-            Heads {
-                count: 1,
-                causal: false,
-            },
-        )?;
-        self.out.forward_add(&seen.reshape(x.shape())?, Some(x))
+        let qkv = spend(self.norm.forward(x)?, |h| self.qkv.forward(h))?;
+        let qkv = qkv.reshape((batch, height * width, 3 * channels))?;
+        let heads = Heads {
+            count: 1,
+            causal: false,
+        };
+        let seen = spend(qkv, |qkv| attention::own(place.fast, qkv, heads))?;
+        spend(seen.reshape(x.shape())?, |seen| {
+            self.out.forward_add(seen, Some(x))
+        })
     }
 }
