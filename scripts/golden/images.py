@@ -4,6 +4,7 @@ import json
 import shutil
 
 import numpy
+import schedulers
 import torch
 from diffusers import (
     StableDiffusionXLImg2ImgPipeline,
@@ -131,10 +132,7 @@ def draw(golden, pipe, case, given):
     zeros = config["force_zeros_for_empty_prompt"]
     parts = {k: v for k, v in pipe.components.items() if k not in ("image_encoder", "feature_extractor")}
     if case["scheduler"]:
-        scheduler, options = golden.SCHEDULERS[case["scheduler"]]
-        shared = pipe.scheduler.config.items()
-        shared = {k: v for k, v in shared if not k.startswith("use_") and k != "final_sigmas_type"}
-        parts["scheduler"] = scheduler.from_config(shared, **options)
+        parts["scheduler"] = schedulers.of_kind(case["scheduler"], pipe.scheduler.config)
     pipe = kind(**parts, **own, force_zeros_for_empty_prompt=zeros, add_watermarker=False)
     pipe.set_progress_bar_config(disable=True)
     options = dict(given, guidance_rescale=case["rescale"], denoising_end=case["end"], **case["sizes"], **case["scores"])
@@ -199,6 +197,9 @@ def pipelines(golden, demo, mini):
         dict(kind="inpaint", strength=0.8, scheduler="dpm++2m-karras", seed=4, negative="dog", height=96),
         dict(kind="inpaint", start=0.4, end=0.8, steps=10, seed=5),
         dict(kind="inpaint", strength=0.6, seed=6, of=2),
+        # Fresh noise in the steps comes after all that was drawn before them, the masked picture's included.
+        dict(strength=0.6, scheduler="euler-ancestral", seed=7),
+        dict(kind="inpaint", strength=0.7, scheduler="euler-ancestral", seed=8),
     ])
     pictures(golden, "mini", mini, [
         dict(strength=0.5, width=48), dict(strength=1.0, guidance=7.5, scheduler="euler"),
@@ -210,6 +211,7 @@ def pipelines(golden, demo, mini):
         dict(kind="inpaint", width=48), dict(kind="inpaint", strength=1.0, guidance=1.0, seed=2),
         dict(kind="inpaint", strength=0.6, scheduler="euler", seed=3), dict(kind="inpaint", start=0.5, steps=10, seed=4),
         dict(kind="inpaint", strength=0.7, scheduler="dpm++2m", end=0.7, steps=10),
+        dict(kind="inpaint", strength=0.7, scheduler="euler-ancestral", seed=5),
     ])
     refiner = overlay(golden, mini, "mini_refiner", StableDiffusionXLImg2ImgPipeline, refines=True)
     pictures(golden, "refiner", refiner, [
