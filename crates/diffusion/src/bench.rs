@@ -14,9 +14,9 @@ use crate::ops::{Place, activation};
 use crate::unet::Conditioning;
 use crate::{DType, unet, vae};
 
-/// Tokens of a text.
 /// Original size, crop and target size of a base model.
 const TIME_IDS: usize = 6;
+/// Tokens of a text.
 const TOKENS: usize = 77;
 
 fn place() -> Place {
