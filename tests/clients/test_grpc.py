@@ -57,6 +57,9 @@ def test_health_says_serving(channel, pool):
     [
         ({"prompt": ""}, grpc.StatusCode.INVALID_ARGUMENT, "prompt"),
         ({"prompt": "a cat", "width": 100}, grpc.StatusCode.INVALID_ARGUMENT, "width"),
+        ({"prompt": "a cat", "scheduler": 99}, grpc.StatusCode.INVALID_ARGUMENT, "scheduler"),
+        ({"prompt": "a cat", "prompt_syntax": 99}, grpc.StatusCode.INVALID_ARGUMENT, "prompt_syntax"),
+        ({"prompt": "a cat", "guidance_rescale": 1.5}, grpc.StatusCode.INVALID_ARGUMENT, "guidance_rescale"),
         ({"prompt": "a cat", "model": "nope"}, grpc.StatusCode.NOT_FOUND, "model"),
     ],
 )

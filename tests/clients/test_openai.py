@@ -95,6 +95,8 @@ def test_models_are_listed(client):
         ({"model": "dall-e-9"}, openai.NotFoundError, "model"),
         ({"background": "transparent"}, openai.BadRequestError, "background"),
         ({"extra_body": {"steps": 100_000}}, openai.BadRequestError, "steps"),
+        ({"extra_body": {"scheduler": "plms"}}, openai.BadRequestError, "scheduler"),
+        ({"extra_body": {"prompt_syntax": "compel"}}, openai.BadRequestError, "prompt_syntax"),
     ],
 )
 def test_bad_input_raises_the_packages_own_errors_and_names_the_parameter(client, change, error, param):

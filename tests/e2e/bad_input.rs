@@ -124,6 +124,13 @@ fn numbers(caller: &Caller<'_>) {
         json!("partial_images"),
         "3",
     );
+    for (field, value, text) in [
+        ("guidance_rescale", json!(1.5), "0 to 1"),
+        ("scheduler", json!("plms"), "dpm++2m-sde-karras"),
+        ("prompt_syntax", json!("compel"), "plain, weighted"),
+    ] {
+        caller.assert_problem(with(field, value), 400, json!(field), text);
+    }
     let (status, _) = caller.post("/v1/tasks", with("seed", json!(-1)));
     assert_eq!(status, 400);
     let (status, _) = caller.post("/v1/tasks", with("promt", json!("typo")));
@@ -161,6 +168,12 @@ fn openai(caller: &Caller<'_>) {
     caller.assert_openai(with("n", json!(11)), 400, json!("n"), "10");
     caller.assert_openai(with("model", json!("nope")), 404, json!("model"), "nope");
     caller.assert_openai(with("steps", json!(100_000)), 400, json!("steps"), "100");
+    caller.assert_openai(
+        with("scheduler", json!("plms")),
+        400,
+        json!("scheduler"),
+        "euler-ancestral",
+    );
 }
 
 async fn credentials(caller: &Caller<'_>) {

@@ -110,6 +110,26 @@ fn generate_writes_a_picture_and_the_same_seed_writes_the_same_bytes() {
 }
 
 #[test]
+fn a_platform_that_is_not_there_is_answered_with_what_to_do() {
+    let output = Command::new(binary("inkstone"))
+        .args([
+            "generate",
+            "a cat",
+            "--url",
+            "127.0.0.1:1",
+            "--key",
+            "ink_x",
+        ])
+        .output()
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success());
+    for part in ["http://127.0.0.1:1", "inkstone up", "--url"] {
+        assert!(message.contains(part), "{message}");
+    }
+}
+
+#[test]
 fn keys_are_created_listed_and_revoked_and_a_doctor_finds_nothing() {
     let up = Up::start();
     let created = up.ok(&["keys", "create", "--tenant", "acme", "--prefix", "test-"]);

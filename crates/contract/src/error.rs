@@ -150,6 +150,11 @@ impl From<Failure> for Status {
     }
 }
 
+/// Whether a service of ours wrote the status; else it is a transport's, such as a broken connection's.
+pub fn is_of_a_service(status: &Status) -> bool {
+    status.metadata().get(CODE).is_some()
+}
+
 impl From<Status> for Failure {
     /// Reads back what [`Status::from`] wrote; a status of other origin (a broken connection, a deadline) gets
     /// the nearest code.

@@ -2,6 +2,8 @@
 
 /// Prompt and negative prompt, bytes of UTF-8 each.
 pub const MAX_PROMPT_BYTES: usize = 4096;
+/// A model's name or alias, bytes: longer than any that a model can have; keeps nonsense out of logs.
+pub const MAX_MODEL_BYTES: usize = 128;
 /// Pictures in one task.
 pub const MAX_IMAGES: u32 = 10;
 /// Previews of one picture.

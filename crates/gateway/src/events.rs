@@ -10,6 +10,7 @@ use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use contract::v1::watch_response::Event;
+use contract::words::{FORMATS, word};
 use contract::{Failure, TaskId, v1};
 use futures::stream;
 use serde::Serialize;
@@ -18,7 +19,7 @@ use tracing::Instrument as _;
 
 use crate::edge::{Edge, OpenStream};
 use crate::problem::{Problem, text};
-use crate::task_json::{FORMATS, TaskJson, word};
+use crate::task_json::TaskJson;
 use crate::watch::Watch;
 
 /// Tells proxies that speak nginx's language not to hold events back.

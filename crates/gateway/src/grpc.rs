@@ -8,7 +8,7 @@ use std::sync::Arc;
 use contract::auth::Caller;
 use contract::proto::PUBLIC_DESCRIPTORS;
 use contract::v1::image_service_server::{ImageService, ImageServiceServer};
-use contract::{ErrorCode, Failure, v1};
+use contract::{ErrorCode, Failure, v1, validate};
 use futures::stream::{self, Stream};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
@@ -21,7 +21,6 @@ use crate::error::StartError;
 use crate::models;
 use crate::platform::Reader;
 use crate::tasks::task_id;
-use crate::validate::validate;
 use crate::watch::Watch;
 
 /// The largest message to what takes calls without a key, bytes.

@@ -7,6 +7,7 @@ use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use contract::words::{FORMATS, word};
 use contract::{ErrorCode, Failure, v1};
 use serde::Deserialize;
 
@@ -14,7 +15,7 @@ use crate::auth;
 use crate::edge::Edge;
 use crate::platform::{Picture, Reader};
 use crate::problem::Refused;
-use crate::task_json::{FORMATS, media_type, word};
+use crate::task_json::media_type;
 use crate::tasks::{read_query, task_id};
 
 /// A picture never changes, but only its tenant's caches may keep it.

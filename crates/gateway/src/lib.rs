@@ -26,7 +26,6 @@ mod server;
 mod settings;
 mod task_json;
 mod tasks;
-mod validate;
 mod watch;
 mod welcome;
 

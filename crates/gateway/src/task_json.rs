@@ -1,48 +1,9 @@
 //! Tasks as JSON: the contract's own names, words for enums, RFC 3339 for times.
 
-use contract::v1::{OutputFormat, Quality, Scheduler, TaskPhase};
+use contract::v1::{OutputFormat, TaskPhase};
+use contract::words::{FORMATS, PHASES, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, word};
 use contract::{ErrorCode, Failure, v1};
 use serde::{Serialize, Serializer};
-
-/// The samplers by the words that callers use.
-pub(crate) const SCHEDULERS: &[(&str, Scheduler)] = &[
-    ("ddim", Scheduler::Ddim),
-    ("euler", Scheduler::Euler),
-    ("dpm++2m", Scheduler::DpmPp2m),
-    ("dpm++2m-karras", Scheduler::DpmPp2mKarras),
-];
-
-/// The qualities by the words that callers use.
-pub(crate) const QUALITIES: &[(&str, Quality)] =
-    &[("standard", Quality::Standard), ("hd", Quality::Hd)];
-
-/// The file formats by the words that callers use.
-pub(crate) const FORMATS: &[(&str, OutputFormat)] = &[
-    ("png", OutputFormat::Png),
-    ("jpeg", OutputFormat::Jpeg),
-    ("webp", OutputFormat::Webp),
-];
-
-/// The phases by the words that callers use.
-pub(crate) const PHASES: &[(&str, TaskPhase)] = &[
-    ("queued", TaskPhase::Queued),
-    ("scheduled", TaskPhase::Scheduled),
-    ("running", TaskPhase::Running),
-    ("succeeded", TaskPhase::Succeeded),
-    ("failed", TaskPhase::Failed),
-    ("cancelled", TaskPhase::Cancelled),
-];
-
-/// The word for `value`; none for the unspecified one.
-pub(crate) fn word<T: Copy + PartialEq>(
-    words: &[(&'static str, T)],
-    value: T,
-) -> Option<&'static str> {
-    words
-        .iter()
-        .find(|(_, known)| *known == value)
-        .map(|(word, _)| *word)
-}
 
 /// Whether a task has come to its end.
 pub(crate) fn has_ended(task: &v1::Task) -> bool {
@@ -111,6 +72,11 @@ struct RequestJson<'a> {
     steps: u32,
     guidance_scale: Option<f32>,
     scheduler: Option<&'static str>,
+    // Only where they were given: an answer to a request of before has the fields of before.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    prompt_syntax: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    guidance_rescale: Option<f32>,
     quality: Option<&'static str>,
     output_format: Option<&'static str>,
     output_compression: Option<u32>,
@@ -185,6 +151,8 @@ const fn nothing() -> v1::SubmitTask {
         style_tags: Vec::new(),
         idempotency_key: String::new(),
         user: String::new(),
+        prompt_syntax: 0,
+        guidance_rescale: None,
     }
 }
 
@@ -201,6 +169,8 @@ impl<'a> RequestJson<'a> {
             steps: request.steps,
             guidance_scale: request.guidance_scale,
             scheduler: word(SCHEDULERS, request.scheduler()),
+            prompt_syntax: word(PROMPT_SYNTAXES, request.prompt_syntax()),
+            guidance_rescale: request.guidance_rescale,
             quality: word(QUALITIES, request.quality()),
             output_format: word(FORMATS, request.output_format()),
             output_compression: request.output_compression,
@@ -247,7 +217,30 @@ pub(crate) fn unix_seconds(time: Option<&prost_types::Timestamp>) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use contract::v1::{PromptSyntax, Scheduler};
+
     use super::*;
+
+    #[test]
+    fn options_are_shown_where_they_were_given() {
+        let shown = |request: v1::SubmitTask| {
+            let task = v1::Task {
+                request: Some(request),
+                ..Default::default()
+            };
+            crate::problem::text(&TaskJson::new(&task, ""))
+        };
+        let text = shown(v1::SubmitTask::default());
+        assert!(!text.contains("prompt_syntax") && !text.contains("guidance_rescale"));
+        let text = shown(v1::SubmitTask {
+            scheduler: Scheduler::Unipc.into(),
+            prompt_syntax: PromptSyntax::Weighted.into(),
+            guidance_rescale: Some(0.7),
+            ..Default::default()
+        });
+        let expected = r#""scheduler":"unipc","prompt_syntax":"weighted","guidance_rescale":0.7,"#;
+        assert!(text.contains(expected), "{text}");
+    }
 
     #[test]
     fn a_task_is_shown_with_words_times_and_absolute_addresses() {

@@ -11,15 +11,15 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use contract::auth::Caller;
 use contract::limits::{DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE};
-use contract::{ErrorCode, Failure, TaskId, v1};
+use contract::words::{FORMATS, PHASES, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, all, meaning};
+use contract::{ErrorCode, Failure, TaskId, v1, validate};
 use serde::{Deserialize, Serialize};
 
 use crate::edge::Edge;
 use crate::events::{self, TaskEvents};
 use crate::json::{self, Fields, shorten};
 use crate::problem::{Refused, json as json_answer};
-use crate::task_json::{FORMATS, PHASES, QUALITIES, SCHEDULERS, TaskJson};
-use crate::validate::validate;
+use crate::task_json::TaskJson;
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
@@ -36,6 +36,8 @@ const KNOWN: &[&str] = &[
     "steps",
     "guidance_scale",
     "scheduler",
+    "prompt_syntax",
+    "guidance_rescale",
     "quality",
     "output_format",
     "output_compression",
@@ -217,6 +219,11 @@ pub(crate) fn decode(
         style_tags: fields.texts("style_tags")?,
         user: fields.text("user")?.unwrap_or_default(),
         idempotency_key,
+        prompt_syntax: fields
+            .word("prompt_syntax", PROMPT_SYNTAXES)?
+            .unwrap_or_default()
+            .into(),
+        guidance_rescale: fields.number("guidance_rescale")?,
     };
     fields.nothing_else(KNOWN)?;
     Ok(task)
@@ -241,19 +248,11 @@ fn page(query: ListQuery) -> Result<v1::ListRequest, Failure> {
     };
     let phase = match query.phase {
         None => v1::TaskPhase::Unspecified,
-        Some(text) => {
-            let known = PHASES.iter().find(|(word, _)| *word == text);
-            let (_, phase) = known.ok_or_else(|| {
-                let words: Vec<_> = PHASES.iter().map(|(word, _)| *word).collect();
-                let words = words.join(", ");
-                let shown = shorten(&text);
-                Failure::invalid(
-                    "phase",
-                    format!("phase must be one of {words}, not {shown:?}"),
-                )
-            })?;
-            *phase
-        }
+        Some(text) => meaning(PHASES, &text).ok_or_else(|| {
+            let (words, shown) = (all(PHASES), shorten(&text));
+            let message = format!("phase must be one of {words}, not {shown:?}");
+            Failure::invalid("phase", message)
+        })?,
     };
     Ok(v1::ListRequest {
         page_size,
@@ -319,7 +318,8 @@ mod tests {
     fn every_field_of_a_submission_is_read() {
         let body = r#"{"model":"m","prompt":"p","negative_prompt":"n","width":64,"height":96,"images":2,
             "seed":18446744073709551615,"steps":20,"guidance_scale":7.5,"scheduler":"dpm++2m","quality":"hd",
-            "output_format":"webp","output_compression":80,"partial_images":3,"style_tags":["3d"],"user":"u"}"#;
+            "output_format":"webp","output_compression":80,"partial_images":3,"style_tags":["3d"],"user":"u",
+            "prompt_syntax":"weighted","guidance_rescale":0.7}"#;
         let expected = v1::SubmitTask {
             model: "m".to_owned(),
             prompt: "p".to_owned(),
@@ -338,6 +338,8 @@ mod tests {
             style_tags: vec!["3d".to_owned()],
             idempotency_key: String::new(),
             user: "u".to_owned(),
+            prompt_syntax: v1::PromptSyntax::Weighted.into(),
+            guidance_rescale: Some(0.7),
         };
         assert_eq!(read(body).unwrap(), expected);
     }
@@ -347,7 +349,23 @@ mod tests {
         let failure = read(r#"{"prompt":"p","guidence_scale":3}"#).unwrap_err();
         assert_eq!(failure.field.as_deref(), Some("guidence_scale"));
         let failure = read(r#"{"prompt":"p","scheduler":"dpm"}"#).unwrap_err();
-        assert!(failure.message.contains("dpm++2m-karras"), "{failure}");
+        assert_eq!(failure.field.as_deref(), Some("scheduler"));
+        for (word, _) in SCHEDULERS {
+            assert!(failure.message.contains(word), "{failure}");
+        }
+        let failure = read(r#"{"prompt":"p","prompt_syntax":"compel"}"#).unwrap_err();
+        assert_eq!(
+            failure.message,
+            "prompt_syntax must be one of plain, weighted, not \"compel\""
+        );
+    }
+
+    #[test]
+    fn every_scheduler_is_asked_for_by_its_word() {
+        for (word, scheduler) in SCHEDULERS {
+            let task = read(&format!(r#"{{"prompt":"p","scheduler":"{word}"}}"#)).unwrap();
+            assert_eq!(task.scheduler(), *scheduler);
+        }
     }
 
     #[test]

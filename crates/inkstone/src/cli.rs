@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, Parser, Subcommand};
+use contract::v1::Scheduler;
+use contract::words::{SCHEDULERS, meaning};
 
 use crate::error::CliError;
 use crate::{client, demo, doctor, generate, inspect, keys, models, up};
@@ -151,20 +154,16 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) guidance: Option<f32>,
     /// Sampler. Default: the model's.
-    #[arg(long)]
+    #[arg(long, value_parser = scheduler())]
     pub(crate) scheduler: Option<Scheduler>,
+    /// Read the prompts as weighted: (word), (word:1.3), [word], BREAK, and more than 75 tokens.
+    #[arg(long)]
+    pub(crate) weighted: bool,
+    /// How much of the contrast that guidance adds is taken back, 0 to 1. Default: 0.
+    #[arg(long, value_parser = share)]
+    pub(crate) guidance_rescale: Option<f32>,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(crate) enum Scheduler {
-    Ddim,
-    Euler,
-    #[value(name = "dpm++2m")]
-    DpmPp2m,
-    #[value(name = "dpm++2m-karras")]
-    DpmPp2mKarras,
 }
 
 #[derive(Debug, Subcommand)]
@@ -225,6 +224,18 @@ pub(crate) enum ModelsCommand {
     },
 }
 
+fn scheduler() -> impl TypedValueParser<Value = Scheduler> {
+    PossibleValuesParser::new(SCHEDULERS.iter().map(|(word, _)| *word))
+        // Only a word of the list comes this far.
+        .map(|word| meaning(SCHEDULERS, &word).unwrap_or_default())
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    let parsed = text.parse::<f32>().ok();
+    let parsed = parsed.filter(|share| (0.0..=1.0).contains(share));
+    parsed.ok_or_else(|| "a share is a number from 0 to 1".to_owned())
+}
+
 fn size(text: &str) -> Result<(u32, u32), String> {
     let sides = text.split_once(['x', 'X', '*']);
     let parsed = sides.and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
@@ -261,6 +272,29 @@ mod tests {
     #[test]
     fn the_command_line_makes_sense() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_scheduler_can_be_named_and_another_is_answered_with_the_words() {
+        let parse = |args: &[&str]| {
+            let args = ["inkstone", "generate", "a cat"].iter().chain(args);
+            match Cli::try_parse_from(args).map(|cli| cli.command) {
+                Ok(Command::Generate(args)) => Ok(args),
+                Ok(other) => panic!("{other:?}"),
+                Err(error) => Err(error.to_string()),
+            }
+        };
+        for (word, scheduler) in SCHEDULERS {
+            let args = parse(&["--scheduler", word]).unwrap();
+            assert_eq!(args.scheduler, Some(*scheduler));
+        }
+        let error = parse(&["--scheduler", "plms"]).unwrap_err();
+        assert!(error.contains("dpm++2m-sde-karras"), "{error}");
+        let args = parse(&["--weighted", "--guidance-rescale", "0.7"]).unwrap();
+        assert_eq!((args.weighted, args.guidance_rescale), (true, Some(0.7)));
+        for bad in ["1.1", "-1", "NaN", "x"] {
+            assert!(parse(&[&format!("--guidance-rescale={bad}")]).is_err());
+        }
     }
 
     #[test]

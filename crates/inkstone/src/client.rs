@@ -1,12 +1,13 @@
 //! Calling a running platform's public port.
 
+use std::future::Future;
 use std::path::Path;
 
 use contract::v1::image_service_client::ImageServiceClient;
 use contract::v1::{CancelRequest, Task, TaskPhase, WatchRequest, watch_response};
 use rpc::{Peer, PeerSettings};
-use tonic::Request;
 use tonic::metadata::{Ascii, MetadataValue};
+use tonic::{Request, Response, Status};
 
 use crate::cli::ServerArgs;
 use crate::error::CliError;
@@ -58,6 +59,11 @@ impl Client {
         let url = url.ok_or_else(|| CliError::NotRunning {
             data: data.to_owned(),
         })?;
+        let url = if url.contains("://") {
+            url
+        } else {
+            format!("http://{url}")
+        };
         let key = server.key.clone().or_else(|| place.key());
         Self::new(&url, key.ok_or(CliError::NoKey)?)
     }
@@ -88,11 +94,25 @@ impl Client {
         Ok(request)
     }
 
+    /// What a call answers.
+    pub(crate) async fn call<T>(
+        &self,
+        call: impl Future<Output = Result<Response<T>, Status>>,
+    ) -> Result<T, CliError> {
+        let answer = call.await.map_err(self.failed())?;
+        Ok(answer.into_inner())
+    }
+
+    /// Why a call failed.
+    pub(crate) fn failed(&self) -> impl FnOnce(Status) -> CliError {
+        CliError::call(&self.url, "--url")
+    }
+
     pub(crate) async fn cancel(&self, task: &str) -> Result<Task, CliError> {
         let request = self.request(CancelRequest {
             task_id: task.to_owned(),
         })?;
-        let task = self.service().cancel(request).await?.into_inner().task;
+        let task = self.call(self.service().cancel(request)).await?.task;
         task.ok_or(CliError::Answer("a cancel without a task"))
     }
 
@@ -104,7 +124,7 @@ impl Client {
             task_id: task.to_owned(),
             previews: false,
         })?;
-        Ok(self.service().watch(request).await?.into_inner())
+        self.call(self.service().watch(request)).await
     }
 }
 
@@ -119,7 +139,7 @@ pub(crate) async fn cancel(data: &Path, server: &ServerArgs, task: &str) -> Resu
 pub(crate) async fn watch(data: &Path, server: &ServerArgs, task: &str) -> Result<(), CliError> {
     let client = Client::find(data, server)?;
     let mut updates = client.watch(task).await?;
-    while let Some(update) = updates.message().await? {
+    while let Some(update) = updates.message().await.map_err(client.failed())? {
         match update.event {
             Some(watch_response::Event::Task(task)) => {
                 println!("{}", phase(&task));
@@ -149,5 +169,38 @@ pub(crate) fn phase(task: &Task) -> &'static str {
         TaskPhase::Failed => "failed",
         TaskPhase::Cancelled => "cancelled",
         TaskPhase::Unspecified => "unknown",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::v1::ListModelsRequest;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_platform_that_is_not_there_is_named_with_what_to_do() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        drop(listener);
+        let server = ServerArgs {
+            url: Some(address.to_string()),
+            key: Some("ink_x".to_owned()),
+        };
+        let client = Client::find(Path::new("nowhere"), &server).unwrap();
+        let request = client.request(ListModelsRequest {}).unwrap();
+        let answer = client.call(client.service().list_models(request)).await;
+        let text = answer.unwrap_err().to_string();
+        let url = format!("http://{address}");
+        for part in [url.as_str(), "inkstone up", "--url", "refused"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_the_platform_itself_says_is_not_taken_for_a_broken_connection() {
+        let busy = contract::Failure::unavailable("too busy", std::time::Duration::from_secs(1));
+        let error = CliError::call("http://h", "--url")(busy.into());
+        assert!(matches!(&error, CliError::Refused(failure) if failure.message == "too busy"));
     }
 }

@@ -32,8 +32,8 @@ pub(crate) async fn run(data: &Path, server: &ServerArgs) -> Result<(), CliError
         Ok(client) => {
             let url = client.url.clone();
             let models = client.request(ListModelsRequest {})?;
-            let models = client.service().list_models(models).await;
-            let models = models.map_err(|e| format!("{url}: {}", CliError::from(e)));
+            let models = client.call(client.service().list_models(models)).await;
+            let models = models.map_err(|e| format!("{url}: {e}"));
             report(
                 "key",
                 models
@@ -42,21 +42,16 @@ pub(crate) async fn run(data: &Path, server: &ServerArgs) -> Result<(), CliError
                     .map_err(Clone::clone),
             );
             let names = models.map(|answer| {
-                let names: Vec<_> = answer
-                    .into_inner()
-                    .models
-                    .into_iter()
-                    .map(|m| m.name)
-                    .collect();
+                let names: Vec<_> = answer.models.into_iter().map(|m| m.name).collect();
                 names.join(", ")
             });
             report("models", names);
             let list = client.request(ListRequest::default())?;
-            let list = client.service().list(list).await;
+            let list = client.call(client.service().list(list)).await;
             report(
                 "task log",
                 list.map(|_| "answers".to_owned())
-                    .map_err(|e| CliError::from(e).to_string()),
+                    .map_err(|e| e.to_string()),
             );
         }
         Err(error) => report("platform", Err(error.to_string())),

@@ -3,7 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
-use contract::Failure;
+use contract::{Failure, error};
+use tonic::{Code, Status};
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -92,6 +93,18 @@ pub enum CliError {
     /// An address is not one.
     #[error(transparent)]
     Address(#[from] rpc::RpcError),
+    /// Nobody answers at an address.
+    #[error(
+        "nothing answers at {url} ({reason}); start a platform there with `inkstone up`, or say where it is with {option}"
+    )]
+    Unreachable {
+        /// The address.
+        url: String,
+        /// What the connection says.
+        reason: String,
+        /// How to give another address.
+        option: &'static str,
+    },
     /// The platform said no.
     #[error("{}", describe(.0))]
     Refused(Failure),
@@ -121,6 +134,29 @@ pub enum CliError {
 }
 
 impl CliError {
+    /// Why a call to `url`, which `option` can set, failed.
+    pub(crate) fn call(url: &str, option: &'static str) -> impl FnOnce(Status) -> Self {
+        let url = url.to_owned();
+        move |status| {
+            if status.code() != Code::Unavailable || error::is_of_a_service(&status) {
+                return Self::Refused(status.into());
+            }
+            let mut reason: &(dyn std::error::Error + 'static) = &status;
+            while let Some(cause) = reason.source() {
+                reason = cause;
+            }
+            let reason = match reason.downcast_ref::<Status>() {
+                Some(status) => status.message().to_owned(),
+                None => reason.to_string(),
+            };
+            Self::Unreachable {
+                url,
+                reason,
+                option,
+            }
+        }
+    }
+
     pub(crate) fn file(
         operation: &'static str,
         path: impl Into<PathBuf>,
@@ -131,12 +167,6 @@ impl CliError {
             path,
             source,
         }
-    }
-}
-
-impl From<tonic::Status> for CliError {
-    fn from(status: tonic::Status) -> Self {
-        Self::Refused(status.into())
     }
 }
 

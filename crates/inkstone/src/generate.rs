@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use contract::v1::{
-    self, GetImageRequest, OutputFormat, SubmitRequest, SubmitTask, Task, TaskPhase, watch_response,
+    GetImageRequest, OutputFormat, PromptSyntax, SubmitRequest, SubmitTask, Task, TaskPhase,
+    watch_response,
 };
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::cli::{GenerateArgs, Scheduler};
+use crate::cli::GenerateArgs;
 use crate::client::{Client, phase};
 use crate::error::CliError;
 
@@ -61,6 +62,7 @@ fn request(args: &GenerateArgs) -> Result<SubmitTask, CliError> {
         seed: args.seed,
         steps: args.steps,
         guidance_scale: args.guidance,
+        guidance_rescale: args.guidance_rescale,
         ..SubmitTask::default()
     };
     let extension = args
@@ -77,13 +79,10 @@ fn request(args: &GenerateArgs) -> Result<SubmitTask, CliError> {
             return Err(CliError::Extension { path });
         }
     });
-    request.set_scheduler(match args.scheduler {
-        None => v1::Scheduler::Unspecified,
-        Some(Scheduler::Ddim) => v1::Scheduler::Ddim,
-        Some(Scheduler::Euler) => v1::Scheduler::Euler,
-        Some(Scheduler::DpmPp2m) => v1::Scheduler::DpmPp2m,
-        Some(Scheduler::DpmPp2mKarras) => v1::Scheduler::DpmPp2mKarras,
-    });
+    request.set_scheduler(args.scheduler.unwrap_or_default());
+    if args.weighted {
+        request.set_prompt_syntax(PromptSyntax::Weighted);
+    }
     Ok(request)
 }
 
@@ -98,7 +97,7 @@ pub(crate) async fn draw(
     let submit = client.request(SubmitRequest {
         task: Some(request),
     })?;
-    let task = client.service().submit(submit).await?.into_inner().task;
+    let task = client.call(client.service().submit(submit)).await?.task;
     let task = task.ok_or(CliError::Answer("a submission without a task"))?;
     let bar = progress_bar();
     let ended = tokio::select! {
@@ -118,7 +117,7 @@ pub(crate) async fn draw(
             task_id: ended.id.clone(),
             index: image.index,
         })?;
-        let data = client.service().get_image(fetch).await?.into_inner().data;
+        let data = client.call(client.service().get_image(fetch)).await?.data;
         let path = numbered(output, image.index, ended.images.len());
         write(&path, &data)?;
         files.push(path);
@@ -169,7 +168,7 @@ async fn follow_once(
     attempt: &mut u32,
 ) -> Result<Option<Task>, CliError> {
     let mut updates = client.watch(task).await?;
-    while let Some(update) = updates.message().await? {
+    while let Some(update) = updates.message().await.map_err(client.failed())? {
         *attempt = 0;
         match update.event {
             Some(watch_response::Event::Progress(progress)) => {

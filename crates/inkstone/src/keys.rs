@@ -10,6 +10,9 @@ use crate::client::{peer, with_bearer};
 use crate::error::CliError;
 use crate::place::Place;
 
+/// Where auth's address can be given.
+const AUTH_URL: &str = "--auth-url";
+
 pub(crate) async fn run(
     data: &Path,
     args: &AuthArgs,
@@ -42,8 +45,10 @@ pub(crate) async fn run(
                 name,
                 allow_signature_v1: !no_signature_v1,
             };
-            let created = keys.create_key(with_bearer(request, token)?).await?;
-            let created = created.into_inner();
+            let created = keys.create_key(with_bearer(request, token)?).await;
+            let created = created
+                .map_err(CliError::call(&url, AUTH_URL))?
+                .into_inner();
             let key = created
                 .key
                 .ok_or(CliError::Answer("a creation without a key"))?;
@@ -55,7 +60,8 @@ pub(crate) async fn run(
         KeysCommand::List { tenant } => {
             let listed = keys
                 .list_keys(with_bearer(ListKeysRequest { tenant }, token)?)
-                .await?;
+                .await
+                .map_err(CliError::call(&url, AUTH_URL))?;
             println!(
                 "{:<24} {:<16} {:<9} {:<21} NAME",
                 "APP KEY", "TENANT", "STATE", "CREATED"
@@ -67,7 +73,8 @@ pub(crate) async fn run(
         KeysCommand::Revoke { app_key } => {
             let revoked = keys
                 .revoke_key(with_bearer(RevokeKeyRequest { app_key }, token)?)
-                .await?;
+                .await
+                .map_err(CliError::call(&url, AUTH_URL))?;
             let key = revoked.into_inner().key;
             print_key(&key.ok_or(CliError::Answer("a revocation without a key"))?);
         }

@@ -12,18 +12,16 @@ use crate::client::{Client, peer};
 use crate::error::CliError;
 use crate::place::Place;
 
+/// Where the registry's address can be given.
+const REGISTRY_URL: &str = "--registry-url";
+
 pub(crate) async fn run(data: &Path, command: ModelsCommand) -> Result<(), CliError> {
     match command {
         ModelsCommand::List { server } => {
             let client = Client::find(data, &server)?;
             let request = client.request(ListModelsRequest {})?;
-            let models = client
-                .service()
-                .list_models(request)
-                .await?
-                .into_inner()
-                .models;
-            for model in models {
+            let answer = client.call(client.service().list_models(request)).await?;
+            for model in answer.models {
                 let aliases = model.aliases.join(", ");
                 println!(
                     "{}  versions {}  {}×{}, {} steps{}",
@@ -45,15 +43,14 @@ pub(crate) async fn run(data: &Path, command: ModelsCommand) -> Result<(), CliEr
             folder,
             registry_url,
         } => {
-            let mut registry = registry(data, registry_url)?;
+            let (url, mut registry) = registry(data, registry_url)?;
             let folder = std::path::absolute(&folder).map_err(CliError::file("find", &folder))?;
             let request = RegisterVersionRequest {
                 folder: folder.display().to_string(),
             };
-            let registered = registry
-                .register_version(rpc::streaming(request))
-                .await?
-                .into_inner();
+            let registered = registry.register_version(rpc::streaming(request)).await;
+            let registered = registered.map_err(CliError::call(&url, REGISTRY_URL))?;
+            let registered = registered.into_inner();
             println!("published version {}", registered.version);
             print_traffic(registered.model)?;
         }
@@ -62,24 +59,30 @@ pub(crate) async fn run(data: &Path, command: ModelsCommand) -> Result<(), CliEr
             weights,
             registry_url,
         } => {
-            let mut registry = registry(data, registry_url)?;
+            let (url, mut registry) = registry(data, registry_url)?;
             let weight = |(version, weight)| VersionWeight { version, weight };
             let request = SetTrafficRequest {
                 model,
                 weights: weights.into_iter().map(weight).collect(),
             };
-            print_traffic(registry.set_traffic(request).await?.into_inner().model)?;
+            let set = registry.set_traffic(request).await;
+            let set = set.map_err(CliError::call(&url, REGISTRY_URL))?;
+            print_traffic(set.into_inner().model)?;
         }
     }
     Ok(())
 }
 
-fn registry(data: &Path, url: Option<String>) -> Result<RegistryServiceClient<Peer>, CliError> {
+fn registry(
+    data: &Path,
+    url: Option<String>,
+) -> Result<(String, RegistryServiceClient<Peer>), CliError> {
     let local = Place::at(data).running().map(|running| running.registry);
     let url = url.or(local).ok_or_else(|| CliError::NotRunning {
         data: data.to_owned(),
     })?;
-    Ok(RegistryServiceClient::new(peer(&url)?))
+    let client = RegistryServiceClient::new(peer(&url)?);
+    Ok((url, client))
 }
 
 fn print_traffic(model: Option<Model>) -> Result<(), CliError> {

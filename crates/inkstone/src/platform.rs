@@ -153,7 +153,8 @@ impl Platform {
         let mut client = KeyServiceClient::new(auth);
         let created = client
             .create_key(with_bearer(request, token.trim())?)
-            .await?;
+            .await
+            .map_err(CliError::call(&self.running.auth, "--auth-url"))?;
         let bearer = created.into_inner().bearer;
         self.place.keep_key(&bearer)?;
         Ok(bearer)

@@ -1,12 +1,16 @@
 //! `inkstone up`: everything, until Ctrl-C.
 
+use std::io::Write as _;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::cli::UpArgs;
 use crate::error::CliError;
-use crate::place::Place;
+use crate::place::{Place, Running};
 use crate::platform::{Options, Platform};
+
+/// Width of the rules above and below the banner, in characters.
+const RULE: usize = 78;
 
 pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
     let began = Instant::now();
@@ -24,7 +28,10 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
         // What has started so far goes down with the start that is dropped here, the broker included.
         () = &mut signal => return Ok(()),
     };
-    banner(&platform, data, began);
+    // Logs go to the same terminal meanwhile: in one piece, none of them comes between its lines.
+    let text = banner(&platform.running, &platform.key, data, began.elapsed());
+    // Where nobody reads it, the platform is up all the same.
+    let _ = std::io::stdout().write_all(text.as_bytes());
     let failure = tokio::select! {
         () = &mut signal => None,
         failure = platform.keep() => Some(failure),
@@ -35,33 +42,78 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
     failure.map_or(Ok(()), |failure| Err(failure.into()))
 }
 
-fn banner(platform: &Platform, data: &Path, began: Instant) {
-    let url = &platform.running.gateway;
-    println!();
-    println!(
-        "  Inkstone is up at {url}  ({:.1} s)",
-        began.elapsed().as_secs_f32()
-    );
-    println!();
-    println!("  key       {}   (in {}/key)", platform.key, data.display());
-    for (service, admin) in &platform.running.admin {
-        println!("  {service:<15} {admin}/metrics");
-    }
-    println!("  {:<15} {}", "nats-server", platform.running.broker);
-    println!();
+/// What a person needs who has just started a platform.
+fn banner(running: &Running, key: &str, data: &Path, took: Duration) -> String {
+    let (url, data) = (&running.gateway, data.display());
     // `make up` does not put it on the path.
     let own = std::env::current_exe().unwrap_or_else(|_| "inkstone".into());
-    println!(
-        "  next      {} generate \"a 3d cat on a blue background\" -o cat.png",
-        own.display()
-    );
-    println!(
-        "            curl {url}/v1/images/generations -H \"Authorization: Bearer $(cat {}/key)\" \\",
-        data.display()
-    );
-    println!(
-        "                 -H 'Content-Type: application/json' -d '{{\"prompt\":\"a 3d cat\"}}'"
-    );
-    println!("  stop      Ctrl-C");
-    println!();
+    let mut lines = vec![
+        format!("Inkstone is up at {url}  ({:.1} s)", took.as_secs_f32()),
+        String::new(),
+        format!("{:<15} {key}   (in {data}/key)", "key"),
+    ];
+    for (service, admin) in &running.admin {
+        lines.push(format!("{service:<15} {admin}/metrics"));
+    }
+    lines.extend([
+        format!("{:<15} {}", "nats-server", running.broker),
+        String::new(),
+        format!(
+            "{:<15} {} generate \"a 3d cat on a blue background\" -o cat.png",
+            "next",
+            own.display()
+        ),
+        format!(
+            "{:<15} curl {url}/v1/images/generations -H \"Authorization: Bearer $(cat {data}/key)\" \\",
+            ""
+        ),
+        format!(
+            "{:<15}      -H 'Content-Type: application/json' -d '{{\"prompt\":\"a 3d cat\"}}'",
+            ""
+        ),
+        format!("{:<15} Ctrl-C", "stop"),
+    ]);
+    let rule = "─".repeat(RULE);
+    let mut text = format!("\n{rule}\n\n");
+    for line in lines {
+        let line = format!("  {line}");
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text + &format!("\n{rule}\n\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_banner_stands_between_two_rules_with_address_key_and_what_to_do_next() {
+        let running = Running {
+            gateway: "http://127.0.0.1:8080".to_owned(),
+            admin: vec![("gateway".to_owned(), "http://127.0.0.1:7000".to_owned())],
+            process: 1,
+            auth: String::new(),
+            registry: String::new(),
+            broker: "nats://127.0.0.1:4222".to_owned(),
+        };
+        let text = banner(
+            &running,
+            "ink_x",
+            Path::new(".inkstone"),
+            Duration::from_secs(2),
+        );
+        let rules = text.lines().filter(|line| line.starts_with('─')).count();
+        assert_eq!(rules, 2);
+        for part in [
+            "up at http://127.0.0.1:8080  (2.0 s)",
+            "ink_x   (in .inkstone/key)",
+            "gateway         http://127.0.0.1:7000/metrics",
+            "generate \"a 3d cat",
+            "$(cat .inkstone/key)\" \\\n",
+            "Ctrl-C",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
 }

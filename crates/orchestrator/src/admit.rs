@@ -1,10 +1,9 @@
 //! Whether a request becomes a task, and exactly which: model, limits, defaults, lane. Pure.
 
 use contract::auth::Policy;
-use contract::limits::{MAX_IMAGES, MAX_PARTIAL_IMAGES, MAX_PROMPT_BYTES};
 use contract::registry::{Model, Profile};
 use contract::v1::{OutputFormat, Quality, SubmitTask};
-use contract::{ErrorCode, Failure, Lane};
+use contract::{ErrorCode, Failure, Lane, validate};
 
 use crate::models;
 use crate::settings::{FALLBACK_TIER, SchedulingSettings};
@@ -69,7 +68,8 @@ pub(crate) fn normalise(
     policy: &Policy,
     seed: u64,
 ) -> Result<SubmitTask, Failure> {
-    check_texts(request)?;
+    // Not only the gateway may call: what the contract says holds here too.
+    validate(request)?;
     if request.quality() == Quality::Hd && !policy.hd {
         return Err(Failure {
             field: Some("quality".to_owned()),
@@ -79,7 +79,6 @@ pub(crate) fn normalise(
             )
         });
     }
-    let images = at_most("images", request.images.max(1), MAX_IMAGES)?;
     let steps = or_default(request.steps, profile.default_steps);
     let guidance = request
         .guidance_scale
@@ -89,21 +88,15 @@ pub(crate) fn normalise(
         let text = format!("guidance_scale must be 0 to {limit} for this model, not {guidance}");
         return Err(Failure::invalid("guidance_scale", text));
     }
-    let compression = request.output_compression.unwrap_or(DEFAULT_COMPRESSION);
-    if !(1..=100).contains(&compression) {
-        let text = format!("output_compression must be 1 to 100, not {compression}");
-        return Err(Failure::invalid("output_compression", text));
-    }
     let mut full = request.clone();
     full.model = model.name.clone();
     full.width = side("width", request.width, profile.default_width, profile)?;
     full.height = side("height", request.height, profile.default_height, profile)?;
-    full.images = images;
+    full.images = request.images.max(1);
     full.seed = Some(request.seed.unwrap_or(seed));
     full.steps = at_most("steps", steps, profile.max_steps)?;
     full.guidance_scale = Some(guidance);
-    full.output_compression = Some(compression);
-    full.partial_images = at_most("partial_images", request.partial_images, MAX_PARTIAL_IMAGES)?;
+    full.output_compression = Some(request.output_compression.unwrap_or(DEFAULT_COMPRESSION));
     if request.quality() == Quality::Unspecified {
         full.set_quality(Quality::Standard);
     }
@@ -111,25 +104,6 @@ pub(crate) fn normalise(
         full.set_output_format(OutputFormat::Png);
     }
     Ok(full)
-}
-
-fn check_texts(request: &SubmitTask) -> Result<(), Failure> {
-    if request.prompt.trim().is_empty() {
-        return Err(Failure::invalid("prompt", "prompt must not be empty"));
-    }
-    for (field, text) in [
-        ("prompt", &request.prompt),
-        ("negative_prompt", &request.negative_prompt),
-    ] {
-        if text.len() > MAX_PROMPT_BYTES {
-            let text = format!(
-                "{field} has {} bytes; at most {MAX_PROMPT_BYTES} are taken",
-                text.len()
-            );
-            return Err(Failure::invalid(field, text));
-        }
-    }
-    Ok(())
 }
 
 fn or_default(given: u32, default: u32) -> u32 {
@@ -175,6 +149,7 @@ pub(crate) fn lane(request: &SubmitTask, policy: &Policy, settings: &SchedulingS
 
 #[cfg(test)]
 mod tests {
+    use contract::v1::{PromptSyntax, Scheduler};
     use proptest::prelude::*;
 
     use super::*;
@@ -258,6 +233,27 @@ mod tests {
             "output_compression"
         );
         assert_eq!(with(|r| r.set_quality(Quality::Hd)), "quality");
+        assert_eq!(with(|r| r.guidance_rescale = Some(1.5)), "guidance_rescale");
+        assert_eq!(with(|r| r.scheduler = 99), "scheduler");
+        assert_eq!(with(|r| r.prompt_syntax = 99), "prompt_syntax");
+        assert_eq!(with(|r| r.style_tags = vec![String::new()]), "style_tags");
+        assert_eq!(with(|r| r.user = "x".repeat(257)), "user");
+    }
+
+    #[test]
+    fn options_that_were_not_given_stay_away_and_others_are_kept() {
+        let full = admit(&request("a cat")).unwrap();
+        assert_eq!((full.prompt_syntax, full.guidance_rescale), (0, None));
+        let given = SubmitTask {
+            guidance_rescale: Some(0.7),
+            prompt_syntax: PromptSyntax::Weighted.into(),
+            scheduler: Scheduler::Heun.into(),
+            ..request("a (cat)")
+        };
+        let full = admit(&given).unwrap();
+        assert_eq!(full.guidance_rescale, Some(0.7));
+        assert_eq!(full.prompt_syntax(), PromptSyntax::Weighted);
+        assert_eq!(full.scheduler(), Scheduler::Heun);
     }
 
     #[test]

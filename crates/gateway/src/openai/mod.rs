@@ -18,7 +18,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use contract::auth::Caller;
-use contract::{ErrorCode, Failure, TaskId, v1};
+use contract::{ErrorCode, Failure, TaskId, v1, validate};
 use serde::Serialize;
 use tokio::time::Instant;
 
@@ -29,7 +29,6 @@ use crate::platform::Reader;
 use crate::problem::{Refused, json as json_answer};
 use crate::task_json::end_failure;
 use crate::tasks::{idempotency_key, name_task, task_id};
-use crate::validate::validate;
 use crate::watch::{Abandon, Watch};
 
 use request::{Delivery, Wish};

@@ -3,10 +3,10 @@
 //! Fields that are not known are let through: OpenAI's clients send what their newest models take.
 
 use contract::v1::Quality;
+use contract::words::{FORMATS, PROMPT_SYNTAXES, SCHEDULERS};
 use contract::{Failure, v1};
 
 use crate::json::{Fields, shorten};
-use crate::task_json::{FORMATS, SCHEDULERS};
 
 /// What a caller of this dialect wants.
 #[derive(Debug, Clone, PartialEq)]
@@ -95,6 +95,11 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
         style_tags,
         idempotency_key,
         user: fields.text("user")?.unwrap_or_default(),
+        prompt_syntax: fields
+            .word("prompt_syntax", PROMPT_SYNTAXES)?
+            .unwrap_or_default()
+            .into(),
+        guidance_rescale: fields.number("guidance_rescale")?,
     };
     Ok(Wish {
         task,
@@ -140,10 +145,10 @@ fn size(text: &str) -> Result<(u32, u32), Failure> {
 
 #[cfg(test)]
 mod tests {
+    use contract::validate;
     use proptest::prelude::*;
 
     use super::*;
-    use crate::validate::validate;
 
     fn read(body: &str) -> Result<Wish, Failure> {
         decode(Fields::parse(body.as_bytes())?, String::new())
@@ -218,6 +223,23 @@ mod tests {
         assert_eq!(field(r#"{"quality":"best"}"#), named("quality"));
         assert_eq!(field(r#"{"style":"baroque"}"#), named("style"));
         assert_eq!(field(r#"{"prompt":["a"]}"#), named("prompt"));
+    }
+
+    #[test]
+    fn our_own_options_come_beside_openais_as_the_package_sends_its_extra_body() {
+        let wish = read(
+            r#"{"prompt":"a (cat:1.3)","scheduler":"euler-ancestral","prompt_syntax":"weighted","guidance_rescale":0.7}"#,
+        )
+        .unwrap();
+        assert_eq!(wish.task.scheduler(), v1::Scheduler::EulerAncestral);
+        assert_eq!(wish.task.prompt_syntax(), v1::PromptSyntax::Weighted);
+        assert_eq!(wish.task.guidance_rescale, Some(0.7));
+        assert!(validate(&wish.task).is_ok());
+        let failure = read(r#"{"prompt":"p","scheduler":"plms"}"#).unwrap_err();
+        assert_eq!(failure.field.as_deref(), Some("scheduler"));
+        assert!(failure.message.contains("dpm++2m-sde-karras"), "{failure}");
+        let named = Some("prompt_syntax".to_owned());
+        assert_eq!(field(r#"{"prompt_syntax":"lpw"}"#), named);
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use contract::v1;
+use contract::words::{FORMATS, QUALITIES, word};
 use serde::Serialize;
 
 use super::request::Wish;
-use crate::task_json::{FORMATS, QUALITIES, unix_seconds, word};
+use crate::task_json::unix_seconds;
 
 /// What was drawn, in the words that every answer and event repeats.
 #[derive(Debug, Clone, Serialize)]

@@ -99,6 +99,13 @@ mod tests {
     }
 
     #[test]
+    fn a_request_of_before_keeps_the_id_that_it_had() {
+        // SHA-256 over what the first version fed: model, prompt, no negative, no scheduler, 128, 64, 12, 2.0, 1.
+        let id = produce_id("m", &request());
+        assert_eq!(id, "5cb997414b181d1dd8d78c8dc5eda416");
+    }
+
+    #[test]
     fn whatever_differs_gives_another_id() {
         let others = [
             Request {

@@ -2,8 +2,9 @@
 
 use async_trait::async_trait;
 use contract::limits::MAX_IMAGES;
-use contract::v1::{OutputFormat, Scheduler, SubmitTask};
-use diffusion::{Request, SchedulerKind};
+use contract::v1::{self, OutputFormat, Scheduler, SubmitTask};
+use contract::words::{SCHEDULERS, word};
+use diffusion::{PromptSyntax, Request, SchedulerKind};
 use imaging::{Encoding, Format};
 
 use super::{NodeError, PipelineNode, Planned, TaskJob, checkpoint};
@@ -54,14 +55,17 @@ fn engine_requests(task: &SubmitTask) -> Result<Vec<Request>, NodeError> {
         .guidance_scale
         .ok_or_else(|| missing("guidance_scale"))?;
     let scheduler = scheduler(task)?;
+    let prompt_syntax = prompt_syntax(task)?;
     let negative_prompt = Some(&task.negative_prompt).filter(|text| !text.is_empty());
     let request = |index: u32| Request {
         prompt: task.prompt.clone(),
         negative_prompt: negative_prompt.cloned(),
+        prompt_syntax,
         width: task.width,
         height: task.height,
         steps: task.steps,
         guidance_scale,
+        guidance_rescale: task.guidance_rescale.unwrap_or_default(),
         seed: seed.wrapping_add(index.into()),
         scheduler,
         ..Request::default()
@@ -70,19 +74,28 @@ fn engine_requests(task: &SubmitTask) -> Result<Vec<Request>, NodeError> {
 }
 
 fn scheduler(task: &SubmitTask) -> Result<Option<SchedulerKind>, NodeError> {
-    let unknown = |_| NodeError::Request {
+    let unknown = || NodeError::Request {
         field: "scheduler",
         problem: format!("is {}, which no scheduler has", task.scheduler),
     };
-    Ok(
-        match Scheduler::try_from(task.scheduler).map_err(unknown)? {
-            Scheduler::Unspecified => None,
-            Scheduler::Ddim => Some(SchedulerKind::Ddim),
-            Scheduler::Euler => Some(SchedulerKind::Euler),
-            Scheduler::DpmPp2m => Some(SchedulerKind::DpmPlusPlus2M),
-            Scheduler::DpmPp2mKarras => Some(SchedulerKind::DpmPlusPlus2MKarras),
-        },
-    )
+    let asked = Scheduler::try_from(task.scheduler).map_err(|_| unknown())?;
+    if asked == Scheduler::Unspecified {
+        return Ok(None);
+    }
+    // Contract and engine call a scheduler by the same word.
+    let kind = word(SCHEDULERS, asked).and_then(|word| word.parse().ok());
+    kind.map(Some).ok_or_else(unknown)
+}
+
+fn prompt_syntax(task: &SubmitTask) -> Result<PromptSyntax, NodeError> {
+    match v1::PromptSyntax::try_from(task.prompt_syntax) {
+        Ok(v1::PromptSyntax::Unspecified | v1::PromptSyntax::Plain) => Ok(PromptSyntax::Plain),
+        Ok(v1::PromptSyntax::Weighted) => Ok(PromptSyntax::Weighted),
+        Err(_) => Err(NodeError::Request {
+            field: "prompt_syntax",
+            problem: format!("is {}, which no syntax has", task.prompt_syntax),
+        }),
+    }
 }
 
 fn encoding(task: &SubmitTask) -> Result<Encoding, NodeError> {
@@ -105,6 +118,8 @@ fn encoding(task: &SubmitTask) -> Result<Encoding, NodeError> {
 
 #[cfg(test)]
 mod tests {
+    use contract::words::PROMPT_SYNTAXES;
+
     use super::*;
 
     fn task() -> SubmitTask {
@@ -180,6 +195,13 @@ mod tests {
                 },
                 "scheduler",
             ),
+            (
+                SubmitTask {
+                    prompt_syntax: 99,
+                    ..task()
+                },
+                "prompt_syntax",
+            ),
         ];
         for (task, field) in cases {
             let error = engine_requests(&task).unwrap_err();
@@ -198,19 +220,36 @@ mod tests {
     }
 
     #[test]
-    fn schedulers_map_one_to_one() {
-        let kinds: Vec<_> = [0, 1, 2, 3, 4]
-            .map(|scheduler| {
-                super::scheduler(&SubmitTask {
-                    scheduler,
-                    ..task()
-                })
-                .unwrap()
-            })
-            .into();
-        assert_eq!(kinds[0], None);
-        let named: Vec<_> = kinds.into_iter().flatten().collect();
-        // The wire has no names for the later ones yet.
-        assert_eq!(named, SchedulerKind::ALL[..4]);
+    fn options_reach_the_engine_and_their_absence_is_its_default() {
+        let plain = engine_requests(&task()).unwrap().remove(0);
+        assert_eq!(plain.prompt_syntax, PromptSyntax::Plain);
+        assert_eq!(plain.guidance_rescale, 0.0);
+        let task = SubmitTask {
+            prompt_syntax: v1::PromptSyntax::Weighted.into(),
+            guidance_rescale: Some(0.7),
+            ..task()
+        };
+        let weighted = engine_requests(&task).unwrap().remove(0);
+        assert_eq!(weighted.prompt_syntax, PromptSyntax::Weighted);
+        assert_eq!(weighted.guidance_rescale, 0.7);
+        let words = PROMPT_SYNTAXES.iter().map(|(word, _)| (*word).to_owned());
+        let engines = PromptSyntax::ALL.map(|syntax| syntax.to_string());
+        assert_eq!(words.collect::<Vec<_>>(), engines);
+    }
+
+    #[test]
+    fn the_contracts_schedulers_are_the_engines() {
+        let words: Vec<&str> = SCHEDULERS.iter().map(|(word, _)| *word).collect();
+        let engines = SchedulerKind::ALL.map(|kind| kind.to_string());
+        assert_eq!(words, engines);
+        for (word, scheduler) in SCHEDULERS {
+            let task = SubmitTask {
+                scheduler: (*scheduler).into(),
+                ..task()
+            };
+            let kind = super::scheduler(&task).unwrap().unwrap();
+            assert_eq!(kind.to_string(), *word);
+        }
+        assert_eq!(super::scheduler(&task()).unwrap(), None);
     }
 }

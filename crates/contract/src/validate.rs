@@ -1,21 +1,20 @@
-//! What can be said about a request without knowing its model. One function, whatever dialect it came in.
+//! What can be said about a request without knowing its model. One function, whoever asks: the gateway before it sends a
+//! request on, whatever dialect it came in, and the orchestrator before it takes one, whoever sent it.
 //!
 //! The model's own limits (sizes, steps, guidance) are the orchestrator's to check: it knows the version.
 
-use contract::limits::{
-    MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_PARTIAL_IMAGES, MAX_PROMPT_BYTES,
+use crate::limits::{
+    MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_MODEL_BYTES, MAX_PARTIAL_IMAGES, MAX_PROMPT_BYTES,
     MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES,
 };
-use contract::{Failure, v1};
-
-/// Longer than any name that a model can have; keeps nonsense out of logs.
-const MAX_MODEL_BYTES: usize = 128;
+use crate::words::{self, FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, Words};
+use crate::{Failure, v1};
 
 /// Checks a request against the limits of the public contract.
 ///
 /// # Errors
 /// An invalid argument that names the first field at fault and its limit.
-pub(crate) fn validate(task: &v1::SubmitTask) -> Result<(), Failure> {
+pub fn validate(task: &v1::SubmitTask) -> Result<(), Failure> {
     if task.prompt.trim().is_empty() {
         return Err(Failure::invalid(
             "prompt",
@@ -66,6 +65,12 @@ fn numbers(task: &v1::SubmitTask) -> Result<(), Failure> {
         let message = format!("guidance_scale must be a finite number of 0 or more, not {scale}");
         return Err(Failure::invalid("guidance_scale", message));
     }
+    if let Some(share) = task.guidance_rescale
+        && !(0.0..=1.0).contains(&share)
+    {
+        let message = format!("guidance_rescale must be 0 to 1, not {share}");
+        return Err(Failure::invalid("guidance_rescale", message));
+    }
     if let Some(quality) = task.output_compression
         && !(1..=100).contains(&quality)
     {
@@ -77,22 +82,19 @@ fn numbers(task: &v1::SubmitTask) -> Result<(), Failure> {
 
 // Over gRPC an enum is any number.
 fn known_words(task: &v1::SubmitTask) -> Result<(), Failure> {
-    let unknown = |field: &str, value: i32| {
-        Err(Failure::invalid(
-            field,
-            format!("{field} has no value {value} in this version"),
-        ))
-    };
-    if v1::Scheduler::try_from(task.scheduler).is_err() {
-        return unknown("scheduler", task.scheduler);
+    known("scheduler", task.scheduler, SCHEDULERS)?;
+    known("quality", task.quality, QUALITIES)?;
+    known("output_format", task.output_format, FORMATS)?;
+    known("prompt_syntax", task.prompt_syntax, PROMPT_SYNTAXES)
+}
+
+fn known<T: TryFrom<i32>>(field: &str, value: i32, words: Words<T>) -> Result<(), Failure> {
+    if T::try_from(value).is_ok() {
+        return Ok(());
     }
-    if v1::Quality::try_from(task.quality).is_err() {
-        return unknown("quality", task.quality);
-    }
-    if v1::OutputFormat::try_from(task.output_format).is_err() {
-        return unknown("output_format", task.output_format);
-    }
-    Ok(())
+    let words = words::all(words);
+    let message = format!("{field} has no value {value} in this version; there are {words}");
+    Err(Failure::invalid(field, message))
 }
 
 fn style_tags(tags: &[String]) -> Result<(), Failure> {
@@ -157,6 +159,15 @@ mod tests {
                 named("guidance_scale")
             );
         }
+        for good in [0.0, 0.7, 1.0] {
+            assert_eq!(field(|t| t.guidance_rescale = Some(good)), None);
+        }
+        for bad in [f32::NAN, f32::INFINITY, -0.1, 1.1] {
+            assert_eq!(
+                field(|t| t.guidance_rescale = Some(bad)),
+                named("guidance_rescale")
+            );
+        }
         assert_eq!(field(|t| t.output_compression = Some(100)), None);
         for bad in [0, 101] {
             assert_eq!(
@@ -165,6 +176,7 @@ mod tests {
             );
         }
         assert_eq!(field(|t| t.scheduler = 99), named("scheduler"));
+        assert_eq!(field(|t| t.prompt_syntax = 99), named("prompt_syntax"));
         assert_eq!(field(|t| t.quality = -1), named("quality"));
         assert_eq!(field(|t| t.output_format = 99), named("output_format"));
         assert_eq!(field(|t| t.style_tags = vec!["x".to_owned(); 16]), None);
@@ -181,6 +193,44 @@ mod tests {
             field(|t| t.idempotency_key = "x".repeat(257)),
             named("idempotency_key")
         );
+    }
+
+    #[test]
+    fn a_value_that_no_word_has_is_answered_with_the_words() {
+        let task = v1::SubmitTask {
+            prompt: "a cat".to_owned(),
+            scheduler: 99,
+            ..Default::default()
+        };
+        let message = validate(&task).unwrap_err().message;
+        for (word, _) in SCHEDULERS {
+            assert!(message.contains(word), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_request_of_before_has_the_same_bytes() {
+        // What the idempotency digest is taken of. The fields of later versions add nothing unless they are set.
+        let task = v1::SubmitTask {
+            model: "m".to_owned(),
+            prompt: "a cat".to_owned(),
+            width: 64,
+            seed: Some(7),
+            guidance_scale: Some(2.0),
+            scheduler: v1::Scheduler::DpmPp2mKarras.into(),
+            ..Default::default()
+        };
+        let mut expected = vec![0x0a, 1, b'm', 0x12, 5];
+        expected.extend(b"a cat");
+        expected.extend([0x20, 64, 0x38, 7, 0x4d, 0, 0, 0, 0x40, 0x50, 4]);
+        assert_eq!(prost::Message::encode_to_vec(&task), expected);
+        let set = v1::SubmitTask {
+            guidance_rescale: Some(0.0),
+            prompt_syntax: v1::PromptSyntax::Plain.into(),
+            ..task
+        };
+        expected.extend([0x90, 1, 1, 0x9d, 1, 0, 0, 0, 0]);
+        assert_eq!(prost::Message::encode_to_vec(&set), expected);
     }
 
     #[test]
