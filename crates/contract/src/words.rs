@@ -85,7 +85,8 @@ mod tests {
         for (index, (text, value)) in words.iter().enumerate() {
             assert_eq!(meaning(words, text), Some(*value));
             assert_eq!(word(words, *value), Some(*text));
-            assert_eq!((*value).into(), index as i32 + 1, "{text}");
+            let number: i32 = (*value).into();
+            assert_eq!(number, index as i32 + 1, "{text}");
         }
         // The numbers go up from 1 without gaps, so the first that is not there is behind the last word.
         assert!(T::try_from(words.len() as i32 + 1).is_err());
