@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/.tools/bin:$(PATH)
 PROMPT ?= a 3d panda on a yellow background
 INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
 
-.PHONY: help demo up build test lint unit e2e clients bench-health bench-memory bench-engine tools test-tools docs install
+.PHONY: help demo up build test lint unit e2e clients bench-health bench-memory bench-engine cuda test-kernels bench-cuda tools test-tools docs install
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -58,6 +58,15 @@ bench-memory: tools ## resident memory of each service
 
 bench-engine: ## our engine beside diffusers, in one run (installs torch, 2 GB)
 	@scripts/bench-engine.sh
+
+cuda: ## the worker for NVIDIA GPUs; no GPU is needed to build it (installs CUDA, 2 GB)
+	@scripts/cuda/build.sh
+
+test-kernels: ## the CUDA kernels, emulated on the CPU
+	@scripts/cuda/test-kernels.sh
+
+bench-cuda: ## the engine on a GPU, beside diffusers where it is (docs/CUDA.md)
+	@scripts/cuda/bench.sh
 
 docs: ## write docs/SETTINGS.md anew
 	cargo xtask settings

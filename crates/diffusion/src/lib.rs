@@ -39,9 +39,12 @@
 
 mod clip;
 mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 #[cfg(test)]
 mod golden;
+mod gpu;
 mod guidance;
 mod job;
 mod model;
@@ -58,6 +61,7 @@ mod weights;
 
 pub use candle_core::{DType, Device};
 pub use error::{BeginError, DecodeError, LoadError, ResumeError, StepError};
+pub use gpu::{GpuError, GpuMemory, gpu_memory, open_gpu, release_gpu_memory, reset_gpu_peak};
 pub use job::{Job, Latents, Progress, Request, RgbImage};
 pub use model::{Limits, Model};
 pub use scheduler::{SchedulerKind, UnknownScheduler};

@@ -48,7 +48,7 @@ use tokio::sync::Semaphore;
 pub use announce::WorkerRecord;
 pub use error::StartError;
 pub use settings::{
-    DeviceName, EngineSettings, LabelSettings, Settings, UnknownDevice, WorkerSettings,
+    DTypeName, DeviceName, EngineSettings, LabelSettings, Settings, UnknownDevice, WorkerSettings,
 };
 
 use announce::Announcer;
@@ -110,6 +110,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         wanted: settings.worker.models,
         cache: settings.worker.cache_dir,
         device,
+        dtype: settings.engine.dtype.into(),
     };
     tasks.critical("models", async move {
         models::keep(keeper, registry, checks.registry).await;
@@ -118,11 +119,16 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     Ok(service)
 }
 
-/// The device, if this build has it.
+/// The device, if this build and this machine have it.
 fn device(name: DeviceName) -> Result<Device, StartError> {
     match name {
         DeviceName::Cpu => Ok(Device::Cpu),
-        DeviceName::Cuda(_) => Err(StartError::NoCuda { device: name }),
+        DeviceName::Cuda(number) => {
+            diffusion::open_gpu(number).map_err(|reason| StartError::NoCuda {
+                device: name,
+                reason,
+            })
+        }
     }
 }
 

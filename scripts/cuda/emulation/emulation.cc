@@ -27,47 +27,45 @@ void start(Fiber &fiber) {
   makecontext(&fiber.context, enter, 0);
 }
 
-// Opens the barriers at which all that must come have come; says whether any opened.
-bool open_barriers(Block &now) {
-  bool any = false;
-  const size_t count = now.fibers.size();
-  for (size_t first = 0; first < count; first += LANES) {
-    const size_t end = first + LANES < count ? first + LANES : count;
-    size_t here = 0;
-    for (size_t i = first; i < end; i++) here += now.fibers[i].state == State::AtWarp;
-    if (here == 0 || here != LANES) continue;
-    for (size_t i = first; i < end; i++) now.fibers[i].state = State::Ready;
-    any = true;
-  }
-  size_t here = 0, done = 0;
-  for (const Fiber &fiber : now.fibers) {
-    here += fiber.state == State::AtBlock;
-    done += fiber.state == State::Done;
-  }
-  // Threads that ended count as come, as on a GPU.
-  if (here > 0 && here + done == count) {
-    for (Fiber &fiber : now.fibers)
-      if (fiber.state == State::AtBlock) fiber.state = State::Ready;
-    any = true;
-  }
-  return any;
+// Lets a warp go on if all of its threads wait for each other.
+bool open_warp(Block &now, size_t first, size_t end) {
+  if (end - first != LANES) return false;
+  for (size_t i = first; i < end; i++)
+    if (now.fibers[i].state != State::AtWarp) return false;
+  for (size_t i = first; i < end; i++) now.fibers[i].state = State::Ready;
+  return true;
+}
+
+// Lets the block go on if all of its threads have come; those that ended count as come, as on a GPU.
+bool open_block(Block &now) {
+  for (const Fiber &fiber : now.fibers)
+    if (fiber.state != State::AtBlock && fiber.state != State::Done) return false;
+  for (Fiber &fiber : now.fibers)
+    if (fiber.state == State::AtBlock) fiber.state = State::Ready;
+  return true;
 }
 
 void run(Block &now) {
   for (Fiber &fiber : now.fibers) start(fiber);
-  const size_t count = now.fibers.size();
+  const size_t count = now.fibers.size(), warps = (count + LANES - 1) / LANES;
   for (;;) {
-    size_t done = 0;
-    for (size_t i = 0; i < count; i++) {
-      Fiber &fiber = now.fibers[reversed ? count - 1 - i : i];
-      if (fiber.state == State::Ready) {
-        now.running = &fiber;
-        swapcontext(&now.scheduler, &fiber.context);
-      }
-      done += fiber.state == State::Done;
+    // A warp goes as far as it can before the next begins, so that nothing but a barrier of the block orders two warps.
+    for (size_t turn = 0; turn < warps; turn++) {
+      const size_t first = (reversed ? warps - 1 - turn : turn) * LANES;
+      const size_t end = first + LANES < count ? first + LANES : count;
+      do {
+        for (size_t i = 0; i < end - first; i++) {
+          Fiber &fiber = now.fibers[reversed ? end - 1 - i : first + i];
+          if (fiber.state != State::Ready) continue;
+          now.running = &fiber;
+          swapcontext(&now.scheduler, &fiber.context);
+        }
+      } while (open_warp(now, first, end));
     }
+    size_t done = 0;
+    for (const Fiber &fiber : now.fibers) done += fiber.state == State::Done;
     if (done == count) return;
-    if (!open_barriers(now)) fail("threads wait for others that do not come");
+    if (!open_block(now)) fail("threads wait for others that do not come");
   }
 }
 

@@ -3,7 +3,7 @@
 // Each thread of a block is a fiber of its own; blocks run one after another. A barrier, a shuffle or a product of a warp waits for
 // all threads that must take part, so a kernel in which they do not is found (it hangs on a GPU; here it is reported). Which fiber
 // runs first can be turned round: a kernel whose result depends on it lacks a barrier. Copies that run beside land as late as they
-// may. With AddressSanitizer, accesses outside of buffers and shared memory are found too.
+// may in one order, and at once in the other. With AddressSanitizer, accesses outside of buffers and shared memory are found too.
 //
 // What it does not have: timing, memory transactions, f32 arithmetic other than the CPU's.
 #pragma once
@@ -36,7 +36,8 @@ struct dim3 {
 namespace emulation {
 
 constexpr int LANES = 32;
-constexpr size_t STACK = 256 * 1024;
+// The sanitizer clears its notes on a stack at each switch to it: small stacks are several times faster.
+constexpr size_t STACK = 64 * 1024;
 
 // The bits that a lane shows to its warp.
 struct Shown {
@@ -229,7 +230,11 @@ inline void load_matrices(uint32_t (&to)[4], const void *row) { load_matrices_an
 inline void load_matrices_transposed(uint32_t (&to)[4], const void *row) { load_matrices_any(to, row, true); }
 
 inline void copy_begin(void *to, const void *from, bool wanted) {
-  emulation::block->running->begun.push_back({to, from, wanted});
+  const emulation::Copy copy{to, from, wanted};
+  if (emulation::reversed)
+    emulation::land({copy});
+  else
+    emulation::block->running->begun.push_back(copy);
 }
 inline void copy_group() {
   auto &fiber = *emulation::block->running;

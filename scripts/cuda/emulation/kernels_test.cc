@@ -4,7 +4,6 @@
 #include <vector>
 
 // The sources as they are; each in a namespace, since they share names.
-namespace shared {}
 #include "device.cuh"
 #include "tensor_core.cuh"
 namespace norm {
@@ -302,57 +301,57 @@ ATTENTION(bf16, bf16)
 
 #define IN_ALL_TYPES(call, ...) call##_f32(__VA_ARGS__), call##_f16(__VA_ARGS__), call##_bf16(__VA_ARGS__)
 
-void done() {
-  printf("%-12s %3d cases, worst %.2f of the bar\n", subject, cases, worst);
+const char *only = nullptr;
+
+// Ends the subject that went before, if any; says whether the next is wanted.
+bool begin(const char *next) {
+  if (cases > 0) printf("%-12s %3d cases, worst %.2f of the bar\n", subject, cases, worst);
+  subject = next;
   cases = 0;
   worst = 0.0;
+  return only == nullptr || strcmp(only, next) == 0;
 }
 
 }  // namespace
 
-int main() {
-  subject = "group norm";
+// The name of a subject as argument runs that one alone.
+int main(int argc, char **argv) {
+  only = argc > 1 ? argv[1] : nullptr;
   struct { int batch, pixels, channels, groups, size; } pictures[] = {
       {1, 1, 8, 1, 4},     {2, 37, 320, 32, 16}, {1, 64, 32, 4, 64},  {3, 9, 24, 4, 100},  {1, 130, 640, 32, 32},
       {2, 5, 5, 5, 2},     {1, 50, 12, 3, 7},    {1, 20, 960, 32, 9}, {1, 3, 2560, 32, 2}, {2, 33, 128, 32, 33},
       {1, 11, 300, 30, 4},
   };
-  for (const auto &p : pictures)
-    for (float mean : {0.0f, 3.0f})
-      IN_ALL_TYPES(group_norm, p.batch, p.pixels, p.channels, p.groups, p.size, mean, mean > 0.0f);
-  done();
-  subject = "layer norm";
-  for (int rows : {1, 7, 9})
-    for (int channels : {5, 16, 100, 640, 768, 1280}) IN_ALL_TYPES(layer_norm, rows, channels);
-  done();
-  subject = "activations";
-  for (int count : {1, 8, 63, 64, 5000})
-    for (int function : {0, 1, 2}) IN_ALL_TYPES(activate, count, function);
-  done();
-  subject = "geglu";
-  for (int rows : {1, 3, 70})
-    for (int half : {1, 8, 33, 96}) IN_ALL_TYPES(geglu, rows, half);
-  done();
-  subject = "add";
-  for (int which = 0; which < 8; which++)
-    for (int channels : {3, 4, 40}) IN_ALL_TYPES(add, 2, 35, channels, which);
-  done();
-  subject = "upsample";
-  for (int channels : {3, 8, 40}) IN_ALL_TYPES(upsample, 2, 5, 7, channels);
-  done();
-  subject = "softmax";
-  for (int keys : {1, 77, 300, 1025})
-    for (bool causal : {false, true}) IN_ALL_TYPES(softmax, 6, keys, 3, 40, causal);
-  done();
-  subject = "attention";
+  if (begin("group norm"))
+    for (const auto &p : pictures)
+      for (float mean : {0.0f, 3.0f})
+        IN_ALL_TYPES(group_norm, p.batch, p.pixels, p.channels, p.groups, p.size, mean, mean > 0.0f);
+  if (begin("layer norm"))
+    for (int rows : {1, 7, 9})
+      for (int channels : {5, 16, 100, 640, 768, 1280}) IN_ALL_TYPES(layer_norm, rows, channels);
+  if (begin("activations"))
+    for (int count : {1, 8, 63, 64, 5000})
+      for (int function : {0, 1, 2}) IN_ALL_TYPES(activate, count, function);
+  if (begin("geglu"))
+    for (int rows : {1, 3, 70})
+      for (int half : {1, 8, 33, 96}) IN_ALL_TYPES(geglu, rows, half);
+  if (begin("add"))
+    for (int which = 0; which < 8; which++)
+      for (int channels : {3, 4, 40}) IN_ALL_TYPES(add, 2, 35, channels, which);
+  if (begin("upsample"))
+    for (int channels : {3, 8, 40}) IN_ALL_TYPES(upsample, 2, 5, 7, channels);
+  if (begin("softmax"))
+    for (int keys : {1, 77, 300, 1025})
+      for (bool causal : {false, true}) IN_ALL_TYPES(softmax, 6, keys, 3, 40, causal);
   struct { int batch, tokens, others, heads; bool causal, beside; } seen[] = {
       {1, 1, 1, 1, false, false},   {2, 77, 77, 2, true, true},    {1, 128, 128, 1, false, true}, {2, 130, 77, 2, false, false},
       {1, 200, 200, 3, true, true}, {3, 65, 64, 1, false, false}, {1, 129, 65, 1, false, false}, {1, 260, 260, 1, false, true},
       {16, 3, 5, 1, false, false},  {1, 20, 300, 1, false, false},
   };
-  for (const auto &s : seen) {
-    attention_f16(s.batch, s.tokens, s.others, s.heads, s.causal, s.beside);
-    attention_bf16(s.batch, s.tokens, s.others, s.heads, s.causal, s.beside);
-  }
-  done();
+  if (begin("attention"))
+    for (const auto &s : seen) {
+      attention_f16(s.batch, s.tokens, s.others, s.heads, s.causal, s.beside);
+      attention_bf16(s.batch, s.tokens, s.others, s.heads, s.causal, s.beside);
+    }
+  begin("");
 }

@@ -13,6 +13,7 @@ use candle_core::{DType, Device};
 use crate::clip::Clip;
 use crate::config::Fields;
 use crate::error::{BeginError, LoadError, ResumeError};
+use crate::gpu::ReturnedMemory;
 use crate::job::{Job, Request};
 use crate::noise::Generator;
 use crate::ops::Place;
@@ -64,6 +65,8 @@ pub struct Model {
     place: Place,
     texts: Texts,
     weights_bytes: u64,
+    /// Last, so that it goes when all else has.
+    _memory: ReturnedMemory,
 }
 
 impl Model {
@@ -82,7 +85,7 @@ impl Model {
         let (first, first_weights) = Clip::load(&folder.join("text_encoder"), false, &place)?;
         let (second, second_weights) = Clip::load(&folder.join("text_encoder_2"), true, &place)?;
         let (unet, unet_weights) = Unet::load(&folder.join("unet"), &place)?;
-        let (vae, vae_weights) = Vae::load(&folder.join("vae"), &Place::new(device, DType::F32))?;
+        let (vae, vae_weights) = Vae::load(&folder.join("vae"), &Place::of_decoder(device, dtype))?;
         let tokenizers = [
             Tokenizer::read(&folder.join("tokenizer"), first.config().positions)?,
             Tokenizer::read(&folder.join("tokenizer_2"), second.config().positions)?,
@@ -114,6 +117,7 @@ impl Model {
             place,
             texts: Texts::default(),
             weights_bytes,
+            _memory: ReturnedMemory(device.clone()),
         })
     }
 

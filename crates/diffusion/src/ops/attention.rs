@@ -5,6 +5,8 @@ use candle_core::{D, Result, Tensor};
 use super::matmul::{Epilogue, Packed, Target, block};
 use super::simd::{Gather, Isa};
 use super::{Fast, map_values, threads, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 
 /// Scores that a thread holds at once: small enough to stay in its cache.
 const SCORES: usize = 48 * 1024;
@@ -80,6 +82,10 @@ pub(crate) fn cross(
         candle_core::bail!("{batch} rows of queries for {} of keys", context.len());
     }
     if !fast.is_on() {
+        #[cfg(feature = "cuda")]
+        if let Some(y) = cuda::attention::cross(queries, &plain_forms(context)?, heads)? {
+            return Ok(y);
+        }
         let rows = (context.iter().enumerate())
             .map(|(row, context)| match &context.0 {
                 Form::Plain(keys, values) => plain(&queries.get(row)?, keys, values, heads),
@@ -105,11 +111,24 @@ pub(crate) fn cross(
     )
 }
 
+#[cfg(feature = "cuda")]
+fn plain_forms<'a>(context: &[&'a KeyValue]) -> Result<Vec<(&'a Tensor, &'a Tensor)>> {
+    let form = |context: &&'a KeyValue| match &context.0 {
+        Form::Plain(keys, values) => Ok((keys, values)),
+        Form::Packed(_) => candle_core::bail!("keys packed for the CPU met another device"),
+    };
+    context.iter().map(form).collect()
+}
+
 /// Attention of each row of `(batch, tokens, 3 · channels)`, queries, keys and values beside each other, to itself.
 pub(crate) fn own(fast: Fast, qkv: &Tensor, heads: Heads) -> Result<Tensor> {
     let (batch, tokens, all) = qkv.dims3()?;
     let channels = all / 3;
     if !fast.is_on() {
+        #[cfg(feature = "cuda")]
+        if let Some(y) = cuda::attention::own(qkv, heads)? {
+            return Ok(y);
+        }
         let part =
             |row: &Tensor, index: usize| row.narrow(1, index * channels, channels)?.contiguous();
         let rows = (0..batch)

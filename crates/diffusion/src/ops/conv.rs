@@ -5,6 +5,8 @@ use candle_core::{Result, Tensor};
 use super::matmul::{Epilogue, Packed, matmul};
 use super::simd::{Gather, Isa};
 use super::{Place, map_values_with, threads, with_values};
+#[cfg(feature = "cudnn")]
+use crate::cuda;
 
 /// A 3×3 convolution with one pixel of padding.
 #[derive(Debug)]
@@ -33,6 +35,9 @@ enum Weight {
     Packed(Packed),
     /// The weight (out × in × 3 × 3) and the bias.
     Plain(Tensor, Tensor),
+    /// The weight as cuDNN reads it, (out × 3 × 3 × in), the bias, and whether factors may be rounded to TF32.
+    #[cfg(feature = "cudnn")]
+    ChannelsLast(Tensor, Tensor, bool),
 }
 
 /// What is added to a convolution's result.
@@ -44,6 +49,34 @@ pub(crate) enum Added<'a> {
     PerChannel(&'a Tensor),
     /// A tensor of the result's shape.
     Picture(&'a Tensor),
+}
+
+#[cfg(feature = "cudnn")]
+impl<'a> Added<'a> {
+    fn terms(self) -> cuda::elementwise::Terms<'a> {
+        let (channel, picture) = match self {
+            Added::Nothing => (None, None),
+            Added::PerChannel(added) => (Some(added), None),
+            Added::Picture(added) => (None, Some(added)),
+        };
+        cuda::elementwise::Terms {
+            bias: None,
+            channel,
+            picture,
+        }
+    }
+}
+
+impl Weight {
+    #[cfg_attr(not(feature = "cudnn"), expect(unused_variables))]
+    fn on_device(weight: Tensor, bias: Tensor, place: &Place) -> Result<Self> {
+        #[cfg(feature = "cudnn")]
+        if place.device.is_cuda() {
+            let filter = weight.permute((0, 2, 3, 1))?.contiguous()?;
+            return Ok(Self::ChannelsLast(filter, bias, place.tf32));
+        }
+        Ok(Self::Plain(weight, bias))
+    }
 }
 
 impl Conv3x3 {
@@ -62,7 +95,8 @@ impl Conv3x3 {
             }))
         } else {
             let bias = place.tensor(bias.clone(), &[output])?;
-            Weight::Plain(place.tensor(weight, &[output, input, 3, 3])?, bias)
+            let weight = place.tensor(weight, &[output, input, 3, 3])?;
+            Weight::on_device(weight, bias, place)?
         };
         Ok(Self {
             weight,
@@ -91,6 +125,23 @@ impl Conv3x3 {
         match &self.weight {
             Weight::Packed(weight) => self.forward_packed(x, weight, added),
             Weight::Plain(weight, bias) => self.forward_plain(x, weight, bias, added),
+            #[cfg(feature = "cudnn")]
+            Weight::ChannelsLast(filter, bias, tf32) => {
+                let weights = cuda::conv::Weights {
+                    filter,
+                    bias,
+                    tf32: *tf32,
+                };
+                let stride = if self.kind == Kind::Down { 2 } else { 1 };
+                let up = self.kind == Kind::Up;
+                match cuda::conv::forward(x, weights, up, stride, added.terms())? {
+                    Some(y) => Ok(y),
+                    None => {
+                        let weight = filter.permute((0, 3, 1, 2))?.contiguous()?;
+                        self.forward_plain(x, &weight, bias, added)
+                    }
+                }
+            }
         }
     }
 

@@ -5,6 +5,8 @@ use candle_core::{D, Result, Tensor};
 use super::matmul::{Epilogue, Packed, matmul};
 use super::simd::{Gather, Isa};
 use super::{Place, map_values_with};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 
 /// `y = x Wᵀ + b` over the last axis.
 #[derive(Debug)]
@@ -87,6 +89,17 @@ impl Linear {
             }
             Weight::Plain(weight, bias) => {
                 let mut y = x.flatten_to(D::Minus2)?.matmul(&weight.t()?)?;
+                #[cfg(feature = "cuda")]
+                if bias.is_some() || residual.is_some() {
+                    let terms = cuda::elementwise::Terms {
+                        bias: bias.as_ref(),
+                        channel: None,
+                        picture: residual,
+                    };
+                    if let Some(y) = cuda::elementwise::add(&y, terms)? {
+                        return y.reshape(shape);
+                    }
+                }
                 if let Some(bias) = bias {
                     y = y.broadcast_add(bias)?;
                 }

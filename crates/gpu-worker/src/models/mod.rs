@@ -50,6 +50,7 @@ pub(crate) struct Keeper {
     pub(crate) wanted: Vec<ModelName>,
     pub(crate) cache: PathBuf,
     pub(crate) device: Device,
+    pub(crate) dtype: DType,
 }
 
 /// Why a version is not served so far.
@@ -211,8 +212,8 @@ async fn live(keeper: Keeper, key: VersionKey, version: ModelVersion, end: Cance
 /// Downloads and loads a version.
 async fn get(keeper: &Keeper, version: &ModelVersion) -> Result<Model, GetError> {
     let folder = fetch::fetch(&keeper.worker.storage, &keeper.cache, version).await?;
-    let (path, device) = (folder.clone(), keeper.device.clone());
-    let loading = tokio::task::spawn_blocking(move || Model::load(&path, &device, DType::F32));
+    let (path, device, dtype) = (folder.clone(), keeper.device.clone(), keeper.dtype);
+    let loading = tokio::task::spawn_blocking(move || Model::load(&path, &device, dtype));
     match loading.await.map_err(GetError::Panicked)? {
         Ok(model) => Ok(model),
         Err(error) => {
