@@ -1,11 +1,14 @@
 //! From tensors to kernels and back.
 #![allow(unsafe_code)]
 
+use std::sync::Arc;
+
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::{
-    CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr, LaunchConfig,
+    CudaFunction, CudaSlice, CudaStream, CudaView, DevicePtr, DevicePtrMut, DeviceRepr,
+    DriverError, LaunchArgs, LaunchConfig,
 };
-use candle_core::cuda_backend::{CudaDType, CudaFunc};
+use candle_core::cuda_backend::{CudaDType, WrapErr};
 use candle_core::{
     CpuStorage, CudaDevice, CudaStorage, CustomOp1, DType, Layout, Result, Shape, Storage, Tensor,
 };
@@ -66,9 +69,30 @@ pub(super) struct Module {
 
 impl Module {
     /// A kernel, loaded at its first use on a device.
-    pub(super) fn kernel(&self, device: &CudaDevice, name: &str) -> Result<CudaFunc> {
-        device.get_or_load_custom_func(name, self.name, self.ptx)
+    pub(super) fn kernel(&self, device: &CudaDevice, name: &str) -> Result<Function> {
+        let function = device.get_or_load_custom_func(name, self.name, self.ptx)?;
+        Ok(Function {
+            function: function.into_cuda_function(),
+            stream: device.cuda_stream(),
+        })
     }
+}
+
+/// A kernel, and the stream that it is launched on.
+pub(super) struct Function {
+    function: CudaFunction,
+    stream: Arc<CudaStream>,
+}
+
+impl Function {
+    pub(super) fn builder(&self) -> LaunchArgs<'_> {
+        self.stream.launch_builder(&self.function)
+    }
+}
+
+/// As candle reports what the driver says.
+pub(super) fn launched<T>(answer: std::result::Result<T, DriverError>) -> Result<()> {
+    answer.w().map(drop)
 }
 
 macro_rules! module {
@@ -182,14 +206,13 @@ pub(super) unsafe fn scratch<T: DeviceRepr>(
 macro_rules! launch {
     ($function:expr, $config:expr, $($argument:expr),+ $(,)?) => {{
         use candle_core::cuda_backend::cudarc::driver::PushKernelArg as _;
-        use candle_core::cuda_backend::WrapErr as _;
         let function = $function;
         let mut builder = function.builder();
         candle_core::builder_arg!(builder, $($argument),+);
         // SAFETY: as the macro's caller promises.
         #[allow(unused_unsafe, reason = "callers mostly stand in a block of their own")]
-        let launched = unsafe { builder.launch($config) };
-        launched.w().map(|_| ())
+        let answer = unsafe { builder.launch($config) };
+        $crate::cuda::launch::launched(answer)
     }};
 }
 pub(super) use launch;
