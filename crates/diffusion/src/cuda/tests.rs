@@ -241,7 +241,7 @@ fn attention_on_the_gpu_agrees_with_the_cpu() {
                 causal: false,
             };
             let queries = there.values(2, &[18, tokens, channels]);
-            let texts: Vec<(Tensor, Tensor)> = (0..18)
+            let texts: Vec<(Tensor, Tensor)> = (0..18_u64)
                 .map(|row| {
                     let part = |seed| there.values(seed + row, &[others, channels]);
                     (part(10), part(50))
