@@ -45,10 +45,13 @@
 pub mod bench;
 mod clip;
 mod config;
+#[cfg(feature = "cuda")]
+mod cuda;
 mod error;
 mod given;
 #[cfg(test)]
 mod golden;
+mod gpu;
 mod guidance;
 #[cfg(test)]
 mod halves;
@@ -69,6 +72,7 @@ mod weights;
 pub use candle_core::{DType, Device};
 pub use error::{BeginError, DecodeError, EncodeError, LoadError, ResumeError, StepError};
 pub use given::{Mask, MicroConditioning, Size};
+pub use gpu::{GpuError, GpuMemory, gpu_memory, open_gpu, release_gpu_memory, reset_gpu_peak};
 pub use job::{Job, Latents, Progress, Request, RgbImage};
 pub use model::{Limits, Model};
 pub use prompt::{PromptSyntax, UnknownSyntax};

@@ -1,5 +1,6 @@
 //! Why a worker does not start, and how errors read in one line.
 
+use diffusion::GpuError;
 use lifecycle::admin::AdminError;
 use messaging::BrokerError;
 use rpc::RpcError;
@@ -12,11 +13,14 @@ use crate::settings::DeviceName;
 pub enum StartError {
     /// A GPU was asked for, and this program cannot use one.
     #[error(
-        "this build has no CUDA: engine.device is {device}; run a build with CUDA, or set engine.device to cpu"
+        "{reason}: engine.device is {device}; {}, or set engine.device to cpu",
+        advice(reason)
     )]
     NoCuda {
         /// What was asked for.
         device: DeviceName,
+        /// Why not; it is in the text, which is one line.
+        reason: GpuError,
     },
     /// The operating system would not give the engine a thread.
     #[error("cannot start the thread `{thread}`")]
@@ -39,4 +43,13 @@ pub enum StartError {
     /// The admin port cannot be opened.
     #[error(transparent)]
     Admin(#[from] AdminError),
+}
+
+fn advice(reason: &GpuError) -> &'static str {
+    match reason {
+        GpuError::NotBuilt => "run a build with CUDA",
+        GpuError::NoDevice { .. } => "run where a GPU and its driver are",
+        GpuError::NoSuchDevice { .. } => "name one that is there",
+        GpuError::Unusable { .. } => "free or repair it",
+    }
 }

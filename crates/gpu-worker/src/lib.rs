@@ -50,7 +50,7 @@ use tokio::sync::Semaphore;
 pub use announce::WorkerRecord;
 pub use error::StartError;
 pub use settings::{
-    DeviceName, EngineSettings, LabelSettings, MemoryLimit, Settings, UnknownDevice,
+    DTypeName, DeviceName, EngineSettings, LabelSettings, MemoryLimit, Settings, UnknownDevice,
     UnknownMemoryLimit, WorkerSettings,
 };
 
@@ -113,6 +113,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         wanted: settings.worker.models,
         cache: settings.worker.cache_dir,
         device,
+        dtype: settings.engine.dtype.into(),
     };
     tasks.critical("models", async move {
         models::keep(keeper, registry, checks.registry).await;
@@ -121,11 +122,16 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     Ok(service)
 }
 
-/// The device, if this build has it.
+/// The device, if this build and this machine have it.
 fn device(name: DeviceName) -> Result<Device, StartError> {
     match name {
         DeviceName::Cpu => Ok(Device::Cpu),
-        DeviceName::Cuda(_) => Err(StartError::NoCuda { device: name }),
+        DeviceName::Cuda(number) => {
+            diffusion::open_gpu(number).map_err(|reason| StartError::NoCuda {
+                device: name,
+                reason,
+            })
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 
 use contract::ModelName;
+use diffusion::DType;
 use lifecycle::{Process, ProcessSettings};
 use messaging::BrokerSettings;
 use rpc::PeerSettings;
@@ -67,6 +68,8 @@ pub struct WorkerSettings {
 pub struct EngineSettings {
     /// What it computes on.
     pub device: DeviceName,
+    /// The type that the UNet and the text encoders compute in.
+    pub dtype: DTypeName,
     /// How often a running task is put away; zero never.
     pub checkpoint_every: Millis,
     /// What weights and pictures may take.
@@ -129,8 +132,30 @@ pub enum DeviceName {
 
 /// A text that names no device.
 #[derive(Debug, thiserror::Error)]
-#[error("a device is \"cpu\" or \"cuda:N\", not {0:?}")]
+#[error("a device is \"cpu\", \"cuda\" or \"cuda:N\", not {0:?}")]
 pub struct UnknownDevice(String);
+
+/// A type of numbers as settings name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DTypeName {
+    /// 32 bits.
+    F32,
+    /// 16 bits, of which 10 are digits.
+    F16,
+    /// 16 bits with the range of f32, of which 7 are digits.
+    Bf16,
+}
+
+impl From<DTypeName> for DType {
+    fn from(name: DTypeName) -> Self {
+        match name {
+            DTypeName::F32 => Self::F32,
+            DTypeName::F16 => Self::F16,
+            DTypeName::Bf16 => Self::BF16,
+        }
+    }
+}
 
 impl FromStr for DeviceName {
     type Err = UnknownDevice;
@@ -139,6 +164,7 @@ impl FromStr for DeviceName {
         let cuda = || text.strip_prefix("cuda:")?.parse().ok();
         match text {
             "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda(0)),
             _ => cuda()
                 .map(Self::Cuda)
                 .ok_or_else(|| UnknownDevice(text.to_owned())),
@@ -216,6 +242,10 @@ impl settings::Settings for Settings {
         if worker.cache_dir.as_os_str().is_empty() {
             return Err(Self::invalid("worker.cache_dir", "must name a folder"));
         }
+        if self.engine.device == DeviceName::Cpu && self.engine.dtype != DTypeName::F32 {
+            let problem = "must be f32 on the cpu, which has no faster type";
+            return Err(Self::invalid("engine.dtype", problem));
+        }
         if self.label.content_producer.len() > MAX_PRODUCER {
             let problem = format!("must be at most {MAX_PRODUCER} bytes");
             return Err(Self::invalid("label.content_producer", problem));
@@ -277,13 +307,14 @@ mod tests {
             ("engine.device", "cuda:"),
             ("engine.memory_limit", "0B"),
             ("engine.memory_limit", "lots"),
+            ("engine.dtype", "f16"),
+            ("engine.dtype", "f64"),
         ] {
             let error = load(key, value).unwrap_err();
             let text = lifecycle::chain(&error);
-            let named = text.contains(key)
-                || ["model name", "device", "memory limit"]
-                    .iter()
-                    .any(|what| text.contains(what));
+            let named = [key, "model name", "device", "memory limit", "f64"]
+                .iter()
+                .any(|what| text.contains(what));
             assert!(named, "{key}={value}: {text}");
         }
     }
@@ -303,6 +334,20 @@ mod tests {
     #[test]
     fn a_gpu_is_named_by_its_number() {
         assert_eq!("cuda:3".parse::<DeviceName>().unwrap(), DeviceName::Cuda(3));
+        assert_eq!("cuda".parse::<DeviceName>().unwrap(), DeviceName::Cuda(0));
         assert_eq!(DeviceName::Cuda(3).to_string(), "cuda:3");
+    }
+
+    #[test]
+    fn a_gpu_computes_in_the_type_that_is_asked_for() {
+        let settings: Settings = settings::load(
+            None,
+            &[
+                ("engine.device", "cuda".to_owned()),
+                ("engine.dtype", "bf16".to_owned()),
+            ],
+        )
+        .unwrap();
+        assert_eq!(DType::from(settings.engine.dtype), DType::BF16);
     }
 }

@@ -16,6 +16,7 @@ use crate::clip::Clip;
 use crate::config::Fields;
 use crate::error::{BeginError, LoadError, ResumeError};
 use crate::given::Given;
+use crate::gpu::ReturnedMemory;
 use crate::job::{Job, Request};
 use crate::ops::Place;
 use crate::scheduler::{Plan, Schedule, SchedulerConfig};
@@ -48,6 +49,8 @@ pub struct Model {
     place: Place,
     texts: Texts,
     weights_bytes: u64,
+    /// Last, so that it goes when all else has.
+    _memory: ReturnedMemory,
 }
 
 impl Model {
@@ -86,7 +89,7 @@ impl Model {
             texts.push(weights);
         }
         let (unet, unet_weights) = Unet::load(&folder.join("unet"), &place)?;
-        let vae_place = Place::new(device, DType::F32).with_mapped(mapped);
+        let vae_place = Place::of_decoder(device, dtype).with_mapped(mapped);
         let (vae, vae_weights) = Vae::load(&folder.join("vae"), &vae_place)?;
         let tokenizer = |part: &str, encoder: Option<&Clip>| {
             let positions = encoder.map_or(0, |encoder| encoder.config().positions);
@@ -128,6 +131,7 @@ impl Model {
             place,
             texts: Texts::default(),
             weights_bytes,
+            _memory: ReturnedMemory(device.clone()),
         })
     }
 

@@ -33,6 +33,20 @@ by_eight! {
     }
 }
 
+/// Returns what a kernel of the GPU answers, where it takes this.
+macro_rules! on_gpu {
+    ($call:expr) => {
+        #[cfg(feature = "cuda")]
+        {
+            #[allow(unused_imports)]
+            use crate::cuda::elementwise::{Function, activate, geglu};
+            if let Some(y) = $call? {
+                return Ok(y);
+            }
+        }
+    };
+}
+
 fn each(
     fast: Fast,
     x: &Tensor,
@@ -51,17 +65,24 @@ fn each(
 
 /// `x · sigmoid(x)`.
 pub(crate) fn silu(fast: Fast, x: &Tensor) -> Result<Tensor> {
-    each(fast, x, silu_values, Tensor::silu)
+    each(fast, x, silu_values, |x| {
+        on_gpu!(activate(x, Function::Silu));
+        x.silu()
+    })
 }
 
 /// GELU by the error function.
 pub(crate) fn gelu(fast: Fast, x: &Tensor) -> Result<Tensor> {
-    each(fast, x, gelu_values, Tensor::gelu_erf)
+    each(fast, x, gelu_values, |x| {
+        on_gpu!(activate(x, Function::Gelu));
+        x.gelu_erf()
+    })
 }
 
 /// `x · sigmoid(1.702 x)`.
 pub(crate) fn quick_gelu(fast: Fast, x: &Tensor) -> Result<Tensor> {
     each(fast, x, quick_gelu_values, |x| {
+        on_gpu!(activate(x, Function::QuickGelu));
         x * candle_nn::ops::sigmoid(&(x * 1.702)?)?
     })
 }
@@ -75,6 +96,7 @@ pub(crate) fn geglu(fast: Fast, x: &Tensor) -> Result<Tensor> {
     let (both, half) = (*last, *last / 2);
     *last = half;
     if !fast.is_on() {
+        on_gpu!(geglu(x));
         let axis = dims.len() - 1;
         return x.narrow(axis, 0, half)? * x.narrow(axis, half, half)?.gelu_erf()?;
     }

@@ -9,6 +9,8 @@ use super::matmul::{Packed, multiply};
 use super::simd::{Gather, Isa, PANEL, Sums, vectorised};
 use super::vector::{Eight, LANES, by_eight, exp};
 use super::{Fast, map_values, pool, threads, with_values};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 
 /// The most queries that a thread takes at once, of one head.
 const QUERIES: usize = 96;
@@ -82,6 +84,10 @@ pub(crate) fn cross(
         candle_core::bail!("{batch} rows of queries for {} of keys", context.len());
     }
     if !fast.is_on() {
+        #[cfg(feature = "cuda")]
+        if let Some(y) = cuda::attention::cross(queries, &plain_forms(context)?, heads)? {
+            return Ok(y);
+        }
         let rows = (context.iter().enumerate())
             .map(|(row, context)| match &context.0 {
                 Form::Plain(keys, values) => plain(&queries.get(row)?, keys, values, heads),
@@ -107,11 +113,24 @@ pub(crate) fn cross(
     )
 }
 
+#[cfg(feature = "cuda")]
+fn plain_forms<'a>(context: &[&'a KeyValue]) -> Result<Vec<(&'a Tensor, &'a Tensor)>> {
+    let form = |context: &&'a KeyValue| match &context.0 {
+        Form::Plain(keys, values) => Ok((keys, values)),
+        Form::Packed(_) => candle_core::bail!("keys packed for the CPU met another device"),
+    };
+    context.iter().map(form).collect()
+}
+
 /// Attention of each row of `(batch, tokens, 3 · channels)`, queries, keys and values beside each other, to itself.
 pub(crate) fn own(fast: Fast, qkv: &Tensor, heads: Heads) -> Result<Tensor> {
     let (batch, tokens, all) = qkv.dims3()?;
     let channels = all / 3;
     if !fast.is_on() {
+        #[cfg(feature = "cuda")]
+        if let Some(y) = cuda::attention::own(qkv, heads)? {
+            return Ok(y);
+        }
         let part =
             |row: &Tensor, index: usize| row.narrow(1, index * channels, channels)?.contiguous();
         let rows = (0..batch)

@@ -7,6 +7,8 @@ use super::operand::{Operand, Rows};
 use super::simd::{Gather, Isa};
 use super::stored::Stored;
 use super::{Place, map_values_with, pool, threads, winograd};
+#[cfg(feature = "cudnn")]
+use crate::cuda;
 
 /// A 3×3 convolution with one pixel of padding.
 #[derive(Debug)]
@@ -54,6 +56,9 @@ enum Weight {
     Operand(Operand),
     /// The weight (out × in × 3 × 3) and the bias.
     Plain(Tensor, Tensor),
+    /// The weight as cuDNN reads it, (out × 3 × 3 × in), the bias, and whether factors may be rounded to TF32.
+    #[cfg(feature = "cudnn")]
+    ChannelsLast(Tensor, Tensor, bool),
 }
 
 /// What is added to a convolution's result.
@@ -65,6 +70,34 @@ pub(crate) enum Added<'a> {
     PerChannel(&'a Tensor),
     /// A tensor of the result's shape.
     Picture(&'a Tensor),
+}
+
+#[cfg(feature = "cudnn")]
+impl<'a> Added<'a> {
+    fn terms(self) -> cuda::elementwise::Terms<'a> {
+        let (channel, picture) = match self {
+            Added::Nothing => (None, None),
+            Added::PerChannel(added) => (Some(added), None),
+            Added::Picture(added) => (None, Some(added)),
+        };
+        cuda::elementwise::Terms {
+            bias: None,
+            channel,
+            picture,
+        }
+    }
+}
+
+impl Weight {
+    #[cfg_attr(not(feature = "cudnn"), expect(unused_variables))]
+    fn on_device(weight: Tensor, bias: Tensor, place: &Place) -> Result<Self> {
+        #[cfg(feature = "cudnn")]
+        if place.device.is_cuda() {
+            let filter = weight.permute((0, 2, 3, 1))?.contiguous()?;
+            return Ok(Self::ChannelsLast(filter, bias, place.tf32));
+        }
+        Ok(Self::Plain(weight, bias))
+    }
 }
 
 impl Conv3x3 {
@@ -84,7 +117,8 @@ impl Conv3x3 {
         } else {
             let bias = place.tensor(bias.clone(), &[output])?;
             let shape = [output, input, 3, 3];
-            Weight::Plain(place.tensor(weight.values(), &shape)?, bias)
+            let weight = place.tensor(weight.values(), &shape)?;
+            Weight::on_device(weight, bias, place)?
         };
         Ok(Self {
             weight,
@@ -113,6 +147,27 @@ impl Conv3x3 {
         match &self.weight {
             Weight::Operand(weight) => self.forward_packed(x, weight, added),
             Weight::Plain(weight, bias) => self.forward_plain(x, weight, bias, added),
+            #[cfg(feature = "cudnn")]
+            Weight::ChannelsLast(filter, bias, tf32) => {
+                let weights = cuda::conv::Weights {
+                    filter,
+                    bias,
+                    tf32: *tf32,
+                };
+                let up = self.kind == Kind::Up;
+                let done = match self.kind {
+                    // Only the encoder has it, once a picture.
+                    Kind::DownPadEnd => None,
+                    kind => cuda::conv::forward(x, weights, up, kind.stride(), added.terms())?,
+                };
+                match done {
+                    Some(y) => Ok(y),
+                    None => {
+                        let weight = filter.permute((0, 3, 1, 2))?.contiguous()?;
+                        self.forward_plain(x, &weight, bias, added)
+                    }
+                }
+            }
         }
     }
 

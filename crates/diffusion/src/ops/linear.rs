@@ -7,6 +7,8 @@ use super::operand::{Operand, Rows};
 use super::simd::{Gather, Isa};
 use super::stored::Stored;
 use super::{Place, map_values_with};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 
 /// `y = x Wᵀ + b` over the last axis.
 #[derive(Debug)]
@@ -106,6 +108,17 @@ impl Linear {
             }
             Weight::Plain(weight, bias) => {
                 let mut y = x.flatten_to(D::Minus2)?.matmul(&weight.t()?)?;
+                #[cfg(feature = "cuda")]
+                if bias.is_some() || residual.is_some() {
+                    let terms = cuda::elementwise::Terms {
+                        bias: bias.as_ref(),
+                        channel: None,
+                        picture: residual,
+                    };
+                    if let Some(y) = cuda::elementwise::add(&y, terms)? {
+                        return y.reshape(shape);
+                    }
+                }
                 if let Some(bias) = bias {
                     y = y.broadcast_add(bias)?;
                 }

@@ -53,6 +53,9 @@ pub(crate) struct Place {
     pub(crate) fast: Fast,
     /// Whether weights that our own kernels read stay as they are stored. It changes no result.
     pub(crate) mapped: bool,
+    /// Whether a GPU may round the factors of f32 convolutions to TF32.
+    #[cfg_attr(not(feature = "cudnn"), expect(dead_code, reason = "cuDNN alone asks"))]
+    pub(crate) tf32: bool,
 }
 
 impl Place {
@@ -62,6 +65,16 @@ impl Place {
             dtype,
             fast: Fast(device.is_cpu() && matches!(dtype, DType::F32 | DType::F16 | DType::BF16)),
             mapped: false,
+            tf32: false,
+        }
+    }
+
+    /// Where the autoencoder of a model that computes in `dtype` works: always in f32. Beside an f16 or bf16 model its
+    /// convolutions may round as torch's do by default on a GPU; a model that is wanted in f32 is wanted exact.
+    pub(crate) fn of_decoder(device: &Device, dtype: DType) -> Self {
+        Self {
+            tf32: dtype != DType::F32,
+            ..Self::new(device, DType::F32)
         }
     }
 

@@ -6,6 +6,8 @@ use super::activation;
 use super::simd::{Isa, vectorised};
 use super::vector::{Affine, by_eight, for_each};
 use super::{Fast, Place, map_values, threads};
+#[cfg(feature = "cuda")]
+use crate::cuda;
 
 /// Pixels whose sums are taken together before they are added in f64: part of the result's definition, so that it
 /// does not depend on the threads.
@@ -22,6 +24,8 @@ pub(crate) struct GroupNorm {
     groups: usize,
     eps: f64,
     place: Place,
+    #[cfg(feature = "cuda")]
+    there: cuda::norm::Affine,
 }
 
 impl GroupNorm {
@@ -39,6 +43,8 @@ impl GroupNorm {
             groups,
             eps,
             place: place.clone(),
+            #[cfg(feature = "cuda")]
+            there: cuda::norm::Affine::default(),
         }
     }
 
@@ -54,6 +60,10 @@ impl GroupNorm {
 
     fn run(&self, x: &Tensor, silu: bool) -> Result<Tensor> {
         if !self.place.fast.is_on() {
+            #[cfg(feature = "cuda")]
+            if let Some(y) = cuda::norm::group_norm(x, self.groups, &self.learnt(), silu)? {
+                return Ok(y);
+            }
             let y = self.plain(x)?;
             return if silu {
                 activation::silu(self.place.fast, &y)
@@ -88,6 +98,16 @@ impl GroupNorm {
                 });
             }
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn learnt(&self) -> cuda::norm::Norm<'_> {
+        cuda::norm::Norm {
+            weight: &self.weight,
+            bias: &self.bias,
+            eps: self.eps,
+            there: &self.there,
+        }
     }
 
     /// What each channel is to be multiplied with, and what to be added then.
@@ -225,6 +245,8 @@ pub(crate) struct LayerNorm {
     bias: Vec<f32>,
     eps: f64,
     fast: Fast,
+    #[cfg(feature = "cuda")]
+    there: cuda::norm::Affine,
 }
 
 impl LayerNorm {
@@ -235,6 +257,8 @@ impl LayerNorm {
             bias,
             eps,
             fast: place.fast,
+            #[cfg(feature = "cuda")]
+            there: cuda::norm::Affine::default(),
         }
     }
 
@@ -254,6 +278,18 @@ impl LayerNorm {
     }
 
     fn plain(&self, x: &Tensor) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(y) = cuda::norm::layer_norm(
+            x,
+            &cuda::norm::Norm {
+                weight: &self.weight,
+                bias: &self.bias,
+                eps: self.eps,
+                there: &self.there,
+            },
+        )? {
+            return Ok(y);
+        }
         let weight = Tensor::new(self.weight.as_slice(), x.device())?;
         let bias = Tensor::new(self.bias.as_slice(), x.device())?;
         let wide = x.to_dtype(DType::F32)?;

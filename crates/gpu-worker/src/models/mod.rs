@@ -51,6 +51,7 @@ pub(crate) struct Keeper {
     pub(crate) wanted: Vec<ModelName>,
     pub(crate) cache: PathBuf,
     pub(crate) device: Device,
+    pub(crate) dtype: DType,
 }
 
 /// Why a version is not served so far.
@@ -227,8 +228,8 @@ async fn get(keeper: &Keeper, version: &ModelVersion) -> Result<Arc<Loaded>, Get
     // What is known before it is loaded: its weights take no less in memory than in their files.
     let reserved = engine.reserve(files_of_weights(version), Needs::default());
     let reserved = reserved.await?;
-    let (path, device) = (folder.clone(), keeper.device.clone());
-    let loading = tokio::task::spawn_blocking(move || Model::load(&path, &device, DType::F32));
+    let (path, device, dtype) = (folder.clone(), keeper.device.clone(), keeper.dtype);
+    let loading = tokio::task::spawn_blocking(move || Model::load(&path, &device, dtype));
     match loading.await.map_err(GetError::Panicked)? {
         Ok(model) => Ok(engine.adopt(model, reserved).await?),
         Err(error) => {
