@@ -121,10 +121,14 @@ impl Stepper {
     }
 
     fn begin(&mut self, id: u64) {
-        if let Some(entry) = self.entries.get_mut(&id)
-            && let Err(error) = entry.begin()
-        {
-            self.fail(id, error);
+        let room = self.room_aside();
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        match entry.begin() {
+            // It may have been put away after its last step: there is none to take then.
+            Ok(()) => entry.finish(room),
+            Err(error) => self.fail(id, error),
         }
     }
 
