@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/.tools/bin:$(PATH)
 PROMPT ?= a 3d panda on a yellow background
 INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
 
-.PHONY: help demo up build test lint unit e2e clients bench-health bench-memory bench-engine bench-start cuda test-kernels bench-cuda tools test-tools docs install
+.PHONY: help demo up build test lint unit e2e clients bench-health bench-memory bench-engine bench-start fuzz-snapshots cuda test-kernels bench-cuda tools test-tools docs install
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -61,6 +61,10 @@ bench-engine: ## our engine beside diffusers, in one run (installs torch, 2 GB)
 
 bench-start: ## time and memory from process start to the first step, SDXL's size too (7 GB of scratch; ARGS="--keep")
 	@scripts/bench-start.sh $(ARGS)
+
+fuzz-snapshots: ## a million snapshots that lie (two minutes)
+	cargo build --workspace --example fuzz_snapshots
+	@$(CARGO_TARGET_DIR)/debug/examples/fuzz_snapshots
 
 cuda: ## the worker for NVIDIA GPUs; no GPU is needed to build it (installs CUDA, 2 GB)
 	@scripts/cuda/build.sh

@@ -58,7 +58,7 @@ impl ClipConfig {
             positions: fields.size_or("max_position_embeddings", 77)?,
             width: fields.size("hidden_size")?,
             inner: fields.size("intermediate_size")?,
-            layers: fields.size("num_hidden_layers")?,
+            layers: fields.layers("num_hidden_layers", None)?,
             heads: fields.size("num_attention_heads")?,
             eps: fields.number_or("layer_norm_eps", 1e-5)?,
             activation: fields.choice("hidden_act", &activations)?,

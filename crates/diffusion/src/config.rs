@@ -9,6 +9,9 @@ use crate::error::LoadError;
 /// The longest configuration that is read, in bytes.
 const LONGEST: u64 = 4 << 20;
 
+/// The most layers in a row: what is made for each of them before a weight is read stays small.
+const MOST_LAYERS: usize = 128;
+
 /// Reads a whole small file.
 pub(crate) fn read(file: &Path) -> Result<Vec<u8>, LoadError> {
     let failed = |source| LoadError::Read {
@@ -90,6 +93,12 @@ impl Fields {
     /// A whole number from 1 to a million.
     pub(crate) fn size(&mut self, key: &str) -> Result<usize, LoadError> {
         self.typed(key, None, "a whole number from 1 to 1000000", read_size)
+    }
+
+    /// Layers in a row: a whole number from 1 to 128.
+    pub(crate) fn layers(&mut self, key: &str, default: Option<usize>) -> Result<usize, LoadError> {
+        let few = |value: &Value| read_size(value).filter(|layers| *layers <= MOST_LAYERS);
+        self.typed(key, default, "a whole number from 1 to 128", few)
     }
 
     /// As [`Fields::size`], where absence means something.

@@ -48,6 +48,8 @@ mod config;
 #[cfg(feature = "cuda")]
 mod cuda;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod given;
 #[cfg(test)]
 mod golden;

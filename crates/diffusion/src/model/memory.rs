@@ -38,8 +38,9 @@ impl Model {
 
     /// Bytes that a job of this request holds between two steps, at most: jobs that say the same share what it means.
     pub fn job_bytes(&self, request: &Request) -> u64 {
-        // Latents, estimate and what a solver keeps (three tensors at most), and their copies during a step.
-        const TENSORS: usize = 10;
+        // Latents, estimate and what a solver keeps (four tensors at most: UniPC's of order 3), and their copies
+        // during a step.
+        const TENSORS: usize = 12;
         let rows = if request.guidance_scale > 1.0 { 2 } else { 1 };
         let tokens = self.limits.max_prompt_tokens as usize * self.chunks(request);
         let mut latents = self.elements(request) * TENSORS;

@@ -7,6 +7,8 @@ use candle_core::{CpuStorage, InplaceOp1, Layout, Result, Tensor};
 
 /// The most values that are kept for later, all buffers together: 64 MiB.
 const KEPT: usize = 16 << 20;
+/// The same in bytes.
+pub(crate) const KEPT_BYTES: u64 = (KEPT * size_of::<f32>()) as u64;
 /// The most buffers that are kept.
 const BUFFERS: usize = 64;
 /// A buffer serves a request that needs at least this part of it.

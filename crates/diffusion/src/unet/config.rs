@@ -103,7 +103,7 @@ impl UnetConfig {
             input,
             sample_size: fields.size("sample_size")?,
             levels,
-            layers: fields.size_or("layers_per_block", 2)?,
+            layers: fields.layers("layers_per_block", Some(2))?,
             groups: fields.size_or("norm_num_groups", 32)?,
             eps: fields.number_or("norm_eps", 1e-5)?,
             context: fields.size("cross_attention_dim")?,

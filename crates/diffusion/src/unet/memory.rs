@@ -1,12 +1,17 @@
 //! What a forward pass takes in memory, from the shapes alone: a walk over the same blocks as [`Unet::forward`].
 
+use super::config::Level;
 use super::{Unet, UnetConfig};
+use crate::ops::pool;
 use crate::ops::simd::PANEL;
 
 /// Values a pixel and channel that live at a transformer's fullest moment, in its feed-forward: the input of the
 /// transformer and of the block, queries, keys and values, two sums, the queries to the text, the gated layer's two
 /// halves of four channels each, its product, and the result.
 const TRANSFORMER: usize = 24;
+
+/// What the processor's kernels have beside tensors: Winograd's bands, and each thread's panels, scores and sums.
+const SCRATCH: u64 = 8 << 20;
 
 /// Counts what lives.
 #[derive(Debug, Default)]
@@ -39,23 +44,30 @@ impl Unet {
     /// Bytes that one pass over `rows` latents of `height × width` takes at its fullest, beside weights and jobs.
     pub(crate) fn pass_bytes(&self, rows: usize, height: usize, width: usize) -> u64 {
         let values = values(&self.config, rows * height * width);
-        values as u64 * self.place.value_bytes()
+        let bytes = values as u64 * self.place.value_bytes();
+        if !self.place.fast.is_on() {
+            return bytes;
+        }
+        // Buffers that wait to be used again are of what the pass has had.
+        bytes + bytes.min(pool::KEPT_BYTES) + SCRATCH
     }
 
     /// Bytes of what one text of `tokens` tokens says to every layer.
     pub(crate) fn conditioning_bytes(&self, tokens: usize) -> u64 {
         let UnetConfig { levels, layers, .. } = &self.config;
-        let blocks = |channels: usize, layers: usize| {
-            // Keys and values, each filled up to whole panels.
-            2 * layers * channels * tokens.next_multiple_of(PANEL)
+        let blocks = |level: &Level, layers: usize| {
+            // Keys are filled up to whole panels of tokens, values to whole panels of each head's channels.
+            let keys = level.channels * tokens.next_multiple_of(PANEL);
+            let depth = (level.channels / level.heads).next_multiple_of(PANEL);
+            layers * (keys + level.heads * tokens * depth)
         };
         let levels_values: usize = (levels.iter())
             .map(|level| {
-                blocks(level.channels, level.down_layers * layers)
-                    + blocks(level.channels, level.up_layers * (layers + 1))
+                blocks(level, level.down_layers * layers)
+                    + blocks(level, level.up_layers * (layers + 1))
             })
             .sum();
-        let mid = (levels.last()).map_or(0, |last| blocks(last.channels, last.mid_layers));
+        let mid = (levels.last()).map_or(0, |last| blocks(last, last.mid_layers));
         let values = levels_values + mid + self.config.time_width();
         values as u64 * self.place.value_bytes()
     }

@@ -179,7 +179,8 @@ impl Unet {
         self.forward_watched(latents, timesteps, rows, &mut |_, _| {})
     }
 
-    /// [`Unet::forward`], which shows each block's result to `watch` under diffusers' name for it.
+    /// [`Unet::forward`], which shows each block's result to `watch` under diffusers' name for it. What is to be kept must be
+    /// copied: the memory of what is shown serves later blocks.
     pub(crate) fn forward_watched(
         &self,
         latents: &Tensor,

@@ -34,7 +34,7 @@ impl VaeConfig {
         let config = Self {
             channels: fields.sizes("block_out_channels", Some(levels))?,
             latent,
-            layers: fields.size_or("layers_per_block", 1)?,
+            layers: fields.layers("layers_per_block", Some(1))?,
             groups: fields.size_or("norm_num_groups", 32)?,
             sample_size: fields.size_or("sample_size", 32)?,
             scaling_factor: fields.number_or("scaling_factor", 0.18215)? as f32,

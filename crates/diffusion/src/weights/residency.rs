@@ -3,8 +3,8 @@
 /// Above this many bytes of weights in f32, [`Residency::Auto`] leaves them in their files.
 const PACKED_AT_MOST: u64 = 1 << 30;
 
-/// Where the weights are that the processor's own f32 kernels read. The pictures are the same, bit by bit. It says nothing
-/// about other devices and types, whose weights are always on the device and in that type.
+/// Where the weights are that the processor's kernels read, whatever the type. The pictures are the same, bit by bit. On
+/// other devices weights are always in the device's memory.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Residency {
     /// In memory, in f32 and in the order in which the kernels read them: the fastest, 4 bytes a parameter.

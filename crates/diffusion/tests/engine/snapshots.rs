@@ -1,5 +1,6 @@
 //! Jobs as bytes.
 
+use diffusion::fuzz::Mutator;
 use diffusion::{Job, Model, Request, ResumeError};
 use proptest::prelude::*;
 
@@ -99,9 +100,22 @@ proptest! {
     }
 
     #[test]
+    fn a_snapshot_that_was_altered_and_sealed_again_is_refused_or_taken_whole(seed: u64) {
+        static BYTES: std::sync::OnceLock<Vec<u8>> = std::sync::OnceLock::new();
+        let bytes = BYTES.get_or_init(|| mini().snapshot(&halfway(mini(), 2)));
+        let mut mutator = Mutator::new(seed);
+        for _ in 0..8 {
+            if let Ok(job) = mini().resume(&mutator.mutated(bytes)) {
+                prop_assert!(job.progress().step <= job.progress().steps);
+                prop_assert!(job.latents().values.iter().all(|value| value.is_finite()));
+            }
+        }
+    }
+
+    #[test]
     fn bytes_that_are_no_snapshot_are_refused(mut bytes in prop::collection::vec(any::<u8>(), 0..400), begin: bool) {
         if begin && bytes.len() > 10 {
-            bytes[..10].copy_from_slice(b"INKSNAP\n\x02\x00");
+            bytes[..10].copy_from_slice(b"INKSNAP\n\x03\x00");
         }
         prop_assert!(mini().resume(&bytes).is_err());
     }
