@@ -39,7 +39,7 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
-use diffusion::Device;
+use diffusion::{Device, GpuError};
 use lifecycle::{Check, Service, admin};
 use messaging::Broker;
 use storage::Storage;
@@ -76,7 +76,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let checks = Checks::of(&service);
     admin::serve(&mut service, settings.process.admin_listen, &telemetry).await?;
     let broker = Broker::connect(&settings.broker, "gpu-worker").await?;
-    let worker = Arc::new(worker(&settings, &service, storage, &broker)?);
+    let worker = Arc::new(worker(&settings, &device, &service, storage, &broker)?);
     let models = Models::new(checks.models);
     tracing::info!(name = worker.name, device = %settings.engine.device, "worker");
 
@@ -135,9 +135,24 @@ fn device(name: DeviceName) -> Result<Device, StartError> {
     }
 }
 
-fn engine(settings: &Settings) -> Result<Engine, StartError> {
+/// What the engine may take: of the GPU's memory where it computes on one, else of the machine's.
+fn free_memory(name: DeviceName, device: &Device) -> Result<Available, StartError> {
+    match (name, diffusion::gpu_memory(device)) {
+        (_, Some(memory)) => Ok(engine::of_gpu(memory)),
+        (DeviceName::Cpu, None) => Ok(engine::of_this_machine()),
+        (DeviceName::Cuda(number), None) => Err(StartError::NoCuda {
+            device: name,
+            reason: GpuError::Unusable {
+                number,
+                reason: "it does not say how much memory is free".to_owned(),
+            },
+        }),
+    }
+}
+
+fn engine(settings: &Settings, device: &Device) -> Result<Engine, StartError> {
     let Available { bytes, source } = match settings.engine.memory_limit {
-        MemoryLimit::Auto => engine::of_this_machine(),
+        MemoryLimit::Auto => free_memory(settings.engine.device, device)?,
         MemoryLimit::Bytes(bytes) => Available {
             bytes,
             source: Source::Setting,
@@ -154,6 +169,7 @@ fn engine(settings: &Settings) -> Result<Engine, StartError> {
 
 fn worker(
     settings: &Settings,
+    device: &Device,
     service: &Service,
     storage: Storage,
     broker: &Broker,
@@ -167,7 +183,7 @@ fn worker(
         name,
         log: TaskLog::new(broker.clone()),
         storage,
-        engine: engine(settings)?,
+        engine: engine(settings, device)?,
         slots: Arc::new(Semaphore::new(settings.worker.slots)),
         running: run::Running::default(),
         ack_wait: settings.worker.ack_wait.duration(),

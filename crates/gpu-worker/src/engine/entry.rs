@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::loaded::{Loaded, rows};
 use super::memory::{Needs, Rank};
 use super::plan::{Bucket, Candidate};
+use super::previews::preview_steps;
 use super::shares::{Flow, Shares};
 use super::{Drawn, EngineError, Seen, Start};
 
@@ -40,7 +41,9 @@ pub(super) struct Entry {
     pub(super) outcome: Option<oneshot::Sender<Result<Drawn, EngineError>>>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) index: u32,
-    /// Number and step of the previews to come.
+    /// How many previews it was to have in all.
+    wanted: u32,
+    /// Number and step of the previews to come; known once it has begun.
     previews: VecDeque<(u32, u32)>,
     pub(super) seen: mpsc::Sender<Seen>,
     pub(super) last_step: u64,
@@ -67,7 +70,8 @@ impl Entry {
             outcome: Some(outcome),
             progress,
             index: start.index,
-            previews: (0..).zip(start.previews).collect(),
+            wanted: start.previews,
+            previews: VecDeque::new(),
             seen: start.seen,
             last_step,
             busy: Duration::ZERO,
@@ -159,7 +163,8 @@ impl Entry {
         };
         let progress = job.progress();
         self.progress.send_replace(progress);
-        self.previews.retain(|&(_, step)| step > progress.step);
+        let previews = (0..).zip(preview_steps(progress.steps, self.wanted));
+        self.previews = previews.filter(|&(_, step)| step > progress.step).collect();
         self.stage = Stage::Drawing(Box::new(job));
         Ok(())
     }
@@ -244,15 +249,18 @@ impl Entry {
 }
 
 /// Whether a job goes on with this request. Pictures that a request starts from are in no snapshot, but what was made of
-/// them is.
-fn same(ours: &Request, theirs: &Request) -> bool {
-    let without_pictures = |request: &Request| Request {
+/// them is. A strength that such a request leaves open was filled in when the job was begun.
+pub(super) fn same(job: &Request, request: &Request) -> bool {
+    let from_picture = request.image.is_some() || request.latents.is_some();
+    let filled_in = from_picture && request.strength.is_none();
+    let comparable = |one: &Request| Request {
         image: None,
         latents: None,
         mask: None,
-        ..request.clone()
+        strength: one.strength.filter(|_| !filled_in),
+        ..one.clone()
     };
-    without_pictures(ours) == without_pictures(theirs)
+    comparable(job) == comparable(request)
 }
 
 impl Entry {

@@ -1,10 +1,13 @@
 //! How much memory there is for the engine, when nobody has said so.
 //!
 //! What the operating system would give now without swapping (`MemAvailable`), and no more than is left of any control
-//! group that this process is in, of either version. A part of it is left to the rest of the process.
+//! group that this process is in, of either version. With a GPU, what is free of the GPU's. A part of it is left to the rest
+//! of the process.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+use diffusion::GpuMemory;
 
 use super::memory::Bytes;
 
@@ -27,6 +30,8 @@ pub(crate) enum Source {
     MemAvailable(u64),
     /// What is left of a control group.
     ControlGroup(PathBuf, u64),
+    /// The GPU's driver: so much is free.
+    Gpu(u64),
     /// Nobody: this is no Linux.
     Nobody,
 }
@@ -44,6 +49,9 @@ impl fmt::Display for Source {
                 path.display(),
                 Bytes(*bytes)
             ),
+            Self::Gpu(bytes) => {
+                write!(f, "nine tenths of the GPU's free memory, {}", Bytes(*bytes))
+            }
             Self::Nobody => f.write_str("the system does not say how much there is"),
         }
     }
@@ -52,6 +60,14 @@ impl fmt::Display for Source {
 /// What the engine may take of this machine, as far as it can be told.
 pub(crate) fn of_this_machine() -> Available {
     from(Path::new("/proc"), Path::new("/sys/fs/cgroup"))
+}
+
+/// What the engine may take of a GPU.
+pub(crate) fn of_gpu(memory: GpuMemory) -> Available {
+    Available {
+        bytes: memory.free / 10 * TENTHS,
+        source: Source::Gpu(memory.free),
+    }
 }
 
 fn from(proc: &Path, groups: &Path) -> Available {
@@ -184,6 +200,21 @@ mod tests {
         machine.file("cgroup/memory/memory.limit_in_bytes", "1073741824\n");
         machine.file("cgroup/memory/memory.usage_in_bytes", "0\n");
         assert_eq!(machine.available().bytes, (1u64 << 30) / 10 * 9);
+    }
+
+    #[test]
+    fn of_a_gpu_it_is_what_others_leave() {
+        let available = of_gpu(GpuMemory {
+            free: 20 << 30,
+            total: 24 << 30,
+            used: 0,
+            peak: 0,
+        });
+        assert_eq!(available.bytes, (20 << 30) / 10 * 9);
+        assert_eq!(
+            available.source.to_string(),
+            "nine tenths of the GPU's free memory, 20.0 GiB"
+        );
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! A model in memory, with the place that its weights have in the account.
 
 use std::ops::Deref;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use diffusion::{Model, Request};
 use tokio::sync::mpsc;
@@ -14,6 +14,8 @@ use super::memory::Needs;
 pub(crate) struct Reserved {
     bytes: u64,
     weights: Arc<AtomicU64>,
+    /// By which the engine's thread sees whether it is still there.
+    alive: Arc<()>,
     /// Weak: an engine that nobody uses any more ends.
     engine: mpsc::WeakSender<Command>,
 }
@@ -29,21 +31,22 @@ impl Reserved {
         Self {
             bytes,
             weights: Arc::clone(weights),
+            alive: Arc::default(),
             engine,
         }
     }
 
-    pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+    fn alive(&self) -> Weak<()> {
+        Arc::downgrade(&self.alive)
     }
 
     /// Makes one of two.
-    pub(super) fn join(&mut self, mut other: Self) {
+    fn join(&mut self, mut other: Self) {
         self.bytes += std::mem::take(&mut other.bytes);
     }
 
     /// Gives back what is beyond `bytes`.
-    pub(super) fn shrink_to(&mut self, bytes: u64) {
+    fn shrink_to(&mut self, bytes: u64) {
         let beyond = self.bytes.saturating_sub(bytes);
         self.weights.fetch_sub(beyond, Ordering::Relaxed);
         self.bytes -= beyond;
@@ -52,6 +55,8 @@ impl Reserved {
 
 impl Drop for Reserved {
     fn drop(&mut self) {
+        // First: what is adopted is never more than what is reserved.
+        drop(std::mem::take(&mut self.alive));
         self.weights.fetch_sub(self.bytes, Ordering::Relaxed);
         if let Some(engine) = self.engine.upgrade() {
             // Somebody may have waited for the room. An engine with a full queue is awake.
@@ -60,21 +65,56 @@ impl Drop for Reserved {
     }
 }
 
+/// A model that is loaded, as the engine's thread knows it.
+#[derive(Debug)]
+pub(super) struct Adopted {
+    /// All of its weights.
+    pub(super) bytes: u64,
+    /// What its default picture takes.
+    pub(super) picture: Needs,
+    alive: Weak<()>,
+}
+
+impl Adopted {
+    /// Whether it is still loaded.
+    pub(super) fn is_alive(&self) -> bool {
+        self.alive.strong_count() > 0
+    }
+}
+
 /// A model in memory. In the account for as long as anybody has it.
 pub(crate) struct Loaded {
     // Dropped first: what is given back is free by then.
     model: Model,
     number: u64,
-    _weights: Reserved,
+    weights: Reserved,
 }
 
 impl Loaded {
-    pub(super) fn new(model: Model, number: u64, weights: Reserved) -> Self {
+    /// Weights that are less than was reserved give the rest back.
+    pub(super) fn new(model: Model, number: u64, mut weights: Reserved) -> Self {
+        weights.shrink_to(model.weights_bytes());
         Self {
             model,
             number,
-            _weights: weights,
+            weights,
         }
+    }
+
+    /// It as the engine's thread will know it, with how many bytes are still to be reserved for it.
+    pub(super) fn adopted(&self) -> (Adopted, u64) {
+        let bytes = self.model.weights_bytes();
+        let adopted = Adopted {
+            bytes,
+            picture: needs_of_default(&self.model),
+            alive: self.weights.alive(),
+        };
+        (adopted, bytes.saturating_sub(self.weights.bytes))
+    }
+
+    /// What had still to be reserved.
+    pub(super) fn join(&mut self, more: Reserved) {
+        self.weights.join(more);
     }
 
     /// No other model that was ever loaded has it.

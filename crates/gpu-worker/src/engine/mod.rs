@@ -18,6 +18,7 @@ mod loaded;
 mod memory;
 mod pass;
 mod plan;
+mod previews;
 mod room;
 mod shares;
 mod stepper;
@@ -37,7 +38,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::error::StartError;
 
-pub(crate) use limit::{Available, Source, of_this_machine};
+pub(crate) use limit::{Available, Source, of_gpu, of_this_machine};
+use loaded::Adopted;
 pub(crate) use loaded::{Loaded, Reserved};
 pub(crate) use memory::{Account, Bytes, DoesNotFit, Needs};
 use pass::Step;
@@ -124,8 +126,8 @@ pub(crate) struct Start {
     pub(crate) flow: Flow,
     /// Which picture of its task; comes back with its previews.
     pub(crate) index: u32,
-    /// After which steps to show it, ascending.
-    pub(crate) previews: Vec<u32>,
+    /// How often to show it on the way, evenly spaced over its steps.
+    pub(crate) previews: u32,
     /// Where previews go; those that find no room are left out.
     pub(crate) seen: mpsc::Sender<Seen>,
 }
@@ -235,16 +237,27 @@ impl Engine {
     /// Waits until there is room for a model: so much of weights, and what one picture takes beside them.
     ///
     /// # Errors
-    /// When it does not fit, whatever makes way, or the engine has stopped.
+    /// When it does not fit, whatever makes way, or would leave a model that is loaded no room for its default picture; or
+    /// the engine has stopped.
     pub(crate) async fn reserve(
         &self,
         bytes: u64,
         picture: Needs,
     ) -> Result<Reserved, ReserveError> {
+        self.ask_for_room(bytes, picture, None).await
+    }
+
+    async fn ask_for_room(
+        &self,
+        bytes: u64,
+        picture: Needs,
+        loaded: Option<Adopted>,
+    ) -> Result<Reserved, ReserveError> {
         let (reply, answer) = oneshot::channel();
         let pending = PendingWeights {
             bytes,
             picture,
+            loaded,
             after: self.number(),
             reply,
         };
@@ -262,14 +275,14 @@ impl Engine {
     pub(crate) async fn adopt(
         &self,
         model: Model,
-        mut reserved: Reserved,
+        reserved: Reserved,
     ) -> Result<Arc<Loaded>, ReserveError> {
-        let bytes = model.weights_bytes();
-        let picture = loaded::needs_of_default(&model);
-        let more = bytes.saturating_sub(reserved.bytes());
-        reserved.join(self.reserve(more, picture).await?);
-        reserved.shrink_to(bytes);
-        Ok(Arc::new(Loaded::new(model, self.number(), reserved)))
+        // At once: however this ends, the model goes before its place does.
+        let mut loaded = Loaded::new(model, self.number(), reserved);
+        let (adopted, more) = loaded.adopted();
+        let more = self.ask_for_room(more, adopted.picture, Some(adopted));
+        loaded.join(more.await?);
+        Ok(Arc::new(loaded))
     }
 
     /// Takes in a picture, which is begun between two steps, when there is room for it.
@@ -278,8 +291,7 @@ impl Engine {
     /// When the engine has stopped. All else comes with the outcome.
     pub(crate) async fn begin(&self, start: Start) -> Result<(Picture, Outcome), EngineError> {
         let id = self.number();
-        let steps = start.request.steps;
-        let (progress, watched) = watch::channel(Progress { step: 0, steps });
+        let (progress, watched) = watch::channel(Progress { step: 0, steps: 0 });
         let (outcome, result) = oneshot::channel();
         let begin = Box::new(Begin {
             id,
@@ -330,7 +342,7 @@ pub(crate) enum ReserveError {
 }
 
 impl Picture {
-    /// How far it is.
+    /// How far it is; of no steps before it has begun, for only then it is known how many there are.
     pub(crate) fn progress(&self) -> Progress {
         *self.progress.borrow()
     }

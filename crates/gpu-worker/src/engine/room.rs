@@ -6,25 +6,34 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 
 use super::EngineError;
-use super::loaded::Reserved;
+use super::loaded::{Adopted, Reserved};
 use super::memory::{Account, Begun, DoesNotFit, Needs, Rank, make_way};
 use super::stepper::Stepper;
 use crate::metrics;
 
-/// A model that is to be loaded.
+/// A model that is to be loaded, or to be adopted once it is.
 pub(crate) struct PendingWeights {
-    /// Of its weights.
+    /// Of its weights, beyond those that were reserved for it before.
     pub(super) bytes: u64,
     /// What one picture of it takes, without which it is of no use.
     pub(super) picture: Needs,
+    /// Set once it is loaded.
+    pub(super) loaded: Option<Adopted>,
     /// Pictures with smaller numbers were there before.
     pub(super) after: u64,
     pub(super) reply: oneshot::Sender<Result<Reserved, DoesNotFit>>,
 }
 
 impl Stepper {
+    /// Of all models, loaded and being loaded.
     fn weights(&self) -> u64 {
         self.weights.load(Ordering::Relaxed)
+    }
+
+    /// Of the models that are loaded.
+    fn adopted_weights(&self) -> u64 {
+        let alive = self.adopted.iter().filter(|model| model.is_alive());
+        alive.map(|model| model.bytes).sum()
     }
 
     /// What has been let in takes, and what the decoder has.
@@ -86,7 +95,8 @@ impl Stepper {
     }
 
     /// Lets pictures in, in the order in which they are due, for as long as there is room; one that is more urgent than
-    /// others may have them put aside. One that cannot fit is refused.
+    /// others may have them put aside. One that cannot fit beside the models that are loaded is refused; what is reserved for
+    /// one that is being loaded may come free again.
     ///
     /// Nobody slips in before the one whose turn it is: it would keep that one waiting for as long as small ones come.
     pub(super) fn let_in(&mut self) {
@@ -96,7 +106,8 @@ impl Stepper {
             };
             let (needs, rank) = (entry.needs, entry.rank);
             let weights = self.weights();
-            if let Err(refused) = self.budget.can_ever_fit(weights, needs) {
+            let ever = self.budget.can_ever_fit(self.adopted_weights(), needs);
+            if let Err(refused) = ever {
                 metrics::refused("picture");
                 self.fail(id, EngineError::DoesNotFit(refused));
                 continue;
@@ -133,13 +144,17 @@ impl Stepper {
     }
 
     /// Whose turn it is. While a model waits for room, only those that would have none beside it, and were there first.
+    /// Those that have none beside a model that is being loaded wait for what becomes of it, and hold up nobody meanwhile.
     fn next_in(&self) -> Option<u64> {
-        let weights = self.weights();
+        let (weights, adopted) = (self.weights(), self.adopted_weights());
+        let fits = |weights, needs| self.budget.can_ever_fit(weights, needs).is_ok();
         let may_begin = |id: u64, needs: Needs| {
-            self.pending.front().is_none_or(|pending| {
-                let beside = weights.saturating_add(pending.bytes);
-                id < pending.after && self.budget.can_ever_fit(beside, needs).is_err()
-            })
+            let decided = fits(weights, needs) || !fits(adopted, needs);
+            decided
+                && self.pending.front().is_none_or(|pending| {
+                    let beside = weights.saturating_add(pending.bytes);
+                    id < pending.after && !fits(beside, needs)
+                })
         };
         let waiting = self
             .entries
@@ -185,17 +200,13 @@ impl Stepper {
     /// Gives models that are to be loaded their room, one after the other. Pictures that could not go on beside the model
     /// are drawn first; others make way.
     pub(super) fn make_room_for_weights(&mut self) {
+        // Nobody waits for these any more.
+        self.pending.retain(|pending| !pending.reply.is_closed());
+        self.adopted.retain(Adopted::is_alive);
         while let Some(pending) = self.pending.front() {
-            let (bytes, picture, after) = (pending.bytes, pending.picture, pending.after);
-            let weights = self.weights();
-            let beside = weights.saturating_add(bytes);
-            let verdict = self.budget.can_ever_fit(beside, picture);
-            let too_large = |needs| self.budget.can_ever_fit(beside, needs).is_err();
-            let held_up = self.entries.iter().any(|(&id, entry)| {
-                let unfinished = entry.is_drawing() || entry.is_waiting();
-                id < after && unfinished && too_large(entry.needs)
-            });
-            if verdict.is_ok() && held_up {
+            let beside = self.weights().saturating_add(pending.bytes);
+            let verdict = self.can_be_served(pending);
+            if verdict.is_ok() && self.is_held_up(pending) {
                 return;
             }
             if verdict.is_ok() && !self.budget.fits(beside, self.begun(), Needs::default()) {
@@ -211,19 +222,53 @@ impl Stepper {
                 return;
             };
             let answer = match verdict {
-                Ok(()) => Ok(Reserved::new(bytes, &self.weights, self.engine.clone())),
-                Err(_) => {
+                Ok(()) => {
+                    self.adopted.extend(pending.loaded);
+                    let engine = self.engine.clone();
+                    Ok(Reserved::new(pending.bytes, &self.weights, engine))
+                }
+                Err(refused) => {
                     metrics::refused("model");
-                    Err(DoesNotFit {
-                        needs: bytes.saturating_add(picture.alone()),
-                        weights,
-                        room: self.budget.room(),
-                    })
+                    Err(refused)
                 }
             };
             // If nobody waits any more, what was reserved is given back by being dropped here.
             drop(pending.reply.send(answer));
         }
+    }
+
+    /// Whether a model has a place: beside those that are loaded it must leave each of them, and itself, room for a default
+    /// picture; and its weights must have room beside all, those that are being loaded too.
+    fn can_be_served(&self, pending: &PendingWeights) -> Result<(), DoesNotFit> {
+        let loaded = pending.loaded.as_ref();
+        let own = loaded.map_or(pending.bytes, |model| model.bytes);
+        let had = own.saturating_sub(pending.bytes);
+        let pictures = self.adopted.iter().map(|model| model.picture);
+        let pictures = pictures.chain([pending.picture]).map(Needs::alone);
+        let with = |picture: u64| Needs {
+            job: own.saturating_add(picture),
+            ..Needs::default()
+        };
+        let largest = with(pictures.max().unwrap_or(0));
+        self.budget
+            .can_ever_fit(self.adopted_weights(), largest)
+            .and_then(|()| {
+                let others = self.weights().saturating_sub(had);
+                self.budget.can_ever_fit(others, with(0))
+            })
+    }
+
+    /// Whether there is a picture that was there before and could not go on beside the model. One that waits for what
+    /// becomes of another model holds up none.
+    fn is_held_up(&self, pending: &PendingWeights) -> bool {
+        let weights = self.weights();
+        let beside = weights.saturating_add(pending.bytes);
+        let fits = |weights, needs| self.budget.can_ever_fit(weights, needs).is_ok();
+        self.entries.iter().any(|(&id, entry)| {
+            let unfinished = entry.is_drawing() || entry.is_waiting();
+            let needs = entry.needs;
+            id < pending.after && unfinished && fits(weights, needs) && !fits(beside, needs)
+        })
     }
 
     /// Tells where memory is, with a step that takes so much.

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::decoder::{Wanted, Work};
 use super::entry::{Entry, flows};
 use super::estimate::Estimates;
-use super::loaded::Loaded;
+use super::loaded::{Adopted, Loaded};
 use super::memory::{Account, Budget, Rank};
 use super::pass::{self, Step};
 use super::plan::{Bucket, Cost, Limits, plan};
@@ -42,6 +42,8 @@ pub(super) struct Stepper {
     pub(super) budget: Budget,
     pub(super) weights: Arc<AtomicU64>,
     pub(super) pending: VecDeque<PendingWeights>,
+    /// Models that are loaded.
+    pub(super) adopted: Vec<Adopted>,
     pub(super) entries: BTreeMap<u64, Entry>,
     shares: Shares,
     estimates: Estimates,
@@ -79,6 +81,7 @@ pub(super) fn start(setup: Setup) -> Result<(), StartError> {
         budget: Budget::new(setup.memory_limit),
         weights: setup.weights,
         pending: VecDeque::new(),
+        adopted: Vec::new(),
         entries: BTreeMap::new(),
         shares: Shares::default(),
         estimates: Estimates::default(),
@@ -206,11 +209,16 @@ impl Stepper {
             0
         };
         let share = took / pictures.max(1) as u32;
+        let mut due = Vec::new();
         for (id, result) in taken.results {
             match result {
-                Ok(job) => self.stepped(id, job, share),
+                Ok(job) => due.extend(self.stepped(id, job, share)),
                 Err(error) => self.fail(id, error),
             }
+        }
+        // Once all are back: what a preview may take depends on every one of them.
+        for (id, preview, latents) in due {
+            self.show(id, preview, latents);
         }
         true
     }
@@ -237,16 +245,14 @@ impl Stepper {
         })
     }
 
-    fn stepped(&mut self, id: u64, job: Box<Job>, share: Duration) {
+    /// Puts a job back that was taken a step further. What there is to be shown of it: the number of the preview, and the
+    /// picture as it is.
+    fn stepped(&mut self, id: u64, job: Box<Job>, share: Duration) -> Option<(u64, u32, Latents)> {
         let (steps, room) = (self.steps, self.room_aside());
-        let Some(entry) = self.entries.get_mut(&id) else {
-            return;
-        };
-        let shown = entry.stepped(job, share, steps);
+        let entry = self.entries.get_mut(&id)?;
+        let due = entry.stepped(job, share, steps);
         entry.finish(room);
-        if let Some((preview, latents)) = shown {
-            self.show(id, preview, latents);
-        }
+        due.map(|(preview, latents)| (id, preview, latents))
     }
 
     /// Has a picture shown as it is; it goes on meanwhile. Left out when the decoder is busy, or when there is no

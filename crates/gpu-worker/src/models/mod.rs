@@ -229,10 +229,13 @@ async fn get(keeper: &Keeper, version: &ModelVersion) -> Result<Arc<Loaded>, Get
     let reserved = engine.reserve(files_of_weights(version), Needs::default());
     let reserved = reserved.await?;
     let (path, device, dtype) = (folder.clone(), keeper.device.clone(), keeper.dtype);
-    let loading = tokio::task::spawn_blocking(move || Model::load(&path, &device, dtype));
+    // The place goes along: loading goes on, and takes its memory, although nobody may be waiting for it any more.
+    let loading =
+        tokio::task::spawn_blocking(move || (Model::load(&path, &device, dtype), reserved));
     match loading.await.map_err(GetError::Panicked)? {
-        Ok(model) => Ok(engine.adopt(model, reserved).await?),
-        Err(error) => {
+        (Ok(model), reserved) => Ok(engine.adopt(model, reserved).await?),
+        (Err(error), reserved) => {
+            drop(reserved);
             // The files may have been damaged since they were verified: have them anew next time.
             fetch::forget(&folder).await;
             Err(GetError::Load(error))

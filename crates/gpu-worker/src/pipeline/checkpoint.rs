@@ -96,12 +96,29 @@ pub(super) async fn save(job: &mut TaskJob, pictures: &[Picture]) {
     let Some(snapshots) = job.worker.engine.snapshots(pictures).await else {
         return;
     };
+    if loses(&job.put_away, &snapshots) {
+        tracing::debug!(
+            step,
+            "the last checkpoint stays: a picture that is done has none in this one"
+        );
+        return;
+    }
+    let put_away = snapshots.iter().map(|bytes| !bytes.is_empty()).collect();
     let file = CheckpointFile { snapshots };
     match tokio::time::timeout(WRITE_LIMIT, write(job, step, &file)).await {
-        Ok(Ok(())) => tracing::debug!(step, "put away"),
+        Ok(Ok(())) => {
+            job.put_away = put_away;
+            tracing::debug!(step, "put away");
+        }
         Ok(Err(error)) => tracing::warn!(error = chain(&error), "no checkpoint was taken"),
         Err(_) => tracing::warn!(limit = ?WRITE_LIMIT, "no checkpoint was taken in time"),
     }
+}
+
+/// Whether a picture would be lost that the last checkpoint has: one that is done, and that there was no room to keep.
+fn loses(before: &[bool], now: &[Vec<u8>]) -> bool {
+    let mut pictures = before.iter().zip(now);
+    pictures.any(|(&was_there, bytes)| was_there && bytes.is_empty())
 }
 
 /// The object first, then the state that names it, and only then goes what the state named before.
@@ -178,5 +195,19 @@ async fn forget(job: &TaskJob, key: &Key) {
             error = chain(&error),
             "a checkpoint that nobody needs stays"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::loses;
+
+    #[test]
+    fn a_picture_that_was_put_away_is_not_given_up_for_the_progress_of_others() {
+        let (kept, nothing) = (vec![1], Vec::new());
+        assert!(loses(&[true, true], &[nothing.clone(), kept.clone()]));
+        assert!(!loses(&[true, true], &[kept.clone(), kept.clone()]));
+        assert!(!loses(&[false, true], &[nothing.clone(), kept.clone()]));
+        assert!(!loses(&[], &[nothing, kept]), "there is no checkpoint yet");
     }
 }

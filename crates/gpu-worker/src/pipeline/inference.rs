@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use contract::task::{ProgressEvent, progress_event};
 use contract::v1;
-use diffusion::RgbImage;
+use diffusion::{Progress, RgbImage};
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
@@ -66,7 +66,7 @@ fn start(
         resume: planned.resume.clone(),
         flow,
         index,
-        previews: preview_steps(planned.request.steps, job.request.partial_images),
+        previews: job.request.partial_images,
         seen,
     }
 }
@@ -117,16 +117,26 @@ fn ticks(first: Duration, every: Duration) -> Interval {
 
 /// Tells how far all pictures are, if that is news.
 async fn tell_progress(job: &TaskJob, pictures: &[Picture], told: &mut Option<u32>) {
-    let all = pictures.iter().map(Picture::progress);
-    let (step, steps) = all.fold((0, 0), |(step, steps), one| {
-        (step + one.step, steps + one.steps)
-    });
-    if *told == Some(step) {
+    let Some(progress) = of_all(pictures.iter().map(Picture::progress)) else {
+        return;
+    };
+    if *told == Some(progress.step) {
         return;
     }
-    *told = Some(step);
-    let progress = progress_event::Event::Progress(v1::Progress { step, steps });
+    *told = Some(progress.step);
+    let progress = progress_event::Event::Progress(progress);
     tell(job, progress).await;
+}
+
+/// How far all pictures of a task are; `None` before one has begun. They are of the same steps, so that one that has
+/// begun tells how many there are.
+fn of_all(pictures: impl Iterator<Item = Progress>) -> Option<v1::Progress> {
+    let (mut count, mut step, mut each) = (0, 0, 0);
+    for one in pictures {
+        (count, step, each) = (count + 1, step + one.step, each.max(one.steps));
+    }
+    let steps = each * count;
+    (steps > 0).then_some(v1::Progress { step, steps })
 }
 
 async fn tell_preview(job: &TaskJob, seen: Seen) {
@@ -157,45 +167,19 @@ async fn tell(job: &TaskJob, event: progress_event::Event) {
     job.worker.log.tell_progress(job.task.task, &event).await;
 }
 
-/// After which steps a picture is shown: `count` times, evenly spaced, never at its end. Fewer where there are fewer steps.
-fn preview_steps(steps: u32, count: u32) -> Vec<u32> {
-    let parts = u64::from(count) + 1;
-    // At most `steps`, so the cast loses nothing.
-    let after = |part: u64| (u64::from(steps) * part).div_ceil(parts) as u32;
-    let mut all: Vec<u32> = (1..parts).map(after).filter(|&step| step < steps).collect();
-    all.dedup();
-    all
-}
-
 #[cfg(test)]
 mod tests {
-    use proptest::prelude::*;
-
     use super::*;
 
-    #[test]
-    fn previews_are_evenly_spaced() {
-        assert_eq!(preview_steps(20, 0), [] as [u32; 0]);
-        assert_eq!(preview_steps(20, 1), [10]);
-        assert_eq!(preview_steps(20, 3), [5, 10, 15]);
-        assert_eq!(preview_steps(12, 2), [4, 8]);
-        assert_eq!(preview_steps(7, 3), [2, 4, 6]);
+    fn of(all: &[(u32, u32)]) -> Option<(u32, u32)> {
+        let all = all.iter().map(|&(step, steps)| Progress { step, steps });
+        of_all(all).map(|progress| (progress.step, progress.steps))
     }
 
     #[test]
-    fn a_picture_of_few_steps_is_shown_less_often() {
-        assert_eq!(preview_steps(1, 3), [] as [u32; 0]);
-        assert_eq!(preview_steps(2, 3), [1]);
-    }
-
-    proptest! {
-        #[test]
-        fn previews_come_in_order_after_the_first_step_and_before_the_end(steps in 1u32..2000, count in 0u32..4) {
-            let all = preview_steps(steps, count);
-            prop_assert!(all.len() <= count as usize);
-            prop_assert!(all.windows(2).all(|pair| pair[0] < pair[1]));
-            prop_assert!(all.iter().all(|&step| (1..steps).contains(&step)));
-            prop_assert!(steps <= count || all.len() == count as usize);
-        }
+    fn progress_is_told_of_all_steps_from_the_first_time_on() {
+        assert_eq!(of(&[(0, 0), (0, 0)]), None, "none has begun");
+        assert_eq!(of(&[(0, 23), (0, 0)]), Some((0, 46)));
+        assert_eq!(of(&[(23, 23), (4, 23)]), Some((27, 46)));
     }
 }

@@ -60,6 +60,8 @@ pub(crate) struct TaskJob {
     pub(crate) state: State,
     /// A checkpoint that is being written, or was not written whole.
     half_written: Option<Key>,
+    /// Which pictures the checkpoint has that the state names, in index order; empty when there is none.
+    put_away: Vec<bool>,
     /// Set by `Preprocess`: how files are written.
     encoding: Encoding,
     /// Set by `Preprocess`: one a picture, in index order.
@@ -100,6 +102,7 @@ impl TaskJob {
             weight,
             state,
             half_written: None,
+            put_away: Vec::new(),
             encoding: Encoding {
                 format: Format::Png,
                 quality: preprocess::DEFAULT_QUALITY,

@@ -34,6 +34,8 @@ impl PipelineNode for Preprocess {
             resume: saved.next().filter(|bytes| !bytes.is_empty()),
         });
         job.planned = planned.collect();
+        let put_away = job.planned.iter().map(|planned| planned.resume.is_some());
+        job.put_away = put_away.collect();
         Ok(())
     }
 }

@@ -82,7 +82,8 @@ async fn play(acts: Vec<Act>, limits: EngineLimits) {
             Act::Watch { which, steps } => {
                 if let Some(one) = there(which).map(|at| &all[at]) {
                     let now = one.picture.progress();
-                    reaches(&one.picture, (now.step + steps).min(now.steps)).await;
+                    let most = now.steps.max(one.request.steps);
+                    reaches(&one.picture, (now.step + steps).min(most)).await;
                 }
             }
             Act::Cancel { which } => {

@@ -96,10 +96,18 @@ impl Studio {
             resume,
             flow: self.engine.flow(weight),
             index: 0,
-            previews: Vec::new(),
+            previews: 0,
             seen: mpsc::channel(1).0,
         };
         self.engine.begin(start).await.unwrap()
+    }
+
+    /// Waits until the engine has looked at everything that was asked of it before.
+    async fn looked_at_all(&self) {
+        // The second is only looked at when all that follows upon the first has been done.
+        for _ in 0..2 {
+            drop(self.engine.reserve(0, Needs::default()).await.unwrap());
+        }
     }
 
     async fn account_is(&self, what: &str, mut condition: impl FnMut(&Account) -> bool) {

@@ -144,3 +144,51 @@ async fn a_model_that_is_unloaded_leaves_the_account() {
     let empty = tokio::time::timeout(PATIENCE, empty).await;
     drop(empty.expect("the weights are given back").unwrap());
 }
+
+#[tokio::test]
+async fn a_picture_that_comes_while_a_model_is_being_loaded_is_not_refused_for_good() {
+    let limits = EngineLimits {
+        memory: room_for(2),
+        ..NO_LIMITS
+    };
+    let studio = Studio::open(limits).await;
+    let job = loaded::needs(&studio.model, &request(1, 1)).job;
+    // Each of them leaves room for a picture, both together do not.
+    let first = studio.engine.reserve(job, Needs::default()).await.unwrap();
+    let second = studio.engine.reserve(job, Needs::default()).await.unwrap();
+    let (picture, outcome) = studio.begin(request(1, 4), 1).await;
+    studio.looked_at_all().await;
+    let progress = picture.progress();
+    assert_eq!((progress.step, progress.steps), (0, 0), "it waits");
+    drop(second);
+    assert!(drawn(outcome).await.unwrap() == alone(&request(1, 4)));
+    drop(first);
+    assert!(studio.engine.account().most <= limits.memory);
+}
+
+#[tokio::test]
+async fn a_model_that_would_leave_a_served_one_no_picture_is_refused_and_that_one_goes_on() {
+    let limits = EngineLimits {
+        memory: room_for(2),
+        ..NO_LIMITS
+    };
+    let studio = Studio::open(limits).await;
+    let needs = loaded::needs(&studio.model, &request(1, 1));
+    let weights = studio.model.weights_bytes();
+    // Its weights alone would have room: known before it is loaded, or found out then.
+    let early = studio.engine.reserve(2 * needs.job + 64, Needs::default());
+    let Err(ReserveError::DoesNotFit(refused)) = early.await else {
+        panic!("it is refused");
+    };
+    assert_eq!(refused.weights, weights);
+    let reserved = studio.engine.reserve(0, Needs::default()).await.unwrap();
+    let late = studio.engine.adopt(demo(), reserved).await;
+    assert!(matches!(late, Err(ReserveError::DoesNotFit(_))));
+    studio
+        .account_is("nothing of it is left", |account| {
+            account.weights == weights
+        })
+        .await;
+    let (_picture, outcome) = studio.begin(request(1, 4), 1).await;
+    assert!(drawn(outcome).await.unwrap() == alone(&request(1, 4)));
+}

@@ -3,6 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use diffusion::SchedulerKind;
+
+use super::entry::same;
 use super::*;
 
 async fn largest_batch(max_step: Option<Duration>) -> usize {
@@ -43,7 +46,7 @@ async fn previews_come_in_order_and_hold_nobody_up() {
         resume: None,
         flow: studio.engine.flow(1),
         index: 7,
-        previews: vec![2, 4, 6],
+        previews: 3,
         seen,
     };
     let (_picture, outcome) = studio.engine.begin(start).await.unwrap();
@@ -57,6 +60,63 @@ async fn previews_come_in_order_and_hold_nobody_up() {
     }
     assert_eq!(numbers, [0, 1, 2]);
     assert!(drawn(outcome).await.unwrap() == alone(&request(1, 12)));
+}
+
+#[tokio::test]
+async fn previews_of_a_scheduler_with_two_evaluations_a_step_are_spaced_over_all_of_them() {
+    let studio = Studio::open(NO_LIMITS).await;
+    let request = Request {
+        scheduler: Some(SchedulerKind::Heun),
+        ..request(1, 12)
+    };
+    let (seen, mut previews) = mpsc::channel(16);
+    let start = Start {
+        model: studio.model.clone(),
+        request: request.clone(),
+        resume: None,
+        flow: studio.engine.flow(1),
+        index: 0,
+        previews: 3,
+        seen,
+    };
+    let (picture, outcome) = studio.engine.begin(start).await.unwrap();
+    reaches(&picture, 1).await;
+    assert_eq!(picture.progress().steps, 23);
+    let mut job = studio.model.begin(&request).unwrap();
+    for place in [6, 12, 18] {
+        while job.progress().step < place {
+            for progress in studio.model.step(&mut [&mut job]) {
+                progress.unwrap();
+            }
+        }
+        let wanted = studio.model.paint(job.estimate().unwrap()).unwrap();
+        let preview = tokio::time::timeout(PATIENCE, previews.recv()).await;
+        let preview = preview.expect("it is shown").expect("it goes on");
+        assert_eq!(preview.preview, place / 6 - 1);
+        assert!(preview.image == wanted, "after {place} evaluations");
+    }
+    assert!(drawn(outcome).await.unwrap() == alone(&request));
+}
+
+#[test]
+fn a_job_goes_on_with_a_request_whose_strength_was_filled_in() {
+    let image = RgbImage {
+        width: 128,
+        height: 128,
+        pixels: vec![100; 128 * 128 * 3],
+    };
+    let request = Request {
+        image: Some(Arc::new(image)),
+        ..request(1, 10)
+    };
+    let job = demo().begin(&request).unwrap();
+    assert!(job.request().strength.is_some());
+    assert!(same(job.request(), &request));
+    let other = Request {
+        strength: Some(0.7),
+        ..request
+    };
+    assert!(!same(job.request(), &other));
 }
 
 #[tokio::test]
