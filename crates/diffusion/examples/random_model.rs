@@ -10,7 +10,7 @@
 
 use std::error::Error;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, IsTerminal as _, Write};
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
@@ -164,8 +164,12 @@ fn half(value: f32) -> u16 {
     }
 }
 
+/// A bar for people; a log gets none.
 fn progress(part: &str, done: usize, all: usize) {
     const WIDTH: usize = 40;
+    if !std::io::stderr().is_terminal() {
+        return;
+    }
     let full = done * WIDTH / all;
     let bar = "#".repeat(full) + &".".repeat(WIDTH - full);
     eprint!(
