@@ -19,8 +19,7 @@ const MAKERS: usize = 8;
 /// Below this many values panels are made on the caller's thread.
 const WORTH_THREADS: usize = 64 * 1024;
 
-/// Makes the panels of an operand. An algorithm with another packing (other taps, transformed weights) has an
-/// implementation of its own.
+/// Makes the panels of an operand.
 pub(crate) trait Pack: Debug + Send + Sync {
     /// Rows of the operand: values along each column.
     fn depth(&self) -> usize;
