@@ -64,7 +64,7 @@ const ABANDON: Duration = Duration::from_secs(2);
 pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, StartError> {
     let mut service = Service::new("auth");
     match assemble(&mut service, &settings, &telemetry).await {
-        Ok(()) => Ok(service),
+        Ok(()) => Ok(service.started()),
         Err(error) => {
             service.stop(ABANDON).await;
             Err(error)

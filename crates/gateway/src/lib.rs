@@ -51,7 +51,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let mut service = Service::new("gateway");
     lifecycle::admin::serve(&mut service, settings.process.admin_listen, &telemetry).await?;
     serve(&mut service, &settings).await?;
-    Ok(service)
+    Ok(service.started())
 }
 
 /// The gateway without its admin port, for those who bring a service of their own.

@@ -119,7 +119,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         models::keep(keeper, registry, checks.registry).await;
         Ok::<(), Infallible>(())
     });
-    Ok(service)
+    Ok(service.started())
 }
 
 /// The device, if this build and this machine have it.

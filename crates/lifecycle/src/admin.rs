@@ -57,14 +57,14 @@ pub async fn serve(
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
-    let ready = admin.health.problem().is_none();
-    let status = if ready {
-        StatusCode::OK
-    } else {
-        StatusCode::SERVICE_UNAVAILABLE
+    let problem = admin.health.not_ready();
+    let status = match problem {
+        None => StatusCode::OK,
+        Some(_) => StatusCode::SERVICE_UNAVAILABLE,
     };
     let body = serde_json::json!({
-        "status": if ready { "ready" } else { "not ready" },
+        "status": problem.as_deref().map_or("ready", |_| "not ready"),
+        "problem": problem,
         "checks": admin.health.findings(),
     });
     (status, Json(body))

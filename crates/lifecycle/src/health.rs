@@ -1,7 +1,7 @@
 //! Whether a service can do its work: a list of named checks that the parts keep up to date.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, RwLock};
 
 use serde::Serialize;
@@ -10,8 +10,12 @@ use serde::Serialize;
 #[derive(Clone, Default)]
 pub struct Health {
     checks: Arc<RwLock<BTreeMap<&'static str, Option<String>>>>,
-    stopping: Arc<AtomicBool>,
+    phase: Arc<AtomicU8>,
 }
+
+const STARTING: u8 = 0;
+const RUNNING: u8 = 1;
+const STOPPING: u8 = 2;
 
 /// One dependency's entry in a [`Health`].
 #[derive(Clone)]
@@ -59,15 +63,29 @@ impl Health {
         checks.iter().map(|(name, p)| (*name, finding(p))).collect()
     }
 
+    /// Why no work should be sent here now: the service still starts, it stops, or a check fails.
+    pub fn not_ready(&self) -> Option<String> {
+        match self.phase.load(Ordering::Acquire) {
+            STARTING => Some("still starting".to_owned()),
+            STOPPING => Some("stopping".to_owned()),
+            _ => self.problem(),
+        }
+    }
+
+    /// From now on every check there is has been added, and they alone say whether the service is ready.
+    pub(crate) fn started(&self) {
+        self.phase.store(RUNNING, Ordering::Release);
+    }
+
     /// From now on changes are what stopping is like, and not worth a warning.
     pub(crate) fn stopping(&self) {
-        self.stopping.store(true, Ordering::Relaxed);
+        self.phase.store(STOPPING, Ordering::Release);
     }
 
     fn set(&self, name: &'static str, problem: Option<String>) {
         let mut checks = self.checks.write().unwrap_or_else(|e| e.into_inner());
         let before = checks.insert(name, problem.clone());
-        if self.stopping.load(Ordering::Relaxed) {
+        if self.phase.load(Ordering::Acquire) == STOPPING {
             return;
         }
         match (before, problem) {
@@ -112,5 +130,19 @@ mod tests {
         assert!(health.problem().is_none());
         check.fail("connection refused");
         assert_eq!(health.problem().unwrap(), "broker: connection refused");
+    }
+
+    #[test]
+    fn a_service_is_not_ready_before_it_has_started_nor_when_it_stops() {
+        let health = Health::default();
+        assert_eq!(health.not_ready().unwrap(), "still starting");
+        health.check("broker").pass();
+        assert_eq!(health.not_ready().unwrap(), "still starting");
+        health.started();
+        assert_eq!(health.not_ready(), None);
+        health.check("models").fail("none");
+        assert_eq!(health.not_ready().unwrap(), "models: none");
+        health.stopping();
+        assert_eq!(health.not_ready().unwrap(), "stopping");
     }
 }

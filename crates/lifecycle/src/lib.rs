@@ -59,6 +59,13 @@ impl Service {
         }
     }
 
+    /// Says that everything has been started and every check added: `/readyz` answers 503 before, whatever the checks say.
+    #[must_use]
+    pub fn started(self) -> Self {
+        self.health.started();
+        self
+    }
+
     /// Asks every task to stop and waits until all have, `grace` at most. False when some had to be left.
     pub async fn stop(&self, grace: Duration) -> bool {
         self.health.stopping();

@@ -67,7 +67,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         tonic::service::Routes::new(server),
     )
     .await?;
-    Ok(service)
+    Ok(service.started())
 }
 
 async fn bootstrap(registry: &Registry, folders: Vec<PathBuf>) -> Result<(), StartError> {

@@ -69,7 +69,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let server = rpc::with_limits!(OrchestratorServiceServer::new(grpc));
     let routes = tonic::service::Routes::new(server);
     rpc::serve(&mut service, settings.grpc.listen, routes).await?;
-    Ok(service)
+    Ok(service.started())
 }
 
 /// Keeps the checks `broker`, `storage` and `task log` up to date, each by itself: one that hangs must not hide another.

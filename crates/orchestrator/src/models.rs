@@ -66,12 +66,13 @@ async fn hear(
     loop {
         match stream.message().await {
             Ok(Some(news)) => {
-                if news.models.is_empty() {
+                let none = news.models.is_empty();
+                sender.send_replace(Arc::new(news.models));
+                if none {
                     check.fail("the registry has no models");
                 } else {
                     check.pass();
                 }
-                sender.send_replace(Arc::new(news.models));
             }
             Ok(None) => return "the registry ended the stream".to_owned(),
             Err(status) => return status.message().to_owned(),
