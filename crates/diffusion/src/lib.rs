@@ -58,6 +58,7 @@ mod guidance;
 #[cfg(test)]
 mod halves;
 mod job;
+mod meter;
 mod model;
 mod noise;
 mod ops;
@@ -76,7 +77,8 @@ pub use error::{BeginError, DecodeError, EncodeError, LoadError, ResumeError, St
 pub use given::{Mask, MicroConditioning, Size};
 pub use gpu::{GpuError, GpuMemory, gpu_memory, open_gpu, release_gpu_memory, reset_gpu_peak};
 pub use job::{Job, Latents, Progress, Request, RgbImage};
-pub use model::{Limits, Model};
+pub use meter::MeteredAllocator;
+pub use model::{Limits, Model, PassMemory};
 pub use prompt::{PromptSyntax, UnknownSyntax};
 pub use scheduler::{SchedulerKind, UnknownScheduler};
 pub use vae::Tiling;

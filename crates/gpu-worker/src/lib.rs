@@ -59,6 +59,10 @@ use engine::{Available, Bytes, Engine, EngineLimits, Source};
 use models::{Keeper, Models};
 use worker::Worker;
 
+/// Whatever program the worker is part of: its account goes by what steps take, and on a processor the allocator tells.
+#[global_allocator]
+static ALLOCATOR: diffusion::MeteredAllocator = diffusion::MeteredAllocator;
+
 /// How often the broker and the store are probed for health.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
 
@@ -114,6 +118,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         cache: settings.worker.cache_dir,
         device,
         dtype: settings.engine.dtype.into(),
+        max_batch: settings.worker.max_batch,
     };
     tasks.critical("models", async move {
         models::keep(keeper, registry, checks.registry).await;

@@ -8,6 +8,7 @@
 //! back in other colours; here they count there too. Models made for inpainting have none.
 
 use super::Model;
+use super::memory::Pass;
 use crate::error::BeginError;
 use crate::given::{Given, Known, Mask};
 use crate::job::{Job, Request, RgbImage};
@@ -136,9 +137,10 @@ impl Model {
     ) -> Result<Vec<f32>, BeginError> {
         let shape = [1, request.height as usize, request.width as usize, 3];
         let pixels = self.vae.place().tensor(pixels, &shape);
-        let posterior = pixels
-            .map_err(Into::into)
-            .and_then(|pixels| self.vae.encode(&pixels, request.tiling));
+        let posterior = pixels.map_err(Into::into).and_then(|pixels| {
+            let pass = Pass::encode(self.latent_size(request), request.tiling);
+            self.metered(pass, || self.vae.encode(&pixels, request.tiling))
+        });
         let mut latents = Vec::new();
         for picture in posterior.map_err(BeginError::Image)? {
             latents = picture.sample(noise);

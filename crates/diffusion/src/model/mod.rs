@@ -29,6 +29,8 @@ use crate::weights::{self, Residency, Weights};
 use folder::{Index, check_fit, digest};
 pub use limits::Limits;
 use limits::MAX_SIDE;
+use memory::Measurements;
+pub use memory::PassMemory;
 use text::{Texts, Told};
 
 /// A Stable Diffusion XL model, ready to draw. It keeps what texts mean, so that a text that comes again costs nothing; all
@@ -49,6 +51,7 @@ pub struct Model {
     place: Place,
     texts: Texts,
     weights_bytes: u64,
+    measured: Measurements,
     /// Last, so that it goes when all else has.
     _memory: ReturnedMemory,
 }
@@ -131,6 +134,7 @@ impl Model {
             place,
             texts: Texts::default(),
             weights_bytes,
+            measured: Measurements::default(),
             _memory: ReturnedMemory(device.clone()),
         })
     }

@@ -3,6 +3,7 @@
 use candle_core::{DType, Device};
 
 use super::Model;
+use super::memory::Pass;
 use crate::error::DecodeError;
 use crate::job::{Job, Latents, Progress, RgbImage};
 use crate::ops::{Place, with_values};
@@ -68,7 +69,8 @@ impl Model {
             .tensor(values, &[1, channels, tall, wide])?
             .permute((0, 2, 3, 1))?
             .contiguous()?;
-        let decoded = self.vae.decode(&latents, tiling)?;
+        let pass = Pass::decode((tall, wide), tiling);
+        let decoded = self.metered(pass, || self.vae.decode(&latents, tiling))?;
         let decoded = decoded.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let pixels = with_values(&decoded, |values| {
             // numpy rounds halves to even.

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use candle_core::{DType, Device, Tensor};
 
 use super::Model;
+use super::memory::Pass;
 use crate::error::StepError;
 use crate::guidance;
 use crate::job::{Job, Progress};
@@ -36,7 +37,8 @@ impl Model {
     /// The UNet's output for each job's next step, guidance applied. When a pass of several jobs fails (for want of
     /// memory, say), it is taken again job by job, so that a job answers only for itself.
     fn outputs(&self, size: (usize, usize), jobs: &[&Job]) -> Vec<Result<Vec<f32>, StepError>> {
-        match self.predict(size, jobs) {
+        let rows = jobs.iter().map(|job| job.rows()).sum();
+        match self.metered(Pass::step(size, rows), || self.predict(size, jobs)) {
             Ok(outputs) => outputs.into_iter().map(Ok).collect(),
             Err(source) if jobs.len() == 1 => {
                 let step = jobs[0].done as u32 + 1;

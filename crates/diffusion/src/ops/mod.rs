@@ -45,6 +45,9 @@ impl Fast {
     }
 }
 
+/// What the processor's kernels have beside tensors: Winograd's bands, and each thread's panels, scores and sums.
+const SCRATCH: u64 = 8 << 20;
+
 /// Where a model's weights live and in which type it computes.
 #[derive(Clone, Debug)]
 pub(crate) struct Place {
@@ -92,6 +95,15 @@ impl Place {
             self.dtype
         };
         dtype.size_in_bytes() as u64
+    }
+
+    /// What a pass takes whose tensors take so many bytes at its fullest.
+    pub(crate) fn with_scratch(&self, bytes: u64) -> u64 {
+        if !self.fast.is_on() {
+            return bytes;
+        }
+        // Buffers that wait to be used again are of what the pass has had.
+        bytes + bytes.min(pool::KEPT_BYTES) + SCRATCH
     }
 
     /// Weights as a model of this type has them.

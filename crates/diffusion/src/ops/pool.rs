@@ -85,6 +85,13 @@ pub(crate) fn give(mut buffer: Vec<f32>) {
     }
 }
 
+/// Gives all that is kept back to the system.
+pub(crate) fn empty() {
+    let kept = std::mem::take(&mut *IDLE.lock().unwrap_or_else(PoisonError::into_inner));
+    // Outside of the lock.
+    drop(kept);
+}
+
 /// Works with a tensor for the last time: its memory serves the next operation.
 ///
 /// Only for what an operation of this crate has just made: another handle on the same values would find them gone.

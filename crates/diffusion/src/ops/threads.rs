@@ -85,6 +85,7 @@ impl Pool {
     }
 
     fn help(&self) {
+        crate::meter::count_this_thread();
         let mut seen = 0;
         loop {
             for _ in 0..SPINS {

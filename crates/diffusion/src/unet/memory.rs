@@ -2,16 +2,12 @@
 
 use super::config::Level;
 use super::{Unet, UnetConfig};
-use crate::ops::pool;
 use crate::ops::simd::PANEL;
 
 /// Values a pixel and channel that live at a transformer's fullest moment, in its feed-forward: the input of the
 /// transformer and of the block, queries, keys and values, two sums, the queries to the text, the gated layer's two
 /// halves of four channels each, its product, and the result.
 const TRANSFORMER: usize = 24;
-
-/// What the processor's kernels have beside tensors: Winograd's bands, and each thread's panels, scores and sums.
-const SCRATCH: u64 = 8 << 20;
 
 /// Counts what lives.
 #[derive(Debug, Default)]
@@ -44,12 +40,8 @@ impl Unet {
     /// Bytes that one pass over `rows` latents of `height × width` takes at its fullest, beside weights and jobs.
     pub(crate) fn pass_bytes(&self, rows: usize, height: usize, width: usize) -> u64 {
         let values = values(&self.config, rows * height * width);
-        let bytes = values as u64 * self.place.value_bytes();
-        if !self.place.fast.is_on() {
-            return bytes;
-        }
-        // Buffers that wait to be used again are of what the pass has had.
-        bytes + bytes.min(pool::KEPT_BYTES) + SCRATCH
+        self.place
+            .with_scratch(values as u64 * self.place.value_bytes())
     }
 
     /// Bytes of what one text of `tokens` tokens says to every layer.

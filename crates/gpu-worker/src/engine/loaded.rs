@@ -144,12 +144,12 @@ pub(super) fn rows(request: &Request) -> usize {
 /// What one picture takes of a model.
 pub(super) fn needs(model: &Model, request: &Request) -> Needs {
     let (width, height) = (request.width, request.height);
-    let encode = || model.encode_bytes(width, height);
+    let encode = || model.encode_memory(width, height).bytes();
     Needs {
         begin: request.image.as_ref().map_or(0, |_| encode()),
         job: model.job_bytes(request),
-        step: model.step_bytes(width, height, rows(request)),
-        decode: model.decode_bytes(width, height),
+        step: model.step_memory(width, height, rows(request)).bytes(),
+        decode: model.decode_memory(width, height).bytes(),
     }
 }
 

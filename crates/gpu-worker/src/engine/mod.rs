@@ -24,6 +24,7 @@ mod shares;
 mod stepper;
 #[cfg(test)]
 mod tests;
+mod warm_up;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -345,6 +346,14 @@ impl Picture {
     /// How far it is; of no steps before it has begun, for only then it is known how many there are.
     pub(crate) fn progress(&self) -> Progress {
         *self.progress.borrow()
+    }
+
+    /// Waits until all its steps are taken. For ever if that does not happen: its outcome says why.
+    async fn steps_taken(&mut self) {
+        let all = |progress: &Progress| progress.steps > 0 && progress.step >= progress.steps;
+        if self.progress.wait_for(all).await.is_err() {
+            std::future::pending::<()>().await;
+        }
     }
 }
 

@@ -184,7 +184,8 @@ impl Stepper {
         let led = members.iter().filter(|entry| entry.flow == leader);
         let led = led.map(|entry| entry.work()).sum();
         self.shares.lead(leader, led);
-        self.tell_account(model.step_bytes(bucket.width, bucket.height, rows));
+        let taken = model.step_memory(bucket.width, bucket.height, rows);
+        self.tell_account(taken.bytes());
         let mut batch: Vec<(u64, Box<Job>)> = Vec::with_capacity(planned.len());
         for id in planned {
             if let Some(entry) = self.entries.get_mut(&id)
@@ -239,7 +240,7 @@ impl Stepper {
         };
         plan(&candidates, limits, |bucket: Bucket, rows| Cost {
             bytes: models.get(&bucket.model).map_or(u64::MAX, |model| {
-                model.step_bytes(bucket.width, bucket.height, rows)
+                model.step_memory(bucket.width, bucket.height, rows).bytes()
             }),
             time: self.estimates.expected(bucket, rows),
         })

@@ -19,7 +19,7 @@ use diffusion::{DType, Device, LoadError, Model};
 use lifecycle::{Check, Tasks};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Bytes, Loaded, Needs, ReserveError};
+use crate::engine::{Bytes, EngineError, Loaded, Needs, ReserveError};
 use crate::metrics;
 use crate::pull;
 use crate::retry::Backoff;
@@ -52,6 +52,8 @@ pub(crate) struct Keeper {
     pub(crate) cache: PathBuf,
     pub(crate) device: Device,
     pub(crate) dtype: DType,
+    /// Pictures in one step.
+    pub(crate) max_batch: usize,
 }
 
 /// Why a version is not served so far.
@@ -67,6 +69,8 @@ enum GetError {
         "the model has no room: raise engine.memory_limit, or serve fewer models (worker.models)"
     )]
     Memory(#[from] ReserveError),
+    #[error("the model was loaded and cannot draw")]
+    WarmUp(#[source] EngineError),
 }
 
 /// Why the registry cannot be watched.
@@ -221,7 +225,7 @@ async fn live(keeper: Keeper, key: VersionKey, version: ModelVersion, end: Cance
     tracing::info!(name = %served.name, version = %served.version, "no longer served");
 }
 
-/// Downloads and loads a version, once there is room for it.
+/// Downloads and loads a version, once there is room for it, and has it draw.
 async fn get(keeper: &Keeper, version: &ModelVersion) -> Result<Arc<Loaded>, GetError> {
     let folder = fetch::fetch(&keeper.worker.storage, &keeper.cache, version).await?;
     let engine = &keeper.worker.engine;
@@ -233,7 +237,13 @@ async fn get(keeper: &Keeper, version: &ModelVersion) -> Result<Arc<Loaded>, Get
     let loading =
         tokio::task::spawn_blocking(move || (Model::load(&path, &device, dtype), reserved));
     match loading.await.map_err(GetError::Panicked)? {
-        (Ok(model), reserved) => Ok(engine.adopt(model, reserved).await?),
+        (Ok(model), reserved) => {
+            let model = engine.adopt(model, reserved).await?;
+            let on_processor = keeper.device.is_cpu();
+            let drawn = engine.warm_up(&model, keeper.max_batch, on_processor);
+            drawn.await.map_err(GetError::WarmUp)?;
+            Ok(model)
+        }
         (Err(error), reserved) => {
             drop(reserved);
             // The files may have been damaged since they were verified: have them anew next time.

@@ -192,3 +192,30 @@ async fn a_model_that_would_leave_a_served_one_no_picture_is_refused_and_that_on
     let (_picture, outcome) = studio.begin(request(1, 4), 1).await;
     assert!(drawn(outcome).await.unwrap() == alone(&request(1, 4)));
 }
+
+#[tokio::test]
+async fn a_model_that_has_drawn_is_reckoned_with_by_what_it_took() {
+    let studio = Studio::open(NO_LIMITS).await;
+    let before = studio.model.step_memory(128, 128, 2);
+    assert_eq!(before.measured, None);
+    studio.engine.warm_up(&studio.model, 4, true).await.unwrap();
+    // Other tests of this process may compute just then, and what ran beside another pass tells nothing.
+    for memory in [
+        studio.model.step_memory(128, 128, 2),
+        studio.model.step_memory(128, 128, 8),
+        studio.model.decode_memory(128, 128),
+    ] {
+        if let Some(measured) = memory.measured {
+            assert!(measured <= memory.computed, "{memory:?}");
+            assert!(memory.bytes() <= memory.computed, "{memory:?}");
+            assert!(
+                memory.bytes() >= measured.min(memory.computed),
+                "{memory:?}"
+            );
+        }
+    }
+    // And the place that it took is free again.
+    studio
+        .account_is("free", |account| account.jobs == 0 && account.step == 0)
+        .await;
+}
