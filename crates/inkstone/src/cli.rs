@@ -133,10 +133,10 @@ pub(crate) struct GenerateArgs {
     #[arg(short, long, default_value = "inkstone.png")]
     pub(crate) output: PathBuf,
     /// What to keep out of the picture.
-    #[arg(long, default_value = "")]
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) negative: String,
-    /// Model name or alias.
-    #[arg(long, default_value = "")]
+    /// Model name or alias. Default: the platform's.
+    #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) model: String,
     /// WIDTHxHEIGHT in pixels. Default: the model's.
     #[arg(long, value_parser = size)]
@@ -148,7 +148,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) seed: Option<u64>,
     /// Denoising steps. Default: the model's.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, hide_default_value = true)]
     pub(crate) steps: u32,
     /// Guidance scale; 1 or less switches guidance off. Default: the model's.
     #[arg(long)]

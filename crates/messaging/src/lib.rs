@@ -8,6 +8,7 @@
 //! before they report. And `ack()` is silent, so acknowledgements here are confirmed by the server.
 
 mod bucket;
+mod group;
 mod log;
 mod queue;
 
@@ -21,6 +22,7 @@ use futures::{Stream, StreamExt as _};
 
 pub use async_nats::jetstream::stream::RetentionPolicy;
 pub use bucket::{Bucket, Change, Entry, Snapshot};
+pub use group::{MAX_GROUP, NewEvent};
 pub use log::{Appended, Event, EventLog, MAX_BATCH};
 pub use queue::{Delivery, Puller, WorkQueue};
 
@@ -208,6 +210,7 @@ impl Broker {
             }),
             num_replicas: self.settings.replicas,
             allow_direct: true,
+            allow_atomic_publish: spec.batches,
             storage: jetstream::stream::StorageType::File,
             ..Config::default()
         };
@@ -295,6 +298,8 @@ pub struct StreamSpec {
     pub max_bytes: i64,
     /// Whether a full stream refuses new messages instead of dropping the oldest.
     pub refuse_when_full: bool,
+    /// Whether events may be appended together.
+    pub batches: bool,
     /// Within which time a message id is known again.
     pub duplicate_window: Duration,
     /// Subjects (with wildcards) to send again once stored, and where to: what a listener hears there is in the stream.

@@ -6,18 +6,19 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 use futures::StreamExt as _;
 
+use crate::group::NewEvent;
 use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 
 /// To which subjects `Nats-Expected-Last-Subject-Sequence` looks (nats-server 2.11); the client library has no name for it.
-const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// The most events that one read returns.
 pub const MAX_BATCH: usize = 512;
 
 /// A stream whose subjects are keys.
 #[derive(Clone)]
 pub struct EventLog {
-    broker: Broker,
-    stream: &'static str,
+    pub(crate) broker: Broker,
+    pub(crate) stream: &'static str,
 }
 
 /// What came of a create-only append.
@@ -45,24 +46,22 @@ impl EventLog {
         Self { broker, stream }
     }
 
-    /// Stores `payload` at `subject` unless there is something at any subject that `family`, which may hold wildcards and
-    /// matches `subject`, matches. The stream's acknowledgement has been seen when this returns. An answer that got lost is
-    /// settled by reading back.
+    /// Stores an event unless there is something at any subject of its family. The stream's acknowledgement has been seen when
+    /// this returns. An answer that got lost is settled by reading back.
     ///
     /// # Errors
     /// When it is not known to be stored. It may still be: the caller must be ready to find it.
-    pub async fn create(
-        &self,
-        subject: &str,
-        family: &str,
-        payload: Bytes,
-    ) -> Result<Appended, BrokerError> {
+    pub async fn create(&self, event: NewEvent) -> Result<Appended, BrokerError> {
+        self.create_event(&event).await
+    }
+
+    pub(crate) async fn create_event(&self, event: &NewEvent) -> Result<Appended, BrokerError> {
         let message = PublishMessage::build()
-            .payload(payload.clone())
-            .headers(trace_headers())
+            .payload(event.payload.clone())
+            .headers(event.headers.clone())
             .expected_last_subject_sequence(0)
-            .header(EXPECTED_SUBJECT, family);
-        let Err(error) = self.publish(subject, message).await else {
+            .header(EXPECTED_SUBJECT, event.family.as_str());
+        let Err(error) = self.publish(&event.subject, message).await else {
             return Ok(Appended::Created);
         };
         let ambiguous = match error.kind() {
@@ -70,9 +69,9 @@ impl EventLog {
             PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => true,
             _ => return Err(BrokerError::request("appending an event")(error)),
         };
-        match self.last(family).await? {
-            Some(event) if ambiguous && event.payload == payload => Ok(Appended::Created),
-            Some(event) => Ok(Appended::Exists(event.payload)),
+        match self.last(&event.family).await? {
+            Some(found) if ambiguous && found.payload == event.payload => Ok(Appended::Created),
+            Some(found) => Ok(Appended::Exists(found.payload)),
             None => Err(BrokerError::request("appending an event")(error)),
         }
     }
@@ -120,7 +119,11 @@ impl EventLog {
     /// # Errors
     /// When the broker does not answer. Of more matches than one batch holds the rest is left out.
     pub async fn last_of_each(&self, filter: &str) -> Result<Vec<Event>, BrokerError> {
-        let request = serde_json::json!({ "multi_last": [filter], "batch": MAX_BATCH });
+        self.last_of_all(&[filter]).await
+    }
+
+    pub(crate) async fn last_of_all(&self, filters: &[&str]) -> Result<Vec<Event>, BrokerError> {
+        let request = serde_json::json!({ "multi_last": filters, "batch": MAX_BATCH });
         self.direct_get(request).await
     }
 

@@ -51,7 +51,7 @@ impl From<CallError> for Failure {
     fn from(error: CallError) -> Failure {
         match error {
             CallError::Refused(failure) => failure,
-            CallError::TaskLog(error @ TaskLogError::Broker(_)) => {
+            CallError::TaskLog(error @ (TaskLogError::Broker(_) | TaskLogError::Stopping)) => {
                 tracing::warn!(error = lifecycle::chain(&error), "answered unavailable");
                 Failure::unavailable(
                     "the task log is not reachable just now; try again",

@@ -57,9 +57,16 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     watch_dependencies(&service, &broker, &storage, &log, max_size);
 
     dispatch::start(&service, &broker, &log, &settings.scheduling).await?;
+    let (intake, committer) = log.intake();
+    service.tasks.critical("commit", async move {
+        // Until nobody can submit any more: what was sent is answered, even while the service stops.
+        committer.run().await;
+        Ok::<(), std::convert::Infallible>(())
+    });
     let grpc = grpc::Grpc {
         tasks: tasks::Tasks {
             log,
+            intake,
             models,
             health: service.health.clone(),
             settings: Arc::new(settings.scheduling),

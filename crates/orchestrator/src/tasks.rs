@@ -10,7 +10,7 @@ use contract::v1::{self, SubmitTask, TaskPhase};
 use contract::{ErrorCode, Failure, TaskId, TenantId};
 use lifecycle::Health;
 use prost::Message as _;
-use task_log::{Ended, Record, Submission, TaskLog, Watch};
+use task_log::{Ended, Intake, Record, Submission, TaskLog, Watch};
 
 use crate::admit;
 use crate::error::{CallError, task_not_found};
@@ -24,6 +24,7 @@ const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 #[derive(Clone)]
 pub(crate) struct Tasks {
     pub(crate) log: TaskLog,
+    pub(crate) intake: Intake,
     pub(crate) models: Models,
     pub(crate) health: Health,
     pub(crate) settings: Arc<SchedulingSettings>,
@@ -43,7 +44,7 @@ impl Tasks {
             let text = "pictures cannot be made just now; try again";
             return Err(Failure::unavailable(text, RETRY_AFTER).into());
         }
-        let existing = match self.log.submit(&submitted).await? {
+        let existing = match self.intake.submit(&submitted).await? {
             Submission::Accepted => {
                 metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
                 tracing::info!(

@@ -9,6 +9,9 @@ pub enum TaskLogError {
     /// The broker is not there or says no.
     #[error(transparent)]
     Broker(#[from] BrokerError),
+    /// This process is stopping.
+    #[error("submissions are no longer taken here")]
+    Stopping,
     /// A stored event is not what this version writes.
     #[error("a stored `{what}` event cannot be decoded")]
     Decode {

@@ -5,7 +5,7 @@
 //! `done` (create-only). Both the orchestrator and the workers write here, through this crate, so the rules stand in
 //! one place:
 //!
-//! * **I1** a task exists if and only if its `submitted` is stored: [`TaskLog::submit`];
+//! * **I1** a task exists if and only if its `submitted` is stored: [`TaskLog::submit`], [`Intake::submit`];
 //! * **I2** a task ends exactly once; whoever comes second reads the first end: [`TaskLog::end`];
 //! * **I4** work is acknowledged only after `done` is stored: the worker acknowledges what [`TaskLog::end`] returned.
 //!
@@ -13,6 +13,7 @@
 //! lost (progress, previews) goes over plain subjects.
 
 mod error;
+mod intake;
 mod listing;
 mod record;
 mod streams;
@@ -22,10 +23,11 @@ use std::time::Duration;
 
 use contract::task::{DeadLetter, Dispatch, Done, ProgressEvent, State, Submitted};
 use contract::{ModelName, TaskId, TenantId, VersionName};
-use messaging::{Appended, Broker, EventLog, Puller, WorkQueue};
+use messaging::{Appended, Broker, EventLog, NewEvent, Puller, WorkQueue};
 use prost::Message;
 
 pub use error::TaskLogError;
+pub use intake::{Committer, Intake};
 pub use listing::Page;
 pub use record::{Record, TaskRef};
 pub use streams::StreamSettings;
@@ -85,18 +87,13 @@ impl TaskLog {
     /// # Errors
     /// When it is not known to be stored. It may be: a caller that submits again under the same id finds out.
     pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
-        let task = TaskRef::of(submitted)?;
-        // In whichever lane: the same key may come again with a request that would go to another.
-        let family = record::event_in_any_lane(&task.tenant, task.task, "submitted");
-        let subject = task.subject("submitted");
-        let created = self.tasks.create(&subject, &family, encode(submitted));
-        match created.await? {
-            Appended::Created => Ok(Submission::Accepted),
-            Appended::Exists(payload) => {
-                let existing = decode("submitted", &payload)?;
-                Ok(Submission::Existing(Box::new(existing)))
-            }
-        }
+        let event = intake::submission(submitted)?;
+        intake::outcome(self.tasks.create(event).await?)
+    }
+
+    /// A way in for many at once: what comes together is stored together. Whoever opens it runs the [`Committer`].
+    pub fn intake(&self) -> (Intake, Committer) {
+        intake::open(self.tasks.clone())
     }
 
     /// All that is known of a task; `None` when this tenant has no such task.
@@ -139,7 +136,8 @@ impl TaskLog {
     /// When neither is known. Try again: the answer is the same however often it is asked.
     pub async fn end(&self, task: &TaskRef, done: &Done) -> Result<Ended, TaskLogError> {
         let subject = task.subject("done");
-        match self.tasks.create(&subject, &subject, encode(done)).await? {
+        let event = NewEvent::new(subject.clone(), subject, encode(done));
+        match self.tasks.create(event).await? {
             Appended::Created => Ok(Ended::First),
             Appended::Exists(payload) => Ok(Ended::Already(Box::new(decode("done", &payload)?))),
         }

@@ -43,6 +43,7 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
         max_age: settings.task_retention.duration(),
         max_bytes: size,
         refuse_when_full: true,
+        batches: true,
         duplicate_window: DUPLICATE_WINDOW.min(settings.task_retention.duration()),
         republish: Some(("inkstone.task.>", "inkstone.event.>")),
     };
@@ -54,6 +55,7 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
         max_age: Duration::ZERO,
         max_bytes: -1,
         refuse_when_full: true,
+        batches: false,
         duplicate_window: DUPLICATE_WINDOW,
         republish: None,
     };
@@ -65,6 +67,7 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
         max_age: settings.dead_retention.duration(),
         max_bytes: -1,
         refuse_when_full: false,
+        batches: false,
         duplicate_window: DUPLICATE_WINDOW,
         republish: None,
     };

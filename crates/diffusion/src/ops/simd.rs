@@ -122,6 +122,9 @@ pub(crate) fn tile(
     go_on: bool,
     out: &mut [Sums],
 ) {
+    // For those sets that have vectors of more than one width.
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = columns;
     match isa.0 {
         Level::Portable => tile_portable(left, panel, go_on, out),
         #[cfg(target_arch = "x86_64")]
@@ -335,14 +338,13 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
+#[cfg(target_arch = "x86_64")]
 impl Isa {
     /// Width in bits of the vectors that [`vectorised!`] may use.
     pub(crate) fn vectors(self) -> u32 {
         match self.0 {
             Level::Portable => 128,
-            #[cfg(target_arch = "x86_64")]
             Level::Avx2 => 256,
-            #[cfg(target_arch = "x86_64")]
             Level::Avx512 => 512,
         }
     }

@@ -322,6 +322,9 @@ macro_rules! by_eight {
                     _ => {}
                 }
             }
+            // Elsewhere there is one set.
+            #[cfg(not(target_arch = "x86_64"))]
+            let _ = isa;
             body::<[f32; $crate::ops::vector::LANES]>($($arg),*)
         }
     };

@@ -171,7 +171,9 @@ impl Entry {
 
     fn begin_anew(&self) -> Result<Job, EngineError> {
         EngineError::guard("beginning a picture", || {
-            self.model.begin(&self.request).map_err(EngineError::Begin)
+            self.model
+                .begin(&self.request)
+                .map_err(EngineError::of_begin)
         })
     }
 

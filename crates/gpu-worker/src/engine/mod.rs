@@ -54,6 +54,9 @@ const COMMANDS: usize = 256;
 /// Why a picture was not drawn.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EngineError {
+    /// The request asks for what the model cannot do.
+    #[error(transparent)]
+    Refused(BeginError),
     /// It cannot be begun.
     #[error("the picture cannot be begun")]
     Begin(#[source] BeginError),
@@ -83,9 +86,22 @@ pub(crate) enum EngineError {
 }
 
 impl EngineError {
+    fn of_begin(error: BeginError) -> Self {
+        match error {
+            BeginError::Parameter { .. } | BeginError::Tokenize { .. } => Self::Refused(error),
+            BeginError::Encode(_) | BeginError::Image(_) => Self::Begin(error),
+        }
+    }
+
+    /// Whether it is for the caller to ask for something else, rather than for an operator to look at.
+    fn is_callers(&self) -> bool {
+        matches!(self, Self::Refused(_) | Self::DoesNotFit(_))
+    }
+
     /// For metrics.
     fn kind(&self) -> &'static str {
         match self {
+            Self::Refused(_) => "refused",
             Self::Begin(_) => "begin",
             Self::Resume(_) => "resume",
             Self::DoesNotFit(_) => "does_not_fit",

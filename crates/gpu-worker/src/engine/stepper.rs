@@ -338,7 +338,11 @@ impl Stepper {
     /// Ends a picture; the others go on.
     pub(super) fn fail(&mut self, id: u64, error: EngineError) {
         metrics::engine_error(error.kind());
-        tracing::error!(error = chain(&error), "a picture failed");
+        if error.is_callers() {
+            tracing::info!(error = chain(&error), "a picture was refused");
+        } else {
+            tracing::error!(error = chain(&error), "a picture failed");
+        }
         let entry = self.entries.remove(&id);
         if let Some(outcome) = entry.and_then(|entry| entry.outcome) {
             // Nobody may be waiting any more.

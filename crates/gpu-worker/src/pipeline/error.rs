@@ -1,7 +1,7 @@
 //! What can go wrong on the way, and what follows from it.
 
 use contract::ErrorCode;
-use diffusion::{BeginError, StepError};
+use diffusion::StepError;
 use imaging::EncodeError;
 
 use crate::engine::EngineError;
@@ -71,14 +71,12 @@ impl NodeError {
 
 fn engine_verdict(error: &EngineError) -> Verdict {
     match error {
-        EngineError::Begin(BeginError::Parameter { .. } | BeginError::Tokenize { .. }) => {
-            Verdict::Fail(ErrorCode::InvalidArgument)
-        }
+        EngineError::Refused(_) => Verdict::Fail(ErrorCode::InvalidArgument),
         // Whoever takes it up next is most likely such a worker as this, and the caller can ask for less.
         EngineError::DoesNotFit(_) => Verdict::Fail(ErrorCode::PictureTooLarge),
         // The same seed would give the same numbers again.
         EngineError::Step(StepError::NotFinite { .. }) => Verdict::Fail(ErrorCode::EngineFailed),
-        EngineError::Begin(BeginError::Encode(_) | BeginError::Image(_))
+        EngineError::Begin(_)
         | EngineError::Resume(_)
         | EngineError::Step(StepError::Finished | StepError::Compute { .. })
         | EngineError::Decode(_)
@@ -89,6 +87,8 @@ fn engine_verdict(error: &EngineError) -> Verdict {
 
 #[cfg(test)]
 mod tests {
+    use diffusion::BeginError;
+
     use super::*;
     use crate::engine::DoesNotFit;
 
@@ -102,13 +102,10 @@ mod tests {
 
     #[test]
     fn what_the_caller_got_wrong_fails_at_once() {
-        let error = NodeError::from(EngineError::Begin(parameter()));
+        let error = NodeError::from(EngineError::Refused(parameter()));
         assert_eq!(error.verdict(), Verdict::Fail(ErrorCode::InvalidArgument));
         let text = lifecycle::chain(&error);
-        assert!(
-            text.contains("width is 100: expected a multiple of 32"),
-            "{text}"
-        );
+        assert_eq!(text, "width is 100: expected a multiple of 32");
     }
 
     #[test]

@@ -86,6 +86,93 @@ async fn the_same_submission_twice_is_one_task() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn submissions_that_come_together_are_stored_together_and_each_hears_of_its_own() {
+    let Bench {
+        server: _server,
+        broker,
+        log,
+    } = bench().await;
+    let (intake, committer) = log.intake();
+    let running = tokio::spawn(committer.run());
+    // One that was there before, and one that comes twice, as other requests, among a thousand that are new.
+    let before = submitted(TaskId::random());
+    log.submit(&before).await.unwrap();
+    let mut again = before.clone();
+    again.request_digest = vec![2];
+    let twice = submitted(TaskId::random());
+    let mut second = twice.clone();
+    second.lane = "standard-hd".to_owned();
+    let mut all: Vec<Submitted> = (0..1000).map(|_| submitted(TaskId::random())).collect();
+    all.insert(300, again);
+    all.insert(600, twice.clone());
+    all.insert(601, second.clone());
+    let answers = futures::future::join_all(all.iter().map(|one| intake.submit(one))).await;
+    let mut twins = Vec::new();
+    for (index, (one, answer)) in all.iter().zip(answers).enumerate() {
+        let expected = match index {
+            300 => Submission::Existing(Box::new(before.clone())),
+            // Either may be first.
+            600 | 601 => {
+                twins.push(answer.unwrap());
+                continue;
+            }
+            _ => Submission::Accepted,
+        };
+        assert_eq!(answer.unwrap(), expected, "{index}");
+        if index % 97 == 0 {
+            let task = TaskRef::of(one).unwrap();
+            let stored = log.read(&task.tenant, task.task).await.unwrap();
+            assert!(stored.is_some());
+        }
+    }
+    let first = twins
+        .iter()
+        .position(|one| *one == Submission::Accepted)
+        .unwrap();
+    let other = [&twice, &second][first].clone();
+    assert_eq!(twins[1 - first], Submission::Existing(Box::new(other)));
+    let stored = broker.log("TASKS").last_sequence().await.unwrap();
+    assert_eq!(stored, 1002);
+    drop(intake);
+    running.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_that_the_broker_did_not_answer_for_is_settled_one_by_one() {
+    let Bench {
+        mut server,
+        broker: _broker,
+        log,
+    } = bench().await;
+    let (intake, committer) = log.intake();
+    let running = tokio::spawn(committer.run());
+    let all: Vec<Submitted> = (0..400).map(|_| submitted(TaskId::random())).collect();
+    let submitting = tokio::spawn({
+        let (intake, all) = (intake.clone(), all.clone());
+        async move { futures::future::join_all(all.iter().map(|one| intake.submit(one))).await }
+    });
+    server.kill();
+    let answers = submitting.await.unwrap();
+    server.restart().unwrap();
+    for (one, answer) in all.iter().zip(answers) {
+        let task = TaskRef::of(one).unwrap();
+        // Whoever was told that it is stored finds it; whoever was not submits again and hears how it is.
+        let again = loop {
+            match intake.submit(one).await {
+                Ok(again) => break again,
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+            }
+        };
+        if answer.is_ok() {
+            assert_eq!(again, Submission::Existing(Box::new(one.clone())));
+        }
+        assert!(log.read(&task.tenant, task.task).await.unwrap().is_some());
+    }
+    drop(intake);
+    running.await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn of_many_ends_at_once_one_counts_and_the_others_read_it() {
     let Bench {
         server: _server,

@@ -1,0 +1,194 @@
+//! Submissions on their way into the log, many callers' in one append.
+//!
+//! While appends are on their way, further submissions queue up; the next append takes all that wait, up to a limit. A lone
+//! submission never waits for company: with nothing on its way it is appended at once, by itself. So the groups grow with the load, and
+//! with how long the broker takes to make them durable (Helland et al., *Group Commit Timers and High Volume Transaction Systems*,
+//! 1987, without the timer).
+
+use std::collections::{HashSet, VecDeque};
+
+use contract::task::Submitted;
+use futures::stream::{FuturesUnordered, StreamExt as _};
+use messaging::{Appended, BrokerError, EventLog, MAX_GROUP, NewEvent};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::record::{self, TaskRef};
+use crate::{Submission, TaskLogError, decode, encode};
+
+/// Submissions that wait; further callers wait outside.
+const WAITING: usize = 4096;
+/// Appends on their way at once.
+const APPENDS: usize = 4;
+/// Bytes in one append, so that one does not hold up the others for long.
+const GROUP_BYTES: usize = 1 << 20;
+
+type Answer = oneshot::Sender<Result<Appended, BrokerError>>;
+
+struct Pending {
+    event: NewEvent,
+    answer: Answer,
+}
+
+/// Where submissions go in. Cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Intake(mpsc::Sender<Pending>);
+
+/// What appends them; somebody has to [run](Committer::run) it.
+pub struct Committer {
+    log: EventLog,
+    pending: mpsc::Receiver<Pending>,
+}
+
+pub(crate) fn open(log: EventLog) -> (Intake, Committer) {
+    let (sender, pending) = mpsc::channel(WAITING);
+    (Intake(sender), Committer { log, pending })
+}
+
+impl Intake {
+    /// Stores that a task exists (create-only).
+    ///
+    /// # Errors
+    /// When it is not known to be stored. It may be: a caller that submits again under the same id finds out.
+    pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
+        let event = submission(submitted)?;
+        let (answer, answered) = oneshot::channel();
+        let pending = Pending { event, answer };
+        let sent = self.0.send(pending).await;
+        sent.map_err(|_| TaskLogError::Stopping)?;
+        let appended = answered.await.map_err(|_| TaskLogError::Stopping)?;
+        outcome(appended?)
+    }
+}
+
+/// The event that makes a task.
+pub(crate) fn submission(submitted: &Submitted) -> Result<NewEvent, TaskLogError> {
+    let task = TaskRef::of(submitted)?;
+    // In whichever lane: the same key may come again with a request that would go to another.
+    let family = record::event_in_any_lane(&task.tenant, task.task, "submitted");
+    let subject = task.subject("submitted");
+    Ok(NewEvent::new(subject, family, encode(submitted)))
+}
+
+/// What a submission's append means.
+pub(crate) fn outcome(appended: Appended) -> Result<Submission, TaskLogError> {
+    match appended {
+        Appended::Created => Ok(Submission::Accepted),
+        Appended::Exists(payload) => {
+            let existing = decode("submitted", &payload)?;
+            Ok(Submission::Existing(Box::new(existing)))
+        }
+    }
+}
+
+impl Committer {
+    /// Appends what comes in until nobody can send any more.
+    pub async fn run(mut self) {
+        let mut waiting = VecDeque::new();
+        let mut appends = FuturesUnordered::new();
+        let mut open = true;
+        while open || !waiting.is_empty() || !appends.is_empty() {
+            if !waiting.is_empty() && appends.len() < APPENDS {
+                // What else has come by now goes along.
+                while waiting.len() < MAX_GROUP
+                    && let Ok(pending) = self.pending.try_recv()
+                {
+                    waiting.push_back(pending);
+                }
+                appends.push(append(&self.log, next_group(&mut waiting)));
+            }
+            let may_wait = waiting.len() < MAX_GROUP;
+            tokio::select! {
+                pending = self.pending.recv(), if open && may_wait => match pending {
+                    Some(pending) => waiting.push_back(pending),
+                    None => open = false,
+                },
+                Some(()) = appends.next() => {}
+            }
+        }
+    }
+}
+
+async fn append(log: &EventLog, group: Vec<Pending>) {
+    metrics::histogram!("inkstone_orchestrator_commit_group_size").record(group.len() as f64);
+    let (events, answers): (Vec<NewEvent>, Vec<Answer>) = group
+        .into_iter()
+        .map(|pending| (pending.event, pending.answer))
+        .unzip();
+    let results = log.create_each(events).await;
+    for (answer, result) in answers.into_iter().zip(results) {
+        // Whoever asked may be gone; the task is there all the same, as after any lost answer.
+        let _ = answer.send(result);
+    }
+}
+
+/// The first of those that wait, as many as may go together: no two of one family, for the second must hear of the first. Those that
+/// may not keep their place.
+fn next_group(waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
+    let mut families = HashSet::new();
+    let mut bytes = 0;
+    let mut group = Vec::new();
+    let mut left = VecDeque::new();
+    while let Some(pending) = waiting.pop_front() {
+        let size = pending.event.size();
+        let full = group.len() >= MAX_GROUP || (bytes + size > GROUP_BYTES && !group.is_empty());
+        if full {
+            left.push_back(pending);
+            break;
+        }
+        if families.insert(pending.event.family().to_owned()) {
+            bytes += size;
+            group.push(pending);
+        } else {
+            left.push_back(pending);
+        }
+    }
+    left.append(waiting);
+    *waiting = left;
+    group
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pending(number: usize, family: u8, bytes: usize) -> Pending {
+        let subject = format!("s.{number}");
+        let payload = vec![0; bytes].into();
+        Pending {
+            event: NewEvent::new(subject, format!("f.{family}"), payload),
+            answer: oneshot::channel().0,
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn groups_keep_the_order_of_a_family_and_leave_nothing_out(
+            all in prop::collection::vec((0u8..12, 1usize..600_000), 0..40),
+        ) {
+            let mut waiting: VecDeque<Pending> = (all.iter().enumerate())
+                .map(|(number, &(family, bytes))| pending(number, family, bytes))
+                .collect();
+            let mut taken = Vec::new();
+            while !waiting.is_empty() {
+                let group = next_group(&mut waiting);
+                prop_assert!(!group.is_empty() && group.len() <= MAX_GROUP);
+                let bytes: usize = group.iter().map(|one| one.event.size()).sum();
+                prop_assert!(group.len() == 1 || bytes <= GROUP_BYTES);
+                let families: HashSet<_> = group.iter().map(|one| one.event.family()).collect();
+                prop_assert_eq!(families.len(), group.len());
+                taken.extend(group);
+            }
+            prop_assert_eq!(taken.len(), all.len());
+            for family in 0..12 {
+                let name = format!("f.{family}");
+                let order: Vec<usize> = (taken.iter())
+                    .filter(|one| one.event.family() == name)
+                    .map(|one| one.event.subject()[2..].parse().unwrap())
+                    .collect();
+                prop_assert!(order.is_sorted(), "{order:?}");
+            }
+        }
+    }
+}
