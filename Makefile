@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/.tools/bin:$(PATH)
 PROMPT ?= a 3d panda on a yellow background
 INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
 
-.PHONY: help demo up build test lint unit e2e clients bench-health bench-memory bench-engine bench-start fuzz-snapshots cuda test-kernels bench-cuda tools test-tools docs install
+.PHONY: help demo up build test lint unit e2e clients bench-health bench-edge bench-memory bench-engine bench-start fuzz-snapshots test-arm64 cuda test-kernels bench-cuda tools test-tools docs install
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ clients: build ## the OpenAI and gRPC clients that callers have, against a runni
 bench-health: build ## /healthz latency while pictures are drawn (needs hey)
 	@scripts/bench-health.sh
 
+bench-edge: tools ## durable submissions a second, beside mosec and litserve answering nothing
+	@scripts/bench-edge.sh
+
 bench-memory: tools ## resident memory of each service
 	cargo build --quiet --workspace --bins --examples
 	$(CARGO_TARGET_DIR)/debug/examples/memory
@@ -61,6 +64,9 @@ bench-engine: ## our engine beside diffusers, in one run (installs torch, 2 GB)
 
 bench-start: ## time and memory from process start to the first step, SDXL's size too (7 GB of scratch; ARGS="--keep")
 	@scripts/bench-start.sh $(ARGS)
+
+test-arm64: ## the engine's tests for arm64, in QEMU (Debian, as root; 20 minutes)
+	@scripts/test-arm64.sh
 
 fuzz-snapshots: ## a million snapshots that lie (two minutes)
 	cargo build --workspace --example fuzz_snapshots

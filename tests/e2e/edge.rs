@@ -204,6 +204,59 @@ async fn the_own_dialect_submits_streams_serves_and_keeps_tenants_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_batch_is_answered_task_by_task_and_charged_task_by_task() {
+    let platform = Platform::start().await;
+    let good = |seed: u64| json!({"prompt": "a 3d cat", "steps": 2, "seed": seed, "idempotency_key": format!("k{seed}")});
+    let send = |body: &Value| {
+        let mut answer = agent()
+            .post(format!("{}/v1/tasks/batch", platform.url()))
+            .header("authorization", platform.authorization())
+            .send_json(body)
+            .unwrap();
+        let left = answer.headers().get("ratelimit-remaining").cloned();
+        let body: Value = answer.body_mut().read_json().unwrap();
+        (answer.status().as_u16(), left, body)
+    };
+    let bad = json!({"prompt": "a 3d cat", "steps": 1_000_000});
+    let typo = json!({"promt": "a 3d cat"});
+    let tasks = json!({"tasks": [good(1), bad, good(1), typo, good(2)]});
+    let (status, left, body) = send(&tasks);
+    assert_eq!(status, 200, "{body}");
+    assert!(left.is_some());
+    let results = body["results"].as_array().unwrap();
+    let statuses: Vec<u64> = results
+        .iter()
+        .map(|one| one["status"].as_u64().unwrap())
+        .collect();
+    assert_eq!(statuses, [202, 400, 202, 400, 202], "{body}");
+    assert_eq!(results[1]["error"]["field"], "steps");
+    assert_eq!(results[3]["error"]["field"], "promt");
+    // The same key and request is the same task, in one batch too; which of the two made it is a matter of luck.
+    assert_eq!(results[0]["task"]["id"], results[2]["task"]["id"]);
+    assert_ne!(results[0]["existing"], results[2]["existing"]);
+    for index in [0, 4] {
+        let id = results[index]["task"]["id"].as_str().unwrap();
+        let ended = platform.wait_ended(id).await;
+        assert_eq!(ended.phase(), TaskPhase::Succeeded);
+    }
+    // 50 a second, 50 at once: a batch that can never be let through says so, and one that comes too early waits.
+    let many = |count: u64| json!({"tasks": (100..100 + count).map(good).collect::<Vec<_>>()});
+    let (status, _, body) = send(&many(60));
+    assert_eq!((status, &body["field"]), (400, &json!("tasks")), "{body}");
+    let (status, _, body) = send(&many(101));
+    assert_eq!(status, 400, "{body}");
+    let (mut accepted, mut refused) = (0, 0);
+    for _ in 0..4 {
+        match send(&many(40)).0 {
+            200 => accepted += 1,
+            429 => refused += 1,
+            other => panic!("{other}"),
+        }
+    }
+    assert!(accepted >= 1 && refused >= 1, "{accepted} {refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_caller_of_the_openai_dialect_who_hangs_up_gets_its_task_cancelled() {
     let platform = Platform::start().await;
     let body = json!({"prompt": "a 3d cat", "steps": 100, "n": 10}).to_string();

@@ -13,6 +13,7 @@ use contract::auth::key_service_client::KeyServiceClient;
 use contract::auth::{CreateKeyRequest, CreateKeyResponse, RevokeKeyRequest};
 use contract::v1::image_service_client::ImageServiceClient;
 use contract::v1::{GetRequest, ListRequest, SubmitRequest, SubmitTask, Task, TaskPhase};
+use messaging::{Broker, BrokerSettings};
 use nats_server::{NatsServer, free_port};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Request, Status};
@@ -51,7 +52,16 @@ impl Platform {
 
     /// The same with settings of its own, such as `("INKSTONE_GPU_WORKER__WORKER__SLOTS", "1")`.
     pub async fn start_with(settings: &[(&str, &str)]) -> Self {
-        let broker = NatsServer::scratch().unwrap();
+        Self::start_services(&SERVICES, settings, false).await
+    }
+
+    /// Only these services, in this order; with a broker that flushes each write to the disk before it acknowledges it, or not.
+    pub async fn start_services(
+        services: &[&'static str],
+        settings: &[(&str, &str)],
+        sync_always: bool,
+    ) -> Self {
+        let broker = NatsServer::scratch_with(sync_always).unwrap();
         let ports = SERVICES.map(|service| (service, (free_port().unwrap(), free_port().unwrap())));
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut platform = Self {
@@ -63,10 +73,10 @@ impl Platform {
             bearer: String::new(),
             signing: Default::default(),
         };
-        for service in SERVICES {
+        for service in services {
             platform.run(service);
         }
-        for service in SERVICES {
+        for service in services {
             platform.wait_ready(service);
         }
         let key = platform.create_key("dev-", "acme").await;
@@ -85,6 +95,36 @@ impl Platform {
         });
         let mut keys = KeyServiceClient::new(self.channel("auth"));
         keys.create_key(request).await.unwrap().into_inner()
+    }
+
+    /// Sets how many requests a second a policy allows, and at once, and waits until that is in force.
+    pub async fn allow(&self, policy: &'static str, per_second: u32) {
+        let settings = BrokerSettings {
+            url: self.broker.url(),
+            replicas: 1,
+            start_timeout: "10s".parse().unwrap(),
+        };
+        let broker = Broker::connect(&settings, "test").await.unwrap();
+        let bucket = broker.bucket::<serde_json::Value>("POLICIES", Duration::ZERO);
+        let bucket = bucket.await.unwrap();
+        let mut entry = bucket.get(policy).await.unwrap().unwrap();
+        entry.value["requests_per_second"] = per_second.into();
+        entry.value["burst"] = per_second.into();
+        bucket.put(policy, &entry.value).await.unwrap();
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
+            let answer = agent()
+                .get(format!("{}/v1/models", self.url()))
+                .header("authorization", self.authorization())
+                .call()
+                .unwrap();
+            let limit = answer.headers().get("ratelimit-limit").unwrap();
+            if limit.to_str().unwrap() == per_second.to_string() {
+                return;
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        panic!("the policy {policy} is not in force");
     }
 
     /// Revokes a key on auth's own address.

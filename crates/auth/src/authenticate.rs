@@ -1,9 +1,11 @@
 //! Authentication: proof → key → policy → rate limit. It reads only the followed copies of the buckets, so it needs no
 //! round trip to the broker and goes on while the broker is down.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use contract::AppKey;
 use jiff::Timestamp;
 use messaging::Snapshot;
 use tokio::sync::watch;
@@ -76,6 +78,40 @@ impl Authenticator {
             }),
             Err(over) => Err(AuthError::RateLimited {
                 app_key: key.app_key,
+                rate,
+                retry_after: over.retry_after,
+            }),
+        }
+    }
+
+    /// Charges further requests of a caller that was let in, all or none.
+    pub(crate) fn charge(
+        &self,
+        app_key: &AppKey,
+        requests: NonZeroU32,
+    ) -> Result<(PolicyRecord, Allowance), AuthError> {
+        let policies = self.policies.borrow().clone();
+        let Some(policy) = policy::choose(&policies, app_key) else {
+            let app_key = app_key.clone();
+            return Err(AuthError::NoPolicy { app_key });
+        };
+        let rate = policy.rate();
+        if requests > rate.burst {
+            return Err(AuthError::Invalid {
+                field: "tasks",
+                problem: format!(
+                    "so many are never let through at once for the key {app_key}: send at most {} together",
+                    rate.burst
+                ),
+            });
+        }
+        let charged = self
+            .limiter
+            .charge_together(app_key, self.uptime(), rate, requests);
+        match charged {
+            Ok(allowance) => Ok((policy.clone(), allowance)),
+            Err(over) => Err(AuthError::RateLimited {
+                app_key: app_key.clone(),
                 rate,
                 retry_after: over.retry_after,
             }),

@@ -1,5 +1,6 @@
 //! Decode, call, encode; and the one place where our errors get their codes.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -7,10 +8,12 @@ use contract::auth::auth_service_server::{AuthService, AuthServiceServer};
 use contract::auth::authenticate_request::Proof as ProofMessage;
 use contract::auth::key_service_server::{KeyService, KeyServiceServer};
 use contract::auth::{
-    AuthenticateRequest, AuthenticateResponse, Caller, CreateKeyRequest, CreateKeyResponse,
-    KeyInfo, ListKeysRequest, ListKeysResponse, RateLimit, RevokeKeyRequest, RevokeKeyResponse,
+    AuthenticateRequest, AuthenticateResponse, Caller, ChargeRequest, ChargeResponse,
+    CreateKeyRequest, CreateKeyResponse, KeyInfo, ListKeysRequest, ListKeysResponse, RateLimit,
+    RevokeKeyRequest, RevokeKeyResponse,
 };
-use contract::{ErrorCode, Failure};
+use contract::limits::MAX_BATCH_TASKS;
+use contract::{AppKey, ErrorCode, Failure};
 use messaging::Snapshot;
 use secrecy::ExposeSecret as _;
 use tonic::metadata::MetadataMap;
@@ -21,6 +24,7 @@ use crate::admin::AdminToken;
 use crate::authenticate::{Admitted, Authenticator};
 use crate::error::{AuthError, millis_up};
 use crate::keys::{self, Keys, NewKey};
+use crate::limit::Allowance;
 use crate::metrics;
 use crate::policy::{self, PolicyRecord};
 use crate::proof::{Proof, SignatureV1};
@@ -64,6 +68,39 @@ impl AuthService for AuthGrpc {
             .map(Response::new)
             .map_err(status)
     }
+
+    async fn charge(
+        &self,
+        request: Request<ChargeRequest>,
+    ) -> Result<Response<ChargeResponse>, Status> {
+        let (app_key, requests) = decode_charge(request.into_inner()).map_err(status)?;
+        let charged = self.authenticator.charge(&app_key, requests);
+        let (policy, allowance) = charged.map_err(status)?;
+        Ok(Response::new(ChargeResponse {
+            rate_limit: Some(encode_limit(&policy, allowance)),
+        }))
+    }
+}
+
+fn encode_limit(policy: &PolicyRecord, allowance: Allowance) -> RateLimit {
+    RateLimit {
+        limit: policy.requests_per_second.get(),
+        remaining: allowance.remaining,
+        reset_ms: millis_up(allowance.full_in),
+    }
+}
+
+fn decode_charge(message: ChargeRequest) -> Result<(AppKey, NonZeroU32), AuthError> {
+    let invalid = |field, problem: &str| AuthError::Invalid {
+        field,
+        problem: problem.to_owned(),
+    };
+    let app_key = message.app_key.parse();
+    let app_key = app_key.map_err(|_| invalid("app_key", "is no key"))?;
+    let requests = NonZeroU32::new(message.requests)
+        .filter(|requests| requests.get() as usize <= MAX_BATCH_TASKS)
+        .ok_or_else(|| invalid("requests", "must be 1 to 100"))?;
+    Ok((app_key, requests))
 }
 
 struct KeyGrpc {
@@ -154,11 +191,7 @@ fn encode_admitted(admitted: Admitted) -> AuthenticateResponse {
         allowance,
     } = admitted;
     AuthenticateResponse {
-        rate_limit: Some(RateLimit {
-            limit: policy.requests_per_second.get(),
-            remaining: allowance.remaining,
-            reset_ms: millis_up(allowance.full_in),
-        }),
+        rate_limit: Some(encode_limit(&policy, allowance)),
         caller: Some(Caller {
             tenant: key.tenant.into(),
             app_key: key.app_key.into(),

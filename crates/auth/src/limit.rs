@@ -97,6 +97,24 @@ impl Limiter {
         Ok(allowance)
     }
 
+    /// Charges several requests of a key, all or none.
+    pub(crate) fn charge_together(
+        &self,
+        app_key: &AppKey,
+        now: Duration,
+        rate: Rate,
+        requests: NonZeroU32,
+    ) -> Result<Allowance, OverLimit> {
+        let mut all = self.used_until.lock().unwrap_or_else(|e| e.into_inner());
+        let first = charge(all.get(app_key).copied(), nanos(now), rate)?;
+        let last = (1..requests.get()).try_fold(first, |(used_until, _), _| {
+            charge(Some(used_until), nanos(now), rate)
+        });
+        let (used_until, allowance) = last?;
+        all.insert(app_key.clone(), used_until);
+        Ok(allowance)
+    }
+
     /// Drops the keys whose whole burst is there again: they are as if never seen.
     pub(crate) fn forget_idle(&self, now: Duration) {
         let mut all = self.used_until.lock().unwrap_or_else(|e| e.into_inner());

@@ -10,6 +10,8 @@ use http::StatusCode;
 use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::{Code, Status};
 
+use crate::proto::v1;
+
 const CODE: &str = "inkstone-code";
 const FIELD: &str = "inkstone-field";
 const RETRY_AFTER_MS: &str = "inkstone-retry-after-ms";
@@ -152,6 +154,29 @@ impl From<Failure> for Status {
     }
 }
 
+impl From<Failure> for v1::Refusal {
+    fn from(failure: Failure) -> Self {
+        Self {
+            code: failure.code.as_str().to_owned(),
+            message: failure.message,
+            field: failure.field.unwrap_or_default(),
+            retry_after_ms: failure.retry_after.map(|wait| wait.as_millis() as u64),
+        }
+    }
+}
+
+impl From<v1::Refusal> for Failure {
+    /// A code of another version is an internal failure here.
+    fn from(refusal: v1::Refusal) -> Self {
+        Self {
+            code: ErrorCode::from_text(&refusal.code).unwrap_or(ErrorCode::Internal),
+            message: refusal.message,
+            field: Some(refusal.field).filter(|field| !field.is_empty()),
+            retry_after: refusal.retry_after_ms.map(Duration::from_millis),
+        }
+    }
+}
+
 /// Whether a service of ours wrote the status; else it is a transport's, such as a broken connection's.
 pub fn is_of_a_service(status: &Status) -> bool {
     status.metadata().get(CODE).is_some()
@@ -211,6 +236,7 @@ mod tests {
                 retry_after: Some(Duration::from_millis(1500)),
             };
             assert_eq!(Failure::from(Status::from(failure.clone())), failure);
+            assert_eq!(Failure::from(v1::Refusal::from(failure.clone())), failure);
         }
     }
 

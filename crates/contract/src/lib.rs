@@ -14,7 +14,7 @@ pub mod words;
 
 pub use error::{ErrorCode, Failure};
 pub use id::{AppKey, Lane, ModelName, TaskId, TenantId, VersionName};
-pub use validate::validate;
+pub use validate::{check_batch, validate};
 
 pub use proto::auth::v1 as auth;
 pub use proto::orchestrator::v1 as orchestrator;

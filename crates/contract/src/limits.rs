@@ -18,6 +18,8 @@ pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 256;
 pub const MAX_USER_BYTES: usize = 256;
 /// Tasks on one page of a list.
 pub const MAX_PAGE_SIZE: u32 = 100;
+/// Tasks in one batch.
+pub const MAX_BATCH_TASKS: usize = 100;
 /// Tasks on a page when the caller does not say.
 pub const DEFAULT_PAGE_SIZE: u32 = 20;
 /// One gRPC message between services, bytes: a 10-picture task's largest single picture fits.

@@ -4,8 +4,8 @@
 //! The model's own limits (sizes, steps, guidance) are the orchestrator's to check: it knows the version.
 
 use crate::limits::{
-    MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_MODEL_BYTES, MAX_PARTIAL_IMAGES, MAX_PROMPT_BYTES,
-    MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES,
+    MAX_BATCH_TASKS, MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_MODEL_BYTES, MAX_PARTIAL_IMAGES,
+    MAX_PROMPT_BYTES, MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES,
 };
 use crate::words::{self, FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, Words};
 use crate::{Failure, v1};
@@ -35,6 +35,18 @@ pub fn validate(task: &v1::SubmitTask) -> Result<(), Failure> {
     numbers(task)?;
     known_words(task)?;
     style_tags(&task.style_tags)
+}
+
+/// Checks how many tasks a batch has.
+///
+/// # Errors
+/// An invalid argument that names the limit.
+pub fn check_batch(tasks: usize) -> Result<(), Failure> {
+    if (1..=MAX_BATCH_TASKS).contains(&tasks) {
+        return Ok(());
+    }
+    let text = format!("tasks must hold 1 to {MAX_BATCH_TASKS} tasks, not {tasks}");
+    Err(Failure::invalid("tasks", text))
 }
 
 fn at_most(field: &str, text: &str, limit: usize) -> Result<(), Failure> {

@@ -16,7 +16,7 @@ fn places() -> [(Place, f32); 3] {
     };
     [
         (place(DType::F16), F16_BAR),
-        (candles, F16_BAR),
+        (candles, CANDLES_F16_BAR),
         (place(DType::BF16), BF16_BAR),
     ]
 }
@@ -25,6 +25,13 @@ fn places() -> [(Place, f32); 3] {
 /// 1.1e-2 in bf16, which has 8.
 const F16_BAR: f32 = 2.5e-3;
 const BF16_BAR: f32 = 1.5e-2;
+/// candle's own products in f16: `gemm` also sums in f16 where the processor can, as arm64 does. Measured there: 9.9e-3. Our kernels sum in f32
+/// everywhere.
+const CANDLES_F16_BAR: f32 = if cfg!(target_arch = "aarch64") {
+    1.2e-2
+} else {
+    F16_BAR
+};
 
 fn assert_within(what: &str, ours: &Tensor, reference: &[f32], bar: f32, dtype: DType) {
     assert_eq!(ours.dtype(), dtype, "{what}");

@@ -16,6 +16,7 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 use tonic_reflection::server::v1alpha;
 use tracing::Instrument as _;
 
+use crate::batch;
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::models;
@@ -87,6 +88,17 @@ impl ImageService for Images {
         let (task, existing) = self.edge.platform.submit(&caller, task).await?;
         let task = Some(task);
         Ok(Response::new(v1::SubmitResponse { task, existing }))
+    }
+
+    async fn submit_batch(
+        &self,
+        request: Request<v1::SubmitBatchRequest>,
+    ) -> Result<Response<v1::SubmitBatchResponse>, Status> {
+        let caller = caller(&request)?;
+        let tasks = request.into_inner().tasks.into_iter().map(Ok).collect();
+        let answers = batch::submit(&self.edge, &caller, tasks).await?;
+        let results = answers.into_iter().map(batch::result).collect();
+        Ok(Response::new(v1::SubmitBatchResponse { results }))
     }
 
     async fn get(

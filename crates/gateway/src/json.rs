@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, header};
 use contract::{ErrorCode, Failure};
 use http_body_util::LengthLimitError;
@@ -24,22 +24,26 @@ pub(crate) struct Fields {
 
 /// Reads a request's body as one JSON object. That it is announced as JSON is a layer's to check.
 pub(crate) async fn read(body: Body, settings: &HttpSettings) -> Result<Fields, Failure> {
+    Fields::parse(&bytes(body, settings).await?)
+}
+
+/// Reads a request's body.
+pub(crate) async fn bytes(body: Body, settings: &HttpSettings) -> Result<Bytes, Failure> {
     let limit = settings.max_body;
     let bytes = axum::body::to_bytes(body, usize::try_from(limit.bytes()).unwrap_or(usize::MAX));
     let patience = settings.request_timeout.duration();
-    let bytes = match tokio::time::timeout(patience, bytes).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) if is_length_limit(&error) => return Err(too_large(settings)),
+    match tokio::time::timeout(patience, bytes).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if is_length_limit(&error) => Err(too_large(settings)),
         Ok(Err(_)) => {
             let message = "the body ended before its announced length";
-            return Err(Failure::new(ErrorCode::InvalidArgument, message));
+            Err(Failure::new(ErrorCode::InvalidArgument, message))
         }
         Err(_) => {
             let message = format!("the body did not arrive within {patience:?}");
-            return Err(Failure::new(ErrorCode::DeadlineExceeded, message));
+            Err(Failure::new(ErrorCode::DeadlineExceeded, message))
         }
-    };
-    Fields::parse(&bytes)
+    }
 }
 
 /// The failure of a body over the limit.
@@ -90,30 +94,42 @@ pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), Failure> {
     ))
 }
 
+/// Reads JSON.
+///
+/// # Errors
+/// An invalid argument that says where the text stops being what is expected.
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
+    let invalid = |message: String| Failure::new(ErrorCode::InvalidArgument, message);
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err(invalid(
+            "the body is empty; a JSON object is expected".to_owned(),
+        ));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|error| {
+        let place = error.valid_up_to();
+        invalid(format!("the body is not UTF-8 from byte {place} on"))
+    })?;
+    serde_json::from_str(text)
+        .map_err(|error| invalid(format!("the body is not the JSON expected: {error}")))
+}
+
 impl Fields {
     /// Reads one JSON object.
     ///
     /// # Errors
     /// An invalid argument that says where the text stops being one.
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, Failure> {
-        let invalid = |message: String| Failure::new(ErrorCode::InvalidArgument, message);
-        if bytes.iter().all(u8::is_ascii_whitespace) {
-            return Err(invalid(
-                "the body is empty; a JSON object is expected".to_owned(),
-            ));
-        }
-        let text = std::str::from_utf8(bytes).map_err(|error| {
-            let place = error.valid_up_to();
-            invalid(format!("the body is not UTF-8 from byte {place} on"))
-        })?;
-        let fields: Self = serde_json::from_str(text)
-            .map_err(|error| invalid(format!("the body is not the JSON expected: {error}")))?;
-        match fields.given_twice {
+        parse::<Self>(bytes)?.once()
+    }
+
+    /// Refuses a field that was given twice: which of the two counts must not be a matter of luck.
+    pub(crate) fn once(self) -> Result<Self, Failure> {
+        match self.given_twice {
             Some(name) => {
                 let message = format!("{} is given more than once", shorten(&name));
                 Err(Failure::invalid(shorten(&name), message))
             }
-            None => Ok(fields),
+            None => Ok(self),
         }
     }
 

@@ -9,6 +9,7 @@
 //! bodies, time); a failure is put into words in one place (`problem.rs`); the gateway knows no broker.
 
 mod auth;
+mod batch;
 mod edge;
 mod error;
 mod events;

@@ -3,10 +3,11 @@
 use bytes::Bytes;
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::{
-    AuthenticateRequest, AuthenticateResponse, Caller, authenticate_request::Proof,
+    AuthenticateRequest, AuthenticateResponse, Caller, ChargeRequest, authenticate_request::Proof,
 };
 use contract::orchestrator::orchestrator_service_client::OrchestratorServiceClient;
 use contract::registry::registry_service_client::RegistryServiceClient;
+use contract::v1::submit_result;
 use contract::{ErrorCode, Failure, TaskId, orchestrator, registry, v1};
 use rpc::{Peer, PeerSettings};
 use storage::{Key, Storage, StorageError};
@@ -82,6 +83,47 @@ impl Platform {
         let answer = self.orchestrator.clone().submit(request).await;
         let answer = answer.map_err(heard("submit"))?.into_inner();
         Ok((task_of(answer.task)?, answer.existing))
+    }
+
+    /// Charges the requests of a batch beyond the first, which was charged when its caller was let in.
+    pub(crate) async fn charge_batch(&self, caller: &Caller, tasks: usize) -> Result<(), Failure> {
+        let requests = u32::try_from(tasks.saturating_sub(1)).unwrap_or(u32::MAX);
+        if requests == 0 {
+            return Ok(());
+        }
+        let app_key = caller.app_key.clone();
+        let request = ChargeRequest { app_key, requests };
+        let answer = self.auth.clone().charge(request).await;
+        answer.map(drop).map_err(heard("charge"))
+    }
+
+    /// Accepts tasks; one answer each, in order.
+    pub(crate) async fn submit_batch(
+        &self,
+        caller: &Caller,
+        tasks: Vec<v1::SubmitTask>,
+    ) -> Result<Vec<Result<(v1::Task, bool), Failure>>, Failure> {
+        let count = tasks.len();
+        if count == 0 {
+            return Ok(Vec::new());
+        }
+        let request = orchestrator::SubmitBatchRequest {
+            caller: Some(caller.clone()),
+            tasks,
+        };
+        let answer = self.orchestrator.clone().submit_batch(request).await;
+        let results = answer.map_err(heard("submit_batch"))?.into_inner().results;
+        if results.len() != count {
+            return Err(broken_answer("another number of tasks"));
+        }
+        let each = results.into_iter().map(|one| match one.result {
+            Some(submit_result::Result::Accepted(accepted)) => {
+                Ok((task_of(accepted.task)?, accepted.existing))
+            }
+            Some(submit_result::Result::Refused(refusal)) => Err(refusal.into()),
+            None => Err(broken_answer("no result for a task")),
+        });
+        Ok(each.collect())
     }
 
     /// Reads one task.

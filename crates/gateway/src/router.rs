@@ -17,7 +17,7 @@ use crate::edge::Edge;
 use crate::error::StartError;
 use crate::json::shorten;
 use crate::problem::Refused;
-use crate::{auth, grpc, health, images, layers, models, openai, tasks, welcome};
+use crate::{auth, batch, grpc, health, images, layers, models, openai, tasks, welcome};
 
 /// Everything that HTTP callers can reach.
 pub(crate) fn http(edge: &Arc<Edge>) -> Router {
@@ -37,6 +37,7 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
             "/v1/tasks/{id}",
             quick(guarded(get(tasks::get)).merge(guarded(delete(tasks::cancel)))),
         )
+        .route("/v1/tasks/batch", quick(json(guarded(post(batch::create)))))
         .route("/v1/tasks/{id}/events", quick(guarded(get(tasks::watch))))
         // Authenticates itself, because a token in the query will do.
         .route(

@@ -19,6 +19,15 @@ const OPERATION: &str = "appending events";
 /// The most events in one batch; the server takes a thousand.
 pub const MAX_GROUP: usize = 256;
 
+/// How a group of events is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Manner {
+    /// Each in a message of its own, all of them on their way at once.
+    OneByOne,
+    /// In one atomic batch.
+    Together,
+}
+
 /// An event that is to be created.
 #[derive(Debug, Clone)]
 pub struct NewEvent {
@@ -64,46 +73,51 @@ struct Committed {
 }
 
 impl EventLog {
-    /// Creates each of these, together if it can be: one flush for all. When some were there before, those are answered so and
-    /// the others are tried together again; when that fails too, each is created by itself, so that what is wrong with one is
-    /// nobody else's answer. Answers are in the events' order. At most [`MAX_GROUP`], no two of one family.
-    pub async fn create_each(&self, events: Vec<NewEvent>) -> Vec<Result<Appended, BrokerError>> {
+    /// Creates each of these. Together: with one flush for all; when some were there before, those are answered so and the others are
+    /// tried together again, and when that fails too, each is created by itself, so that what is wrong with one is nobody
+    /// else's answer. Answers are in the events' order. At most [`MAX_GROUP`], no two of one family.
+    pub async fn create_each(
+        &self,
+        events: Vec<NewEvent>,
+        manner: Manner,
+    ) -> Vec<Result<Appended, BrokerError>> {
         let mut answers: Vec<Option<Appended>> = events.iter().map(|_| None).collect();
-        for _ in 0..2 {
-            let open: Vec<&NewEvent> = unanswered(&events, &answers);
-            if open.len() < 2 {
-                break;
+        if manner == Manner::Together && self.tried_together(&events, &mut answers).await {
+            let settled = |answer: Option<Appended>| Ok(answer.unwrap_or(Appended::Created));
+            return answers.into_iter().map(settled).collect();
+        }
+        let one_by_one = events.iter().zip(answers).map(async |(event, answer)| {
+            if let Some(answer) = answer {
+                return Ok(answer);
             }
+            let created = self.create_event(event).await?;
+            // One that is there with just this payload may be there because several were tried together.
+            let own = |payload: &Bytes| manner == Manner::Together && *payload == event.payload;
+            Ok(match created {
+                Appended::Exists(payload) if own(&payload) => Appended::Created,
+                created => created,
+            })
+        });
+        join_all(one_by_one).await
+    }
+
+    /// True when all that have no answer yet were created.
+    async fn tried_together(&self, events: &[NewEvent], answers: &mut [Option<Appended>]) -> bool {
+        for _ in 0..2 {
+            let open: Vec<&NewEvent> = unanswered(events, answers);
             match self.create_together(&open).await {
-                Ok(()) => {
-                    let settled =
-                        |answer: Option<Appended>| Ok(answer.unwrap_or(Appended::Created));
-                    return answers.into_iter().map(settled).collect();
-                }
+                Ok(()) => return true,
                 Err(error) => {
                     let error = &error as &dyn std::error::Error;
                     tracing::debug!(error, events = open.len(), "not stored together");
                 }
             }
             match self.find_each(&open).await {
-                Ok(found) if found.is_empty() => break,
-                Ok(found) => settle(&events, &mut answers, &found),
-                Err(_) => break,
+                Ok(found) if !found.is_empty() => settle(events, answers, &found),
+                _ => break,
             }
         }
-        // Several were tried together: one that is there with just this payload may be there because of that.
-        let tried = events.len() > 1;
-        let one_by_one = events.iter().zip(answers).map(async |(event, answer)| {
-            if let Some(answer) = answer {
-                return Ok(answer);
-            }
-            let created = self.create_event(event).await?;
-            Ok(match created {
-                Appended::Exists(payload) if tried && payload == event.payload => Appended::Created,
-                created => created,
-            })
-        });
-        join_all(one_by_one).await
+        false
     }
 
     /// What there is of these events' families.

@@ -22,7 +22,7 @@ use futures::{Stream, StreamExt as _};
 
 pub use async_nats::jetstream::stream::RetentionPolicy;
 pub use bucket::{Bucket, Change, Entry, Snapshot};
-pub use group::{MAX_GROUP, NewEvent};
+pub use group::{MAX_GROUP, Manner, NewEvent};
 pub use log::{Appended, Event, EventLog, MAX_BATCH};
 pub use queue::{Delivery, Puller, WorkQueue};
 

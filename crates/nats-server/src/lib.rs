@@ -111,6 +111,14 @@ impl NatsServer {
     /// # Errors
     /// See [`ServerError`].
     pub fn scratch() -> Result<Self, ServerError> {
+        Self::scratch_with(false)
+    }
+
+    /// The same; with `sync_always`, every write is flushed to the disk before it is acknowledged.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub fn scratch_with(sync_always: bool) -> Result<Self, ServerError> {
         let scratch = tempfile::tempdir().map_err(|source| ServerError::Folder {
             path: std::env::temp_dir(),
             source,
@@ -118,7 +126,7 @@ impl NatsServer {
         let mut server = Self::start(Options {
             folder: scratch.path().to_owned(),
             port: None,
-            sync_always: false,
+            sync_always,
         })?;
         server._scratch = Some(scratch);
         Ok(server)

@@ -2,12 +2,13 @@
 
 use std::time::Duration;
 
-use contract::Failure;
 use contract::auth::Caller;
 use contract::orchestrator as api;
 use contract::orchestrator::orchestrator_service_server::OrchestratorService;
 use contract::task::progress_event;
-use contract::v1::{self, watch_response};
+use contract::v1::{self, submit_result, watch_response};
+use contract::{Failure, check_batch};
+use futures::future::join_all;
 use lifecycle::Tasks as ServiceTasks;
 use task_log::{Update, Watch};
 use tokio::sync::mpsc;
@@ -50,6 +51,30 @@ impl OrchestratorService for Grpc {
         let (task, existing) = self.tasks.submit(&caller, &task).await.map_err(status)?;
         let task = Some(task);
         Ok(Response::new(api::SubmitResponse { task, existing }))
+    }
+
+    async fn submit_batch(
+        &self,
+        request: Request<api::SubmitBatchRequest>,
+    ) -> Result<Response<api::SubmitBatchResponse>, Status> {
+        let api::SubmitBatchRequest { caller, tasks } = request.into_inner();
+        let caller: Caller = caller.ok_or_else(|| missing("caller"))?;
+        check_batch(tasks.len())?;
+        let submitted = tasks.iter().map(async |task| {
+            let accepted = self.tasks.submit(&caller, task).await;
+            let result = match accepted {
+                Ok((task, existing)) => submit_result::Result::Accepted(v1::SubmitResponse {
+                    task: Some(task),
+                    existing,
+                }),
+                Err(error) => submit_result::Result::Refused(Failure::from(error).into()),
+            };
+            v1::SubmitResult {
+                result: Some(result),
+            }
+        });
+        let results = join_all(submitted).await;
+        Ok(Response::new(api::SubmitBatchResponse { results }))
     }
 
     async fn get(

@@ -1,4 +1,4 @@
-//! Submissions on their way into the log, many callers' in one append.
+//! Submissions on their way into the log, many callers' in one go.
 //!
 //! While appends are on their way, further submissions queue up; the next append takes all that wait, up to a limit. A lone
 //! submission never waits for company: with nothing on its way it is appended at once, by itself. So the groups grow with the load, and
@@ -6,12 +6,14 @@
 //! 1987, without the timer).
 
 use std::collections::{HashSet, VecDeque};
+use std::time::{Duration, Instant};
 
 use contract::task::Submitted;
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use messaging::{Appended, BrokerError, EventLog, MAX_GROUP, NewEvent};
+use messaging::{Appended, BrokerError, EventLog, MAX_GROUP, Manner, NewEvent};
 use tokio::sync::{mpsc, oneshot};
 
+use crate::manner::Manners;
 use crate::record::{self, TaskRef};
 use crate::{Submission, TaskLogError, decode, encode};
 
@@ -86,6 +88,7 @@ impl Committer {
         let mut waiting = VecDeque::new();
         let mut appends = FuturesUnordered::new();
         let mut open = true;
+        let mut manners = Manners::default();
         while open || !waiting.is_empty() || !appends.is_empty() {
             if !waiting.is_empty() && appends.len() < APPENDS {
                 // What else has come by now goes along.
@@ -94,7 +97,9 @@ impl Committer {
                 {
                     waiting.push_back(pending);
                 }
-                appends.push(append(&self.log, next_group(&mut waiting)));
+                let group = next_group(&mut waiting);
+                let manner = manners.choose(group.len());
+                appends.push(append(&self.log, group, manner));
             }
             let may_wait = waiting.len() < MAX_GROUP;
             tokio::select! {
@@ -102,23 +107,30 @@ impl Committer {
                     Some(pending) => waiting.push_back(pending),
                     None => open = false,
                 },
-                Some(()) = appends.next() => {}
+                Some((events, manner, took)) = appends.next() => {
+                    manners.observe(events, manner, took);
+                }
             }
         }
     }
 }
 
-async fn append(log: &EventLog, group: Vec<Pending>) {
-    metrics::histogram!("inkstone_orchestrator_commit_group_size").record(group.len() as f64);
+/// How many events were stored in which manner, and how long that took.
+async fn append(log: &EventLog, group: Vec<Pending>, manner: Manner) -> (usize, Manner, Duration) {
+    let began = Instant::now();
+    let size = group.len();
+    metrics::histogram!("inkstone_orchestrator_commit_group_size").record(size as f64);
     let (events, answers): (Vec<NewEvent>, Vec<Answer>) = group
         .into_iter()
         .map(|pending| (pending.event, pending.answer))
         .unzip();
-    let results = log.create_each(events).await;
+    let results = log.create_each(events, manner).await;
+    let took = began.elapsed();
     for (answer, result) in answers.into_iter().zip(results) {
         // Whoever asked may be gone; the task is there all the same, as after any lost answer.
         let _ = answer.send(result);
     }
+    (size, manner, took)
 }
 
 /// The first of those that wait, as many as may go together: no two of one family, for the second must hear of the first. Those that

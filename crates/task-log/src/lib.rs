@@ -15,6 +15,7 @@
 mod error;
 mod intake;
 mod listing;
+mod manner;
 mod record;
 mod streams;
 mod watch;

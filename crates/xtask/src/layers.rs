@@ -80,7 +80,10 @@ const RULES: &[(&str, Allowed)] = &[
     // The command line: all services in one process.
     ("inkstone", Allowed::Everything),
     // End-to-end tests see what a caller sees, and kill the broker.
-    ("e2e", Allowed::Only(&["contract", "nats-server"])),
+    (
+        "e2e",
+        Allowed::Only(&["contract", "messaging", "nats-server"]),
+    ),
     ("xtask", Allowed::Only(&[])),
 ];
 

@@ -1,0 +1,136 @@
+//! Many submissions in one request: each is accepted or refused by itself.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, Uri};
+use axum::response::Response;
+use contract::auth::Caller;
+use contract::v1::submit_result;
+use contract::{Failure, check_batch, v1, validate};
+use serde::{Deserialize, Serialize};
+
+use crate::edge::Edge;
+use crate::json::{self, Fields};
+use crate::problem::{Problem, Refused, json as json_answer};
+use crate::task_json::TaskJson;
+use crate::tasks;
+
+/// What came of one submission: the task, and whether it was there before.
+pub(crate) type Answer = Result<(v1::Task, bool), Failure>;
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BatchJson {
+    tasks: Vec<Fields>,
+}
+
+#[derive(Serialize)]
+struct AnswersJson<'a> {
+    results: Vec<AnswerJson<'a>>,
+}
+
+/// With the status that the submission would have had by itself.
+#[derive(Serialize)]
+#[serde(untagged)]
+enum AnswerJson<'a> {
+    Accepted {
+        status: u16,
+        existing: bool,
+        task: Box<TaskJson<'a>>,
+    },
+    Refused {
+        status: u16,
+        error: Problem<'a>,
+    },
+}
+
+/// `POST /v1/tasks/batch`
+pub(crate) async fn create(
+    State(edge): State<Arc<Edge>>,
+    Extension(caller): Extension<Caller>,
+    uri: Uri,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refused> {
+    if !tasks::idempotency_key(&headers)?.is_empty() {
+        let message =
+            "a batch has no idempotency key of its own: give each task an idempotency_key";
+        return Err(Failure::invalid("idempotency_key", message).into());
+    }
+    let bytes = json::bytes(body, &edge.http).await?;
+    let batch: BatchJson = json::parse(&bytes)?;
+    check_batch(batch.tasks.len())?;
+    let requests = batch.tasks.into_iter().map(decode).collect();
+    let answers = submit(&edge, &caller, requests).await?;
+    let base = edge.public_url(&uri, &headers);
+    let results = answers.iter().map(|answer| json_of(answer, &base));
+    Ok(json_answer(&AnswersJson {
+        results: results.collect(),
+    }))
+}
+
+/// Where one alone has a header, one of many has a field.
+fn decode(fields: Fields) -> Result<v1::SubmitTask, Failure> {
+    let mut fields = fields.once()?;
+    let key = fields.text("idempotency_key")?.unwrap_or_default();
+    tasks::decode(fields, key)
+}
+
+fn json_of<'a>(answer: &'a Answer, base: &str) -> AnswerJson<'a> {
+    match answer {
+        Ok((task, existing)) => AnswerJson::Accepted {
+            status: 202,
+            existing: *existing,
+            task: Box::new(TaskJson::new(task, base)),
+        },
+        Err(failure) => AnswerJson::Refused {
+            status: failure.code.http().as_u16(),
+            error: Problem::new(failure, None),
+        },
+    }
+}
+
+/// An answer as the contract has it.
+pub(crate) fn result(answer: Answer) -> v1::SubmitResult {
+    let result = match answer {
+        Ok((task, existing)) => submit_result::Result::Accepted(v1::SubmitResponse {
+            task: Some(task),
+            existing,
+        }),
+        Err(failure) => submit_result::Result::Refused(failure.into()),
+    };
+    v1::SubmitResult {
+        result: Some(result),
+    }
+}
+
+/// Submits those that could be read and are within the contract's limits. Answers are in the requests' order.
+///
+/// # Errors
+/// When there are none or too many, the caller is over its limit, or nobody could be asked: then no task was made that is
+/// known of.
+pub(crate) async fn submit(
+    edge: &Edge,
+    caller: &Caller,
+    requests: Vec<Result<v1::SubmitTask, Failure>>,
+) -> Result<Vec<Answer>, Failure> {
+    check_batch(requests.len())?;
+    edge.platform.charge_batch(caller, requests.len()).await?;
+    let mut good = Vec::with_capacity(requests.len());
+    let check = |request: Result<v1::SubmitTask, Failure>| {
+        let task = request?;
+        validate(&task)?;
+        good.push(task);
+        Ok(())
+    };
+    let checked: Vec<Result<(), Failure>> = requests.into_iter().map(check).collect();
+    let mut submitted = edge.platform.submit_batch(caller, good).await?.into_iter();
+    let answers = checked.into_iter().filter_map(|one| match one {
+        Ok(()) => submitted.next(),
+        Err(failure) => Some(Err(failure)),
+    });
+    Ok(answers.collect())
+}

@@ -1,0 +1,433 @@
+//! Durable submissions a second and how long they take: `make bench-edge`.
+//!
+//! The gateway, auth, the orchestrator, the registry and nats-server, each a process of its own; no worker, so tasks stay
+//! queued. First as many as there can be (a closed loop), then an open loop at parts of that, whose latencies are counted
+//! from when a request was due: a server that stalls does not hide behind callers who wait for it (hdrhistogram).
+#![allow(
+    clippy::print_stdout,
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a measuring tool"
+)]
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use contract::v1::image_service_client::ImageServiceClient;
+use contract::v1::{SubmitBatchRequest, SubmitRequest, SubmitTask, submit_result};
+use e2e::Platform;
+use hdrhistogram::Histogram;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Bytes;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::net::TcpStream;
+use tokio::sync::Mutex;
+use tonic::transport::{Channel, Endpoint};
+
+const SERVICES: [&str; 4] = ["auth", "model-registry", "orchestrator", "gateway"];
+const CONNECTIONS: usize = 8;
+/// Requests on their way in an open loop beyond which further ones count as failed.
+const MOST_OUTSTANDING: usize = 8192;
+const BATCH: usize = 100;
+/// What callers of a saturated edge do: so many wait for an answer at once.
+const CALLERS: usize = 128;
+const BATCH_CALLERS: usize = 8;
+
+/// Somebody to send to; an answer is how many submissions it accepted.
+#[derive(Clone)]
+enum Target {
+    Http(Arc<Vec<http2::SendRequest<Full<Bytes>>>>, Arc<str>),
+    Grpc(Vec<ImageServiceClient<Channel>>, Arc<str>),
+    Batch(Vec<ImageServiceClient<Channel>>, Arc<str>),
+    /// A peer's, one request at a time on each connection.
+    Peer(Arc<Vec<Mutex<http1::SendRequest<Full<Bytes>>>>>, Arc<str>),
+}
+
+impl Target {
+    async fn send(&self, number: usize) -> Result<usize, String> {
+        match self {
+            Self::Http(connections, authorization) => {
+                let mut sender = connections[number % connections.len()].clone();
+                let body = r#"{"prompt":"a 3d cat on a blue background","seed":7,"steps":20}"#;
+                let request = hyper::Request::post("http://gateway/v1/tasks")
+                    .header("authorization", &**authorization)
+                    .header("content-type", "application/json")
+                    .body(Full::new(Bytes::from_static(body.as_bytes())))
+                    .unwrap();
+                sender.ready().await.map_err(text)?;
+                accepted(sender.send_request(request).await.map_err(text)?).await
+            }
+            Self::Grpc(clients, authorization) => {
+                let mut client = clients[number % clients.len()].clone();
+                let request = SubmitRequest { task: Some(task()) };
+                let sent = client.submit(authorized(request, authorization)).await;
+                sent.map(|_| 1).map_err(text)
+            }
+            Self::Batch(clients, authorization) => {
+                let mut client = clients[number % clients.len()].clone();
+                let tasks = (0..BATCH).map(|_| task()).collect();
+                let request = authorized(SubmitBatchRequest { tasks }, authorization);
+                let answer = client.submit_batch(request).await.map_err(text)?;
+                let results = answer.into_inner().results;
+                let good = results
+                    .iter()
+                    .filter(|one| matches!(one.result, Some(submit_result::Result::Accepted(_))));
+                let good = good.count();
+                if good == BATCH {
+                    return Ok(good);
+                }
+                Err(format!("{good} of {BATCH} were accepted: {:?}", results[0]))
+            }
+            Self::Peer(connections, path) => {
+                let mut sender = connections[number % connections.len()].lock().await;
+                let request = hyper::Request::post(&**path)
+                    .header("host", "peer")
+                    .header("content-type", "application/json")
+                    .body(Full::new(Bytes::from_static(b"{}")))
+                    .unwrap();
+                sender.ready().await.map_err(text)?;
+                accepted(sender.send_request(request).await.map_err(text)?).await
+            }
+        }
+    }
+
+    fn each(&self) -> usize {
+        if matches!(self, Self::Batch(..)) {
+            BATCH
+        } else {
+            1
+        }
+    }
+}
+
+fn text(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+async fn accepted(response: hyper::Response<hyper::body::Incoming>) -> Result<usize, String> {
+    let status = response.status();
+    let body = response.into_body().collect().await.map_err(text)?;
+    if status.is_success() {
+        return Ok(1);
+    }
+    Err(format!("{status}: {:?}", body.to_bytes()))
+}
+
+fn task() -> SubmitTask {
+    SubmitTask {
+        prompt: "a 3d cat on a blue background".to_owned(),
+        seed: Some(7),
+        steps: 20,
+        ..SubmitTask::default()
+    }
+}
+
+fn authorized<T>(message: T, authorization: &str) -> tonic::Request<T> {
+    let mut request = tonic::Request::new(message);
+    let metadata = request.metadata_mut();
+    metadata.insert("authorization", authorization.parse().unwrap());
+    request
+}
+
+async fn connect(address: &str) -> TcpStream {
+    let stream = TcpStream::connect(address).await.unwrap();
+    stream.set_nodelay(true).unwrap();
+    stream
+}
+
+async fn over_http2(address: &str, authorization: &Arc<str>) -> Target {
+    let mut connections = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let io = TokioIo::new(connect(address).await);
+        let (sender, connection) = http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        tokio::spawn(connection);
+        connections.push(sender);
+    }
+    Target::Http(Arc::new(connections), authorization.clone())
+}
+
+async fn over_http1(address: &str, path: &str) -> Target {
+    let mut connections = Vec::new();
+    for _ in 0..CALLERS / 2 {
+        let io = TokioIo::new(connect(address).await);
+        let (sender, connection) = http1::handshake(io).await.unwrap();
+        tokio::spawn(connection);
+        connections.push(Mutex::new(sender));
+    }
+    Target::Peer(Arc::new(connections), path.into())
+}
+
+fn grpc_clients(address: &str) -> Vec<ImageServiceClient<Channel>> {
+    let one = |_| {
+        let endpoint = Endpoint::from_shared(format!("http://{address}")).unwrap();
+        let channel = endpoint.tcp_nodelay(true).connect_lazy();
+        ImageServiceClient::new(channel).max_decoding_message_size(64 << 20)
+    };
+    (0..CONNECTIONS).map(one).collect()
+}
+
+/// Submissions a second with so many callers who send again as soon as they are answered.
+async fn saturate(target: &Target, callers: usize, time: Duration) -> f64 {
+    let stop = Arc::new(AtomicBool::new(false));
+    let done = Arc::new(AtomicUsize::new(0));
+    let mut running = Vec::new();
+    for caller in 0..callers {
+        let (target, stop, done) = (target.clone(), stop.clone(), done.clone());
+        running.push(tokio::spawn(async move {
+            while !stop.load(Ordering::Relaxed) {
+                let accepted = target.send(caller).await.unwrap();
+                done.fetch_add(accepted, Ordering::Relaxed);
+            }
+        }));
+    }
+    // Connections are made and code is paged in before it counts.
+    tokio::time::sleep(time / 4).await;
+    let (before, began) = (done.load(Ordering::Relaxed), Instant::now());
+    tokio::time::sleep(time).await;
+    let rate = (done.load(Ordering::Relaxed) - before) as f64 / began.elapsed().as_secs_f64();
+    stop.store(true, Ordering::Relaxed);
+    for caller in running {
+        caller.await.unwrap();
+    }
+    rate
+}
+
+struct Loop {
+    latencies: Histogram<u64>,
+    failed: u64,
+    sent: u64,
+    why: Option<String>,
+}
+
+/// Sends so many submissions a second, whatever becomes of them.
+async fn open_loop(target: &Target, rate: f64, time: Duration) -> Loop {
+    let requests = rate / target.each() as f64;
+    let histogram = || Histogram::<u64>::new_with_bounds(1, 60_000_000, 3).unwrap();
+    let latencies = Arc::new(std::sync::Mutex::new(histogram()));
+    let (outstanding, failed) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicU64::new(0)));
+    let why = Arc::new(std::sync::Mutex::new(None));
+    let began = Instant::now();
+    let mut sent = 0_u64;
+    let mut every = tokio::time::interval(Duration::from_millis(1));
+    while began.elapsed() < time {
+        every.tick().await;
+        let due = (began.elapsed().as_secs_f64() * requests) as u64;
+        while sent < due {
+            let at = began + Duration::from_secs_f64(sent as f64 / requests);
+            let number = sent as usize;
+            sent += 1;
+            if outstanding.fetch_add(1, Ordering::Relaxed) >= MOST_OUTSTANDING {
+                outstanding.fetch_sub(1, Ordering::Relaxed);
+                failed.fetch_add(1, Ordering::Relaxed);
+                continue;
+            }
+            let (target, latencies) = (target.clone(), latencies.clone());
+            let (outstanding, failed, why) = (outstanding.clone(), failed.clone(), why.clone());
+            tokio::spawn(async move {
+                match target.send(number).await {
+                    Ok(_) => {
+                        let micros = at.elapsed().as_micros() as u64;
+                        latencies.lock().unwrap().saturating_record(micros.max(1));
+                    }
+                    Err(error) => {
+                        failed.fetch_add(1, Ordering::Relaxed);
+                        *why.lock().unwrap() = Some(error);
+                    }
+                }
+                outstanding.fetch_sub(1, Ordering::Relaxed);
+            });
+        }
+    }
+    while outstanding.load(Ordering::Relaxed) > 0 {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let latencies = latencies.lock().unwrap().clone();
+    let (failed, why) = (failed.load(Ordering::Relaxed), why.lock().unwrap().take());
+    Loop {
+        latencies,
+        failed,
+        sent,
+        why,
+    }
+}
+
+/// `GET`s of one path, one every 10 ms, until told to stop.
+async fn poll(
+    address: String,
+    path: String,
+    authorization: Arc<str>,
+    stop: Arc<AtomicBool>,
+) -> Histogram<u64> {
+    let io = TokioIo::new(connect(&address).await);
+    let (mut sender, connection) = http1::handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let mut latencies = Histogram::<u64>::new_with_bounds(1, 60_000_000, 3).unwrap();
+    let mut every = tokio::time::interval(Duration::from_millis(10));
+    while !stop.load(Ordering::Relaxed) {
+        every.tick().await;
+        let began = Instant::now();
+        let request = hyper::Request::get(&path)
+            .header("host", "gateway")
+            .header("authorization", &*authorization)
+            .body(Full::new(Bytes::new()))
+            .unwrap();
+        sender.ready().await.unwrap();
+        // One that is turned away is answered as well.
+        let _ = accepted(sender.send_request(request).await.unwrap()).await;
+        latencies.saturating_record(began.elapsed().as_micros() as u64);
+    }
+    latencies
+}
+
+fn milliseconds(histogram: &Histogram<u64>, quantile: f64) -> f64 {
+    histogram.value_at_quantile(quantile) as f64 / 1000.0
+}
+
+struct Bench {
+    platform: Platform,
+    address: String,
+    authorization: Arc<str>,
+    time: Duration,
+}
+
+impl Bench {
+    async fn start(sync_always: bool, time: Duration) -> Self {
+        let settings = [
+            ("INKSTONE_ORCHESTRATOR__STREAMS__TASK_MAX_SIZE", "16GiB"),
+            ("INKSTONE_AUTH__TELEMETRY__LOG", "warn"),
+            ("INKSTONE_GATEWAY__TELEMETRY__LOG", "warn"),
+            ("INKSTONE_ORCHESTRATOR__TELEMETRY__LOG", "warn"),
+        ];
+        let platform = Platform::start_services(&SERVICES, &settings, sync_always).await;
+        platform.allow("dev", 1_000_000).await;
+        let address = platform.url().trim_start_matches("http://").to_owned();
+        let authorization = platform.authorization().into();
+        Self {
+            platform,
+            address,
+            authorization,
+            time,
+        }
+    }
+
+    /// Measures one way in; what it did at saturation.
+    async fn measure(&self, name: &str, target: Target, callers: usize) -> f64 {
+        let most = saturate(&target, callers, self.time).await;
+        println!("{name:<44} {most:>9.0} /s at saturation, {callers} callers");
+        for part in [0.5, 0.8, 0.95] {
+            let stop = Arc::new(AtomicBool::new(false));
+            let health = tokio::spawn(poll(
+                self.address.clone(),
+                "/healthz".to_owned(),
+                self.authorization.clone(),
+                stop.clone(),
+            ));
+            let asked = self.platform.submit(task()).await.unwrap().id;
+            let polled = tokio::spawn(poll(
+                self.address.clone(),
+                format!("/v1/tasks/{asked}"),
+                self.authorization.clone(),
+                stop.clone(),
+            ));
+            let run = open_loop(&target, most * part, self.time).await;
+            stop.store(true, Ordering::Relaxed);
+            let (health, polled) = (health.await.unwrap(), polled.await.unwrap());
+            println!(
+                "  at {:>3.0} %: p50 {:>7.2}  p99 {:>7.2}  p99.9 {:>7.2} ms; {} of {} failed; /healthz p99 {:.2}, poll p99 {:.2} ms",
+                part * 100.0,
+                milliseconds(&run.latencies, 0.5),
+                milliseconds(&run.latencies, 0.99),
+                milliseconds(&run.latencies, 0.999),
+                run.failed,
+                run.sent,
+                milliseconds(&health, 0.99),
+                milliseconds(&polled, 0.99),
+            );
+            if let Some(why) = run.why {
+                println!("    the last failure: {why}");
+            }
+        }
+        most
+    }
+
+    fn memory(&self) {
+        print!("  peak MiB:");
+        for service in SERVICES {
+            print!(" {service} {}", peak(self.platform.process_id(service)));
+        }
+        println!(" nats-server {}", peak(self.platform.broker.process_id()));
+    }
+}
+
+/// The most memory that a process has had, MiB.
+fn peak(process: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmHWM"))
+        .unwrap();
+    let kib: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    kib / 1024
+}
+
+#[tokio::main]
+async fn main() {
+    let mut arguments = std::env::args().skip(1);
+    let mut seconds = 8;
+    let mut peers = Vec::new();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--seconds" => seconds = arguments.next().unwrap().parse().unwrap(),
+            "--peer" => peers.push(arguments.next().unwrap()),
+            other => panic!("what is {other}? --seconds N, --peer NAME=HOST:PORT/PATH"),
+        }
+    }
+    let time = Duration::from_secs(seconds);
+
+    println!("# one by one; the broker flushes now and then, as it does by default");
+    let bench = Bench::start(false, time).await;
+    let http = over_http2(&bench.address, &bench.authorization).await;
+    let http = bench
+        .measure("HTTP/2 JSON, POST /v1/tasks", http, CALLERS)
+        .await;
+    let clients = || grpc_clients(&bench.address);
+    let grpc = Target::Grpc(clients(), bench.authorization.clone());
+    let grpc = bench.measure("gRPC, Submit", grpc, CALLERS).await;
+    bench.memory();
+    drop(bench);
+
+    println!("# with a flush to the disk before each acknowledgement");
+    let bench = Bench::start(true, time).await;
+    let clients = || grpc_clients(&bench.address);
+    let one = Target::Grpc(clients(), bench.authorization.clone());
+    let flushed = bench.measure("gRPC, Submit", one, CALLERS).await;
+    let batch = Target::Batch(clients(), bench.authorization.clone());
+    let batch = bench
+        .measure("gRPC, SubmitBatch of 100", batch, BATCH_CALLERS)
+        .await;
+    bench.memory();
+    drop(bench);
+
+    println!("# ratios");
+    println!(
+        "bar: 10,000/s one by one     HTTP {:.2}, gRPC {:.2}",
+        http / 10_000.0,
+        grpc / 10_000.0
+    );
+    println!(
+        "bar: 24,000/s flushed        in batches {:.2}; one by one, grouped by the platform: {flushed:.0}/s",
+        batch / 24_000.0
+    );
+    for peer in peers {
+        let (name, place) = peer.split_once('=').unwrap();
+        let (address, path) = place.split_once('/').unwrap();
+        let target = over_http1(address, &format!("/{path}")).await;
+        let rate = saturate(&target, CALLERS / 2, time).await;
+        println!(
+            "{name} answering a no-op          {rate:.0}/s; ours over HTTP, stored: {:.2} of it",
+            http / rate
+        );
+    }
+}
