@@ -9,6 +9,7 @@
 //! bodies, time); a failure is put into words in one place (`problem.rs`); the gateway knows no broker.
 
 mod auth;
+mod dashscope;
 mod edge;
 mod error;
 mod events;
@@ -18,6 +19,7 @@ mod images;
 mod json;
 mod layers;
 mod models;
+mod oip;
 mod openai;
 mod platform;
 mod problem;
@@ -26,6 +28,7 @@ mod server;
 mod settings;
 mod task_json;
 mod tasks;
+mod waiting;
 mod watch;
 mod welcome;
 

@@ -17,7 +17,7 @@ use crate::edge::Edge;
 use crate::error::StartError;
 use crate::json::shorten;
 use crate::problem::Refused;
-use crate::{auth, grpc, health, images, layers, models, openai, tasks, welcome};
+use crate::{auth, dashscope, grpc, health, images, layers, models, openai, tasks, welcome};
 
 /// Everything that HTTP callers can reach.
 pub(crate) fn http(edge: &Arc<Edge>) -> Router {
@@ -50,6 +50,7 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         )
         .route("/v1/models", quick(guarded(get(models::list))))
         .route("/v1/models/{name}", quick(guarded(get(models::get))))
+        .merge(dashscope_paths(edge))
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_this_way)
         // From the inside out: a body over the limit is refused before anyone works for it, …
@@ -59,6 +60,32 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         // … and outermost, whatever comes out gets its words, its request id and its place in the metrics.
         .layer(from_fn(layers::observe))
         .with_state(edge.clone())
+}
+
+/// DashScope's. A request that waits for its pictures has its own, longer deadline.
+fn dashscope_paths(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
+    const SERVICES: &str = "/api/v1/services/aigc";
+    let quick = |methods| quick(edge, methods);
+    let guarded = |methods| guarded(edge, methods);
+    Router::new()
+        .route(
+            &format!("{SERVICES}/text2image/image-synthesis"),
+            quick(json(guarded(post(dashscope::synthesize)))),
+        )
+        .route(
+            &format!("{SERVICES}/image-generation/generation"),
+            quick(json(guarded(post(dashscope::generate)))),
+        )
+        .route(
+            &format!("{SERVICES}/multimodal-generation/generation"),
+            json(guarded(post(dashscope::converse))),
+        )
+        .route("/api/v1/tasks", quick(guarded(get(dashscope::tasks))))
+        .route("/api/v1/tasks/{id}", quick(guarded(get(dashscope::poll))))
+        .route(
+            "/api/v1/tasks/{id}/cancel",
+            quick(guarded(post(dashscope::cancel))),
+        )
 }
 
 /// Everything that gRPC callers can reach.

@@ -215,6 +215,11 @@ pub(crate) fn unix_seconds(time: Option<&prost_types::Timestamp>) -> i64 {
     time.map_or(0, |time| time.seconds)
 }
 
+/// Unix milliseconds, for dialects that count them.
+pub(crate) fn unix_millis(time: Option<&prost_types::Timestamp>) -> Option<i64> {
+    time.map(|t| t.seconds.saturating_mul(1000) + i64::from(t.nanos / 1_000_000))
+}
+
 #[cfg(test)]
 mod tests {
     use contract::v1::{PromptSyntax, Scheduler};
