@@ -171,7 +171,26 @@ pub(crate) async fn grpc_deadline(
     request: Request,
     next: Next,
 ) -> Response {
-    let most = edge.http.request_timeout.duration();
+    until(edge.http.request_timeout.duration(), request, next).await
+}
+
+/// The same for calls that wait for pictures.
+pub(crate) async fn grpc_generation_deadline(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    // A generation ends itself with a better word; this is for what comes before and after it.
+    let spare = edge.http.request_timeout.duration();
+    until(
+        edge.http.generation_timeout.duration() + spare,
+        request,
+        next,
+    )
+    .await
+}
+
+async fn until(most: Duration, request: Request, next: Next) -> Response {
     let asked = request
         .headers()
         .get("grpc-timeout")

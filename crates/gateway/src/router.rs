@@ -17,7 +17,7 @@ use crate::edge::Edge;
 use crate::error::StartError;
 use crate::json::shorten;
 use crate::problem::Refused;
-use crate::{auth, dashscope, grpc, health, images, layers, models, openai, tasks, welcome};
+use crate::{auth, dashscope, grpc, health, images, layers, models, oip, openai, tasks, welcome};
 
 /// Everything that HTTP callers can reach.
 pub(crate) fn http(edge: &Arc<Edge>) -> Router {
@@ -51,6 +51,7 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         .route("/v1/models", quick(guarded(get(models::list))))
         .route("/v1/models/{name}", quick(guarded(get(models::get))))
         .merge(dashscope_paths(edge))
+        .merge(oip_paths(edge))
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_this_way)
         // From the inside out: a body over the limit is refused before anyone works for it, …
@@ -88,6 +89,37 @@ fn dashscope_paths(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
         )
 }
 
+/// The Open Inference Protocol's. What a model draws has its own, longer deadline; the server's own state needs no key.
+fn oip_paths(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
+    let quick = |methods| quick(edge, methods);
+    let guarded = |methods| guarded(edge, methods);
+    let mut paths = Router::new()
+        .route("/v2", get(oip::http::server))
+        .route("/v2/health/live", get(oip::http::live))
+        .route("/v2/health/ready", get(oip::http::ready))
+        .route(
+            "/v2/repository/index",
+            quick(guarded(post(oip::http::index))),
+        );
+    for model in [
+        "/v2/models/{model}",
+        "/v2/models/{model}/versions/{version}",
+    ] {
+        let described = quick(guarded(get(oip::http::metadata)));
+        let ready = quick(guarded(get(oip::http::model_ready)));
+        let config = quick(guarded(get(oip::http::config)));
+        paths = paths
+            .route(model, described)
+            .route(&format!("{model}/ready"), ready)
+            .route(&format!("{model}/config"), config)
+            .route(
+                &format!("{model}/infer"),
+                guarded(post(oip::http::infer_model)),
+            );
+    }
+    paths
+}
+
 /// Everything that gRPC callers can reach.
 pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartError> {
     let (reporter, health) = tonic_health::server::health_reporter();
@@ -107,8 +139,18 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .layer(from_fn_with_state(edge.clone(), layers::shed))
         .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline))
         .reset_fallback();
+    // It authenticates in its calls, some of which need no key, and waits for pictures.
+    let inference = Routes::new(oip::grpc::Inference::server(edge.clone()))
+        .into_axum_router()
+        .layer(from_fn_with_state(edge.clone(), layers::shed))
+        .layer(from_fn_with_state(
+            edge.clone(),
+            layers::grpc_generation_deadline,
+        ))
+        .reset_fallback();
     let all = calls
         .merge(open)
+        .merge(inference)
         .layer(CatchPanicLayer::custom(layers::panicked))
         .layer(from_fn(layers::observe));
     Ok((all, reporter))
