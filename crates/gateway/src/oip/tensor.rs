@@ -95,7 +95,7 @@ fn numbers<'a>(
     raw: &'a Bytes,
     width: usize,
 ) -> Result<std::slice::ChunksExact<'a, u8>, Failure> {
-    if raw.len() % width == 0 {
+    if raw.len().is_multiple_of(width) {
         return Ok(raw.chunks_exact(width));
     }
     let bytes = raw.len();
