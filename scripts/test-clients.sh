@@ -44,7 +44,7 @@ fi
 
 # shellcheck source=scripts/with-platform.sh
 . scripts/with-platform.sh
-"$openai/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_openai.py $TESTS/test_grpc.py
+"$openai/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_openai.py $TESTS/test_openai_edits.py $TESTS/test_grpc.py
 "$dashscope/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_dashscope.py
 "$triton/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_oip.py $TESTS/test_same_picture.py
 if [ -n "$node" ]; then

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import queue
+import time
 import urllib.request
 
 import numpy as np
@@ -212,3 +213,25 @@ def test_a_stream_without_a_key_is_refused():
         client.start_stream(lambda result, error: answers.put((result, error)))
         assert "UNAUTHENTICATED" in answers.get(timeout=60)[1].status()
         client.stop_stream(cancel_requests=True)
+
+
+def newest_tasks():
+    request = urllib.request.Request(os.environ["INKSTONE_URL"] + "/v1/tasks?limit=20", headers=KEY)
+    with urllib.request.urlopen(request) as served:
+        return [task for task in json.load(served)["data"] if task["request"]["steps"] == 99]
+
+
+def wait_for_phases(wanted):
+    deadline = time.monotonic() + 60
+    while {task["phase"] for task in newest_tasks()} - wanted or len(newest_tasks()) != 3:
+        assert time.monotonic() < deadline, newest_tasks()
+        time.sleep(0.02)
+
+
+def test_a_call_that_its_caller_gives_up_cancels_every_task_of_its_batch():
+    with triton_grpc.InferenceServerClient(ADDRESS) as client:
+        inputs = tensors(triton_grpc, PROMPT=[PROMPT] * 3, STEPS=[99])
+        call = client.async_infer(MODEL, inputs, lambda result, error: None, headers=KEY)
+        wait_for_phases({"queued", "scheduled", "running"})
+        call.cancel()
+        wait_for_phases({"cancelled"})

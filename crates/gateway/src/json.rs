@@ -10,6 +10,7 @@ use contract::{ErrorCode, Failure};
 use http_body_util::LengthLimitError;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+use settings::ByteSize;
 
 use crate::settings::HttpSettings;
 
@@ -30,12 +31,20 @@ pub(crate) async fn read(body: Body, settings: &HttpSettings) -> Result<Fields, 
 
 /// Reads a request's body, within the limits of size and time that every body has.
 pub(crate) async fn read_bytes(body: Body, settings: &HttpSettings) -> Result<Bytes, Failure> {
-    let limit = settings.max_body;
+    read_at_most(body, settings.max_body, settings).await
+}
+
+/// The same with a limit of its own.
+pub(crate) async fn read_at_most(
+    body: Body,
+    limit: ByteSize,
+    settings: &HttpSettings,
+) -> Result<Bytes, Failure> {
     let bytes = axum::body::to_bytes(body, usize::try_from(limit.bytes()).unwrap_or(usize::MAX));
     let patience = settings.request_timeout.duration();
     match tokio::time::timeout(patience, bytes).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_length_limit(&error) => Err(too_large(settings)),
+        Ok(Err(error)) if is_length_limit(&error) => Err(too_large(limit)),
         Ok(Err(_)) => {
             let message = "the body ended before its announced length";
             Err(Failure::new(ErrorCode::InvalidArgument, message))
@@ -48,8 +57,8 @@ pub(crate) async fn read_bytes(body: Body, settings: &HttpSettings) -> Result<By
 }
 
 /// The failure of a body over the limit.
-pub(crate) fn too_large(settings: &HttpSettings) -> Failure {
-    let message = format!("the body must be at most {}", settings.max_body);
+pub(crate) fn too_large(limit: ByteSize) -> Failure {
+    let message = format!("the body must be at most {limit}");
     Failure::new(ErrorCode::PayloadTooLarge, message)
 }
 
@@ -168,7 +177,8 @@ impl Fields {
         items.into_iter().enumerate().map(object).collect()
     }
 
-    fn of(fields: serde_json::Map<String, Value>) -> Self {
+    /// The fields of an object that has been read.
+    pub(crate) fn of(fields: serde_json::Map<String, Value>) -> Self {
         Self {
             fields: fields.into_iter().collect(),
             given_twice: None,

@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::edge::Edge;
 use crate::json;
+use crate::openai;
 use crate::problem::{self, Dialect, Refused};
 
 /// Carries a request's id in and out.
@@ -119,12 +120,16 @@ pub(crate) async fn body_limit(
 ) -> Response {
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > edge.http.max_body.bytes()) {
+    let limit = match request.uri().path() {
+        openai::EDITS => edge.http.max_upload,
+        _ => edge.http.max_body,
+    };
+    if announced.is_some_and(|bytes| bytes > limit.bytes()) {
         let waits = request.headers().contains_key(header::EXPECT);
         if !waits {
             linger(request.into_body()).await;
         }
-        return Refused(json::too_large(&edge.http)).into_response();
+        return Refused(json::too_large(limit)).into_response();
     }
     next.run(request).await
 }

@@ -48,6 +48,7 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
             "/v1/images/generations",
             json(guarded(post(openai::generate))),
         )
+        .route(openai::EDITS, guarded(post(openai::edit)))
         .route("/v1/models", quick(guarded(get(models::list))))
         .route("/v1/models/{name}", quick(guarded(get(models::get))))
         .merge(dashscope_paths(edge))

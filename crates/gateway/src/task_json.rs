@@ -153,6 +153,7 @@ const fn nothing() -> v1::SubmitTask {
         user: String::new(),
         prompt_syntax: 0,
         guidance_rescale: None,
+        source: None,
     }
 }
 

@@ -3,7 +3,7 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 
 const PROMPT = "a 3d cat on a blue background";
 const OURS = { steps: 6, seed: 7 };
@@ -34,6 +34,14 @@ test("a url is served without a key", async () => {
     assert.equal(served.headers.get("content-type"), "image/png");
     assert.deepEqual(Buffer.from(await served.arrayBuffer()).subarray(0, 8), PNG);
   }
+});
+
+test("a picture is drawn from a picture", async () => {
+  const drawn = await client.images.generate({ prompt: PROMPT, ...OURS });
+  const image = await toFile(bytes(drawn.data[0].b64_json), "cat.png", { type: "image/png" });
+  const edited = await client.images.edit({ image, prompt: "a 3d dog", strength: 0.8, ...OURS });
+  assert.deepEqual(bytes(edited.data[0].b64_json).subarray(0, 8), PNG);
+  assert.notEqual(edited.data[0].b64_json, drawn.data[0].b64_json);
 });
 
 test("partial images are streamed and the last event is the picture", async () => {

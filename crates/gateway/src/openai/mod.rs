@@ -6,6 +6,8 @@
 //! `style_tags`) ride along. A caller that hangs up cancels its task, unless it sent an `Idempotency-Key` to come back
 //! with.
 
+mod edits;
+mod multipart;
 mod request;
 mod response;
 mod stream;
@@ -30,10 +32,13 @@ use crate::tasks::{idempotency_key, name_task, task_id};
 use crate::waiting;
 use crate::watch::{Abandon, Watch};
 
+pub(crate) use edits::edit;
 use request::{Delivery, Wish};
 use response::{Answer, Item, Terms};
 use stream::Partials;
 
+/// Where pictures are drawn from pictures.
+pub(crate) const EDITS: &str = "/v1/images/edits";
 /// Bytes of all pictures of one answer that carries them inside, before base64.
 const MAX_INLINE_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -53,16 +58,27 @@ pub(crate) async fn generate(
         // There would be no one to show them to.
         wish.task.partial_images = 0;
     }
+    let base = edge.public_url(&uri, &headers);
+    Ok(carry_out(&edge, caller, wish, base, deadline).await?)
+}
+
+/// Submits, and answers when the pictures are there, or streams.
+async fn carry_out(
+    edge: &Arc<Edge>,
+    caller: Caller,
+    wish: Wish,
+    base: String,
+    deadline: Instant,
+) -> Result<Response, Failure> {
     let open = if wish.stream {
         Some(edge.open_stream()?)
     } else {
         None
     };
-    let (task, abandon) = waiting::accept(&edge, &caller, wish.task.clone()).await?;
+    let (task, abandon) = waiting::accept(edge, &caller, wish.task.clone()).await?;
     let id = task_id(&task.id)?;
     let previews = wish.stream && wish.task.partial_images > 0;
     let watch = Watch::new(edge.clone(), &caller.tenant, id, previews, deadline);
-    let base = edge.public_url(&uri, &headers);
     let job = Job {
         edge: edge.clone(),
         caller,
@@ -72,7 +88,7 @@ pub(crate) async fn generate(
     };
     let answer = match open {
         Some(open) => Ok(events::answer(
-            &edge,
+            edge,
             Partials::new(job, watch, abandon, open),
         )),
         None => job.wait(watch, abandon).await.map_err(Refused),
@@ -167,6 +183,7 @@ fn param(field: &str) -> &str {
     match field {
         "width" | "height" => "size",
         "images" => "n",
+        "source" => "image",
         other => other,
     }
 }
