@@ -1,5 +1,6 @@
 """The DashScope package against a running platform: INKSTONE_URL and INKSTONE_KEY name it."""
 
+import asyncio
 import io
 import os
 import re
@@ -9,8 +10,10 @@ from http import HTTPStatus
 
 import dashscope
 import pytest
-from dashscope import ImageSynthesis, MultiModalConversation
+from dashscope import AioMultiModalConversation, ImageSynthesis, MultiModalConversation
 from dashscope.aigc.image_generation import ImageGeneration
+from dashscope.aigc.image_synthesis import AioImageSynthesis
+from dashscope.api_entities.aio_session import close_shared_aio_session
 from PIL import Image
 
 PROMPT = "a 3d cat on a blue background"
@@ -95,6 +98,29 @@ def test_the_image_generation_class_works_in_both_ways():
 def test_every_request_form_draws_the_same_picture_from_the_same_seed():
     synthesis = ImageSynthesis.call(MODEL, PROMPT, **OURS)
     message = MultiModalConversation.call(model=MODEL, messages=MESSAGES, **OURS)
+    assert fetched(synthesis.output.results[0].url) == fetched(content(message)[0])
+
+
+def test_a_client_that_asks_for_a_stream_has_the_answer_in_one_piece():
+    streamed = list(MultiModalConversation.call(model=MODEL, messages=MESSAGES, stream=True, **OURS))
+    whole = MultiModalConversation.call(model=MODEL, messages=MESSAGES, **OURS)
+    assert len(streamed) == 1
+    assert fetched(content(streamed[0])[0]) == fetched(content(whole)[0])
+
+
+def test_the_packages_asynchronous_classes_work_too():
+    async def draw():
+        synthesis = AioImageSynthesis.call(MODEL, PROMPT, **OURS)
+        message = AioMultiModalConversation.call(model=MODEL, messages=MESSAGES, **OURS)
+        drawn = await asyncio.gather(synthesis, message)
+        long = await AioImageSynthesis.async_call(MODEL, PROMPT, n=10, steps=100)
+        cancelled = await AioImageSynthesis.cancel(long)
+        await close_shared_aio_session()
+        return *drawn, cancelled
+
+    synthesis, message, cancelled = asyncio.run(draw())
+    assert cancelled.status_code == HTTPStatus.OK, cancelled
+    assert synthesis.output.task_status == "SUCCEEDED", synthesis
     assert fetched(synthesis.output.results[0].url) == fetched(content(message)[0])
 
 

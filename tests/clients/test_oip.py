@@ -1,5 +1,6 @@
 """Triton's client package, over HTTP and gRPC, against a running platform: INKSTONE_URL and INKSTONE_KEY name it."""
 
+import asyncio
 import base64
 import io
 import json
@@ -11,7 +12,9 @@ import urllib.request
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
+import tritonclient.grpc.aio as triton_grpc_aio
 import tritonclient.http as triton_http
+import tritonclient.http.aio as triton_http_aio
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
@@ -213,6 +216,15 @@ def test_a_stream_without_a_key_is_refused():
         client.start_stream(lambda result, error: answers.put((result, error)))
         assert "UNAUTHENTICATED" in answers.get(timeout=60)[1].status()
         client.stop_stream(cancel_requests=True)
+
+
+@pytest.mark.parametrize(("module", "sync"), [(triton_http_aio, triton_http), (triton_grpc_aio, triton_grpc)])
+def test_the_packages_asynchronous_clients_work_too(module, sync):
+    async def draw():
+        async with module.InferenceServerClient(ADDRESS) as client:
+            return await client.infer(MODEL, tensors(sync), headers=dict(KEY))
+
+    assert picture(asyncio.run(draw()).as_numpy("IMAGE")[0]).size == (128, 128)
 
 
 def newest_tasks():

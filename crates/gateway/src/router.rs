@@ -69,6 +69,8 @@ fn dashscope_paths(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
     const SERVICES: &str = "/api/v1/services/aigc";
     let quick = |methods| quick(edge, methods);
     let guarded = |methods| guarded(edge, methods);
+    let poll = quick(guarded(get(dashscope::poll)));
+    let cancel = quick(guarded(post(dashscope::cancel)));
     Router::new()
         .route(
             &format!("{SERVICES}/text2image/image-synthesis"),
@@ -83,11 +85,11 @@ fn dashscope_paths(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
             json(guarded(post(dashscope::converse))),
         )
         .route("/api/v1/tasks", quick(guarded(get(dashscope::tasks))))
-        .route("/api/v1/tasks/{id}", quick(guarded(get(dashscope::poll))))
-        .route(
-            "/api/v1/tasks/{id}/cancel",
-            quick(guarded(post(dashscope::cancel))),
-        )
+        // The package's asynchronous classes put a slash at the end.
+        .route("/api/v1/tasks/{id}", poll.clone())
+        .route("/api/v1/tasks/{id}/", poll)
+        .route("/api/v1/tasks/{id}/cancel", cancel.clone())
+        .route("/api/v1/tasks/{id}/cancel/", cancel)
 }
 
 /// The Open Inference Protocol's. What a model draws has its own, longer deadline; the server's own state needs no key.

@@ -82,6 +82,8 @@ async fn a_path_that_is_not_there_is_a_problem_or_an_openai_error() {
 async fn dashscope_and_inference_paths_refuse_in_the_words_of_their_clients() {
     let edge = Edge::start(&[]).await;
     let id = &["X-Request-ID: my-id.1"];
+    let answer = ask(edge.address, "GET /api/v1/tasks/x/").await;
+    assert_eq!(answer.status, 401);
     let answer = send(edge.address, "GET /api/v1/tasks/x", id, "").await;
     assert_eq!(answer.status, 401);
     let shown = answer.json();
