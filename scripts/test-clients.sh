@@ -1,18 +1,52 @@
 #!/usr/bin/env bash
-# The real OpenAI package, and gRPC reflection, against a running platform. Installs the packages, pinned, into .tools/.
+# The packages that callers have, and gRPC reflection, against a running platform. Installs them, pinned, into .tools/:
+# an environment for each, because they do not agree on what they depend on.
 set -euo pipefail
+shopt -s inherit_errexit
 cd "$(dirname "$0")/.."
 
-VENV=.tools/clients
-REQUIREMENTS=tests/clients/requirements.txt
-if ! cmp -s "$REQUIREMENTS" "$VENV/requirements.txt"; then
-  echo "installing client packages"
-  rm -rf "$VENV"
-  python3 -m venv "$VENV"
-  "$VENV/bin/pip" install --quiet --disable-pip-version-check --requirement "$REQUIREMENTS"
-  cp "$REQUIREMENTS" "$VENV/requirements.txt"
+TESTS=tests/clients
+
+# Makes the environment of `$TESTS/$1.txt` and prints its folder.
+environment() {
+  local requirements="$TESTS/$1.txt" venv=".tools/clients-$1"
+  if ! cmp -s "$requirements" "$venv/requirements.txt"; then
+    echo "installing the packages of $requirements" >&2
+    rm -rf "$venv"
+    python3 -m venv "$venv"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements"
+    cp "$requirements" "$venv/requirements.txt"
+  fi
+  echo "$venv"
+}
+
+openai=$(environment openai)
+dashscope=$(environment dashscope)
+triton=$(environment triton)
+
+# Node itself is not installed here: there are machines without it, on which this part is skipped.
+node=.tools/clients-node
+node_major=$(node --version 2>/dev/null | sed -E 's/^v([0-9]+).*/\1/' || true)
+if [ "${node_major:-0}" -ge 20 ] && command -v npm >/dev/null; then
+  if ! cmp -s "$TESTS/node/package-lock.json" "$node/installed.json"; then
+    echo "installing the packages of $TESTS/node/package-lock.json" >&2
+    rm -rf "$node"
+    mkdir -p "$node"
+    cp "$TESTS/node/package.json" "$TESTS/node/package-lock.json" "$node/"
+    (cd "$node" && npm ci --silent --ignore-scripts --no-audit --no-fund)
+    cp "$TESTS/node/package-lock.json" "$node/installed.json"
+  fi
+  cp "$TESTS/node/openai.test.js" "$node/"
+else
+  echo "SKIPPED: the tests of OpenAI's package for Node: they need Node 20 or newer, with npm" >&2
+  node=
 fi
 
 # shellcheck source=scripts/with-platform.sh
 . scripts/with-platform.sh
-"$VENV/bin/python" -m pytest --quiet -p no:cacheprovider tests/clients
+"$openai/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_openai.py $TESTS/test_openai_edits.py $TESTS/test_grpc.py
+"$dashscope/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_dashscope.py
+"$triton/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_oip.py $TESTS/test_same_picture.py
+if [ -n "$node" ]; then
+  (cd "$node" && node --test --test-reporter=dot openai.test.js)
+fi

@@ -257,30 +257,57 @@ async fn a_batch_is_answered_task_by_task_and_charged_task_by_task() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_caller_of_the_openai_dialect_who_hangs_up_gets_its_task_cancelled() {
+async fn a_caller_who_waits_for_pictures_in_any_dialect_and_hangs_up_gets_its_task_cancelled() {
     let platform = Platform::start().await;
-    let body = json!({"prompt": "a 3d cat", "steps": 100, "n": 10}).to_string();
+    let text = json!({"shape": [1], "name": "PROMPT", "datatype": "BYTES", "data": ["a 3d cat"]});
+    let steps = json!({"shape": [1], "name": "STEPS", "datatype": "INT32", "data": [100]});
+    let messages = json!([{"role": "user", "content": [{"text": "a 3d cat"}]}]);
+    for (path, body) in [
+        (
+            "/v1/images/generations",
+            json!({"prompt": "a 3d cat", "steps": 100, "n": 10}),
+        ),
+        (
+            "/api/v1/services/aigc/multimodal-generation/generation",
+            json!({"input": {"messages": messages}, "parameters": {"steps": 100, "n": 10}}),
+        ),
+        (
+            "/v2/models/inkstone-demo/infer",
+            json!({"inputs": [text, steps]}),
+        ),
+    ] {
+        let caller = ask_and_leave_open(&platform, path, &body);
+        let id = wait_one_under_way(&platform, path).await;
+        drop(caller);
+        let ended = platform.wait_ended(&id).await;
+        assert_eq!(ended.phase(), TaskPhase::Cancelled, "{path}");
+    }
+}
+
+fn ask_and_leave_open(platform: &Platform, path: &str, body: &Value) -> std::net::TcpStream {
+    let body = body.to_string();
     let request = format!(
-        "POST /v1/images/generations HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         platform.authorization(),
         body.len()
     );
     let mut caller = std::net::TcpStream::connect(platform.url().replace("http://", "")).unwrap();
     std::io::Write::write_all(&mut caller, request.as_bytes()).unwrap();
+    caller
+}
+
+async fn wait_one_under_way(platform: &Platform, path: &str) -> String {
     let deadline = Instant::now() + e2e::LIMIT;
-    let id = loop {
-        if let Some(task) = platform.list().await.pop() {
-            break task.id;
+    loop {
+        let tasks = platform.list().await;
+        if let Some(task) = tasks.iter().find(|task| !e2e::has_ended(task)) {
+            return task.id.clone();
         }
-        assert!(
-            Instant::now() < deadline,
-            "the request did not become a task"
-        );
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
-    drop(caller);
-    assert_eq!(platform.wait_ended(&id).await.phase(), TaskPhase::Cancelled);
+        let late = Instant::now() >= deadline;
+        assert!(!late, "the request to {path} did not become a task");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -17,6 +17,7 @@ pub use id::{AppKey, Lane, ModelName, TaskId, TenantId, VersionName};
 pub use validate::{check_batch, validate};
 
 pub use proto::auth::v1 as auth;
+pub use proto::inference;
 pub use proto::orchestrator::v1 as orchestrator;
 pub use proto::registry::v1 as registry;
 pub use proto::task::v1 as task;
@@ -28,6 +29,10 @@ pub use proto::v1;
 pub mod proto {
     pub mod v1 {
         tonic::include_proto!("inkstone.v1");
+    }
+    /// The Open Inference Protocol, whose package has no version.
+    pub mod inference {
+        tonic::include_proto!("inference");
     }
     pub mod task {
         pub mod v1 {

@@ -16,6 +16,12 @@ pub const MAX_STYLE_TAG_BYTES: usize = 64;
 pub const MAX_IDEMPOTENCY_KEY_BYTES: usize = 256;
 /// The caller's own user name, bytes.
 pub const MAX_USER_BYTES: usize = 256;
+/// A picture to begin from, pixels: more than any model draws, and bounded memory for whoever decodes it.
+pub const MAX_SOURCE_PIXELS: u64 = 4096 * 4096;
+/// Its file, bytes.
+pub const MAX_SOURCE_BYTES: u64 = 16 * 1024 * 1024;
+/// An object key in a request, bytes: longer than any that there is.
+pub const MAX_KEY_BYTES: usize = 256;
 /// Tasks on one page of a list.
 pub const MAX_PAGE_SIZE: u32 = 100;
 /// Tasks in one batch.

@@ -4,8 +4,8 @@
 //! The model's own limits (sizes, steps, guidance) are the orchestrator's to check: it knows the version.
 
 use crate::limits::{
-    MAX_BATCH_TASKS, MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_MODEL_BYTES, MAX_PARTIAL_IMAGES,
-    MAX_PROMPT_BYTES, MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES,
+    MAX_BATCH_TASKS, MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_KEY_BYTES, MAX_MODEL_BYTES,
+    MAX_PARTIAL_IMAGES, MAX_PROMPT_BYTES, MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES,
 };
 use crate::words::{self, FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, Words};
 use crate::{Failure, v1};
@@ -34,6 +34,7 @@ pub fn validate(task: &v1::SubmitTask) -> Result<(), Failure> {
     no_more("partial_images", task.partial_images, MAX_PARTIAL_IMAGES)?;
     numbers(task)?;
     known_words(task)?;
+    source(task)?;
     style_tags(&task.style_tags)
 }
 
@@ -88,6 +89,25 @@ fn numbers(task: &v1::SubmitTask) -> Result<(), Failure> {
     {
         let message = format!("output_compression must be 1 to 100, not {quality}");
         return Err(Failure::invalid("output_compression", message));
+    }
+    Ok(())
+}
+
+fn source(task: &v1::SubmitTask) -> Result<(), Failure> {
+    let Some(source) = &task.source else {
+        return Ok(());
+    };
+    if source.image_key.is_empty() {
+        let message = "source.image_key must not be empty: it is the picture to begin from";
+        return Err(Failure::invalid("source", message));
+    }
+    at_most("source", &source.image_key, MAX_KEY_BYTES)?;
+    at_most("source", &source.mask_key, MAX_KEY_BYTES)?;
+    if let Some(share) = source.strength
+        && !(share > 0.0 && share <= 1.0)
+    {
+        let message = format!("strength must be more than 0 and at most 1, not {share}");
+        return Err(Failure::invalid("strength", message));
     }
     Ok(())
 }
@@ -178,6 +198,22 @@ mod tests {
             assert_eq!(
                 field(|t| t.guidance_rescale = Some(bad)),
                 named("guidance_rescale")
+            );
+        }
+        let from = |image_key: &str, strength| {
+            let image_key = image_key.to_owned();
+            Some(v1::Source {
+                image_key,
+                strength,
+                ..Default::default()
+            })
+        };
+        assert_eq!(field(|t| t.source = from("k", Some(1.0))), None);
+        assert_eq!(field(|t| t.source = from("", None)), named("source"));
+        for bad in [f32::NAN, 0.0, 1.1] {
+            assert_eq!(
+                field(|t| t.source = from("k", Some(bad))),
+                named("strength")
             );
         }
         assert_eq!(field(|t| t.output_compression = Some(100)), None);

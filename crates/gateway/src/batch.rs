@@ -60,7 +60,7 @@ pub(crate) async fn create(
             "a batch has no idempotency key of its own: give each task an idempotency_key";
         return Err(Failure::invalid("idempotency_key", message).into());
     }
-    let bytes = json::bytes(body, &edge.http).await?;
+    let bytes = json::read_bytes(body, &edge.http).await?;
     let batch: BatchJson = json::parse(&bytes)?;
     check_batch(batch.tasks.len())?;
     let requests = batch.tasks.into_iter().map(decode).collect();

@@ -15,6 +15,9 @@ use crate::settings::{HttpSettings, Settings};
 /// Suggested wait when a limit of this gateway is reached: load moves in seconds.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
 
+/// Pictures of callers that are decoded at once: one takes a core, and up to 16 bytes a pixel for a moment.
+const MAX_DECODES: u32 = 4;
+
 /// The gateway's own state: limits and clocks, nothing that a restart would lose.
 pub(crate) struct Edge {
     pub(crate) http: HttpSettings,
@@ -26,6 +29,9 @@ pub(crate) struct Edge {
     started: Instant,
     requests: Arc<Semaphore>,
     streams: Arc<Semaphore>,
+    uploads: Arc<Semaphore>,
+    /// Turns at decoding pictures that callers have sent.
+    pub(crate) decodes: Arc<Semaphore>,
 }
 
 /// The right to hold one stream of events open.
@@ -49,6 +55,8 @@ impl Edge {
             started: Instant::now(),
             requests: limit(settings.http.max_concurrent_requests),
             streams: limit(settings.http.max_event_streams),
+            uploads: limit(settings.http.max_uploads),
+            decodes: limit(MAX_DECODES),
             http: settings.http.clone(),
         }
     }
@@ -71,6 +79,13 @@ impl Edge {
         let permit = self.streams.clone().try_acquire_owned().map_err(busy)?;
         metrics::gauge!("inkstone_gateway_event_streams").increment(1);
         Ok(OpenStream { _permit: permit })
+    }
+
+    /// Room for one more body with pictures, for as long as the permit lives.
+    pub(crate) fn open_upload(&self) -> Result<OwnedSemaphorePermit, Failure> {
+        let busy =
+            |_| Failure::unavailable("too many pictures arrive at once; try again", BUSY_WAIT);
+        self.uploads.clone().try_acquire_owned().map_err(busy)
     }
 
     /// What goes in front of a path that an answer names: scheme and authority, no slash at the end.

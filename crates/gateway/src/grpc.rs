@@ -20,6 +20,7 @@ use crate::batch;
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::models;
+use crate::oip::grpc::INFERENCE_SERVICE;
 use crate::platform::Reader;
 use crate::tasks::task_id;
 use crate::watch::Watch;
@@ -62,6 +63,7 @@ fn described() -> tonic_reflection::server::Builder<'static> {
         .register_encoded_file_descriptor_set(PUBLIC_DESCRIPTORS)
         .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
         .with_service_name(IMAGE_SERVICE)
+        .with_service_name(INFERENCE_SERVICE)
         .with_service_name("grpc.health.v1.Health")
 }
 

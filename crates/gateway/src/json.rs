@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use axum::body::{Body, Bytes};
+use axum::body::Body;
 use axum::http::{HeaderMap, header};
+use bytes::Bytes;
 use contract::{ErrorCode, Failure};
 use http_body_util::LengthLimitError;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+use settings::ByteSize;
 
 use crate::settings::HttpSettings;
 
@@ -24,17 +26,25 @@ pub(crate) struct Fields {
 
 /// Reads a request's body as one JSON object. That it is announced as JSON is a layer's to check.
 pub(crate) async fn read(body: Body, settings: &HttpSettings) -> Result<Fields, Failure> {
-    Fields::parse(&bytes(body, settings).await?)
+    Fields::parse(&read_bytes(body, settings).await?)
 }
 
-/// Reads a request's body.
-pub(crate) async fn bytes(body: Body, settings: &HttpSettings) -> Result<Bytes, Failure> {
-    let limit = settings.max_body;
+/// Reads a request's body, within the limits of size and time that every body has.
+pub(crate) async fn read_bytes(body: Body, settings: &HttpSettings) -> Result<Bytes, Failure> {
+    read_at_most(body, settings.max_body, settings).await
+}
+
+/// The same with a limit of its own.
+pub(crate) async fn read_at_most(
+    body: Body,
+    limit: ByteSize,
+    settings: &HttpSettings,
+) -> Result<Bytes, Failure> {
     let bytes = axum::body::to_bytes(body, usize::try_from(limit.bytes()).unwrap_or(usize::MAX));
     let patience = settings.request_timeout.duration();
     match tokio::time::timeout(patience, bytes).await {
         Ok(Ok(bytes)) => Ok(bytes),
-        Ok(Err(error)) if is_length_limit(&error) => Err(too_large(settings)),
+        Ok(Err(error)) if is_length_limit(&error) => Err(too_large(limit)),
         Ok(Err(_)) => {
             let message = "the body ended before its announced length";
             Err(Failure::new(ErrorCode::InvalidArgument, message))
@@ -47,8 +57,8 @@ pub(crate) async fn bytes(body: Body, settings: &HttpSettings) -> Result<Bytes, 
 }
 
 /// The failure of a body over the limit.
-pub(crate) fn too_large(settings: &HttpSettings) -> Failure {
-    let message = format!("the body must be at most {}", settings.max_body);
+pub(crate) fn too_large(limit: ByteSize) -> Failure {
+    let message = format!("the body must be at most {limit}");
     Failure::new(ErrorCode::PayloadTooLarge, message)
 }
 
@@ -63,19 +73,24 @@ fn is_length_limit(error: &axum::Error) -> bool {
     false
 }
 
-/// Whether the headers announce a JSON body that is not compressed.
-pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), Failure> {
-    let refuse = |message: String| Err(Failure::new(ErrorCode::UnsupportedMediaType, message));
-    let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
-    match text(header::CONTENT_ENCODING) {
-        None | Some("identity") => {}
+/// Whether the headers announce a body that is not compressed.
+pub(crate) fn check_coding(headers: &HeaderMap) -> Result<(), Failure> {
+    let coding = headers.get(header::CONTENT_ENCODING);
+    match coding.and_then(|v| v.to_str().ok()) {
+        None | Some("identity") => Ok(()),
         Some(coding) => {
             let coding = shorten(coding);
-            return refuse(format!(
-                "the body must not be compressed; Content-Encoding is {coding}"
-            ));
+            let message = format!("the body must not be compressed; Content-Encoding is {coding}");
+            Err(Failure::new(ErrorCode::UnsupportedMediaType, message))
         }
     }
+}
+
+/// Whether the headers announce a JSON body that is not compressed.
+pub(crate) fn check_media_type(headers: &HeaderMap) -> Result<(), Failure> {
+    check_coding(headers)?;
+    let refuse = |message: String| Err(Failure::new(ErrorCode::UnsupportedMediaType, message));
+    let text = |name| headers.get(name).and_then(|v| v.to_str().ok());
     let Some(given) = text(header::CONTENT_TYPE) else {
         return refuse("the body must be JSON: send Content-Type: application/json".to_owned());
     };
@@ -145,6 +160,56 @@ impl Fields {
             Some(Value::String(text)) => Ok(Some(text)),
             Some(other) => Err(wrong(name, "a string", &other)),
         }
+    }
+
+    /// Takes an object; one that is not given has no fields. Of a field given twice inside, the last one counts.
+    pub(crate) fn object(&mut self, name: &str) -> Result<Self, Failure> {
+        match self.take(name) {
+            None => Ok(Self::default()),
+            Some(Value::Object(fields)) => Ok(Self::of(fields)),
+            Some(other) => Err(wrong(name, "an object", &other)),
+        }
+    }
+
+    /// Takes a list of objects.
+    pub(crate) fn objects(&mut self, name: &str) -> Result<Vec<Self>, Failure> {
+        let Some(value) = self.take(name) else {
+            return Ok(Vec::new());
+        };
+        let Value::Array(items) = value else {
+            return Err(wrong(name, "a list of objects", &value));
+        };
+        let object = |(i, item)| match item {
+            Value::Object(fields) => Ok(Self::of(fields)),
+            other => Err(Failure {
+                field: Some(name.to_owned()),
+                ..wrong(&format!("{name}[{i}]"), "an object", &other)
+            }),
+        };
+        items.into_iter().enumerate().map(object).collect()
+    }
+
+    /// The fields of an object that has been read.
+    pub(crate) fn of(fields: serde_json::Map<String, Value>) -> Self {
+        Self {
+            fields: fields.into_iter().collect(),
+            given_twice: None,
+        }
+    }
+
+    /// Whether a field is there and says something: not `null`, nor an empty text or list, nor `false`.
+    pub(crate) fn says(&self, name: &str) -> bool {
+        match self.fields.get(name) {
+            None | Some(Value::Null | Value::Bool(false)) => false,
+            Some(Value::String(text)) => !text.is_empty(),
+            Some(Value::Array(items)) => !items.is_empty(),
+            Some(_) => true,
+        }
+    }
+
+    /// Whether a field is a text.
+    pub(crate) fn is_text(&self, name: &str) -> bool {
+        matches!(self.fields.get(name), Some(Value::String(_)))
     }
 
     /// Takes one of `words`, by the value that it stands for.

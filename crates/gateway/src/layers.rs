@@ -14,6 +14,7 @@ use uuid::Uuid;
 
 use crate::edge::Edge;
 use crate::json;
+use crate::openai;
 use crate::problem::{self, Dialect, Refused};
 
 /// Carries a request's id in and out.
@@ -119,12 +120,16 @@ pub(crate) async fn body_limit(
 ) -> Response {
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    if announced.is_some_and(|bytes| bytes > edge.http.max_body.bytes()) {
+    let limit = match request.uri().path() {
+        openai::EDITS => edge.http.max_upload,
+        _ => edge.http.max_body,
+    };
+    if announced.is_some_and(|bytes| bytes > limit.bytes()) {
         let waits = request.headers().contains_key(header::EXPECT);
         if !waits {
             linger(request.into_body()).await;
         }
-        return Refused(json::too_large(&edge.http)).into_response();
+        return Refused(json::too_large(limit)).into_response();
     }
     next.run(request).await
 }
@@ -171,7 +176,26 @@ pub(crate) async fn grpc_deadline(
     request: Request,
     next: Next,
 ) -> Response {
-    let most = edge.http.request_timeout.duration();
+    until(edge.http.request_timeout.duration(), request, next).await
+}
+
+/// The same for calls that wait for pictures.
+pub(crate) async fn grpc_generation_deadline(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    // A generation ends itself with a better word; this is for what comes before and after it.
+    let spare = edge.http.request_timeout.duration();
+    until(
+        edge.http.generation_timeout.duration() + spare,
+        request,
+        next,
+    )
+    .await
+}
+
+async fn until(most: Duration, request: Request, next: Next) -> Response {
     let asked = request
         .headers()
         .get("grpc-timeout")

@@ -10,6 +10,7 @@
 
 mod auth;
 mod batch;
+mod dashscope;
 mod edge;
 mod error;
 mod events;
@@ -19,6 +20,7 @@ mod images;
 mod json;
 mod layers;
 mod models;
+mod oip;
 mod openai;
 mod platform;
 mod problem;
@@ -27,6 +29,7 @@ mod server;
 mod settings;
 mod task_json;
 mod tasks;
+mod waiting;
 mod watch;
 mod welcome;
 

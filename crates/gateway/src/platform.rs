@@ -8,7 +8,7 @@ use contract::auth::{
 use contract::orchestrator::orchestrator_service_client::OrchestratorServiceClient;
 use contract::registry::registry_service_client::RegistryServiceClient;
 use contract::v1::submit_result;
-use contract::{ErrorCode, Failure, TaskId, orchestrator, registry, v1};
+use contract::{ErrorCode, Failure, TaskId, TenantId, orchestrator, registry, v1};
 use rpc::{Peer, PeerSettings};
 use storage::{Key, Storage, StorageError};
 use tonic::{Status, Streaming};
@@ -216,6 +216,23 @@ impl Platform {
             .await
             .map_err(unreadable)?;
         Ok(Picture { info, data })
+    }
+
+    /// Keeps a file that a caller has sent, and gives the key by which its tasks can begin from it. The same file again is
+    /// the same object.
+    pub(crate) async fn keep_input(&self, tenant: &str, data: Bytes) -> Result<String, Failure> {
+        let tenant = tenant.parse::<TenantId>().ok();
+        let key = tenant.and_then(|tenant| Key::input(&tenant, &storage::sha256_hex(&data)));
+        let key = key.ok_or_else(|| broken_answer("a tenant that cannot be one"))?;
+        self.storage.put(&key, data).await.map_err(|error| {
+            tracing::warn!(
+                error = &error as &dyn std::error::Error,
+                "cannot store a picture to begin from"
+            );
+            let wait = std::time::Duration::from_secs(2);
+            Failure::unavailable("pictures cannot be stored just now; try again", wait)
+        })?;
+        Ok(key.as_str().to_owned())
     }
 
     /// Every model there is.

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 use contract::{ErrorCode, Failure};
 use serde::Serialize;
 
-use crate::openai;
+use crate::{dashscope, oip, openai};
 
 /// Whose words a caller expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,10 @@ pub(crate) enum Dialect {
     Own,
     /// OpenAI Images.
     OpenAi,
+    /// DashScope.
+    DashScope,
+    /// The Open Inference Protocol over HTTP.
+    Oip,
     /// gRPC.
     Grpc,
 }
@@ -37,6 +41,10 @@ impl Dialect {
         };
         if under("/v1/images") || under("/v1/models") {
             Self::OpenAi
+        } else if under("/api/v1") {
+            Self::DashScope
+        } else if under("/v2") {
+            Self::Oip
         } else {
             Self::Own
         }
@@ -47,6 +55,8 @@ impl Dialect {
         match self {
             Self::Own => "own",
             Self::OpenAi => "openai",
+            Self::DashScope => "dashscope",
+            Self::Oip => "oip",
             Self::Grpc => "grpc",
         }
     }
@@ -132,6 +142,15 @@ pub(crate) fn answer(dialect: Dialect, failure: Failure, request_id: &str) -> Re
             let kind = [(header::CONTENT_TYPE, "application/json")];
             (status, kind, text(&openai::Error::new(&failure))).into_response()
         }
+        Dialect::DashScope => {
+            let kind = [(header::CONTENT_TYPE, "application/json")];
+            let error = text(&dashscope::Error::new(&failure, request_id));
+            (status, kind, error).into_response()
+        }
+        Dialect::Oip => {
+            let kind = [(header::CONTENT_TYPE, "application/json")];
+            (status, kind, text(&oip::Error::new(&failure))).into_response()
+        }
     };
     let headers = response.headers_mut();
     // The OpenAI packages send a request again after 409 and 5xx unless told not to, and the task would be drawn anew.
@@ -203,6 +222,9 @@ mod tests {
         assert_eq!(of("/v1/images/generations"), Dialect::OpenAi);
         assert_eq!(of("/v1/models"), Dialect::OpenAi);
         assert_eq!(of("/v1/modelsx"), Dialect::Own);
+        assert_eq!(of("/api/v1/tasks/x"), Dialect::DashScope);
+        assert_eq!(of("/v2"), Dialect::Oip);
+        assert_eq!(of("/v2/models/m/infer"), Dialect::Oip);
         assert_eq!(of("/v1/tasks/x/images/0"), Dialect::Own);
         let call = Request::post("/v1/images").header("content-type", "application/grpc+proto");
         assert_eq!(Dialect::of(&call.body(()).unwrap()), Dialect::Grpc);

@@ -17,7 +17,9 @@ use crate::edge::Edge;
 use crate::error::StartError;
 use crate::json::shorten;
 use crate::problem::Refused;
-use crate::{auth, batch, grpc, health, images, layers, models, openai, tasks, welcome};
+use crate::{
+    auth, batch, dashscope, grpc, health, images, layers, models, oip, openai, tasks, welcome,
+};
 
 /// Everything that HTTP callers can reach.
 pub(crate) fn http(edge: &Arc<Edge>) -> Router {
@@ -49,8 +51,11 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
             "/v1/images/generations",
             json(guarded(post(openai::generate))),
         )
+        .route(openai::EDITS, guarded(post(openai::edit)))
         .route("/v1/models", quick(guarded(get(models::list))))
         .route("/v1/models/{name}", quick(guarded(get(models::get))))
+        .merge(dashscope_paths(edge))
+        .merge(oip_paths(edge))
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_this_way)
         // From the inside out: a body over the limit is refused before anyone works for it, …
@@ -60,6 +65,65 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         // … and outermost, whatever comes out gets its words, its request id and its place in the metrics.
         .layer(from_fn(layers::observe))
         .with_state(edge.clone())
+}
+
+/// DashScope's. A request that waits for its pictures has its own, longer deadline.
+fn dashscope_paths(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
+    const SERVICES: &str = "/api/v1/services/aigc";
+    let quick = |methods| quick(edge, methods);
+    let guarded = |methods| guarded(edge, methods);
+    let poll = quick(guarded(get(dashscope::poll)));
+    let cancel = quick(guarded(post(dashscope::cancel)));
+    Router::new()
+        .route(
+            &format!("{SERVICES}/text2image/image-synthesis"),
+            quick(json(guarded(post(dashscope::synthesize)))),
+        )
+        .route(
+            &format!("{SERVICES}/image-generation/generation"),
+            quick(json(guarded(post(dashscope::generate)))),
+        )
+        .route(
+            &format!("{SERVICES}/multimodal-generation/generation"),
+            json(guarded(post(dashscope::converse))),
+        )
+        .route("/api/v1/tasks", quick(guarded(get(dashscope::tasks))))
+        // The package's asynchronous classes put a slash at the end.
+        .route("/api/v1/tasks/{id}", poll.clone())
+        .route("/api/v1/tasks/{id}/", poll)
+        .route("/api/v1/tasks/{id}/cancel", cancel.clone())
+        .route("/api/v1/tasks/{id}/cancel/", cancel)
+}
+
+/// The Open Inference Protocol's. What a model draws has its own, longer deadline; the server's own state needs no key.
+fn oip_paths(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
+    let quick = |methods| quick(edge, methods);
+    let guarded = |methods| guarded(edge, methods);
+    let mut paths = Router::new()
+        .route("/v2", get(oip::http::server))
+        .route("/v2/health/live", get(oip::http::live))
+        .route("/v2/health/ready", get(oip::http::ready))
+        .route(
+            "/v2/repository/index",
+            quick(guarded(post(oip::http::index))),
+        );
+    for model in [
+        "/v2/models/{model}",
+        "/v2/models/{model}/versions/{version}",
+    ] {
+        let described = quick(guarded(get(oip::http::metadata)));
+        let ready = quick(guarded(get(oip::http::model_ready)));
+        let config = quick(guarded(get(oip::http::config)));
+        paths = paths
+            .route(model, described)
+            .route(&format!("{model}/ready"), ready)
+            .route(&format!("{model}/config"), config)
+            .route(
+                &format!("{model}/infer"),
+                guarded(post(oip::http::infer_model)),
+            );
+    }
+    paths
 }
 
 /// Everything that gRPC callers can reach.
@@ -81,8 +145,18 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .layer(from_fn_with_state(edge.clone(), layers::shed))
         .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline))
         .reset_fallback();
+    // It authenticates in its calls, some of which need no key, and waits for pictures.
+    let inference = Routes::new(oip::grpc::Inference::server(edge.clone()))
+        .into_axum_router()
+        .layer(from_fn_with_state(edge.clone(), layers::shed))
+        .layer(from_fn_with_state(
+            edge.clone(),
+            layers::grpc_generation_deadline,
+        ))
+        .reset_fallback();
     let all = calls
         .merge(open)
+        .merge(inference)
         .layer(CatchPanicLayer::custom(layers::panicked))
         .layer(from_fn(layers::observe));
     Ok((all, reporter))

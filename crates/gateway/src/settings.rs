@@ -40,6 +40,10 @@ pub struct HttpSettings {
     pub public_url: String,
     /// The largest request body.
     pub max_body: ByteSize,
+    /// The largest request body that carries pictures.
+    pub max_upload: ByteSize,
+    /// Bodies with pictures that arrive at once.
+    pub max_uploads: u32,
     /// For requests that answer at once.
     pub request_timeout: Millis,
     /// For requests that wait for pictures.
@@ -110,6 +114,7 @@ impl settings::Settings for Settings {
             ("http.max_connections", http.max_connections),
             ("http.max_concurrent_requests", http.max_concurrent_requests),
             ("http.max_event_streams", http.max_event_streams),
+            ("http.max_uploads", http.max_uploads),
             (
                 "http.max_streams_per_connection",
                 http.max_streams_per_connection,
@@ -135,6 +140,10 @@ impl settings::Settings for Settings {
         }
         if http.max_body.bytes() == 0 {
             return Err(Self::invalid("http.max_body", "must be at least 1B"));
+        }
+        if http.max_upload.bytes() < http.max_body.bytes() {
+            let rule = "must be at least http.max_body";
+            return Err(Self::invalid("http.max_upload", rule));
         }
         Ok(())
     }
@@ -170,6 +179,8 @@ mod tests {
             ("http.request_timeout", "0s"),
             ("http.max_header_bytes", "1KiB"),
             ("http.max_body", "0B"),
+            ("http.max_upload", "1KiB"),
+            ("http.max_uploads", "0"),
         ] {
             let error = settings::load::<Settings>(None, &[(key, value.to_owned())]).unwrap_err();
             assert!(error.to_string().contains(key), "{error}");

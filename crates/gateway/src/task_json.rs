@@ -153,6 +153,7 @@ const fn nothing() -> v1::SubmitTask {
         user: String::new(),
         prompt_syntax: 0,
         guidance_rescale: None,
+        source: None,
     }
 }
 
@@ -213,6 +214,11 @@ impl Serialize for Time<'_> {
 /// Unix seconds; 0 when there is no time.
 pub(crate) fn unix_seconds(time: Option<&prost_types::Timestamp>) -> i64 {
     time.map_or(0, |time| time.seconds)
+}
+
+/// Unix milliseconds, for dialects that count them.
+pub(crate) fn unix_millis(time: Option<&prost_types::Timestamp>) -> Option<i64> {
+    time.map(|t| t.seconds.saturating_mul(1000) + i64::from(t.nanos / 1_000_000))
 }
 
 #[cfg(test)]

@@ -224,6 +224,7 @@ pub(crate) fn decode(
             .unwrap_or_default()
             .into(),
         guidance_rescale: fields.number("guidance_rescale")?,
+        source: None,
     };
     fields.nothing_else(KNOWN)?;
     Ok(task)
@@ -340,6 +341,7 @@ mod tests {
             user: "u".to_owned(),
             prompt_syntax: v1::PromptSyntax::Weighted.into(),
             guidance_rescale: Some(0.7),
+            source: None,
         };
         assert_eq!(read(body).unwrap(), expected);
     }

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_page_is_about_its_own_code_and_shows_all_three_dialects() {
+    fn each_page_is_about_its_own_code_and_shows_the_dialects() {
         for &code in ErrorCode::ALL {
             let page = text(code);
             assert!(page.starts_with(&format!("# `{code}`")), "{code}");

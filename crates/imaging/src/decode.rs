@@ -24,6 +24,27 @@ const SPARE_BYTES: u64 = 4 << 20;
 /// The file is not one we read, is too large (found out before memory is taken for it), is animated, or is damaged.
 pub fn decode(file: &[u8], max_pixels: u64) -> Result<(u32, u32, Vec<u8>), DecodeError> {
     let found = container::scan(file).map_err(DecodeError::Inspect)?;
+    let image = checked(&found, max_pixels)?;
+    Ok((found.width, found.height, image.into_rgb8().into_raw()))
+}
+
+/// Decodes the transparency of a still picture of at most `max_pixels` pixels to width, height and a byte a pixel, 255
+/// where it is fully transparent: a mask as OpenAI's API has it.
+///
+/// # Errors
+/// As [`decode`], or the picture has no alpha channel.
+pub fn decode_mask(file: &[u8], max_pixels: u64) -> Result<(u32, u32, Vec<u8>), DecodeError> {
+    let found = container::scan(file).map_err(DecodeError::Inspect)?;
+    let image = checked(&found, max_pixels)?;
+    if !image.color().has_alpha() {
+        return Err(DecodeError::NoAlpha);
+    }
+    let alpha = image.into_rgba8();
+    let mask = alpha.pixels().map(|pixel| 255 - pixel.0[3]).collect();
+    Ok((found.width, found.height, mask))
+}
+
+fn checked(found: &Container<'_>, max_pixels: u64) -> Result<DynamicImage, DecodeError> {
     let (width, height) = (found.width, found.height);
     let pixels = u64::from(width) * u64::from(height);
     if pixels > max_pixels {
@@ -39,8 +60,7 @@ pub fn decode(file: &[u8], max_pixels: u64) -> Result<(u32, u32, Vec<u8>), Decod
     if found.format == Format::Jpeg {
         check_scans(found.body)?;
     }
-    let rgb = decode_pixels(&found, pixels)?;
-    Ok((width, height, rgb))
+    decode_pixels(found, pixels)
 }
 
 fn check_scans(file: &[u8]) -> Result<(), DecodeError> {
@@ -53,7 +73,7 @@ fn check_scans(file: &[u8]) -> Result<(), DecodeError> {
     Ok(())
 }
 
-fn decode_pixels(found: &Container<'_>, pixels: u64) -> Result<Vec<u8>, DecodeError> {
+fn decode_pixels(found: &Container<'_>, pixels: u64) -> Result<DynamicImage, DecodeError> {
     let format = found.format;
     let failed = |source| DecodeError::Pixels { format, source };
 
@@ -78,6 +98,5 @@ fn decode_pixels(found: &Container<'_>, pixels: u64) -> Result<Vec<u8>, DecodeEr
     if decoder.dimensions() != (found.width, found.height) {
         return Err(DecodeError::SizeMismatch { format });
     }
-    let image = DynamicImage::from_decoder(decoder).map_err(failed)?;
-    Ok(image.into_rgb8().into_raw())
+    DynamicImage::from_decoder(decoder).map_err(failed)
 }

@@ -100,6 +100,11 @@ pub enum DecodeError {
     /// The file's outer form cannot be read.
     #[error("cannot read the picture's size")]
     Inspect(#[source] InspectError),
+    /// A mask without an alpha channel says nothing.
+    #[error(
+        "the picture has no alpha channel, whose transparent part would be what is painted anew"
+    )]
+    NoAlpha,
     /// The picture is larger than allowed. Nothing was allocated for it.
     #[error("the picture has {width}×{height} pixels, more than the {max_pixels} allowed")]
     TooLarge {

@@ -14,6 +14,7 @@ mod container;
 mod decode;
 mod encode;
 mod error;
+mod fit;
 mod inspect;
 mod label;
 mod xmp;
@@ -21,9 +22,10 @@ mod xmp;
 use std::fmt;
 use std::str::FromStr;
 
-pub use decode::decode;
+pub use decode::{decode, decode_mask};
 pub use encode::encode;
 pub use error::{DecodeError, EncodeError, InspectError, UnknownFormat};
+pub use fit::{fit, fit_mask};
 pub use inspect::{Inspection, inspect};
 pub use label::Label;
 

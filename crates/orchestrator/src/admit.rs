@@ -3,7 +3,8 @@
 use contract::auth::Policy;
 use contract::registry::{Model, Profile};
 use contract::v1::{OutputFormat, Quality, SubmitTask};
-use contract::{ErrorCode, Failure, Lane, validate};
+use contract::{ErrorCode, Failure, Lane, TenantId, validate};
+use storage::Key;
 
 use crate::models;
 use crate::settings::{FALLBACK_TIER, SchedulingSettings};
@@ -130,6 +131,23 @@ fn side(field: &str, given: u32, default: u32, profile: &Profile) -> Result<u32,
     Err(Failure::invalid(field, text))
 }
 
+/// A task begins from its own tenant's files: no one sees another's through a picture.
+///
+/// # Errors
+/// [`ErrorCode::InvalidArgument`] naming the field.
+pub(crate) fn check_source(tenant: &TenantId, request: &SubmitTask) -> Result<(), Failure> {
+    let Some(source) = &request.source else {
+        return Ok(());
+    };
+    let keys = [&source.image_key, &source.mask_key];
+    let mut given = keys.into_iter().filter(|key| !key.is_empty());
+    if given.all(|key| Key::input_of(tenant, key).is_some()) {
+        return Ok(());
+    }
+    let text = "source must name files that the gateway has stored for you";
+    Err(Failure::invalid("source", text))
+}
+
 /// The lane of a request: the policy's tier and the kind of work.
 pub(crate) fn lane(request: &SubmitTask, policy: &Policy, settings: &SchedulingSettings) -> Lane {
     let class = if request.quality() == Quality::Hd {
@@ -187,6 +205,31 @@ mod tests {
         SubmitTask {
             prompt: prompt.to_owned(),
             ..SubmitTask::default()
+        }
+    }
+
+    #[test]
+    fn a_task_begins_from_its_own_tenants_files_only() {
+        let acme: TenantId = "acme".parse().unwrap();
+        let digest = "0a".repeat(32);
+        let from = |image: &str, mask: &str| SubmitTask {
+            source: Some(contract::v1::Source {
+                image_key: image.to_owned(),
+                mask_key: mask.to_owned(),
+                strength: None,
+            }),
+            ..request("a cat")
+        };
+        let own = format!("inputs/acme/{digest}");
+        assert!(check_source(&acme, &request("a cat")).is_ok());
+        assert!(check_source(&acme, &from(&own, "")).is_ok());
+        assert!(check_source(&acme, &from(&own, &own)).is_ok());
+        let task = "images/01a20610-a8bf-738a-b43b-5a4af05ef1d9/0.png";
+        for other in [&format!("inputs/bcme/{digest}"), task, "x"] {
+            for request in [from(other, ""), from(&own, other)] {
+                let failure = check_source(&acme, &request).unwrap_err();
+                assert_eq!(failure.field.as_deref(), Some("source"));
+            }
         }
     }
 

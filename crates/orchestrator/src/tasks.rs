@@ -92,6 +92,7 @@ impl Tasks {
             let text = format!("the model {} takes no tasks at present", model.name);
             Failure::unavailable(text, RETRY_AFTER)
         })?;
+        admit::check_source(&tenant, request)?;
         let profile = version.profile.unwrap_or_default();
         let mut random = [0; 20];
         rand::fill(&mut random)

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use contract::TaskId;
+use contract::{TaskId, TenantId};
 
 /// The key of an object. Made only by the functions here, so that no part of it comes unchecked from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -21,15 +21,26 @@ impl Key {
 
     /// A model's file by its SHA-256 in lower-case hex; `None` when it is not one.
     pub fn artifact(sha256: &str) -> Option<Self> {
-        let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
-        (sha256.len() == 64 && sha256.bytes().all(hex)).then(|| Self(format!("artifacts/{sha256}")))
+        is_sha256(sha256).then(|| Self(format!("artifacts/{sha256}")))
+    }
+
+    /// A file that a tenant has sent, by its SHA-256 in lower-case hex; `None` when it is not one.
+    pub fn input(tenant: &TenantId, sha256: &str) -> Option<Self> {
+        let key = || Self(format!("inputs/{tenant}/{sha256}"));
+        is_sha256(sha256).then(key)
+    }
+
+    /// A key that names a file which `tenant` has sent; `None` for everything else, another tenant's files above all.
+    pub fn input_of(tenant: &TenantId, text: &str) -> Option<Self> {
+        let (_, sha256) = text.rsplit_once('/')?;
+        Self::input(tenant, sha256).filter(|key| key.0 == text)
     }
 
     /// A key that someone else made and stored, such as the one in a task's end. `None` when it is not of a kind
     /// that this module makes.
     pub fn stored(text: &str) -> Option<Self> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"/.-".contains(&b);
-        let known = ["images/", "checkpoints/", "artifacts/"];
+        let known = ["images/", "checkpoints/", "artifacts/", "inputs/"];
         let well = known.iter().any(|kind| text.starts_with(kind))
             && text.bytes().all(plain)
             && !text.contains("..");
@@ -45,6 +56,11 @@ impl Key {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+fn is_sha256(text: &str) -> bool {
+    let hex = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    text.len() == 64 && text.bytes().all(hex)
 }
 
 impl fmt::Display for Key {
@@ -78,6 +94,27 @@ mod tests {
         let (first, second) = (Key::checkpoint(task, 1, 20), Key::checkpoint(task, 2, 20));
         assert_ne!(first, second);
         assert_eq!(Key::stored(first.as_str()), Some(first));
+    }
+
+    #[test]
+    fn a_tenant_can_name_its_own_files_and_nobody_elses() {
+        let tenant = |name: &str| name.parse::<TenantId>().unwrap();
+        let digest = "0a".repeat(32);
+        let key = Key::input(&tenant("acme"), &digest).unwrap();
+        assert_eq!(
+            Key::input_of(&tenant("acme"), key.as_str()),
+            Some(key.clone())
+        );
+        assert_eq!(Key::stored(key.as_str()), Some(key.clone()));
+        assert_eq!(Key::input_of(&tenant("bcme"), key.as_str()), None);
+        for text in [
+            "",
+            "inputs/acme/x",
+            &format!("images/{digest}"),
+            &format!("x{key}"),
+        ] {
+            assert_eq!(Key::input_of(&tenant("acme"), text), None, "{text}");
+        }
     }
 
     #[test]

@@ -69,7 +69,8 @@ const RULES: &[(&str, Allowed)] = &[
     ("imaging", Allowed::Only(&[])),
     ("diffusion", Allowed::Only(&[])),
     ("auth", Allowed::PlatformAnd(&[])),
-    ("gateway", Allowed::PlatformAnd(&[])),
+    // Pictures as pixels, for callers who want no file.
+    ("gateway", Allowed::PlatformAnd(&["imaging"])),
     ("orchestrator", Allowed::PlatformAnd(&[])),
     ("model-registry", Allowed::PlatformAnd(&[])),
     // The only service that draws.

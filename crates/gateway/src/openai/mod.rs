@@ -6,6 +6,8 @@
 //! `style_tags`) ride along. A caller that hangs up cancels its task, unless it sent an `Idempotency-Key` to come back
 //! with.
 
+mod edits;
+mod multipart;
 mod request;
 mod response;
 mod stream;
@@ -25,16 +27,18 @@ use tokio::time::Instant;
 use crate::edge::Edge;
 use crate::events;
 use crate::json;
-use crate::platform::Reader;
 use crate::problem::{Refused, json as json_answer};
-use crate::task_json::end_failure;
 use crate::tasks::{idempotency_key, name_task, task_id};
+use crate::waiting;
 use crate::watch::{Abandon, Watch};
 
+pub(crate) use edits::edit;
 use request::{Delivery, Wish};
 use response::{Answer, Item, Terms};
 use stream::Partials;
 
+/// Where pictures are drawn from pictures.
+pub(crate) const EDITS: &str = "/v1/images/edits";
 /// Bytes of all pictures of one answer that carries them inside, before base64.
 const MAX_INLINE_BYTES: u64 = 64 * 1024 * 1024;
 
@@ -54,16 +58,27 @@ pub(crate) async fn generate(
         // There would be no one to show them to.
         wish.task.partial_images = 0;
     }
+    let base = edge.public_url(&uri, &headers);
+    Ok(carry_out(&edge, caller, wish, base, deadline).await?)
+}
+
+/// Submits, and answers when the pictures are there, or streams.
+async fn carry_out(
+    edge: &Arc<Edge>,
+    caller: Caller,
+    wish: Wish,
+    base: String,
+    deadline: Instant,
+) -> Result<Response, Failure> {
     let open = if wish.stream {
         Some(edge.open_stream()?)
     } else {
         None
     };
-    let (task, abandon) = accept(&edge, &caller, wish.task.clone()).await?;
+    let (task, abandon) = waiting::accept(edge, &caller, wish.task.clone()).await?;
     let id = task_id(&task.id)?;
     let previews = wish.stream && wish.task.partial_images > 0;
     let watch = Watch::new(edge.clone(), &caller.tenant, id, previews, deadline);
-    let base = edge.public_url(&uri, &headers);
     let job = Job {
         edge: edge.clone(),
         caller,
@@ -73,38 +88,12 @@ pub(crate) async fn generate(
     };
     let answer = match open {
         Some(open) => Ok(events::answer(
-            &edge,
+            edge,
             Partials::new(job, watch, abandon, open),
         )),
         None => job.wait(watch, abandon).await.map_err(Refused),
     };
     Ok(name_task(answer, &task.id))
-}
-
-/// Submits, and keeps watch from the moment that the task exists: a caller who hangs up while the submission is under way
-/// abandons its task like one who hangs up later.
-async fn accept(
-    edge: &Arc<Edge>,
-    caller: &Caller,
-    task: v1::SubmitTask,
-) -> Result<(v1::Task, Abandon), Failure> {
-    let (answer, answered) = tokio::sync::oneshot::channel();
-    let (own, caller) = (edge.clone(), caller.clone());
-    edge.tasks.job("submit", async move {
-        let can_come_back = !task.idempotency_key.is_empty();
-        let accepted = own.platform.submit(&caller, task).await;
-        let accepted = accepted.and_then(|(task, _)| {
-            let mut abandon = Abandon::new(own, &caller.tenant, task_id(&task.id)?);
-            if can_come_back {
-                abandon.disarm();
-            }
-            Ok((task, abandon))
-        });
-        // Nobody there any more: dropping the answer abandons the task.
-        drop(answer.send(accepted));
-    });
-    let failed = |_| Failure::new(ErrorCode::Internal, "the submission was not carried out");
-    answered.await.map_err(failed)?
 }
 
 /// One accepted request.
@@ -118,17 +107,8 @@ struct Job {
 
 impl Job {
     /// The whole answer, once the task has ended.
-    async fn wait(self, mut watch: Watch, mut abandon: Abandon) -> Result<Response, Failure> {
-        let ended = watch.end().await;
-        // Ended, or out of time and going on by itself: either way not abandoned any more. But whoever is told to try again
-        // will submit again, and the first task would be drawn for nobody.
-        if !matches!(&ended, Err(failure) if failure.code == ErrorCode::Unavailable) {
-            abandon.disarm();
-        }
-        let task = ended?;
-        if let Some(failure) = end_failure(&task) {
-            return Err(failure);
-        }
+    async fn wait(self, watch: Watch, abandon: Abandon) -> Result<Response, Failure> {
+        let task = waiting::success(watch, abandon).await?;
         let data = match self.wish.delivery {
             Delivery::Url => {
                 let url = |info: &v1::ImageInfo| Item::Url(format!("{}{}", self.base, info.path));
@@ -155,22 +135,8 @@ impl Job {
         Ok(items)
     }
 
-    /// One picture's bytes; waits out a short outage, since the picture is drawn.
     async fn picture(&self, index: u32) -> Result<bytes::Bytes, Failure> {
-        const TRIES: u32 = 5;
-        const PAUSE: std::time::Duration = std::time::Duration::from_millis(500);
-        let mut tries = 1;
-        loop {
-            let reader = Reader::Tenant(&self.caller.tenant);
-            match self.edge.platform.picture(reader, self.id, index).await {
-                Ok(picture) => return Ok(picture.data),
-                Err(failure) if failure.code == ErrorCode::Unavailable && tries < TRIES => {
-                    tokio::time::sleep(PAUSE * tries).await;
-                    tries += 1;
-                }
-                Err(failure) => return Err(failure),
-            }
-        }
+        waiting::picture(&self.edge, &self.caller.tenant, self.id, index).await
     }
 }
 
@@ -217,6 +183,7 @@ fn param(field: &str) -> &str {
     match field {
         "width" | "height" => "size",
         "images" => "n",
+        "source" => "image",
         other => other,
     }
 }

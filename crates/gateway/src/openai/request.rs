@@ -100,6 +100,7 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
             .unwrap_or_default()
             .into(),
         guidance_rescale: fields.number("guidance_rescale")?,
+        source: None,
     };
     Ok(Wish {
         task,

@@ -1,7 +1,8 @@
 //! gRPC on the same port.
 
+use contract::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use contract::v1::image_service_client::ImageServiceClient;
-use contract::{ErrorCode, Failure, v1};
+use contract::{ErrorCode, Failure, inference, v1};
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 use tonic_health::pb::HealthCheckRequest;
@@ -63,6 +64,25 @@ async fn health_needs_no_credentials_and_says_what_readyz_says() {
 }
 
 #[tokio::test]
+async fn the_inference_service_tells_its_own_state_without_a_key_and_nothing_else() {
+    let edge = Edge::start(&[]).await;
+    let mut client = GrpcInferenceServiceClient::new(channel(&edge).await);
+    let live = client.server_live(inference::ServerLiveRequest {}).await;
+    assert!(live.unwrap().into_inner().live);
+    let ready = client.server_ready(inference::ServerReadyRequest {}).await;
+    assert!(!ready.unwrap().into_inner().ready);
+    let refused = client
+        .model_infer(inference::ModelInferRequest::default())
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    let requests = futures::stream::iter([inference::ModelInferRequest::default()]);
+    let refused = client.model_stream_infer(requests).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unauthenticated);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn reflection_lists_what_is_public_and_nothing_else() {
     use tonic_reflection::pb::v1::ServerReflectionRequest;
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
@@ -92,7 +112,12 @@ async fn reflection_lists_what_is_public_and_nothing_else() {
         .collect();
     names.sort();
     names.dedup();
-    assert_eq!(names, ["grpc.health.v1.Health", "inkstone.v1.ImageService"]);
+    let expected = [
+        "grpc.health.v1.Health",
+        "inference.GRPCInferenceService",
+        "inkstone.v1.ImageService",
+    ];
+    assert_eq!(names, expected);
     drop((answers, client));
     edge.stop().await;
 }

@@ -79,6 +79,48 @@ async fn a_path_that_is_not_there_is_a_problem_or_an_openai_error() {
 }
 
 #[tokio::test]
+async fn dashscope_and_inference_paths_refuse_in_the_words_of_their_clients() {
+    let edge = Edge::start(&[]).await;
+    let id = &["X-Request-ID: my-id.1"];
+    let answer = ask(edge.address, "GET /api/v1/tasks/x/").await;
+    assert_eq!(answer.status, 401);
+    let answer = send(edge.address, "GET /api/v1/tasks/x", id, "").await;
+    assert_eq!(answer.status, 401);
+    let shown = answer.json();
+    assert_eq!(shown["code"], "InvalidApiKey");
+    assert_eq!(shown["request_id"], "my-id.1");
+    assert!(shown["message"].as_str().unwrap().contains("Bearer"));
+    let path = "POST /api/v1/services/aigc/text2image/image-synthesis";
+    let answer = send(edge.address, path, &[KEY], "x").await;
+    assert_eq!(answer.status, 415);
+    assert_eq!(answer.json()["code"], "BadRequest.IllegalInput");
+    let answer = ask(edge.address, "GET /api/v1/services/aigc/text2video").await;
+    assert_eq!(answer.status, 404);
+    assert_eq!(answer.json()["code"], "InvalidURL");
+    for path in ["/v2/models/m", "/v2/models/m/versions/1/ready"] {
+        let answer = ask(edge.address, &format!("GET {path}")).await;
+        assert_eq!(answer.status, 401);
+        assert!(answer.json()["error"].as_str().unwrap().contains("Bearer"));
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn an_inference_server_says_without_a_key_that_it_lives_and_whether_it_is_ready() {
+    let edge = Edge::start(&[]).await;
+    assert_eq!(ask(edge.address, "GET /v2/health/live").await.status, 200);
+    // Nobody stands behind this gateway.
+    let answer = ask(edge.address, "GET /v2/health/ready").await;
+    assert_eq!(answer.status, 503);
+    assert_eq!(answer.json()["error"], "the platform is not ready");
+    assert_eq!(
+        ask(edge.address, "GET /v2").await.json()["name"],
+        "inkstone"
+    );
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn a_wrong_method_is_405_with_the_right_ones() {
     let edge = Edge::start(&[]).await;
     let answer = ask(edge.address, "PUT /v1/tasks").await;

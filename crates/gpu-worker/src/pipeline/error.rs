@@ -3,6 +3,7 @@
 use contract::ErrorCode;
 use diffusion::StepError;
 use imaging::EncodeError;
+use storage::StorageError;
 
 use crate::engine::EngineError;
 use crate::retry::Stopped;
@@ -30,6 +31,9 @@ pub(crate) enum NodeError {
         #[source]
         source: EncodeError,
     },
+    /// The picture to begin from cannot be read just now.
+    #[error("the picture to begin from cannot be read")]
+    Source(#[source] StorageError),
     /// Work off the runtime's threads ended by a panic.
     #[error("{doing} failed")]
     OffRuntime {
@@ -63,7 +67,7 @@ impl NodeError {
             Self::Engine(error) => engine_verdict(error),
             // Encoding is a function of its input: the size or the format is at fault.
             Self::Encode { .. } => Verdict::Fail(ErrorCode::EngineFailed),
-            Self::OffRuntime { .. } => Verdict::Retry,
+            Self::OffRuntime { .. } | Self::Source(_) => Verdict::Retry,
             Self::Stopped(Stopped) => Verdict::HandBack,
         }
     }

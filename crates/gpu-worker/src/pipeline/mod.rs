@@ -10,6 +10,7 @@ mod label;
 mod output;
 mod postprocess;
 mod preprocess;
+mod source;
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

@@ -7,7 +7,7 @@ use contract::words::{SCHEDULERS, word};
 use diffusion::{PromptSyntax, Request, SchedulerKind};
 use imaging::{Encoding, Format};
 
-use super::{NodeError, PipelineNode, Planned, TaskJob, checkpoint};
+use super::{NodeError, PipelineNode, Planned, TaskJob, checkpoint, source};
 
 /// JPEG quality when the request names none.
 pub(super) const DEFAULT_QUALITY: u8 = 90;
@@ -23,7 +23,10 @@ impl PipelineNode for Preprocess {
 
     async fn run(&self, job: &mut TaskJob) -> Result<(), NodeError> {
         job.encoding = encoding(&job.request)?;
-        let requests = engine_requests(&job.request)?;
+        let mut requests = engine_requests(&job.request)?;
+        if let Some(source) = &job.request.source {
+            source::begin_from(job, source, &mut requests).await?;
+        }
         let mut saved = checkpoint::load(job, requests.len())
             .await
             .unwrap_or_default()

@@ -1,0 +1,306 @@
+//! `GET /api/v1/tasks`: pages by number, where the platform's own go from one to the next.
+//!
+//! A numbered page means walking there from the newest task, so how far is bounded.
+
+use contract::limits::MAX_PAGE_SIZE;
+use contract::v1::TaskPhase;
+use contract::{Failure, v1};
+use serde::{Deserialize, Serialize};
+
+use super::response::{ZONE, status};
+use crate::edge::Edge;
+use crate::json::shorten;
+use crate::task_json::unix_millis;
+
+/// Tasks that one list looks at, newest first. Older ones are reached with `end_time`, or through our own dialect.
+const MAX_LOOKED_AT: usize = 1000;
+/// Tasks on a page when the caller does not say, as its client does.
+const DEFAULT_SIZE: u32 = 10;
+const STATUSES: &[&str] = &["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELED"];
+
+/// The query. `api_key_id` and `region` are taken and without effect: a tenant has neither.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ListQuery {
+    page_no: Option<String>,
+    page_size: Option<String>,
+    start_time: Option<String>,
+    end_time: Option<String>,
+    model_name: Option<String>,
+    status: Option<String>,
+}
+
+/// What is asked for.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Wanted {
+    page_no: u32,
+    page_size: u32,
+    /// Unix milliseconds, inclusive.
+    from: i64,
+    /// Unix milliseconds, exclusive.
+    until: i64,
+    model: Option<String>,
+    status: Option<&'static str>,
+}
+
+/// Reads a query.
+pub(super) fn wanted(query: ListQuery) -> Result<Wanted, Failure> {
+    let page_no = number("page_no", query.page_no, 1, MAX_LOOKED_AT as u32)?;
+    let page_size = number("page_size", query.page_size, DEFAULT_SIZE, MAX_PAGE_SIZE)?;
+    if (page_no as usize - 1) * page_size as usize >= MAX_LOOKED_AT {
+        let message = format!(
+            "page_no must stay within the newest {MAX_LOOKED_AT} tasks; set end_time, or page through /v1/tasks"
+        );
+        return Err(Failure::invalid("page_no", message));
+    }
+    let (from, until) = (query.start_time, query.end_time);
+    let status = match query.status.filter(|text| !text.is_empty()) {
+        None => None,
+        Some(text) => Some(known_status(&text)?),
+    };
+    Ok(Wanted {
+        page_no,
+        page_size,
+        from: time("start_time", from)?.unwrap_or(i64::MIN),
+        until: time("end_time", until)?.unwrap_or(i64::MAX),
+        model: query.model_name.filter(|text| !text.is_empty()),
+        status,
+    })
+}
+
+fn number(name: &str, text: Option<String>, default: u32, most: u32) -> Result<u32, Failure> {
+    let Some(text) = text else { return Ok(default) };
+    let number = text.parse().ok().filter(|n| (1..=most).contains(n));
+    number.ok_or_else(|| {
+        let shown = shorten(&text);
+        Failure::invalid(name, format!("{name} must be 1 to {most}, not {shown:?}"))
+    })
+}
+
+fn known_status(text: &str) -> Result<&'static str, Failure> {
+    let known = STATUSES.iter().find(|word| **word == text).copied();
+    known.ok_or_else(|| {
+        let (words, shown) = (STATUSES.join(", "), shorten(text));
+        let message = format!("status must be one of {words}, not {shown:?}");
+        Failure::invalid("status", message)
+    })
+}
+
+/// Reads `20230420000000`, in DashScope's zone, as Unix milliseconds.
+fn time(name: &str, text: Option<String>) -> Result<Option<i64>, Failure> {
+    let Some(text) = text.filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let plain = text.len() == 14 && text.bytes().all(|b| b.is_ascii_digit());
+    let read = || {
+        let local = jiff::civil::DateTime::strptime("%Y%m%d%H%M%S", &text).ok()?;
+        Some(ZONE.to_timestamp(local).ok()?.as_millisecond())
+    };
+    let time = plain.then(read).flatten();
+    time.map(Some).ok_or_else(|| {
+        let shown = shorten(&text);
+        let message =
+            format!("{name} must be YYYYMMDDhhmmss in UTC+8 such as 20230420000000, not {shown:?}");
+        Failure::invalid(name, message)
+    })
+}
+
+impl Wanted {
+    fn matches(&self, task: &v1::Task) -> bool {
+        let submitted = unix_millis(task.submitted_at.as_ref()).unwrap_or_default();
+        let model = task.request.as_ref().map_or("", |r| r.model.as_str());
+        (self.from..self.until).contains(&submitted)
+            && self.model.as_ref().is_none_or(|wanted| wanted == model)
+            && self
+                .status
+                .is_none_or(|wanted| wanted == status(task.phase()))
+    }
+
+    fn is_before(&self, task: &v1::Task) -> bool {
+        unix_millis(task.submitted_at.as_ref()).is_some_and(|time| time < self.from)
+    }
+}
+
+/// A page of tasks.
+pub(super) struct Listed {
+    tasks: Vec<v1::Task>,
+    page_no: u32,
+    page_size: u32,
+    total: usize,
+}
+
+/// Walks the tenant's tasks, newest first, as far as the query and [`MAX_LOOKED_AT`] let it.
+pub(super) async fn list(edge: &Edge, tenant: &str, wanted: &Wanted) -> Result<Listed, Failure> {
+    let skip = (wanted.page_no as usize - 1) * wanted.page_size as usize;
+    let mut listed = Listed {
+        tasks: Vec::new(),
+        page_no: wanted.page_no,
+        page_size: wanted.page_size,
+        total: 0,
+    };
+    let mut page_token = String::new();
+    // The platform's pages may have fewer tasks than asked for, never more.
+    for _ in 0..MAX_LOOKED_AT.div_ceil(MAX_PAGE_SIZE as usize) {
+        let page = v1::ListRequest {
+            page_size: MAX_PAGE_SIZE,
+            page_token,
+            phase: TaskPhase::Unspecified.into(),
+        };
+        let page = edge.platform.list(tenant, page).await?;
+        let over = page.tasks.last().is_some_and(|task| wanted.is_before(task));
+        for task in page.tasks {
+            if !wanted.matches(&task) {
+                continue;
+            }
+            if listed.total >= skip && listed.tasks.len() < wanted.page_size as usize {
+                listed.tasks.push(task);
+            }
+            listed.total += 1;
+        }
+        page_token = page.next_page_token;
+        if over || page_token.is_empty() {
+            break;
+        }
+    }
+    Ok(listed)
+}
+
+/// The answer to a list.
+#[derive(Debug, Serialize)]
+pub(super) struct ListAnswer<'a> {
+    request_id: &'a str,
+    page_no: u32,
+    page_size: u32,
+    total_page: usize,
+    total: usize,
+    data: Vec<Row<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct Row<'a> {
+    task_id: &'a str,
+    status: &'static str,
+    model_name: &'a str,
+    // Unix milliseconds.
+    gmt_create: Option<i64>,
+    start_time: Option<i64>,
+    end_time: Option<i64>,
+}
+
+impl Listed {
+    pub(super) fn answer<'a>(&'a self, request_id: &'a str) -> ListAnswer<'a> {
+        let row = |task: &'a v1::Task| Row {
+            task_id: &task.id,
+            status: status(task.phase()),
+            model_name: task.request.as_ref().map_or("", |r| r.model.as_str()),
+            gmt_create: unix_millis(task.submitted_at.as_ref()),
+            start_time: unix_millis(task.started_at.as_ref()),
+            end_time: unix_millis(task.ended_at.as_ref()),
+        };
+        ListAnswer {
+            request_id,
+            page_no: self.page_no,
+            page_size: self.page_size,
+            total_page: self.total.div_ceil(self.page_size as usize),
+            total: self.total,
+            data: self.tasks.iter().map(row).collect(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn a_query_is_read_as_the_package_sends_it() {
+        let asked = wanted(ListQuery {
+            page_no: Some("2".to_owned()),
+            page_size: Some("50".to_owned()),
+            start_time: Some("19700101080001".to_owned()),
+            end_time: Some("20230420000000".to_owned()),
+            model_name: Some("m".to_owned()),
+            status: Some("RUNNING".to_owned()),
+        });
+        let expected = Wanted {
+            page_no: 2,
+            page_size: 50,
+            from: 1000,
+            until: 1_681_920_000_000,
+            model: Some("m".to_owned()),
+            status: Some("RUNNING"),
+        };
+        assert_eq!(asked.unwrap(), expected);
+        let asked = wanted(ListQuery::default()).unwrap();
+        assert_eq!((asked.page_no, asked.page_size), (1, 10));
+    }
+
+    #[test]
+    fn a_task_is_listed_by_time_model_and_status() {
+        let mut asked = wanted(ListQuery::default()).unwrap();
+        let mut task = v1::Task {
+            request: Some(v1::SubmitTask {
+                model: "m".to_owned(),
+                ..Default::default()
+            }),
+            submitted_at: Some(prost_types::Timestamp {
+                seconds: 7,
+                nanos: 0,
+            }),
+            ..Default::default()
+        };
+        task.set_phase(TaskPhase::Scheduled);
+        assert!(asked.matches(&task));
+        asked.status = Some("PENDING");
+        (asked.from, asked.until) = (7000, 7001);
+        asked.model = Some("m".to_owned());
+        assert!(asked.matches(&task));
+        asked.from = 7001;
+        assert!(!asked.matches(&task) && asked.is_before(&task));
+        (asked.from, asked.status) = (0, Some("RUNNING"));
+        assert!(!asked.matches(&task));
+    }
+
+    #[test]
+    fn a_page_beyond_the_bound_is_refused_by_name() {
+        let field = |query| wanted(query).unwrap_err().field.unwrap();
+        let far = ListQuery {
+            page_no: Some("21".to_owned()),
+            page_size: Some("50".to_owned()),
+            ..Default::default()
+        };
+        assert_eq!(field(far), "page_no");
+        let bad = |text: &str| Some(text.to_owned());
+        let query = ListQuery {
+            page_size: bad("101"),
+            ..Default::default()
+        };
+        assert_eq!(field(query), "page_size");
+        let query = ListQuery {
+            status: bad("DONE"),
+            ..Default::default()
+        };
+        assert_eq!(field(query), "status");
+        let query = ListQuery {
+            end_time: bad("2023-04-20"),
+            ..Default::default()
+        };
+        assert_eq!(field(query), "end_time");
+        let query = ListQuery {
+            end_time: bad("20231420000000"),
+            ..Default::default()
+        };
+        assert_eq!(field(query), "end_time");
+    }
+
+    proptest! {
+        #[test]
+        fn no_query_makes_the_reader_panic(text in "\\PC{0,16}|[0-9]{0,16}") {
+            let given = || Some(text.clone());
+            let _ = wanted(ListQuery { page_no: given(), page_size: given(), ..Default::default() });
+            let _ = wanted(ListQuery { start_time: given(), ..Default::default() });
+            let _ = wanted(ListQuery { status: given(), ..Default::default() });
+        }
+    }
+}

@@ -1,0 +1,332 @@
+//! From DashScope's requests to ours.
+//!
+//! Parameters that are not known are let through: its clients send what its newest models take, and words of their own.
+
+use contract::words::{FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS};
+use contract::{Failure, v1};
+
+use crate::json::{Fields, shorten};
+
+/// Where a request has its prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Form {
+    /// `input.prompt`
+    Prompt,
+    /// `input.messages[].content[].text`
+    Messages,
+}
+
+/// Inputs that are or describe pictures.
+const PICTURES: &[&str] = &[
+    "ref_img",
+    "ref_image_url",
+    "images",
+    "base_image_url",
+    "mask_image_url",
+    "sketch_image_url",
+    "function",
+];
+/// Parameters that would change the picture and cannot.
+const NOT_YET: &[(&str, &str)] = &[
+    ("ref_strength", "pictures cannot be drawn from pictures yet"),
+    ("ref_mode", "pictures cannot be drawn from pictures yet"),
+    ("bbox_list", "pictures cannot be drawn from pictures yet"),
+    ("color_palette", "palettes cannot be chosen yet"),
+    (
+        "enable_sequential",
+        "pictures of one request do not follow each other; ask for n",
+    ),
+    (
+        "watermark",
+        "a visible watermark cannot be drawn yet; every picture carries its label in its metadata",
+    ),
+];
+/// DashScope's styles, and the style tag that each is kept as.
+const STYLES: &[(&str, Option<&str>)] = &[
+    ("<auto>", None),
+    ("<photography>", Some("photography")),
+    ("<portrait>", Some("portrait")),
+    ("<3d cartoon>", Some("3d cartoon")),
+    ("<anime>", Some("anime")),
+    ("<oil painting>", Some("oil painting")),
+    ("<watercolor>", Some("watercolor")),
+    ("<sketch>", Some("sketch")),
+    ("<chinese painting>", Some("chinese painting")),
+    ("<flat illustration>", Some("flat illustration")),
+];
+
+/// Reads a request; its failures name DashScope's fields.
+pub(super) fn decode(
+    mut fields: Fields,
+    form: Form,
+    idempotency_key: String,
+) -> Result<v1::SubmitTask, Failure> {
+    let model = fields.text("model")?.unwrap_or_default();
+    let mut input = fields.object("input")?;
+    let mut parameters = fields.object("parameters")?;
+    refuse_what_is_not_there(&input, &parameters)?;
+    let prompt = match form {
+        Form::Prompt => input.text("prompt")?.unwrap_or_default(),
+        Form::Messages => prompt(input.objects("messages")?)?,
+    };
+    // The older requests have it in their input, the newer ones in their parameters.
+    let negative_prompt = match input.text("negative_prompt")? {
+        Some(text) => Some(text),
+        None => parameters.text("negative_prompt")?,
+    };
+    let (width, height) = match parameters.text("size")? {
+        None => (0, 0),
+        Some(text) => size(&text)?,
+    };
+    let images = parameters.small("n")?.unwrap_or(1);
+    if images == 0 {
+        return Err(Failure::invalid("n", "n must be at least 1"));
+    }
+    let mut style_tags = parameters.texts("style_tags")?;
+    let style = parameters.word("style", STYLES)?.flatten();
+    style_tags.extend(style.map(str::to_owned));
+    let mut task = knobs(&mut parameters)?;
+    task.model = model;
+    task.prompt = prompt;
+    task.negative_prompt = negative_prompt.unwrap_or_default();
+    (task.width, task.height, task.images) = (width, height, images);
+    task.style_tags = style_tags;
+    task.idempotency_key = idempotency_key;
+    Ok(task)
+}
+
+/// The parameters that have the same name and meaning here as in our own dialect; all but `seed` are ours.
+fn knobs(parameters: &mut Fields) -> Result<v1::SubmitTask, Failure> {
+    Ok(v1::SubmitTask {
+        seed: parameters.large("seed")?,
+        steps: parameters.small("steps")?.unwrap_or_default(),
+        guidance_scale: parameters.number("guidance_scale")?,
+        scheduler: parameters
+            .word("scheduler", SCHEDULERS)?
+            .unwrap_or_default()
+            .into(),
+        quality: parameters
+            .word("quality", QUALITIES)?
+            .unwrap_or_default()
+            .into(),
+        output_format: parameters
+            .word("output_format", FORMATS)?
+            .unwrap_or_default()
+            .into(),
+        output_compression: parameters.small("output_compression")?,
+        prompt_syntax: parameters
+            .word("prompt_syntax", PROMPT_SYNTAXES)?
+            .unwrap_or_default()
+            .into(),
+        guidance_rescale: parameters.number("guidance_rescale")?,
+        user: parameters.text("user")?.unwrap_or_default(),
+        ..Default::default()
+    })
+}
+
+fn refuse_what_is_not_there(input: &Fields, parameters: &Fields) -> Result<(), Failure> {
+    if let Some(name) = PICTURES.iter().find(|name| input.says(name)) {
+        let message =
+            format!("{name} must be left out: pictures cannot be drawn from pictures yet");
+        return Err(Failure::invalid(*name, message));
+    }
+    if let Some((name, why)) = NOT_YET.iter().find(|(name, _)| parameters.says(name)) {
+        return Err(Failure::invalid(
+            *name,
+            format!("{name} must be left out: {why}"),
+        ));
+    }
+    Ok(())
+}
+
+/// The text of the one message that a request for pictures consists of.
+fn prompt(messages: Vec<Fields>) -> Result<String, Failure> {
+    let invalid = |message: String| Err(Failure::invalid("messages", message));
+    let count = messages.len();
+    let mut messages = messages.into_iter();
+    let (Some(mut message), None) = (messages.next(), messages.next()) else {
+        return invalid(format!(
+            "messages must have exactly one message, not {count}"
+        ));
+    };
+    match message.text("role")?.as_deref() {
+        None | Some("user") => {}
+        Some(role) => {
+            let role = shorten(role);
+            return invalid(format!("messages[0].role must be user, not {role:?}"));
+        }
+    }
+    if message.is_text("content") {
+        return Ok(message.text("content")?.unwrap_or_default());
+    }
+    let mut found = None;
+    for mut part in message.objects("content")? {
+        if part.says("image") {
+            let why = "pictures cannot be drawn from pictures yet";
+            return invalid(format!("messages[0].content must have no image: {why}"));
+        }
+        match part.text("text")? {
+            Some(text) if found.is_none() => found = Some(text),
+            Some(_) => {
+                return invalid("messages[0].content must have one text, not several".to_owned());
+            }
+            None => {}
+        }
+    }
+    match found {
+        Some(text) => Ok(text),
+        None => invalid("messages[0].content must have a text: what to draw".to_owned()),
+    }
+}
+
+/// Reads `WIDTH*HEIGHT`.
+fn size(text: &str) -> Result<(u32, u32), Failure> {
+    let side = |digits: &str| {
+        let plain = (1..=5).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit());
+        let side = plain.then(|| digits.parse::<u32>().ok()).flatten();
+        side.filter(|side| *side > 0)
+    };
+    let sides = text.split_once('*');
+    let sides = sides.and_then(|(w, h)| Some((side(w)?, side(h)?)));
+    sides.ok_or_else(|| {
+        let shown = shorten(text);
+        let message =
+            format!("size must be WIDTH*HEIGHT in pixels such as 1024*1024, not {shown:?}");
+        Failure::invalid("size", message)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::validate;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(form: Form, body: &str) -> Result<v1::SubmitTask, Failure> {
+        decode(Fields::parse(body.as_bytes())?, form, String::new())
+    }
+
+    fn field(form: Form, body: &str) -> String {
+        let failure = read(form, body).unwrap_err();
+        assert!(failure.message.contains(failure.field.as_deref().unwrap()));
+        failure.field.unwrap()
+    }
+
+    #[test]
+    fn a_synthesis_is_read_as_the_package_sends_it() {
+        let task = read(
+            Form::Prompt,
+            r#"{"model":"m","parameters":{"n":2,"size":"128*96","seed":7,"style":"<3d cartoon>","watermark":false,
+            "prompt_extend":true,"steps":20,"guidance_scale":2.5,"scheduler":"euler","output_format":"webp"},
+            "input":{"prompt":"a cat","negative_prompt":"dogs"}}"#,
+        )
+        .unwrap();
+        let expected = v1::SubmitTask {
+            model: "m".to_owned(),
+            prompt: "a cat".to_owned(),
+            negative_prompt: "dogs".to_owned(),
+            width: 128,
+            height: 96,
+            images: 2,
+            seed: Some(7),
+            steps: 20,
+            guidance_scale: Some(2.5),
+            scheduler: v1::Scheduler::Euler.into(),
+            output_format: v1::OutputFormat::Webp.into(),
+            style_tags: vec!["3d cartoon".to_owned()],
+            ..Default::default()
+        };
+        assert_eq!(task, expected);
+    }
+
+    #[test]
+    fn a_message_is_read_with_its_text_as_a_part_or_as_a_whole() {
+        for content in [r#"[{"text":"a cat"}]"#, r#""a cat""#] {
+            let body = format!(
+                r#"{{"model":"m","input":{{"messages":[{{"role":"user","content":{content}}}]}},
+                "parameters":{{"negative_prompt":"dogs","is_async":true}}}}"#
+            );
+            let task = read(Form::Messages, &body).unwrap();
+            assert_eq!((task.prompt.as_str(), task.images), ("a cat", 1));
+            assert_eq!(task.negative_prompt, "dogs");
+            assert!(validate(&task).is_ok());
+        }
+    }
+
+    #[test]
+    fn messages_that_are_not_one_text_are_refused() {
+        for messages in [
+            "[]",
+            r#"[{"role":"system","content":[{"text":"a"}]}]"#,
+            r#"[{"content":[{"text":"a"}]},{"content":[{"text":"b"}]}]"#,
+            r#"[{"content":[{"text":"a"},{"text":"b"}]}]"#,
+            r#"[{"content":[{"text":"a"},{"image":"http://h/x.png"}]}]"#,
+            r#"[{"content":[]}]"#,
+            r#"["a"]"#,
+            r#""a""#,
+        ] {
+            let body = format!(r#"{{"input":{{"messages":{messages}}}}}"#);
+            assert_eq!(field(Form::Messages, &body), "messages", "{messages}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_yet_is_refused_by_its_name_and_nothing_said_is_let_through() {
+        for name in PICTURES {
+            let body = format!(r#"{{"input":{{"prompt":"p","{name}":"http://h/x.png"}}}}"#);
+            assert_eq!(field(Form::Prompt, &body), *name);
+            let body = format!(r#"{{"input":{{"prompt":"p","{name}":""}}}}"#);
+            assert!(read(Form::Prompt, &body).is_ok());
+        }
+        for (name, _) in NOT_YET {
+            let body = format!(r#"{{"input":{{"prompt":"p"}},"parameters":{{"{name}":true}}}}"#);
+            assert_eq!(field(Form::Prompt, &body), *name);
+            let body = format!(r#"{{"input":{{"prompt":"p"}},"parameters":{{"{name}":null}}}}"#);
+            assert!(read(Form::Prompt, &body).is_ok());
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_dashscopes_name() {
+        for bad in ["1024x1024", "1024", "*", "0*64", "1e3*64", "999999*64", ""] {
+            let body = format!(r#"{{"parameters":{{"size":"{bad}"}}}}"#);
+            assert_eq!(field(Form::Prompt, &body), "size", "{bad}");
+        }
+        assert_eq!(field(Form::Prompt, r#"{"parameters":{"n":0}}"#), "n");
+        assert_eq!(
+            field(Form::Prompt, r#"{"parameters":{"style":"x"}}"#),
+            "style"
+        );
+        assert_eq!(field(Form::Prompt, r#"{"parameters":[]}"#), "parameters");
+        assert_eq!(field(Form::Prompt, r#"{"input":"a cat"}"#), "input");
+        // As in every dialect, what is missing altogether is found by the check that all of them share.
+        let task = read(Form::Prompt, "{}").unwrap();
+        assert_eq!(
+            validate(&task).unwrap_err().field.as_deref(),
+            Some("prompt")
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(body in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(fields) = Fields::parse(&body) {
+                let _ = decode(fields, Form::Prompt, String::new());
+            }
+        }
+
+        #[test]
+        fn no_values_make_the_decoder_panic(
+            name in "prompt|messages|size|n|seed|style|content|text",
+            value in "null|-1|1e400|\"[0-9]{0,6}\\*[0-9]{0,6}\"|\\[1\\]|\\[\\{\\}\\]|\\{\\}|true|\\[\\{\"content\":\\[\\{\"text\":1\\}\\]\\}\\]",
+        ) {
+            for form in [Form::Prompt, Form::Messages] {
+                let body = format!("{{\"input\":{{\"{name}\":{value}}},\"parameters\":{{\"{name}\":{value}}}}}");
+                if let Ok(task) = read(form, &body) {
+                    let _ = validate(&task);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! The protocol over gRPC: `inference.GRPCInferenceService`.
+//!
+//! Unlike our own service this one authenticates in its calls: the server's own state needs no key, as over HTTP, and each
+//! request of a stream is charged like a request of its own.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::http::HeaderMap;
+use contract::auth::Caller;
+use contract::inference::grpc_inference_service_server::{
+    GrpcInferenceService, GrpcInferenceServiceServer,
+};
+use contract::inference::{
+    ModelConfigRequest, ModelConfigResponse, ModelInferRequest, ModelInferResponse,
+    ModelMetadataRequest, ModelMetadataResponse, ModelReadyRequest, ModelReadyResponse,
+    ModelStreamInferResponse, RepositoryIndexRequest, RepositoryIndexResponse, ServerLiveRequest,
+    ServerLiveResponse, ServerMetadataRequest, ServerMetadataResponse, ServerReadyRequest,
+    ServerReadyResponse,
+};
+use contract::{ErrorCode, Failure};
+use futures::stream::{self, Stream};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, Streaming};
+use tracing::Instrument as _;
+
+use super::infer::infer;
+use super::model::{EXTENSIONS, PLATFORM, find};
+use super::protobuf;
+use crate::auth::identify;
+use crate::edge::{Edge, OpenStream};
+use crate::models::allowed;
+use crate::tasks::idempotency_key;
+
+/// Bytes of all pictures of one answer: what one message carries.
+const MAX_ANSWER_BYTES: u64 = 32 * 1024 * 1024;
+/// The service's name in reflection.
+pub(crate) const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";
+
+/// The service.
+pub(crate) struct Inference {
+    edge: Arc<Edge>,
+}
+
+impl Inference {
+    /// The service. It sends what pictures need, and takes no more than over HTTP.
+    pub(crate) fn server(edge: Arc<Edge>) -> GrpcInferenceServiceServer<Self> {
+        let most = usize::try_from(edge.http.max_body.bytes()).unwrap_or(usize::MAX);
+        rpc::with_limits!(GrpcInferenceServiceServer::new(Self { edge }))
+            .max_decoding_message_size(most)
+    }
+
+    async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Failure> {
+        let headers = request.metadata().clone().into_headers();
+        Ok(identify(&self.edge, &headers).await?.0)
+    }
+}
+
+/// Draws one request of a caller.
+async fn answer(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    headers: &HeaderMap,
+    request: ModelInferRequest,
+) -> Result<ModelInferResponse, Failure> {
+    let asked = protobuf::decode(request)?;
+    let key = idempotency_key(headers)?;
+    let answer = infer(edge, caller, asked, &key, MAX_ANSWER_BYTES).await?;
+    Ok(protobuf::encode(answer))
+}
+
+/// A stream of requests on its way through.
+struct Answering {
+    edge: Arc<Edge>,
+    headers: HeaderMap,
+    /// Who opened the stream, until its first request, which was charged with the opening.
+    opened_by: Option<Caller>,
+    requests: Streaming<ModelInferRequest>,
+    deadline: Instant,
+    _open: OpenStream,
+}
+
+impl Answering {
+    /// The answer to the next request; none when the caller has no more.
+    async fn next(&mut self) -> Option<Result<ModelStreamInferResponse, Status>> {
+        let drained = self.edge.drained.clone();
+        let next = async {
+            let request = match self.requests.message().await {
+                Ok(request) => request?,
+                Err(status) => return Some(Err(status)),
+            };
+            let id = request.id.clone();
+            let answered = async {
+                let caller = match self.opened_by.take() {
+                    Some(caller) => caller,
+                    None => identify(&self.edge, &self.headers).await?.0,
+                };
+                answer(&self.edge, &caller, &self.headers, request).await
+            };
+            Some(Ok(match answered.await {
+                Ok(response) => ModelStreamInferResponse {
+                    error_message: String::new(),
+                    infer_response: Some(response),
+                },
+                // A client of the protocol finds out by the id which of its requests was refused.
+                Err(failure) => ModelStreamInferResponse {
+                    error_message: failure.message,
+                    infer_response: Some(ModelInferResponse {
+                        id,
+                        ..Default::default()
+                    }),
+                },
+            }))
+        };
+        tokio::select! {
+            answer = next => answer,
+            () = tokio::time::sleep_until(self.deadline) => {
+                let message = "the stream was open as long as one may be; open another";
+                Some(Err(Failure::new(ErrorCode::DeadlineExceeded, message).into()))
+            }
+            () = drained.cancelled() => {
+                let wait = std::time::Duration::from_secs(2);
+                Some(Err(Failure::unavailable("this gateway stops; open another stream", wait).into()))
+            }
+        }
+    }
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<ModelStreamInferResponse, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl GrpcInferenceService for Inference {
+    async fn server_live(
+        &self,
+        _: Request<ServerLiveRequest>,
+    ) -> Result<Response<ServerLiveResponse>, Status> {
+        Ok(Response::new(ServerLiveResponse { live: true }))
+    }
+
+    async fn server_ready(
+        &self,
+        _: Request<ServerReadyRequest>,
+    ) -> Result<Response<ServerReadyResponse>, Status> {
+        let ready = self.edge.health.problem().is_none();
+        Ok(Response::new(ServerReadyResponse { ready }))
+    }
+
+    async fn server_metadata(
+        &self,
+        _: Request<ServerMetadataRequest>,
+    ) -> Result<Response<ServerMetadataResponse>, Status> {
+        Ok(Response::new(ServerMetadataResponse {
+            name: PLATFORM.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            extensions: EXTENSIONS.iter().map(|name| (*name).to_owned()).collect(),
+        }))
+    }
+
+    async fn model_ready(
+        &self,
+        request: Request<ModelReadyRequest>,
+    ) -> Result<Response<ModelReadyResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let request = request.into_inner();
+        let models = allowed(&self.edge, &caller).await?;
+        let ready = find(&models, &request.name, &request.version).is_ok();
+        Ok(Response::new(ModelReadyResponse { ready }))
+    }
+
+    async fn model_metadata(
+        &self,
+        request: Request<ModelMetadataRequest>,
+    ) -> Result<Response<ModelMetadataResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let request = request.into_inner();
+        let models = allowed(&self.edge, &caller).await?;
+        let model = find(&models, &request.name, &request.version)?;
+        Ok(Response::new(protobuf::metadata(model)))
+    }
+
+    async fn model_config(
+        &self,
+        request: Request<ModelConfigRequest>,
+    ) -> Result<Response<ModelConfigResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let request = request.into_inner();
+        let models = allowed(&self.edge, &caller).await?;
+        let model = find(&models, &request.name, &request.version)?;
+        let config = Some(protobuf::config(model));
+        Ok(Response::new(ModelConfigResponse { config }))
+    }
+
+    async fn model_infer(
+        &self,
+        request: Request<ModelInferRequest>,
+    ) -> Result<Response<ModelInferResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let headers = request.metadata().clone().into_headers();
+        let answer = answer(&self.edge, &caller, &headers, request.into_inner()).await?;
+        Ok(Response::new(answer))
+    }
+
+    type ModelStreamInferStream = Answers;
+
+    async fn model_stream_infer(
+        &self,
+        request: Request<Streaming<ModelInferRequest>>,
+    ) -> Result<Response<Answers>, Status> {
+        let caller = self.caller(&request).await?;
+        let answering = Answering {
+            opened_by: Some(caller),
+            edge: self.edge.clone(),
+            headers: request.metadata().clone().into_headers(),
+            _open: self.edge.open_stream()?,
+            deadline: Instant::now() + self.edge.http.stream_timeout.duration(),
+            requests: request.into_inner(),
+        };
+        let span = tracing::Span::current();
+        let answers = stream::unfold(Some(answering), move |state| {
+            async move {
+                let mut answering = state?;
+                let answer = answering.next().await?;
+                let goes_on = answer.is_ok().then_some(answering);
+                Some((answer, goes_on))
+            }
+            .instrument(span.clone())
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn repository_index(
+        &self,
+        request: Request<RepositoryIndexRequest>,
+    ) -> Result<Response<RepositoryIndexResponse>, Status> {
+        let caller = self.caller(&request).await?;
+        let models = allowed(&self.edge, &caller).await?;
+        Ok(Response::new(protobuf::index(&models)))
+    }
+}

@@ -1,0 +1,156 @@
+//! The protocol over HTTP, under `/v2`.
+
+use std::sync::Arc;
+
+use axum::Extension;
+use axum::body::Body;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use contract::Failure;
+use contract::auth::Caller;
+use serde::{Deserialize, Serialize};
+
+use super::infer::infer;
+use super::json::{JSON_BYTES, decode, encode};
+use super::model::{Config, EXTENSIONS, Metadata, PLATFORM, READY, find};
+use crate::edge::Edge;
+use crate::json::{check_coding, read_bytes};
+use crate::models::allowed;
+use crate::problem::{Refused, json as json_answer};
+use crate::tasks::idempotency_key;
+
+/// Bytes of all pictures of one answer.
+const MAX_ANSWER_BYTES: u64 = 64 * 1024 * 1024;
+/// When to ask again whether the platform is ready.
+const READY_WAIT: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// The model that a path names. A path without a version leaves it to the platform.
+#[derive(Debug, Default, Deserialize)]
+pub(crate) struct ModelPath {
+    model: String,
+    #[serde(default)]
+    version: String,
+}
+
+/// A path that cannot be read names no model.
+type Named = Result<Path<ModelPath>, PathRejection>;
+
+fn named(path: Named) -> ModelPath {
+    path.map(|Path(path)| path).unwrap_or_default()
+}
+
+#[derive(Serialize)]
+struct ServerJson {
+    name: &'static str,
+    version: &'static str,
+    extensions: &'static [&'static str],
+}
+
+/// `GET /v2`
+pub(crate) async fn server() -> Response {
+    json_answer(&ServerJson {
+        name: PLATFORM,
+        version: env!("CARGO_PKG_VERSION"),
+        extensions: EXTENSIONS,
+    })
+}
+
+/// `GET /v2/health/live`: that the gateway runs.
+pub(crate) async fn live() -> StatusCode {
+    StatusCode::OK
+}
+
+/// `GET /v2/health/ready`: that everything behind the gateway is well, as it last looked.
+pub(crate) async fn ready(State(edge): State<Arc<Edge>>) -> Result<StatusCode, Refused> {
+    match edge.health.problem() {
+        None => Ok(StatusCode::OK),
+        // What exactly is wrong is for operators: /readyz on the admin port.
+        Some(_) => Err(Failure::unavailable("the platform is not ready", READY_WAIT).into()),
+    }
+}
+
+/// `GET /v2/models/{model}[/versions/{version}]`
+pub(crate) async fn metadata(
+    State(edge): State<Arc<Edge>>,
+    Extension(caller): Extension<Caller>,
+    path: Named,
+) -> Result<Response, Refused> {
+    let path = named(path);
+    let models = allowed(&edge, &caller).await?;
+    let model = find(&models, &path.model, &path.version)?;
+    Ok(json_answer(&Metadata::new(model)))
+}
+
+/// `GET /v2/models/{model}[/versions/{version}]/config`
+pub(crate) async fn config(
+    State(edge): State<Arc<Edge>>,
+    Extension(caller): Extension<Caller>,
+    path: Named,
+) -> Result<Response, Refused> {
+    let path = named(path);
+    let models = allowed(&edge, &caller).await?;
+    let model = find(&models, &path.model, &path.version)?;
+    Ok(json_answer(&Config::new(model)))
+}
+
+/// `GET /v2/models/{model}[/versions/{version}]/ready`
+pub(crate) async fn model_ready(
+    State(edge): State<Arc<Edge>>,
+    Extension(caller): Extension<Caller>,
+    path: Named,
+) -> Result<StatusCode, Refused> {
+    let path = named(path);
+    let models = allowed(&edge, &caller).await?;
+    find(&models, &path.model, &path.version)?;
+    Ok(StatusCode::OK)
+}
+
+#[derive(Serialize)]
+struct IndexJson<'a> {
+    name: &'a str,
+    version: &'a str,
+    state: &'static str,
+    reason: &'static str,
+}
+
+/// `POST /v2/repository/index`: each version that the caller may use.
+pub(crate) async fn index(
+    State(edge): State<Arc<Edge>>,
+    Extension(caller): Extension<Caller>,
+) -> Result<Response, Refused> {
+    let models = allowed(&edge, &caller).await?;
+    let mut index = Vec::new();
+    for model in &models {
+        index.extend(model.versions.iter().map(|version| IndexJson {
+            name: &model.name,
+            version,
+            state: READY,
+            reason: "",
+        }));
+    }
+    Ok(json_answer(&index))
+}
+
+/// `POST /v2/models/{model}[/versions/{version}]/infer`: answers when the pictures are there.
+pub(crate) async fn infer_model(
+    State(edge): State<Arc<Edge>>,
+    Extension(caller): Extension<Caller>,
+    path: Named,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, Refused> {
+    // Triton's client announces no media type, so only the coding is checked.
+    check_coding(&headers)?;
+    let key = idempotency_key(&headers)?;
+    let body = read_bytes(body, &edge.http).await?;
+    let json_bytes = headers
+        .get(JSON_BYTES)
+        .map(|v| v.to_str().unwrap_or_default());
+    let (mut asked, binary) = decode(&body, json_bytes)?;
+    let path = named(path);
+    (asked.model, asked.version) = (path.model, path.version);
+    let answer = infer(&edge, &caller, asked, &key, MAX_ANSWER_BYTES).await?;
+    Ok(encode(answer, &binary)?.into_response())
+}

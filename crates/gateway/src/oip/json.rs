@@ -1,0 +1,454 @@
+//! The HTTP wire: JSON, and the extension that puts raw tensor data behind it.
+//!
+//! A body with the header `Inference-Header-Content-Length: n` is `n` bytes of JSON and then the data of the inputs that have
+//! `binary_data_size` among their parameters, in their order. Answers are made the same way.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use axum::http::{HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use contract::{ErrorCode, Failure};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::infer::{Answer, Content};
+use super::request::{Asked, IMAGE_FORMAT};
+use super::tensor::{Datatype, Tensor, Values, invalid, read_raw};
+use crate::json::shorten;
+use crate::problem::text;
+
+/// How many bytes of a body are JSON.
+pub(super) const JSON_BYTES: HeaderName =
+    HeaderName::from_static("inference-header-content-length");
+/// Numbers of one tensor that are written as JSON; each takes up to four bytes there.
+const MAX_JSON_PIXELS: usize = 4 * 1024 * 1024;
+
+type Parameters = BTreeMap<String, Value>;
+
+#[derive(Debug, Deserialize)]
+struct RequestJson {
+    id: Option<String>,
+    #[serde(default)]
+    parameters: Parameters,
+    inputs: Vec<InputJson>,
+    #[serde(default)]
+    outputs: Vec<OutputJson>,
+}
+
+#[derive(Debug, Deserialize)]
+struct InputJson {
+    name: String,
+    shape: Vec<i64>,
+    datatype: String,
+    #[serde(default)]
+    parameters: Parameters,
+    data: Option<Value>,
+}
+
+#[derive(Debug, Deserialize)]
+struct OutputJson {
+    name: String,
+    #[serde(default)]
+    parameters: Parameters,
+}
+
+/// Which outputs the caller wants in raw form.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Binary {
+    all: bool,
+    outputs: Vec<String>,
+}
+
+impl Binary {
+    fn has(&self, name: &str) -> bool {
+        self.all || self.outputs.iter().any(|output| output == name)
+    }
+}
+
+/// Reads a body, of which `json_bytes` are JSON where the header says so.
+pub(super) fn decode(body: &Bytes, json_bytes: Option<&str>) -> Result<(Asked, Binary), Failure> {
+    let (json, mut raw) = split(body, json_bytes)?;
+    let request: RequestJson = serde_json::from_slice(&json).map_err(|error| {
+        let message = format!("the body is not the JSON expected: {error}");
+        Failure::new(ErrorCode::InvalidArgument, message)
+    })?;
+    let mut inputs = Vec::with_capacity(request.inputs.len());
+    for input in request.inputs {
+        inputs.push(read_input(input, &mut raw)?);
+    }
+    if !raw.is_empty() {
+        let message = format!("{} bytes are left behind the data of the inputs", raw.len());
+        return Err(Failure::new(ErrorCode::InvalidArgument, message));
+    }
+    let image_format = match request.parameters.get(IMAGE_FORMAT) {
+        None | Some(Value::Null) => None,
+        Some(Value::String(text)) => Some(text.clone()),
+        Some(_) => {
+            let message = format!("the parameter {IMAGE_FORMAT} must be a string");
+            return Err(Failure::invalid(IMAGE_FORMAT, message));
+        }
+    };
+    let is_set = |parameters: &Parameters, name| parameters.get(name) == Some(&Value::Bool(true));
+    let binary = request.outputs.iter();
+    let binary = binary.filter(|output| is_set(&output.parameters, "binary_data"));
+    let binary = Binary {
+        all: is_set(&request.parameters, "binary_data_output"),
+        outputs: binary.map(|output| output.name.clone()).collect(),
+    };
+    let asked = Asked {
+        id: request.id.unwrap_or_default(),
+        inputs,
+        outputs: request
+            .outputs
+            .into_iter()
+            .map(|output| output.name)
+            .collect(),
+        image_format,
+        ..Default::default()
+    };
+    Ok((asked, binary))
+}
+
+fn split(body: &Bytes, json_bytes: Option<&str>) -> Result<(Bytes, Bytes), Failure> {
+    let Some(text) = json_bytes else {
+        return Ok((body.clone(), Bytes::new()));
+    };
+    let bytes = text
+        .trim()
+        .parse()
+        .ok()
+        .filter(|bytes| *bytes <= body.len());
+    let bytes: usize = bytes.ok_or_else(|| {
+        let (shown, most) = (shorten(text), body.len());
+        let message = format!(
+            "the header Inference-Header-Content-Length must be a number of bytes up to the body's {most}, not {shown:?}"
+        );
+        Failure::new(ErrorCode::InvalidArgument, message)
+    })?;
+    Ok((body.slice(..bytes), body.slice(bytes..)))
+}
+
+fn read_input(input: InputJson, raw: &mut Bytes) -> Result<Tensor, Failure> {
+    let name = input.name;
+    let datatype = Datatype::read(&name, &input.datatype)?;
+    if input.parameters.contains_key("shared_memory_region") {
+        let message = format!("{name} must come with the request: there is no shared memory");
+        return Err(invalid(&name, message));
+    }
+    let values = match (input.parameters.get("binary_data_size"), input.data) {
+        (Some(size), None) => {
+            let fits = |size: &usize| *size <= raw.len();
+            let size = size.as_u64().and_then(|size| usize::try_from(size).ok());
+            let Some(size) = size.filter(fits) else {
+                let left = raw.len();
+                let message = format!(
+                    "binary_data_size of {name} must be a number of bytes up to the {left} that are left in the body"
+                );
+                return Err(invalid(&name, message));
+            };
+            read_raw(&name, datatype, &raw.split_to(size))?
+        }
+        (None, Some(data)) => read_data(&name, datatype, data)?,
+        _ => {
+            let message = format!("{name} must have either data or the parameter binary_data_size");
+            return Err(invalid(&name, message));
+        }
+    };
+    let shape = input.shape;
+    Ok(Tensor {
+        name,
+        shape,
+        values,
+    })
+}
+
+/// Values as JSON: flat, or nested as the shape is.
+fn read_data(name: &str, datatype: Datatype, data: Value) -> Result<Values, Failure> {
+    let mut flat = Vec::new();
+    flatten(data, &mut flat);
+    let wrong = |expected: &str| invalid(name, format!("the data of {name} must be {expected}"));
+    match datatype {
+        Datatype::Bytes => {
+            let text = |value| match value {
+                Value::String(text) => Ok(Bytes::from(text)),
+                _ => Err(wrong("strings")),
+            };
+            flat.into_iter()
+                .map(text)
+                .collect::<Result<_, _>>()
+                .map(Values::Bytes)
+        }
+        Datatype::Whole(width, signed) => {
+            let (least, most) = range(width, signed);
+            let whole = |value: Value| {
+                let wide = value.as_u64().map(i128::from);
+                let wide = wide.or_else(|| value.as_i64().map(i128::from));
+                let fits = wide.filter(|number| (least..=most).contains(number));
+                fits.ok_or_else(|| wrong(&format!("whole numbers from {least} to {most}")))
+            };
+            flat.into_iter()
+                .map(whole)
+                .collect::<Result<_, _>>()
+                .map(Values::Whole)
+        }
+        Datatype::Fp32 | Datatype::Fp64 => {
+            let real = |value: Value| value.as_f64().ok_or_else(|| wrong("numbers"));
+            flat.into_iter()
+                .map(real)
+                .collect::<Result<_, _>>()
+                .map(Values::Real)
+        }
+    }
+}
+
+fn range(width: usize, signed: bool) -> (i128, i128) {
+    let bits = width as u32 * 8;
+    if signed {
+        (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
+    } else {
+        (0, (1 << bits) - 1)
+    }
+}
+
+// As deep as the JSON reader goes, which is 128.
+fn flatten(data: Value, flat: &mut Vec<Value>) {
+    match data {
+        Value::Array(items) => items.into_iter().for_each(|item| flatten(item, flat)),
+        value => flat.push(value),
+    }
+}
+
+#[derive(Debug, Serialize)]
+struct AnswerJson {
+    model_name: String,
+    model_version: String,
+    #[serde(skip_serializing_if = "String::is_empty")]
+    id: String,
+    outputs: Vec<AnsweredJson>,
+}
+
+#[derive(Debug, Serialize)]
+struct AnsweredJson {
+    name: &'static str,
+    datatype: &'static str,
+    shape: Vec<i64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    parameters: Option<AnsweredParameters>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<DataJson>,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum AnsweredParameters {
+    BinaryDataSize(usize),
+    ContentType(&'static str),
+}
+
+#[derive(Debug, Serialize)]
+#[serde(untagged)]
+enum DataJson {
+    Texts(Vec<String>),
+    Pixels(Vec<u8>),
+    Whole(Vec<u64>),
+}
+
+/// Writes an answer, raw where the caller wants it so. A file is not a text, so in JSON it is base64 and says so.
+pub(super) fn encode(answer: Answer, binary: &Binary) -> Result<Response, Failure> {
+    let mut outputs = Vec::with_capacity(answer.outputs.len());
+    let mut raw = Vec::new();
+    for output in answer.outputs {
+        let datatype = output.content.datatype();
+        let (parameters, data) = if binary.has(output.name) {
+            let bytes = output.content.into_raw();
+            let size = AnsweredParameters::BinaryDataSize(bytes.len());
+            raw.push(Bytes::from(bytes));
+            (Some(size), None)
+        } else {
+            let is_file = matches!(output.content, Content::Files(_));
+            let coding = is_file.then_some(AnsweredParameters::ContentType("base64"));
+            (coding, Some(data(output.content)?))
+        };
+        outputs.push(AnsweredJson {
+            name: output.name,
+            datatype,
+            shape: output.shape,
+            parameters,
+            data,
+        });
+    }
+    let json = text(&AnswerJson {
+        model_name: answer.model,
+        model_version: answer.version,
+        id: answer.id,
+        outputs,
+    });
+    if raw.is_empty() {
+        let kind = [(header::CONTENT_TYPE, "application/json")];
+        return Ok((kind, json).into_response());
+    }
+    let json_bytes = HeaderValue::from(json.len());
+    let mut body = json.into_bytes();
+    raw.iter().for_each(|bytes| body.extend_from_slice(bytes));
+    let kind = [(header::CONTENT_TYPE, "application/octet-stream")];
+    let mut response = (kind, Body::from(body)).into_response();
+    response.headers_mut().insert(JSON_BYTES, json_bytes);
+    Ok(response)
+}
+
+fn data(content: Content) -> Result<DataJson, Failure> {
+    let utf8 = |text: Bytes| String::from_utf8_lossy(&text).into_owned();
+    match content {
+        Content::Files(files) => {
+            let files = files.iter().map(|file| STANDARD.encode(file));
+            Ok(DataJson::Texts(files.collect()))
+        }
+        Content::Texts(texts) => Ok(DataJson::Texts(texts.into_iter().map(utf8).collect())),
+        Content::Whole(numbers) => Ok(DataJson::Whole(numbers)),
+        Content::Pixels(pixels) if pixels.len() > MAX_JSON_PIXELS => {
+            let count = pixels.len();
+            let message = format!(
+                "IMAGE has {count} numbers and {MAX_JSON_PIXELS} are written as JSON at most; ask for binary_data"
+            );
+            Err(Failure::invalid("outputs", message))
+        }
+        Content::Pixels(pixels) => Ok(DataJson::Pixels(pixels)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::infer::Output;
+    use super::*;
+
+    fn read(json: &Value) -> Result<(Asked, Binary), Failure> {
+        decode(&Bytes::from(json.to_string()), None)
+    }
+
+    #[test]
+    fn json_data_is_read_flat_and_nested() {
+        let (asked, binary) = read(&json!({"id": "7", "parameters": {"image_format": "raw"}, "inputs": [
+            {"name": "PROMPT", "shape": [2, 1], "datatype": "BYTES", "data": [["a"], ["b"]]},
+            {"name": "SEED", "shape": [1], "datatype": "UINT64", "data": [18446744073709551615u64]}],
+            "outputs": [{"name": "IMAGE", "parameters": {"binary_data": true}}, {"name": "SEED"}]}))
+        .unwrap();
+        assert_eq!(asked.id, "7");
+        assert_eq!(asked.image_format.as_deref(), Some("raw"));
+        let texts = vec![Bytes::from_static(b"a"), Bytes::from_static(b"b")];
+        assert_eq!(asked.inputs[0].values, Values::Bytes(texts));
+        assert_eq!(asked.inputs[0].batch().unwrap(), 2);
+        assert_eq!(
+            asked.inputs[1].values,
+            Values::Whole(vec![i128::from(u64::MAX)])
+        );
+        assert_eq!(asked.outputs, ["IMAGE", "SEED"]);
+        assert!(binary.has("IMAGE") && !binary.has("SEED"));
+    }
+
+    #[test]
+    fn raw_data_is_read_from_behind_the_json() {
+        let json = json!({"parameters": {"binary_data_output": true}, "inputs": [
+            {"name": "PROMPT", "shape": [1], "datatype": "BYTES", "parameters": {"binary_data_size": 6}},
+            {"name": "STEPS", "shape": [1], "datatype": "INT32", "parameters": {"binary_data_size": 4}}]});
+        let json = json.to_string();
+        let mut body = json.clone().into_bytes();
+        body.extend([2, 0, 0, 0, b'h', b'i', 9, 0, 0, 0]);
+        let length = json.len().to_string();
+        let (asked, binary) = decode(&Bytes::from(body.clone()), Some(&length)).unwrap();
+        assert_eq!(
+            asked.inputs[0].values,
+            Values::Bytes(vec![Bytes::from_static(b"hi")])
+        );
+        assert_eq!(asked.inputs[1].values, Values::Whole(vec![9]));
+        assert!(binary.has("IMAGE"));
+        body.push(0);
+        assert!(decode(&Bytes::from(body.clone()), Some(&length)).is_err());
+        body.truncate(body.len() - 2);
+        assert!(decode(&Bytes::from(body.clone()), Some(&length)).is_err());
+        for bad in ["", "-1", "x", "99999"] {
+            assert!(
+                decode(&Bytes::from(body.clone()), Some(bad)).is_err(),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_the_inputs_name() {
+        let field = |input: Value| read(&json!({"inputs": [input]})).unwrap_err().field;
+        let named = Some("SEED".to_owned());
+        let with = |datatype: &str, data: Value| json!({"name": "SEED", "shape": [1], "datatype": datatype, "data": data});
+        assert_eq!(field(with("UINT8", json!([256]))), named);
+        assert_eq!(field(with("INT8", json!([-129]))), named);
+        assert_eq!(field(with("INT8", json!(["1"]))), named);
+        assert_eq!(field(with("BYTES", json!([1]))), named);
+        assert_eq!(field(with("FP32", json!([null]))), named);
+        assert_eq!(
+            field(json!({"name": "SEED", "shape": [1], "datatype": "INT8"})),
+            named
+        );
+        let failure = read(&json!({"inputs": [{"name": "X", "shape": [1]}]})).unwrap_err();
+        assert!(failure.message.contains("datatype"), "{failure}");
+    }
+
+    #[test]
+    fn an_answer_is_json_or_json_with_raw_data_behind_it() {
+        let answer = || Answer {
+            model: "m".to_owned(),
+            version: "1".to_owned(),
+            id: String::new(),
+            outputs: vec![Output {
+                name: "IMAGE",
+                shape: vec![1],
+                content: Content::Files(vec![Bytes::from_static(b"\xff")]),
+            }],
+        };
+        let plain = encode(answer(), &Binary::default()).unwrap();
+        assert_eq!(plain.headers()["content-type"], "application/json");
+        let binary = Binary {
+            all: true,
+            outputs: Vec::new(),
+        };
+        let raw = encode(answer(), &binary).unwrap();
+        let expected = json!({"model_name": "m", "model_version": "1", "outputs": [{"name": "IMAGE",
+            "datatype": "BYTES", "shape": [1], "parameters": {"binary_data_size": 5}}]});
+        let length = raw.headers()[JSON_BYTES]
+            .to_str()
+            .unwrap()
+            .parse::<usize>()
+            .unwrap();
+        assert_eq!(length, expected.to_string().len());
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_decoder_panic(
+            body in proptest::collection::vec(any::<u8>(), 0..300),
+            length in proptest::option::of("[0-9]{0,4}|\\PC{0,4}"),
+        ) {
+            let _ = decode(&Bytes::from(body), length.as_deref());
+        }
+
+        #[test]
+        fn no_input_makes_the_decoder_panic(
+            datatype in "BYTES|U?INT(8|16|32|64)|FP(32|64)|[A-Z]{0,3}",
+            data in "null|-1|1e400|\\[\\]|\\[1,-1\\]|\\[\\[\"x\"\\]\\]|\\{\\}|true|18446744073709551615",
+            size in "-1|0|3|8|99|\"x\"",
+            raw in proptest::collection::vec(any::<u8>(), 0..20),
+        ) {
+            let start = format!("{{\"inputs\":[{{\"name\":\"PROMPT\",\"shape\":[1],\"datatype\":\"{datatype}\",");
+            let _ = decode(&Bytes::from(format!("{start}\"data\":{data}}}]}}")), None);
+            let json = format!("{start}\"parameters\":{{\"binary_data_size\":{size}}}}}]}}");
+            let mut body = json.clone().into_bytes();
+            body.extend(raw);
+            let _ = decode(&Bytes::from(body), Some(&json.len().to_string()));
+        }
+    }
+}

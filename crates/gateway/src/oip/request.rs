@@ -1,0 +1,427 @@
+//! From a batch of tensors to our requests, one a picture.
+
+use contract::limits::MAX_IMAGES;
+use contract::v1::OutputFormat;
+use contract::words::{FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, Words, all, meaning};
+use contract::{Failure, v1, validate};
+
+use super::model::{IMAGE, INPUTS, Kind, OUTPUTS};
+use super::tensor::{Tensor, Values, invalid};
+use crate::json::shorten;
+
+/// The parameter of a request that says how pictures are handed over.
+pub(super) const IMAGE_FORMAT: &str = "image_format";
+/// Its word for pixels instead of files.
+const RAW: &str = "raw";
+
+/// A request, whichever wire it came over.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub(super) struct Asked {
+    pub(super) model: String,
+    /// Empty: whichever the platform chooses.
+    pub(super) version: String,
+    /// The caller's own, repeated in the answer.
+    pub(super) id: String,
+    pub(super) inputs: Vec<Tensor>,
+    /// Names; empty for all.
+    pub(super) outputs: Vec<String>,
+    /// The parameter [`IMAGE_FORMAT`].
+    pub(super) image_format: Option<String>,
+}
+
+/// What to do for a request.
+#[derive(Debug, PartialEq)]
+pub(super) struct Plan {
+    pub(super) tasks: Vec<v1::SubmitTask>,
+    /// Pixels, not files.
+    pub(super) raw: bool,
+    /// Which of [`OUTPUTS`], in the order asked for.
+    pub(super) outputs: Vec<&'static str>,
+}
+
+/// Plans a request; its failures name the protocol's tensors and parameters.
+pub(super) fn plan(asked: &Asked, idempotency_key: &str) -> Result<Plan, Failure> {
+    let inputs = Inputs::new(&asked.inputs)?;
+    let (raw, format) = image_format(asked.image_format.as_deref())?;
+    let mut tasks = Vec::with_capacity(inputs.batch);
+    for i in 0..inputs.batch {
+        let mut task = inputs.task(i)?;
+        task.model.clone_from(&asked.model);
+        task.output_format = format.into();
+        task.idempotency_key = match (idempotency_key, i) {
+            ("", _) => String::new(),
+            (key, 0) => key.to_owned(),
+            // Each picture is a task of its own, so each needs a key of its own.
+            (key, i) => format!("{key}/{i}"),
+        };
+        validate(&task).map_err(renamed)?;
+        tasks.push(task);
+    }
+    let size = |task: &v1::SubmitTask| (task.width, task.height);
+    if raw && tasks.iter().any(|task| size(task) != size(&tasks[0])) {
+        let message = "WIDTH and HEIGHT must be the same for the whole batch with image_format raw: one tensor holds all";
+        return Err(Failure::invalid("WIDTH", message));
+    }
+    let outputs = outputs(&asked.outputs)?;
+    Ok(Plan {
+        tasks,
+        raw,
+        outputs,
+    })
+}
+
+/// A failure by the names of this protocol.
+pub(super) fn renamed(failure: Failure) -> Failure {
+    let field = failure.field.as_deref().map(str::to_ascii_uppercase);
+    let known = field.filter(|field| INPUTS.iter().any(|input| input.name == field));
+    Failure {
+        field: known.or(failure.field),
+        ..failure
+    }
+}
+
+fn image_format(given: Option<&str>) -> Result<(bool, OutputFormat), Failure> {
+    match given {
+        None => Ok((false, OutputFormat::Unspecified)),
+        // Drawn into a file without loss, and taken out of it again.
+        Some(RAW) => Ok((true, OutputFormat::Png)),
+        Some(text) => {
+            let format = meaning(FORMATS, text).ok_or_else(|| {
+                let (words, shown) = (all(FORMATS), shorten(text));
+                let message = format!(
+                    "the parameter {IMAGE_FORMAT} must be one of {words}, {RAW}, not {shown:?}"
+                );
+                Failure::invalid(IMAGE_FORMAT, message)
+            })?;
+            Ok((false, format))
+        }
+    }
+}
+
+fn outputs(asked: &[String]) -> Result<Vec<&'static str>, Failure> {
+    if asked.is_empty() {
+        return Ok(OUTPUTS.iter().map(|output| output.name).collect());
+    }
+    let mut found = Vec::new();
+    for name in asked {
+        let known = OUTPUTS.iter().find(|output| output.name == name);
+        let known = known.map(|output| output.name).ok_or_else(|| {
+            let (shown, names) = (shorten(name), names(OUTPUTS));
+            invalid(
+                "outputs",
+                format!("there is no output {shown:?}; there are {names}"),
+            )
+        })?;
+        if found.contains(&known) {
+            let message = format!("the output {known} is asked for more than once");
+            return Err(invalid("outputs", message));
+        }
+        found.push(known);
+    }
+    if !found.contains(&IMAGE) {
+        let message = format!("outputs must have {IMAGE}: that is what is drawn");
+        return Err(invalid("outputs", message));
+    }
+    Ok(found)
+}
+
+fn names(tensors: &[super::model::Described]) -> String {
+    let names: Vec<_> = tensors.iter().map(|tensor| tensor.name).collect();
+    names.join(", ")
+}
+
+/// The inputs of a request, each known and of the batch's length or of one.
+struct Inputs<'a> {
+    tensors: Vec<&'a Tensor>,
+    batch: usize,
+}
+
+impl<'a> Inputs<'a> {
+    fn new(given: &'a [Tensor]) -> Result<Self, Failure> {
+        let mut tensors: Vec<&Tensor> = Vec::with_capacity(INPUTS.len());
+        for tensor in given {
+            let shown = shorten(&tensor.name);
+            if !INPUTS.iter().any(|input| input.name == tensor.name) {
+                let names = names(INPUTS);
+                let message = format!("there is no input {shown:?}; there are {names}");
+                return Err(invalid(&shown, message));
+            }
+            if tensors.iter().any(|known| known.name == tensor.name) {
+                return Err(invalid(&shown, format!("{shown} is given more than once")));
+            }
+            tensors.push(tensor);
+        }
+        let mut inputs = Self { tensors, batch: 0 };
+        let prompt = inputs.find("PROMPT").ok_or_else(|| {
+            Failure::invalid("PROMPT", "the input PROMPT is missing: what to draw")
+        })?;
+        inputs.batch = prompt.batch()?;
+        if inputs.batch > MAX_IMAGES as usize {
+            let batch = inputs.batch;
+            let message = format!("PROMPT must have at most {MAX_IMAGES} elements, not {batch}");
+            return Err(Failure::invalid("PROMPT", message));
+        }
+        for tensor in &inputs.tensors {
+            let (name, given, batch) = (&tensor.name, tensor.batch()?, inputs.batch);
+            if given != 1 && given != batch {
+                let message = format!(
+                    "{name} must have 1 element or as many as PROMPT, which has {batch}, not {given}"
+                );
+                return Err(invalid(name, message));
+            }
+        }
+        Ok(inputs)
+    }
+
+    fn find(&self, name: &str) -> Option<&'a Tensor> {
+        self.tensors.iter().find(|t| t.name == name).copied()
+    }
+
+    /// The request for picture `i`.
+    fn task(&self, i: usize) -> Result<v1::SubmitTask, Failure> {
+        Ok(v1::SubmitTask {
+            prompt: self.text("PROMPT", i)?.unwrap_or_default(),
+            negative_prompt: self.text("NEGATIVE_PROMPT", i)?.unwrap_or_default(),
+            width: self.small("WIDTH", i)?,
+            height: self.small("HEIGHT", i)?,
+            images: 1,
+            seed: self
+                .whole("SEED", i, i128::from(u64::MAX))?
+                .map(|n| n as u64),
+            steps: self.small("STEPS", i)?,
+            guidance_scale: self.real("GUIDANCE_SCALE", i)?,
+            guidance_rescale: self.real("GUIDANCE_RESCALE", i)?,
+            scheduler: self
+                .word("SCHEDULER", i, SCHEDULERS)?
+                .unwrap_or_default()
+                .into(),
+            prompt_syntax: self
+                .word("PROMPT_SYNTAX", i, PROMPT_SYNTAXES)?
+                .unwrap_or_default()
+                .into(),
+            quality: self
+                .word("QUALITY", i, QUALITIES)?
+                .unwrap_or_default()
+                .into(),
+            ..Default::default()
+        })
+    }
+
+    fn text(&self, name: &str, i: usize) -> Result<Option<String>, Failure> {
+        let Some(tensor) = self.find(name) else {
+            return Ok(None);
+        };
+        let Values::Bytes(values) = &tensor.values else {
+            return Err(wrong_kind(name));
+        };
+        let bytes = pick(values, i);
+        let text = bytes.map(|bytes| std::str::from_utf8(bytes).map(str::to_owned));
+        text.transpose().map_err(|error| {
+            let place = error.valid_up_to();
+            let message = format!("element {i} of {name} is not UTF-8 from byte {place} on");
+            invalid(name, message)
+        })
+    }
+
+    fn word<T: Copy>(&self, name: &str, i: usize, words: Words<T>) -> Result<Option<T>, Failure> {
+        // Empty is how a batch leaves an element out.
+        let Some(text) = self.text(name, i)?.filter(|text| !text.is_empty()) else {
+            return Ok(None);
+        };
+        meaning(words, &text).map(Some).ok_or_else(|| {
+            let (words, shown) = (all(words), shorten(&text));
+            invalid(
+                name,
+                format!("{name} must be one of {words}, not {shown:?}"),
+            )
+        })
+    }
+
+    fn whole(&self, name: &str, i: usize, most: i128) -> Result<Option<i128>, Failure> {
+        let Some(tensor) = self.find(name) else {
+            return Ok(None);
+        };
+        let Values::Whole(values) = &tensor.values else {
+            return Err(wrong_kind(name));
+        };
+        match pick(values, i) {
+            Some(number) if !(0..=most).contains(number) => {
+                let message = format!("{name} must be 0 to {most}, not {number}");
+                Err(invalid(name, message))
+            }
+            number => Ok(number.copied()),
+        }
+    }
+
+    /// As everywhere, 0 is the model's default.
+    fn small(&self, name: &str, i: usize) -> Result<u32, Failure> {
+        let number = self.whole(name, i, i128::from(u32::MAX))?;
+        Ok(number.map_or(0, |n| n as u32))
+    }
+
+    fn real(&self, name: &str, i: usize) -> Result<Option<f32>, Failure> {
+        let Some(tensor) = self.find(name) else {
+            return Ok(None);
+        };
+        match &tensor.values {
+            Values::Real(values) => Ok(pick(values, i).map(|n| *n as f32)),
+            Values::Whole(values) => Ok(pick(values, i).map(|n| *n as f32)),
+            Values::Bytes(_) => Err(wrong_kind(name)),
+        }
+    }
+}
+
+/// The element for picture `i`; a tensor of one is for all.
+fn pick<T>(values: &[T], i: usize) -> Option<&T> {
+    values.get(if values.len() == 1 { 0 } else { i })
+}
+
+fn wrong_kind(name: &str) -> Failure {
+    let input = INPUTS.iter().find(|input| input.name == name);
+    let takes = match input.map(|input| input.kind) {
+        Some(Kind::Text) | None => "BYTES",
+        Some(Kind::Whole) => "a whole datatype such as INT32 or UINT64",
+        Some(Kind::Real) => "FP32 or FP64",
+    };
+    invalid(name, format!("the datatype of {name} must be {takes}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn tensor(name: &str, values: Values) -> Tensor {
+        let count = match &values {
+            Values::Bytes(values) => values.len(),
+            Values::Whole(values) => values.len(),
+            Values::Real(values) => values.len(),
+        };
+        let (name, shape) = (name.to_owned(), vec![count as i64]);
+        Tensor {
+            name,
+            shape,
+            values,
+        }
+    }
+
+    fn texts(name: &str, texts: &[&'static str]) -> Tensor {
+        let texts = texts.iter().map(|text| Bytes::from_static(text.as_bytes()));
+        tensor(name, Values::Bytes(texts.collect()))
+    }
+
+    fn asked(inputs: Vec<Tensor>) -> Asked {
+        let model = "m".to_owned();
+        Asked {
+            model,
+            inputs,
+            ..Default::default()
+        }
+    }
+
+    fn field(inputs: Vec<Tensor>) -> String {
+        plan(&asked(inputs), "").unwrap_err().field.unwrap()
+    }
+
+    #[test]
+    fn a_batch_is_a_task_a_picture_with_its_own_values_or_those_for_all() {
+        let inputs = vec![
+            texts("PROMPT", &["a cat", "a dog"]),
+            tensor("SEED", Values::Whole(vec![7, i128::from(u64::MAX)])),
+            tensor("STEPS", Values::Whole(vec![4])),
+            tensor("GUIDANCE_SCALE", Values::Real(vec![2.5])),
+            texts("SCHEDULER", &["euler"]),
+        ];
+        let plan = plan(&asked(inputs), "k").unwrap();
+        let [cat, dog] = &plan.tasks[..] else {
+            panic!("{plan:?}")
+        };
+        assert_eq!(
+            (cat.prompt.as_str(), dog.prompt.as_str()),
+            ("a cat", "a dog")
+        );
+        assert_eq!((cat.seed, dog.seed), (Some(7), Some(u64::MAX)));
+        assert_eq!((cat.steps, dog.steps), (4, 4));
+        assert_eq!((cat.images, cat.guidance_scale), (1, Some(2.5)));
+        assert_eq!(dog.scheduler(), v1::Scheduler::Euler);
+        assert_eq!(
+            (cat.idempotency_key.as_str(), dog.idempotency_key.as_str()),
+            ("k", "k/1")
+        );
+        assert_eq!(plan.outputs, ["IMAGE", "SEED", "TASK_ID"]);
+    }
+
+    #[test]
+    fn what_cannot_be_is_refused_by_the_tensors_name() {
+        let prompt = || texts("PROMPT", &["p"]);
+        assert_eq!(field(vec![]), "PROMPT");
+        assert_eq!(field(vec![texts("PROMPT", &[" "])]), "PROMPT");
+        assert_eq!(field(vec![texts("PROMPT", &["p"; 11])]), "PROMPT");
+        assert_eq!(field(vec![prompt(), prompt()]), "PROMPT");
+        assert_eq!(field(vec![prompt(), texts("PROMTP", &["p"])]), "PROMTP");
+        let seed = |values| vec![prompt(), tensor("SEED", values)];
+        assert_eq!(field(seed(Values::Whole(vec![1, 2]))), "SEED");
+        assert_eq!(field(seed(Values::Whole(vec![-1]))), "SEED");
+        assert_eq!(field(seed(Values::Real(vec![1.0]))), "SEED");
+        assert_eq!(
+            field(vec![prompt(), texts("SCHEDULER", &["plms"])]),
+            "SCHEDULER"
+        );
+        let scale = tensor("GUIDANCE_SCALE", Values::Real(vec![f64::NAN]));
+        assert_eq!(field(vec![prompt(), scale]), "GUIDANCE_SCALE");
+    }
+
+    #[test]
+    fn pixels_need_one_size_for_the_whole_batch() {
+        let mut request = asked(vec![
+            texts("PROMPT", &["a", "b"]),
+            tensor("WIDTH", Values::Whole(vec![64, 128])),
+        ]);
+        assert!(plan(&request, "").is_ok());
+        request.image_format = Some("raw".to_owned());
+        let failure = plan(&request, "").unwrap_err();
+        assert_eq!(failure.field.as_deref(), Some("WIDTH"));
+        request.image_format = Some("bmp".to_owned());
+        let failure = plan(&request, "").unwrap_err();
+        assert!(
+            failure.message.contains("png, jpeg, webp, raw"),
+            "{failure}"
+        );
+    }
+
+    #[test]
+    fn outputs_are_those_asked_for_and_a_picture_is_always_among_them() {
+        let names = |names: &[&str]| {
+            let names: Vec<_> = names.iter().map(|n| (*n).to_owned()).collect();
+            outputs(&names).ok()
+        };
+        assert_eq!(names(&["SEED", "IMAGE"]), Some(vec!["SEED", "IMAGE"]));
+        for bad in [&["SEED"][..], &["IMAGE", "IMAGE"], &["LATENTS"]] {
+            assert_eq!(names(bad), None, "{bad:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_tensors_make_the_planner_panic(
+            name in proptest::sample::select(vec!["PROMPT", "SEED", "WIDTH", "GUIDANCE_SCALE", "SCHEDULER", "X"]),
+            shape in proptest::collection::vec(any::<i64>(), 0..4),
+            whole in proptest::collection::vec(any::<i128>(), 0..4),
+            bytes in proptest::collection::vec(any::<u8>(), 0..9),
+            which in 0..3,
+        ) {
+            let values = match which {
+                0 => Values::Whole(whole),
+                1 => Values::Real(whole.iter().map(|n| *n as f64).collect()),
+                _ => Values::Bytes(vec![Bytes::from(bytes)]),
+            };
+            let odd = Tensor { name: name.to_owned(), shape: shape.clone(), values: values.clone() };
+            let _ = plan(&asked(vec![texts("PROMPT", &["p"]), odd.clone()]), "");
+            let fitting = tensor(name, values);
+            let _ = plan(&asked(vec![texts("PROMPT", &["p"]), fitting]), "k");
+            let _ = plan(&asked(vec![odd]), "");
+        }
+    }
+}
