@@ -1,5 +1,5 @@
 //! Authentication: proof → key → policy → rate limit. It reads only the followed copies of the buckets, so it needs no
-//! round trip to the broker and goes on while the broker is down.
+//! round trip to the broker and goes on while the broker is down; but for signature v2, whose nonces all instances share.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,8 @@ use crate::error::AuthError;
 use crate::key_encryption::{KeyEncryption, KeyEncryptionError};
 use crate::limit::{Allowance, Limiter};
 use crate::policy::{self, PolicyRecord};
-use crate::proof::Proof;
+use crate::proof::{self, Proof};
+use crate::replay::Nonces;
 use crate::store::KeyRecord;
 
 /// Gives the present. A plain function, so that tests can hold time still.
@@ -27,6 +28,7 @@ pub(crate) struct Authenticator {
     /// A key that nobody holds: unknown callers are checked against it, so that they wait as long as known ones.
     decoy: KeyRecord,
     limiter: Limiter,
+    nonces: Nonces,
     clock: Clock,
     started: Instant,
 }
@@ -44,6 +46,7 @@ impl Authenticator {
         keys: watch::Receiver<Snapshot<KeyRecord>>,
         policies: watch::Receiver<Snapshot<PolicyRecord>>,
         key_encryption: Arc<dyn KeyEncryption>,
+        nonces: Nonces,
         clock: Clock,
     ) -> Result<Self, KeyEncryptionError> {
         Ok(Self {
@@ -52,6 +55,7 @@ impl Authenticator {
             policies,
             key_encryption,
             limiter: Limiter::default(),
+            nonces,
             clock,
             started: Instant::now(),
         })
@@ -67,8 +71,13 @@ impl Authenticator {
                 app_key: key.app_key,
             });
         };
+        // A replay charges nothing to the key that it was overheard from, …
+        if let Proof::SignatureV2(signature) = proof {
+            let used = self.nonces.refuse_used(&key.app_key, &signature.nonce);
+            used.await?;
+        }
         let rate = policy.rate();
-        match self.limiter.charge(&key.app_key, self.uptime(), rate) {
+        let admitted = match self.limiter.charge(&key.app_key, self.uptime(), rate) {
             Ok(allowance) => Ok(Admitted {
                 key,
                 policy: policy.clone(),
@@ -79,13 +88,22 @@ impl Authenticator {
                 rate,
                 retry_after: over.retry_after,
             }),
+        }?;
+        // … and a key over its limit fills no cache that others need.
+        if let Proof::SignatureV2(signature) = proof {
+            let (app_key, nonce) = (&admitted.key.app_key, &signature.nonce);
+            self.nonces.take(app_key, nonce).await?;
         }
+        Ok(admitted)
     }
 
     async fn prove(&self, proof: &Proof) -> Result<KeyRecord, AuthError> {
-        if let Proof::SignatureV1(signature) = proof {
-            signature.check_clock((self.clock)().as_second())?;
-        }
+        let now = (self.clock)().as_second();
+        let sent = match proof {
+            Proof::SignatureV1(signature) => proof::check_clock(&signature.timestamp, now)?,
+            Proof::SignatureV2(signature) => signature.check(now)?,
+            Proof::Bearer(_) => now,
+        };
         let keys = self.keys.borrow().clone();
         let known = proof
             .claims()
@@ -94,7 +112,7 @@ impl Authenticator {
             .filter(|(claimed, record)| record.app_key.as_str() == *claimed)
             .map(|(_, record)| record);
         let record = known.unwrap_or(&self.decoy);
-        let holds = self.holds(proof, record).await?;
+        let holds = self.holds(proof, record, sent).await?;
         let good = known.is_some() && record.revoked_at.is_none();
         if !(holds & good) {
             return Err(AuthError::NotValid {
@@ -110,7 +128,8 @@ impl Authenticator {
         Ok(record.clone())
     }
 
-    async fn holds(&self, proof: &Proof, record: &KeyRecord) -> Result<bool, AuthError> {
+    /// Whether the proof is the record's; `sent` is the time that it names.
+    async fn holds(&self, proof: &Proof, record: &KeyRecord, sent: i64) -> Result<bool, AuthError> {
         let damaged = |source| AuthError::Envelope {
             app_key: record.app_key.clone(),
             operation: "opened",
@@ -121,6 +140,10 @@ impl Authenticator {
             Proof::SignatureV1(signature) => {
                 let secret = open.secret().map_err(|e| damaged(e.into()))?;
                 signature.is_made_with(&secret)
+            }
+            Proof::SignatureV2(signature) => {
+                let secret = open.secret().map_err(|e| damaged(e.into()))?;
+                signature.is_made_with(&secret, sent)
             }
             Proof::Bearer(bearer) => open.is_bearer(bearer),
         })

@@ -24,6 +24,7 @@ use crate::keys::{self, Keys, NewKey};
 use crate::metrics;
 use crate::policy::{self, PolicyRecord};
 use crate::proof::{Proof, SignatureV1};
+use crate::signature_v2::SignatureV2;
 use crate::store::KeyRecord;
 
 /// What a caller is told to wait when the broker does not do its part.
@@ -134,6 +135,16 @@ fn decode_proof(message: ProofMessage) -> Proof {
             timestamp: message.timestamp,
             signature: message.signature,
         }),
+        ProofMessage::SignatureV2(message) => Proof::SignatureV2(SignatureV2 {
+            app_key: message.app_key,
+            timestamp: message.timestamp,
+            nonce: message.nonce,
+            content_sha256: message.content_sha256,
+            signature: message.signature,
+            method: message.method,
+            path: message.path,
+            query: message.query,
+        }),
         ProofMessage::Bearer(text) => Proof::Bearer(text.into()),
     }
 }
@@ -198,6 +209,10 @@ fn failure(error: &AuthError) -> Failure {
     match error {
         AuthError::NoProof | AuthError::NotAdmin => unauthenticated("Authorization"),
         AuthError::Timestamp { .. } | AuthError::ClockSkew { .. } => unauthenticated("X-Timestamp"),
+        AuthError::Nonce | AuthError::Replayed => unauthenticated("X-Nonce"),
+        AuthError::ContentDigest => unauthenticated("X-Content-SHA256"),
+        AuthError::Target => unauthenticated("X-Signature"),
+        AuthError::ReplayCache { .. } => Failure::unavailable(error.to_string(), RETRY_STORE),
         AuthError::NotValid { header } => unauthenticated(header),
         AuthError::SignatureV1Off { .. } => unauthenticated("X-Signature"),
         AuthError::NoPolicy { .. } => Failure::new(ErrorCode::PermissionDenied, error.to_string()),

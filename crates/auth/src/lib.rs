@@ -13,6 +13,8 @@
 //!   secrets are shown once, in the answer that made it.
 //! * Unknown, wrong and revoked keys look the same to who shows them, in words and closely in time.
 //! * Only a proven caller is charged, so nobody can use up another's limit.
+//! * A request signed by v2 is let in once, whichever instance is asked and whenever: without the shared cache of nonces,
+//!   or with one that is full, it is refused.
 //! * A record that was changed, copied to another name or given to another tenant lets nobody in.
 
 mod admin;
@@ -26,9 +28,11 @@ mod limit;
 mod metrics;
 mod policy;
 mod proof;
+mod replay;
 mod sealed;
 mod secret_file;
 mod settings;
+mod signature_v2;
 mod store;
 
 use std::collections::BTreeSet;
@@ -47,10 +51,11 @@ use crate::authenticate::Authenticator;
 use crate::key_encryption::{KeyEncryption, LocalKey};
 use crate::keys::Keys;
 use crate::policy::PolicyRecord;
+use crate::replay::Nonces;
 use crate::store::{KEYS, KeyRecord, POLICIES};
 
 pub use error::{SecretFileError, StartError};
-pub use settings::{GrpcSettings, KeysSettings, Settings};
+pub use settings::{GrpcSettings, KeysSettings, Settings, SignatureSettings};
 
 /// How often the broker is probed and idle keys' limits are forgotten.
 const UPKEEP: Duration = Duration::from_secs(3);
@@ -89,12 +94,17 @@ async fn assemble(
     let broker = broker.map_err(failed("reach the broker"))?;
     let (bucket, copy) = follow_keys(service, &broker).await?;
     let policies = follow_policies(service, &broker).await?;
+    let size = settings.signatures.replay_cache_size.bytes();
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
+    let nonces = broker.patiently(|| Nonces::open(&broker, size)).await;
+    let nonces = nonces.map_err(failed("open the stream of nonces"))?;
     check_key_encryption(&copy.borrow(), &*key_encryption, &settings.keys.key_file)?;
 
     let authenticator = Authenticator::new(
         copy.clone(),
         policies.clone(),
         key_encryption.clone(),
+        nonces,
         Timestamp::now,
     );
     let authenticator = authenticator

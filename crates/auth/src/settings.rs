@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use lifecycle::{Process, ProcessSettings};
 use messaging::BrokerSettings;
-use settings::SettingsError;
+use settings::{ByteSize, SettingsError};
 use telemetry::TelemetrySettings;
 
 /// Settings of the auth service.
@@ -22,6 +22,8 @@ pub struct Settings {
     pub grpc: GrpcSettings,
     /// Where the secrets of auth itself are.
     pub keys: KeysSettings,
+    /// What signatures need.
+    pub signatures: SignatureSettings,
 }
 
 /// Settings under `[grpc]`.
@@ -44,6 +46,17 @@ pub struct KeysSettings {
     pub create_if_missing: bool,
 }
 
+/// Settings under `[signatures]`.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignatureSettings {
+    /// What the nonces of signature v2 may take on the broker.
+    pub replay_cache_size: ByteSize,
+}
+
+/// Less holds not even a few nonces.
+const LEAST_REPLAY_CACHE: u64 = 4096;
+
 impl settings::Settings for Settings {
     const SERVICE: &'static str = "auth";
     const DEFAULTS: &'static str = include_str!("../config.default.toml");
@@ -62,6 +75,10 @@ impl settings::Settings for Settings {
         if keys.key_file == keys.admin_token_file {
             let problem = "must not be the file that keys.key_file names";
             return Err(Self::invalid("keys.admin_token_file", problem));
+        }
+        if self.signatures.replay_cache_size.bytes() < LEAST_REPLAY_CACHE {
+            let key = "signatures.replay_cache_size";
+            return Err(Self::invalid(key, "must be at least 4KiB"));
         }
         if !matches!(self.broker.replicas, 1 | 3 | 5) {
             return Err(Self::invalid("broker.replicas", "must be 1, 3 or 5"));

@@ -5,6 +5,7 @@ use std::fmt;
 
 use axum::body::Body;
 use axum::http::{HeaderMap, header};
+use bytes::Bytes;
 use contract::{ErrorCode, Failure};
 use http_body_util::LengthLimitError;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
@@ -24,22 +25,33 @@ pub(crate) struct Fields {
 
 /// Reads a request's body as one JSON object. That it is announced as JSON is a layer's to check.
 pub(crate) async fn read(body: Body, settings: &HttpSettings) -> Result<Fields, Failure> {
-    let limit = settings.max_body;
-    let bytes = axum::body::to_bytes(body, usize::try_from(limit.bytes()).unwrap_or(usize::MAX));
+    Fields::parse(&read_whole(body, settings, 0).await?)
+}
+
+/// Reads a body of at most `http.max_body` and `more` bytes.
+///
+/// # Errors
+/// One that is longer, breaks off, or takes longer than a request may.
+pub(crate) async fn read_whole(
+    body: Body,
+    settings: &HttpSettings,
+    more: u64,
+) -> Result<Bytes, Failure> {
+    let limit = settings.max_body.bytes().saturating_add(more);
+    let bytes = axum::body::to_bytes(body, usize::try_from(limit).unwrap_or(usize::MAX));
     let patience = settings.request_timeout.duration();
-    let bytes = match tokio::time::timeout(patience, bytes).await {
-        Ok(Ok(bytes)) => bytes,
-        Ok(Err(error)) if is_length_limit(&error) => return Err(too_large(settings)),
+    match tokio::time::timeout(patience, bytes).await {
+        Ok(Ok(bytes)) => Ok(bytes),
+        Ok(Err(error)) if is_length_limit(&error) => Err(too_large(settings)),
         Ok(Err(_)) => {
             let message = "the body ended before its announced length";
-            return Err(Failure::new(ErrorCode::InvalidArgument, message));
+            Err(Failure::new(ErrorCode::InvalidArgument, message))
         }
         Err(_) => {
             let message = format!("the body did not arrive within {patience:?}");
-            return Err(Failure::new(ErrorCode::DeadlineExceeded, message));
+            Err(Failure::new(ErrorCode::DeadlineExceeded, message))
         }
-    };
-    Fields::parse(&bytes)
+    }
 }
 
 /// The failure of a body over the limit.

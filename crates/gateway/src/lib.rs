@@ -24,6 +24,7 @@ mod problem;
 mod router;
 mod server;
 mod settings;
+mod signed_body;
 mod task_json;
 mod tasks;
 mod watch;

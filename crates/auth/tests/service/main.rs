@@ -6,6 +6,7 @@
 mod bench;
 mod keys;
 mod process;
+mod signatures;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
