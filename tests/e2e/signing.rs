@@ -114,6 +114,54 @@ async fn a_signed_submission_is_let_in_once_and_only_as_it_was_signed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_exchanged_for_a_token_that_works_in_every_dialect_until_the_key_is_revoked() {
+    let platform = Platform::start().await;
+    let body = json!({"lifetime_seconds": 60}).to_string();
+    let sign = |body: &str| {
+        let nonce = format!("nonce-for-a-token-{}", body.len());
+        headers(
+            &platform.signing,
+            &nonce,
+            ["POST", "/v1/token", ""],
+            body.as_bytes(),
+        )
+    };
+    let (status, refused) = post(&platform, "/v1/token", &sign("{}"), &body);
+    assert_eq!(
+        (status, &refused["field"]),
+        (401, &json!("X-Content-SHA256"))
+    );
+    let (status, issued) = post(&platform, "/v1/token", &sign(&body), &body);
+    assert_eq!(status, 200, "{issued}");
+    assert_eq!(
+        (&issued["token_type"], &issued["expires_in"]),
+        (&json!("Bearer"), &json!(60))
+    );
+    let token = issued["access_token"].as_str().unwrap();
+    let (_, keys) = e2e::get(&format!("{}/.well-known/jwks.json", platform.url()), &[]).unwrap();
+    let keys: Value = serde_json::from_str(&keys).unwrap();
+    assert_eq!(keys["keys"][0]["crv"], "Ed25519");
+
+    let bearer = format!("Bearer {token}");
+    let models = || {
+        let url = format!("{}/v1/models", platform.url());
+        e2e::get(&url, &[("authorization", bearer.as_str())])
+            .unwrap()
+            .0
+    };
+    assert_eq!(models(), 200);
+    let mut call = tonic::Request::new(ListModelsRequest {});
+    call.metadata_mut()
+        .insert("authorization", bearer.parse().unwrap());
+    platform.client().list_models(call).await.unwrap();
+    let again = [("authorization", bearer.clone())];
+    assert_eq!(post(&platform, "/v1/token", &again, "{}").0, 403);
+
+    platform.revoke_key(&platform.signing.0).await;
+    assert_eq!(models(), 401);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_grpc_call_signs_the_bytes_of_its_frames() {
     let platform = Platform::start().await;
     let path = "/inkstone.v1.ImageService/ListModels";

@@ -20,6 +20,7 @@ struct Bench {
     authenticator: Authenticator,
     keys: watch::Sender<Snapshot<KeyRecord>>,
     policies: watch::Sender<Snapshot<PolicyRecord>>,
+    tokens: Arc<Tokens>,
     made: keys::Made,
 }
 
@@ -37,11 +38,13 @@ async fn bench(prefix: &str, allow_signature_v1: bool) -> Bench {
     let (keys, keys_seen) = watch::channel(Arc::new(all));
     let table = policy::defaults().map(|(name, policy)| (name.to_owned(), policy));
     let (policies, policies_seen) = watch::channel(Arc::new(table.into()));
+    let tokens = Arc::new(Tokens::for_test(&*kek, stopped_clock).await);
     let authenticator = Authenticator::new(
         keys_seen,
         policies_seen,
         kek,
         Nonces::Memory(Default::default()),
+        tokens.clone(),
         stopped_clock,
     )
     .await;
@@ -49,6 +52,7 @@ async fn bench(prefix: &str, allow_signature_v1: bool) -> Bench {
         authenticator: authenticator.unwrap(),
         keys,
         policies,
+        tokens,
         made,
     }
 }
@@ -146,7 +150,7 @@ async fn unknown_wrong_and_revoked_keys_hear_the_same() {
             .await,
     );
     heard.dedup();
-    assert_eq!(heard, ["the key or the signature is not valid"]);
+    assert_eq!(heard, ["the key, the token or the signature is not valid"]);
 }
 
 #[tokio::test]
@@ -281,4 +285,28 @@ async fn only_what_holds_uses_a_nonce_up_and_a_key_over_its_limit_uses_up_none()
     let nonces = &bench.authenticator.nonces;
     let app_key = &bench.made.record.app_key;
     nonces.take(app_key, &signature.nonce).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_stands_for_its_key_until_that_is_revoked_or_changes_hands() {
+    let bench = bench("prod-", false).await;
+    let (app_key, tenant) = (&bench.made.record.app_key, &bench.made.record.tenant);
+    let issued = bench.tokens.issue(app_key, tenant, None).unwrap();
+    let proof = || Proof::Token(issued.token.clone());
+    let admitted = bench.authenticator.authenticate(&proof()).await.unwrap();
+    assert_eq!(admitted.key.app_key, *app_key);
+    assert_eq!(admitted.policy.tier, "priority");
+    let stranger = "prod-unknown".parse().unwrap();
+    let strangers = bench.tokens.issue(&stranger, tenant, None).unwrap();
+    let mut heard = vec![bench.refused(Proof::Token(strangers.token)).await];
+    heard.push(bench.refused(Proof::Token("a.b.c".into())).await);
+    bench.change(|key| key.tenant = "mallory".parse().unwrap());
+    heard.push(bench.refused(proof()).await);
+    bench.change(|key| {
+        key.tenant = "acme".parse().unwrap();
+        key.revoked_at = Some(stopped_clock());
+    });
+    heard.push(bench.refused(proof()).await);
+    heard.dedup();
+    assert_eq!(heard, ["the key, the token or the signature is not valid"]);
 }

@@ -12,6 +12,7 @@ use rpc::RpcError;
 use crate::key_encryption::KeyEncryptionError;
 use crate::limit::Rate;
 pub use crate::secret_file::SecretFileError;
+use crate::tokens::SHORTEST;
 
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
@@ -98,8 +99,17 @@ pub(crate) enum AuthError {
         #[source]
         source: BrokerError,
     },
-    /// Unknown, wrong or revoked: which of them is nobody's business.
-    #[error("the key or the signature is not valid")]
+    /// A token that is to live too long, or not long enough to be of use.
+    #[error("lifetime_seconds must be {} to {}", SHORTEST.as_secs(), most.as_secs())]
+    Lifetime { most: Duration },
+    /// A token was shown to get another, which would make it live for ever.
+    #[error("a token cannot be exchanged for another; show the key, or sign with it")]
+    TokenForToken,
+    /// None that signs now can be opened.
+    #[error("no token can be signed just now; auth's log says why")]
+    NoSigningKey,
+    /// Unknown, wrong, expired or revoked: which of them is nobody's business.
+    #[error("the key, the token or the signature is not valid")]
     NotValid { header: &'static str },
     /// The proof holds, but is of a kind that this key does not take.
     #[error(
@@ -165,6 +175,9 @@ impl AuthError {
             Self::Nonce | Self::ContentDigest | Self::Target => "malformed",
             Self::Replayed => "replayed",
             Self::ReplayCache { .. } => "replay_cache",
+            Self::Lifetime { .. } => "lifetime",
+            Self::TokenForToken => "token_for_token",
+            Self::NoSigningKey => "no_signing_key",
             Self::NotValid { .. } => "not_valid",
             Self::SignatureV1Off { .. } => "signature_v1_off",
             Self::NoPolicy { .. } => "no_policy",

@@ -11,6 +11,8 @@
 //! * No secret is stored, logged or shown in the clear: the signing secret is sealed under a data key of its own, the
 //!   bearer key is kept as a keyed digest, and the data key is wrapped by a key that never reaches the broker. A new key's
 //!   secrets are shown once, in the answer that made it.
+//! * A token is signed by a key that never leaves auth, verified with the algorithm that is ours, and good for as long as its
+//!   key is not revoked.
 //! * Unknown, wrong and revoked keys look the same to who shows them, in words and closely in time.
 //! * Only a proven caller is charged, so nobody can use up another's limit.
 //! * A request signed by v2 is let in once, whichever instance is asked and whenever: without the shared cache of nonces,
@@ -34,6 +36,7 @@ mod secret_file;
 mod settings;
 mod signature_v2;
 mod store;
+mod tokens;
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -52,10 +55,11 @@ use crate::key_encryption::{KeyEncryption, LocalKey};
 use crate::keys::Keys;
 use crate::policy::PolicyRecord;
 use crate::replay::Nonces;
-use crate::store::{KEYS, KeyRecord, POLICIES};
+use crate::store::{KEYS, KeyRecord, POLICIES, SIGNING_KEYS};
+use crate::tokens::Tokens;
 
 pub use error::{SecretFileError, StartError};
-pub use settings::{GrpcSettings, KeysSettings, Settings, SignatureSettings};
+pub use settings::{GrpcSettings, KeysSettings, Settings, SignatureSettings, TokensSettings};
 
 /// How often the broker is probed and idle keys' limits are forgotten.
 const UPKEEP: Duration = Duration::from_secs(3);
@@ -99,12 +103,15 @@ async fn assemble(
     let nonces = broker.patiently(|| Nonces::open(&broker, size)).await;
     let nonces = nonces.map_err(failed("open the stream of nonces"))?;
     check_key_encryption(&copy.borrow(), &*key_encryption, &settings.keys.key_file)?;
+    let tokens = start_tokens(service, &broker, &key_encryption, &settings.tokens).await?;
+    let tokens = Arc::new(tokens);
 
     let authenticator = Authenticator::new(
         copy.clone(),
         policies.clone(),
         key_encryption.clone(),
         nonces,
+        tokens.clone(),
         Timestamp::now,
     );
     let authenticator = authenticator
@@ -120,7 +127,7 @@ async fn assemble(
     };
     check.pass();
     keep_up(service, broker, check, authenticator.clone());
-    let routes = grpc::routes(authenticator, keys, admin);
+    let routes = grpc::routes(authenticator, tokens, keys, admin);
     rpc::serve(service, settings.grpc.listen, routes).await?;
     lifecycle::admin::serve(service, settings.process.admin_listen, telemetry).await?;
     Ok(())
@@ -155,6 +162,35 @@ async fn follow_policies(
         .map_err(failed("store the default policies"))?;
     let copy = bucket.follow(&service.tasks, "follow policies").await;
     copy.map_err(failed("read the policies"))
+}
+
+async fn start_tokens(
+    service: &Service,
+    broker: &Broker,
+    key_encryption: &Arc<dyn KeyEncryption>,
+    settings: &TokensSettings,
+) -> Result<Tokens, StartError> {
+    let open = || broker.bucket(SIGNING_KEYS, Duration::ZERO);
+    let bucket = broker.patiently(open).await;
+    let bucket = bucket.map_err(failed("open the bucket of signing keys"))?;
+    let schedule = tokens::Schedule {
+        every: settings.rotate_every.duration(),
+        lifetime: settings.lifetime.duration(),
+    };
+    let ring = tokens::start(
+        service,
+        bucket,
+        key_encryption.clone(),
+        schedule,
+        Timestamp::now,
+    );
+    Ok(Tokens {
+        ring: ring.await.map_err(failed("read the signing keys"))?,
+        issuer: settings.issuer.clone(),
+        audience: settings.audience.clone(),
+        lifetime: settings.lifetime.duration(),
+        clock: Timestamp::now,
+    })
 }
 
 /// Fills a bucket that is empty. One that is not belongs to whoever runs the platform: a policy that they removed must not

@@ -18,8 +18,10 @@ pub(crate) enum Proof {
     SignatureV1(SignatureV1),
     /// A signature over the whole request.
     SignatureV2(SignatureV2),
-    /// The whole text after `Bearer `.
+    /// A bearer key: the whole text after `Bearer `.
     Bearer(SecretString),
+    /// A token, likewise.
+    Token(SecretString),
 }
 
 /// hex(HMAC-SHA256(secret, app key ‖ timestamp)), the secret being the text that was shown when the key was made.
@@ -40,6 +42,8 @@ impl Proof {
             Self::SignatureV1(signature) => Some(&signature.app_key),
             Self::SignatureV2(signature) => Some(&signature.app_key),
             Self::Bearer(bearer) => bearer_app_key(bearer.expose_secret()),
+            // It does not say, it shows.
+            Self::Token(_) => None,
         }
     }
 
@@ -47,7 +51,7 @@ impl Proof {
     pub(crate) fn header(&self) -> &'static str {
         match self {
             Self::SignatureV1(_) | Self::SignatureV2(_) => "X-Signature",
-            Self::Bearer(_) => "Authorization",
+            Self::Bearer(_) | Self::Token(_) => "Authorization",
         }
     }
 
@@ -57,6 +61,7 @@ impl Proof {
             Self::SignatureV1(_) => "signature_v1",
             Self::SignatureV2(_) => "signature_v2",
             Self::Bearer(_) => "bearer",
+            Self::Token(_) => "token",
         }
     }
 }

@@ -10,6 +10,8 @@ use crate::envelope::Envelope;
 pub(crate) const KEYS: &str = "KEYS";
 /// The bucket of policies, by prefix.
 pub(crate) const POLICIES: &str = "POLICIES";
+/// The bucket of the keys that tokens are signed with, by generation.
+pub(crate) const SIGNING_KEYS: &str = "SIGNING_KEYS";
 
 /// One key. It is never removed, so that its name stays taken and its history can be read.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

@@ -27,6 +27,7 @@ mod settings;
 mod signed_body;
 mod task_json;
 mod tasks;
+mod tokens;
 mod watch;
 mod welcome;
 

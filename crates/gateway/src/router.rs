@@ -17,7 +17,7 @@ use crate::edge::Edge;
 use crate::error::StartError;
 use crate::json::shorten;
 use crate::problem::Refused;
-use crate::{auth, grpc, health, images, layers, models, openai, tasks, welcome};
+use crate::{auth, grpc, health, images, layers, models, openai, tasks, tokens, welcome};
 
 /// Everything that HTTP callers can reach.
 pub(crate) fn http(edge: &Arc<Edge>) -> Router {
@@ -28,6 +28,13 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         .route("/", get(welcome::page))
         .route("/healthz", get(health::healthz))
         .route("/docs/errors/{code}", get(welcome::error_page))
+        // Authenticates itself, because auth must see the proof with the wish.
+        .route("/v1/token", quick(roomy(edge, post(tokens::issue))))
+        // For everyone.
+        .route(
+            "/.well-known/jwks.json",
+            quick(roomy(edge, get(tokens::keys))),
+        )
         // Our own dialect.
         .route(
             "/v1/tasks",
