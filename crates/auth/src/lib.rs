@@ -31,6 +31,7 @@ mod metrics;
 mod policy;
 mod proof;
 mod replay;
+mod rewrap;
 mod sealed;
 mod secret_file;
 mod settings;
@@ -39,7 +40,7 @@ mod store;
 mod tokens;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,7 +52,7 @@ use tokio::sync::watch;
 
 use crate::admin::AdminToken;
 use crate::authenticate::Authenticator;
-use crate::key_encryption::{KeyEncryption, LocalKey};
+use crate::key_encryption::{KeyEncryption, KeyEncryptionKeys, LocalKey};
 use crate::keys::Keys;
 use crate::policy::PolicyRecord;
 use crate::replay::Nonces;
@@ -89,9 +90,8 @@ async fn assemble(
     metrics::describe();
     let create = settings.keys.create_if_missing;
     // Files first: what is wrong with them shows without a broker. They are two short reads, so the runtime may wait.
-    let local = LocalKey::load(&settings.keys.key_file, create)?;
+    let key_encryption = Arc::new(load_key_encryption(&settings.keys)?);
     let admin = AdminToken::load(&settings.keys.admin_token_file, create)?;
-    let key_encryption: Arc<dyn KeyEncryption> = Arc::new(local);
 
     let check = service.health.check("broker");
     let broker = Broker::connect(&settings.broker, "auth").await;
@@ -102,7 +102,14 @@ async fn assemble(
     let size = i64::try_from(size).unwrap_or(i64::MAX);
     let nonces = broker.patiently(|| Nonces::open(&broker, size)).await;
     let nonces = nonces.map_err(failed("open the stream of nonces"))?;
-    check_key_encryption(&copy.borrow(), &*key_encryption, &settings.keys.key_file)?;
+    check_key_encryption(&copy.borrow(), &key_encryption, &settings.keys.key_file)?;
+    let key_encryption: Arc<dyn KeyEncryption> = key_encryption;
+    rewrap::start(
+        service,
+        (bucket.clone(), KEYS),
+        copy.clone(),
+        key_encryption.clone(),
+    );
     let tokens = start_tokens(service, &broker, &key_encryption, &settings.tokens).await?;
     let tokens = Arc::new(tokens);
 
@@ -131,6 +138,19 @@ async fn assemble(
     rpc::serve(service, settings.grpc.listen, routes).await?;
     lifecycle::admin::serve(service, settings.process.admin_listen, telemetry).await?;
     Ok(())
+}
+
+fn load_key_encryption(settings: &KeysSettings) -> Result<KeyEncryptionKeys, SecretFileError> {
+    let create = settings.create_if_missing;
+    let wraps = LocalKey::load(&settings.key_file, "keys.key_file", create)?;
+    let other = |path: &PathBuf| {
+        // Made anew, it would unwrap nothing.
+        let key = LocalKey::load(path, "keys.other_key_files", false)?;
+        Ok::<Box<dyn KeyEncryption>, SecretFileError>(Box::new(key))
+    };
+    let others = settings.other_key_files.iter().map(other);
+    let others = others.collect::<Result<_, _>>()?;
+    Ok(KeyEncryptionKeys::new(Box::new(wraps), others))
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(BrokerError) -> StartError {
@@ -213,12 +233,13 @@ async fn seed(bucket: &Bucket<PolicyRecord>) -> Result<(), BrokerError> {
 /// this is another installation's. Better no instance than one that turns every caller away.
 fn check_key_encryption(
     keys: &Snapshot<KeyRecord>,
-    key_encryption: &dyn KeyEncryption,
+    key_encryption: &KeyEncryptionKeys,
     path: &Path,
 ) -> Result<(), StartError> {
     let held = key_encryption.id();
     let needed = |key: &KeyRecord| key.envelope.data_key.kek.clone();
-    let foreign: Vec<_> = keys.values().map(needed).filter(|id| id != held).collect();
+    let needed = keys.values().map(needed);
+    let foreign: Vec<_> = needed.filter(|id| !key_encryption.holds(id)).collect();
     if foreign.is_empty() {
         return Ok(());
     }

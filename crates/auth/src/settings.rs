@@ -45,6 +45,8 @@ pub struct GrpcSettings {
 pub struct KeysSettings {
     /// The key-encryption key: 32 bytes, raw or hexadecimal.
     pub key_file: PathBuf,
+    /// Key-encryption keys that unwrap and do not wrap.
+    pub other_key_files: Vec<PathBuf>,
     /// The token that `KeyService` asks for.
     pub admin_token_file: PathBuf,
     /// Whether missing files are made.
@@ -105,6 +107,8 @@ impl TokensSettings {
 
 /// Issuer and audience, bytes: a token has room for both.
 const MAX_NAME_BYTES: usize = 128;
+/// A change of key needs one; more are left over from changes that were not finished.
+const MAX_OTHER_KEYS: usize = 8;
 /// A token cannot be taken back but with its key.
 const LONGEST_TOKEN: Duration = Duration::from_secs(24 * 3600);
 /// Less holds not even a few nonces.
@@ -128,6 +132,12 @@ impl settings::Settings for Settings {
         if keys.key_file == keys.admin_token_file {
             let problem = "must not be the file that keys.key_file names";
             return Err(Self::invalid("keys.admin_token_file", problem));
+        }
+        if keys.other_key_files.len() > MAX_OTHER_KEYS {
+            return Err(Self::invalid(
+                "keys.other_key_files",
+                "must be at most 8 files",
+            ));
         }
         if self.signatures.replay_cache_size.bytes() < LEAST_REPLAY_CACHE {
             let key = "signatures.replay_cache_size";

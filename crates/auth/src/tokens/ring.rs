@@ -6,12 +6,15 @@ use aws_lc_rs::digest;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use jiff::Timestamp;
 use jsonwebtoken::{DecodingKey, EncodingKey};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
-use crate::key_encryption::{KeyEncryption, KeyEncryptionError, WrappedKey};
+use crate::key_encryption::{KekId, KeyEncryption, KeyEncryptionError, WrappedKey};
+use crate::rewrap::Wrapped;
 use crate::sealed::{KEY_BYTES, Key, Sealed, Unsealable};
 
 /// PKCS #8 of an Ed25519 key (RFC 8410, 7) up to its 32 bytes.
@@ -73,6 +76,27 @@ impl SigningKeyRecord {
             .derive("seal signing key")
             .open(&context, &self.private)?;
         Ok(SigningKey::new(&private, self.signs_from)?)
+    }
+}
+
+impl Wrapped for SigningKeyRecord {
+    fn kek(&self) -> &KekId {
+        &self.data_key.kek
+    }
+
+    fn rewrap<'a>(
+        &'a mut self,
+        name: &'a str,
+        key_encryption: &'a dyn KeyEncryption,
+    ) -> BoxFuture<'a, Result<(), KeyEncryptionError>> {
+        async move {
+            let generation = name.parse().map_err(|_| Unsealable)?;
+            let context = context(generation, self.signs_from);
+            let data_key = key_encryption.unwrap_key(&self.data_key, &context).await?;
+            self.data_key = key_encryption.wrap(&data_key, &context).await?;
+            Ok(())
+        }
+        .boxed()
     }
 }
 

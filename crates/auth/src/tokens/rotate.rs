@@ -14,6 +14,8 @@ use tokio::sync::watch;
 use super::ring::{Generation, Ring, SigningKeyRecord};
 use crate::authenticate::Clock;
 use crate::key_encryption::KeyEncryption;
+use crate::rewrap;
+use crate::store::SIGNING_KEYS;
 
 /// How long a key is published before it signs. Whoever keeps a copy of the published keys is told to read them anew
 /// every five minutes.
@@ -102,6 +104,12 @@ pub(crate) async fn start(
         .bucket
         .follow(&service.tasks, "follow signing keys")
         .await?;
+    rewrap::start(
+        service,
+        (keeper.bucket.clone(), SIGNING_KEYS),
+        copy.clone(),
+        keeper.key_encryption.clone(),
+    );
     let first = copy.borrow_and_update().clone();
     let (ring, shown) = watch::channel(Arc::new(keeper.open(&first).await));
     let stopping = service.tasks.stopping();

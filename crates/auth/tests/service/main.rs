@@ -6,6 +6,7 @@
 mod bench;
 mod keys;
 mod process;
+mod rotation;
 mod signatures;
 mod tokens;
 
