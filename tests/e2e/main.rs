@@ -7,6 +7,7 @@ mod bad_input;
 mod command_line;
 mod crash;
 mod edge;
+mod signing;
 
 use aws_lc_rs::digest;
 use contract::v1::{SubmitTask, Task, TaskPhase};

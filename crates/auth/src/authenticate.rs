@@ -1,5 +1,5 @@
 //! Authentication: proof → key → policy → rate limit. It reads only the followed copies of the buckets, so it needs no
-//! round trip to the broker and goes on while the broker is down.
+//! round trip to the broker and goes on while the broker is down; but for signature v2, whose nonces all instances share.
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use contract::AppKey;
 use jiff::Timestamp;
 use messaging::Snapshot;
+use secrecy::SecretString;
 use tokio::sync::watch;
 
 use crate::envelope::{Envelope, OpenEnvelope};
@@ -15,8 +16,10 @@ use crate::error::AuthError;
 use crate::key_encryption::{KeyEncryption, KeyEncryptionError};
 use crate::limit::{Allowance, Limiter};
 use crate::policy::{self, PolicyRecord};
-use crate::proof::Proof;
+use crate::proof::{self, Proof};
+use crate::replay::Nonces;
 use crate::store::KeyRecord;
+use crate::tokens::Tokens;
 
 /// Gives the present. A plain function, so that tests can hold time still.
 pub(crate) type Clock = fn() -> Timestamp;
@@ -29,6 +32,8 @@ pub(crate) struct Authenticator {
     /// A key that nobody holds: unknown callers are checked against it, so that they wait as long as known ones.
     decoy: KeyRecord,
     limiter: Limiter,
+    nonces: Nonces,
+    tokens: Arc<Tokens>,
     clock: Clock,
     started: Instant,
 }
@@ -46,6 +51,8 @@ impl Authenticator {
         keys: watch::Receiver<Snapshot<KeyRecord>>,
         policies: watch::Receiver<Snapshot<PolicyRecord>>,
         key_encryption: Arc<dyn KeyEncryption>,
+        nonces: Nonces,
+        tokens: Arc<Tokens>,
         clock: Clock,
     ) -> Result<Self, KeyEncryptionError> {
         Ok(Self {
@@ -54,6 +61,8 @@ impl Authenticator {
             policies,
             key_encryption,
             limiter: Limiter::default(),
+            nonces,
+            tokens,
             clock,
             started: Instant::now(),
         })
@@ -69,8 +78,13 @@ impl Authenticator {
                 app_key: key.app_key,
             });
         };
+        // A replay charges nothing to the key that it was overheard from, …
+        if let Proof::SignatureV2(signature) = proof {
+            let used = self.nonces.refuse_used(&key.app_key, &signature.nonce);
+            used.await?;
+        }
         let rate = policy.rate();
-        match self.limiter.charge(&key.app_key, self.uptime(), rate) {
+        let admitted = match self.limiter.charge(&key.app_key, self.uptime(), rate) {
             Ok(allowance) => Ok(Admitted {
                 key,
                 policy: policy.clone(),
@@ -81,7 +95,13 @@ impl Authenticator {
                 rate,
                 retry_after: over.retry_after,
             }),
+        }?;
+        // … and a key over its limit fills no cache that others need.
+        if let Proof::SignatureV2(signature) = proof {
+            let (app_key, nonce) = (&admitted.key.app_key, &signature.nonce);
+            self.nonces.take(app_key, nonce).await?;
         }
+        Ok(admitted)
     }
 
     /// Charges further requests of a caller that was let in, all or none.
@@ -119,9 +139,15 @@ impl Authenticator {
     }
 
     async fn prove(&self, proof: &Proof) -> Result<KeyRecord, AuthError> {
-        if let Proof::SignatureV1(signature) = proof {
-            signature.check_clock((self.clock)().as_second())?;
+        let now = (self.clock)().as_second();
+        if let Proof::Token(token) = proof {
+            return self.prove_token(token);
         }
+        let sent = match proof {
+            Proof::SignatureV1(signature) => proof::check_clock(&signature.timestamp, now)?,
+            Proof::SignatureV2(signature) => signature.check(now)?,
+            Proof::Bearer(_) | Proof::Token(_) => now,
+        };
         let keys = self.keys.borrow().clone();
         let known = proof
             .claims()
@@ -130,7 +156,7 @@ impl Authenticator {
             .filter(|(claimed, record)| record.app_key.as_str() == *claimed)
             .map(|(_, record)| record);
         let record = known.unwrap_or(&self.decoy);
-        let holds = self.holds(proof, record).await?;
+        let holds = self.holds(proof, record, sent).await?;
         let good = known.is_some() && record.revoked_at.is_none();
         if !(holds & good) {
             return Err(AuthError::NotValid {
@@ -146,7 +172,23 @@ impl Authenticator {
         Ok(record.clone())
     }
 
-    async fn holds(&self, proof: &Proof, record: &KeyRecord) -> Result<bool, AuthError> {
+    /// The key that a token stands for. Which of the ways it is not good is not told.
+    fn prove_token(&self, token: &SecretString) -> Result<KeyRecord, AuthError> {
+        let keys = self.keys.borrow().clone();
+        let claims = self.tokens.verify(token);
+        let record = claims.and_then(|claims| {
+            let record = keys.get(claims.sub.as_str())?;
+            let same = record.app_key == claims.sub && record.tenant == claims.tenant;
+            // Revoking a key ends its tokens.
+            (same && record.revoked_at.is_none()).then(|| record.clone())
+        });
+        record.ok_or(AuthError::NotValid {
+            header: "Authorization",
+        })
+    }
+
+    /// Whether the proof is the record's; `sent` is the time that it names.
+    async fn holds(&self, proof: &Proof, record: &KeyRecord, sent: i64) -> Result<bool, AuthError> {
         let damaged = |source| AuthError::Envelope {
             app_key: record.app_key.clone(),
             operation: "opened",
@@ -158,7 +200,13 @@ impl Authenticator {
                 let secret = open.secret().map_err(|e| damaged(e.into()))?;
                 signature.is_made_with(&secret)
             }
+            Proof::SignatureV2(signature) => {
+                let secret = open.secret().map_err(|e| damaged(e.into()))?;
+                signature.is_made_with(&secret, sent)
+            }
             Proof::Bearer(bearer) => open.is_bearer(bearer),
+            // Opens no envelope: see `prove_token`.
+            Proof::Token(_) => false,
         })
     }
 

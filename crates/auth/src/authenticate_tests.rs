@@ -8,6 +8,7 @@ use crate::key_encryption::LocalKey;
 use crate::keys::{self, NewKey};
 use crate::proof::SignatureV1;
 use crate::sealed::Key;
+use crate::signature_v2::SignatureV2;
 
 const NOW: i64 = 1_700_000_000;
 
@@ -19,6 +20,7 @@ struct Bench {
     authenticator: Authenticator,
     keys: watch::Sender<Snapshot<KeyRecord>>,
     policies: watch::Sender<Snapshot<PolicyRecord>>,
+    tokens: Arc<Tokens>,
     made: keys::Made,
 }
 
@@ -36,11 +38,21 @@ async fn bench(prefix: &str, allow_signature_v1: bool) -> Bench {
     let (keys, keys_seen) = watch::channel(Arc::new(all));
     let table = policy::defaults().map(|(name, policy)| (name.to_owned(), policy));
     let (policies, policies_seen) = watch::channel(Arc::new(table.into()));
-    let authenticator = Authenticator::new(keys_seen, policies_seen, kek, stopped_clock).await;
+    let tokens = Arc::new(Tokens::for_test(&*kek, stopped_clock).await);
+    let authenticator = Authenticator::new(
+        keys_seen,
+        policies_seen,
+        kek,
+        Nonces::Memory(Default::default()),
+        tokens.clone(),
+        stopped_clock,
+    )
+    .await;
     Bench {
         authenticator: authenticator.unwrap(),
         keys,
         policies,
+        tokens,
         made,
     }
 }
@@ -59,6 +71,29 @@ impl Bench {
             app_key: app_key.to_owned(),
             timestamp: at.to_string(),
             signature: hex::encode(signature),
+        })
+    }
+
+    fn signed_v2(&self, nonce: &str) -> Proof {
+        use secrecy::ExposeSecret as _;
+        let digest = hex::encode(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, b""));
+        let sign = |key: &[u8], text: &str| {
+            let key = hmac::Key::new(hmac::HMAC_SHA256, key);
+            hmac::sign(&key, text.as_bytes())
+        };
+        let secret = self.made.secret.expose_secret().as_bytes();
+        let day = sign(secret, "inkstone-v2:20231114");
+        let signed =
+            format!("INKSTONE-HMAC-SHA256-V2\n{NOW}\n{nonce}\nGET\n/v1/models\n\n{digest}");
+        Proof::SignatureV2(SignatureV2 {
+            app_key: self.app_key().to_owned(),
+            timestamp: NOW.to_string(),
+            nonce: nonce.to_owned(),
+            content_sha256: digest,
+            signature: hex::encode(sign(day.as_ref(), &signed)),
+            method: "GET".to_owned(),
+            path: "/v1/models".to_owned(),
+            query: String::new(),
         })
     }
 
@@ -115,7 +150,7 @@ async fn unknown_wrong_and_revoked_keys_hear_the_same() {
             .await,
     );
     heard.dedup();
-    assert_eq!(heard, ["the key or the signature is not valid"]);
+    assert_eq!(heard, ["the key, the token or the signature is not valid"]);
 }
 
 #[tokio::test]
@@ -207,4 +242,71 @@ async fn callers_that_prove_nothing_use_up_nothing() {
     let bearer = Proof::Bearer(bench.made.bearer.clone());
     let admitted = bench.authenticator.authenticate(&bearer).await.unwrap();
     assert_eq!(admitted.allowance.remaining, 4);
+}
+
+#[tokio::test]
+async fn a_request_signed_by_v2_is_let_in_once_and_its_replay_charges_nothing() {
+    let bench = bench("test-", false).await;
+    let signed = || bench.signed_v2("nonce-0123456789");
+    let admitted = bench.authenticator.authenticate(&signed()).await.unwrap();
+    assert_eq!(admitted.allowance.remaining, 4);
+    for _ in 0..20 {
+        let told = bench.refused(signed()).await;
+        assert!(told.contains("used before"), "{told}");
+    }
+    let fresh = bench.signed_v2("nonce-0123456780");
+    bench.authenticator.authenticate(&fresh).await.unwrap();
+}
+
+#[tokio::test]
+async fn only_what_holds_uses_a_nonce_up_and_a_key_over_its_limit_uses_up_none() {
+    let bench = bench("test-", false).await;
+    let mut wrong = bench.signed_v2("nonce-0123456789");
+    if let Proof::SignatureV2(signature) = &mut wrong {
+        signature.path = "/v1/tasks".to_owned();
+    }
+    assert!(bench.refused(wrong).await.contains("not valid"));
+    let right = bench.signed_v2("nonce-0123456789");
+    bench.authenticator.authenticate(&right).await.unwrap();
+    let mut refused = None;
+    for n in 0..100 {
+        let signed = bench.signed_v2(&format!("nonce-0000000{n:03}"));
+        if let Err(error) = bench.authenticator.authenticate(&signed).await {
+            refused = Some((n, error));
+            break;
+        }
+    }
+    let (n, error) = refused.expect("5 a second were enough for 100 at once");
+    assert!(matches!(error, AuthError::RateLimited { .. }), "{error}");
+    let again = bench.signed_v2(&format!("nonce-0000000{n:03}"));
+    let Proof::SignatureV2(signature) = &again else {
+        unreachable!()
+    };
+    let nonces = &bench.authenticator.nonces;
+    let app_key = &bench.made.record.app_key;
+    nonces.take(app_key, &signature.nonce).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_token_stands_for_its_key_until_that_is_revoked_or_changes_hands() {
+    let bench = bench("prod-", false).await;
+    let (app_key, tenant) = (&bench.made.record.app_key, &bench.made.record.tenant);
+    let issued = bench.tokens.issue(app_key, tenant, None).unwrap();
+    let proof = || Proof::Token(issued.token.clone());
+    let admitted = bench.authenticator.authenticate(&proof()).await.unwrap();
+    assert_eq!(admitted.key.app_key, *app_key);
+    assert_eq!(admitted.policy.tier, "priority");
+    let stranger = "prod-unknown".parse().unwrap();
+    let strangers = bench.tokens.issue(&stranger, tenant, None).unwrap();
+    let mut heard = vec![bench.refused(Proof::Token(strangers.token)).await];
+    heard.push(bench.refused(Proof::Token("a.b.c".into())).await);
+    bench.change(|key| key.tenant = "mallory".parse().unwrap());
+    heard.push(bench.refused(proof()).await);
+    bench.change(|key| {
+        key.tenant = "acme".parse().unwrap();
+        key.revoked_at = Some(stopped_clock());
+    });
+    heard.push(bench.refused(proof()).await);
+    heard.dedup();
+    assert_eq!(heard, ["the key, the token or the signature is not valid"]);
 }

@@ -62,6 +62,19 @@ impl Envelope {
         })
     }
 
+    /// Wraps the data key by the key that wraps now, and changes nothing else.
+    pub(crate) async fn rewrap(
+        &mut self,
+        key_encryption: &dyn KeyEncryption,
+        app_key: &AppKey,
+        tenant: &TenantId,
+    ) -> Result<(), KeyEncryptionError> {
+        let context = context(app_key, tenant);
+        let data_key = key_encryption.unwrap_key(&self.data_key, &context).await?;
+        self.data_key = key_encryption.wrap(&data_key, &context).await?;
+        Ok(())
+    }
+
     /// Unwraps the data key.
     pub(crate) async fn open(
         &self,

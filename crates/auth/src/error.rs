@@ -12,6 +12,7 @@ use rpc::RpcError;
 use crate::key_encryption::KeyEncryptionError;
 use crate::limit::Rate;
 pub use crate::secret_file::SecretFileError;
+use crate::tokens::SHORTEST;
 
 /// Why the service did not start.
 #[derive(Debug, thiserror::Error)]
@@ -60,7 +61,8 @@ pub enum StartError {
 pub(crate) enum AuthError {
     /// Nothing was shown.
     #[error(
-        "say who you are: `Authorization: Bearer <key>`, or X-App-Key, X-Timestamp and X-Signature"
+        "say who you are: `Authorization: Bearer <key>`, or X-App-Key, X-Timestamp, X-Nonce, X-Content-SHA256 and \
+         X-Signature"
     )]
     NoProof,
     /// The timestamp is not one.
@@ -74,12 +76,44 @@ pub(crate) enum AuthError {
          set the clock"
     )]
     ClockSkew { sent: i64, server: i64 },
-    /// Unknown, wrong or revoked: which of them is nobody's business.
-    #[error("the key or the signature is not valid")]
+    /// The nonce is too short, too long, or of other characters.
+    #[error("X-Nonce must be 16 to 64 characters of A-Z, a-z, 0-9, _ and -, new for each request")]
+    Nonce,
+    /// The digest is not one.
+    #[error(
+        "X-Content-SHA256 must be the SHA-256 of the body as 64 hexadecimal digits in lower case; without a body it is \
+         that of nothing, e3b0c442…"
+    )]
+    ContentDigest,
+    /// Method, path and query cannot have come over HTTP.
+    #[error("method, path and query must be one line of at most 64 KiB together")]
+    Target,
+    /// The same signed request came before.
+    #[error(
+        "X-Nonce was used before with this key; sign each request, a repeated one too, with a new one"
+    )]
+    Replayed,
+    /// Whether it came before cannot be told, so it counts as if it had.
+    #[error("signature v2 cannot be checked for replays just now; try again with a new nonce")]
+    ReplayCache {
+        #[source]
+        source: BrokerError,
+    },
+    /// A token that is to live too long, or not long enough to be of use.
+    #[error("lifetime_seconds must be {} to {}", SHORTEST.as_secs(), most.as_secs())]
+    Lifetime { most: Duration },
+    /// A token was shown to get another, which would make it live for ever.
+    #[error("a token cannot be exchanged for another; show the key, or sign with it")]
+    TokenForToken,
+    /// None that signs now can be opened.
+    #[error("no token can be signed just now; auth's log says why")]
+    NoSigningKey,
+    /// Unknown, wrong, expired or revoked: which of them is nobody's business.
+    #[error("the key, the token or the signature is not valid")]
     NotValid { header: &'static str },
     /// The proof holds, but is of a kind that this key does not take.
     #[error(
-        "the key {app_key} does not take signature v1, because that signs no body; use its bearer key"
+        "the key {app_key} does not take signature v1, because that signs no body; sign with v2, or use its bearer key"
     )]
     SignatureV1Off { app_key: AppKey },
     /// No policy names the key's prefix any more.
@@ -138,6 +172,12 @@ impl AuthError {
         match self {
             Self::NoProof => "no_proof",
             Self::Timestamp { .. } | Self::ClockSkew { .. } => "clock",
+            Self::Nonce | Self::ContentDigest | Self::Target => "malformed",
+            Self::Replayed => "replayed",
+            Self::ReplayCache { .. } => "replay_cache",
+            Self::Lifetime { .. } => "lifetime",
+            Self::TokenForToken => "token_for_token",
+            Self::NoSigningKey => "no_signing_key",
             Self::NotValid { .. } => "not_valid",
             Self::SignatureV1Off { .. } => "signature_v1_off",
             Self::NoPolicy { .. } => "no_policy",

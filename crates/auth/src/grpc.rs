@@ -9,8 +9,9 @@ use contract::auth::authenticate_request::Proof as ProofMessage;
 use contract::auth::key_service_server::{KeyService, KeyServiceServer};
 use contract::auth::{
     AuthenticateRequest, AuthenticateResponse, Caller, ChargeRequest, ChargeResponse,
-    CreateKeyRequest, CreateKeyResponse, KeyInfo, ListKeysRequest, ListKeysResponse, RateLimit,
-    RevokeKeyRequest, RevokeKeyResponse,
+    CreateKeyRequest, CreateKeyResponse, IssueTokenRequest, IssueTokenResponse, KeyInfo,
+    ListKeysRequest, ListKeysResponse, ListTokenKeysRequest, ListTokenKeysResponse, RateLimit,
+    RevokeKeyRequest, RevokeKeyResponse, TokenKey,
 };
 use contract::limits::MAX_BATCH_TASKS;
 use contract::{AppKey, ErrorCode, Failure};
@@ -28,20 +29,31 @@ use crate::limit::Allowance;
 use crate::metrics;
 use crate::policy::{self, PolicyRecord};
 use crate::proof::{Proof, SignatureV1};
+use crate::signature_v2::SignatureV2;
 use crate::store::KeyRecord;
+use crate::tokens::{self, PublicKey, Tokens};
 
 /// What a caller is told to wait when the broker does not do its part.
 const RETRY_STORE: Duration = Duration::from_secs(1);
 
 /// Both services, to be served on one address.
-pub(crate) fn routes(authenticator: Arc<Authenticator>, keys: Keys, admin: AdminToken) -> Routes {
-    let auth = AuthServiceServer::new(AuthGrpc { authenticator });
+pub(crate) fn routes(
+    authenticator: Arc<Authenticator>,
+    tokens: Arc<Tokens>,
+    keys: Keys,
+    admin: AdminToken,
+) -> Routes {
+    let auth = AuthServiceServer::new(AuthGrpc {
+        authenticator,
+        tokens,
+    });
     let keys = KeyServiceServer::new(KeyGrpc { keys, admin });
     Routes::new(rpc::with_limits!(auth)).add_service(rpc::with_limits!(keys))
 }
 
 struct AuthGrpc {
     authenticator: Arc<Authenticator>,
+    tokens: Arc<Tokens>,
 }
 
 #[tonic::async_trait]
@@ -50,23 +62,46 @@ impl AuthService for AuthGrpc {
         &self,
         request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
-        let began = Instant::now();
         let proof = request.into_inner().proof.map(decode_proof);
-        let outcome = match &proof {
-            Some(proof) => self.authenticator.authenticate(proof).await,
-            None => Err(AuthError::NoProof),
-        };
-        metrics::authenticated(
-            proof.as_ref().map_or("none", Proof::kind),
-            outcome
-                .as_ref()
-                .map_or_else(AuthError::outcome, |_| "admitted"),
-            began.elapsed(),
-        );
-        outcome
-            .map(encode_admitted)
-            .map(Response::new)
-            .map_err(status)
+        let admitted = self.admit(proof.as_ref()).await.map_err(status)?;
+        Ok(Response::new(encode_admitted(admitted)))
+    }
+
+    async fn issue_token(
+        &self,
+        request: Request<IssueTokenRequest>,
+    ) -> Result<Response<IssueTokenResponse>, Status> {
+        let request = request.into_inner();
+        let proof = request.caller.and_then(|caller| caller.proof);
+        let proof = proof.map(decode_proof);
+        if matches!(proof, Some(Proof::Token(_))) {
+            return Err(status(AuthError::TokenForToken));
+        }
+        let Admitted {
+            key,
+            policy,
+            allowance,
+        } = self.admit(proof.as_ref()).await.map_err(status)?;
+        let asked = request.lifetime_seconds;
+        let asked = (asked > 0).then(|| Duration::from_secs(asked.into()));
+        let issued = self.tokens.issue(&key.app_key, &key.tenant, asked);
+        let issued = issued.map_err(status)?;
+        Ok(Response::new(IssueTokenResponse {
+            token: issued.token.expose_secret().to_owned(),
+            // A day at most, by the settings.
+            lifetime_seconds: u32::try_from(issued.lifetime.as_secs()).unwrap_or(u32::MAX),
+            rate_limit: Some(encode_limit(&policy, allowance)),
+        }))
+    }
+
+    async fn list_token_keys(
+        &self,
+        _: Request<ListTokenKeysRequest>,
+    ) -> Result<Response<ListTokenKeysResponse>, Status> {
+        let keys = self.tokens.ring.borrow().public();
+        let key = |PublicKey { kid, x }| TokenKey { kid, x };
+        let keys = keys.into_iter().map(key).collect();
+        Ok(Response::new(ListTokenKeysResponse { keys }))
     }
 
     async fn charge(
@@ -82,11 +117,22 @@ impl AuthService for AuthGrpc {
     }
 }
 
-fn encode_limit(policy: &PolicyRecord, allowance: Allowance) -> RateLimit {
-    RateLimit {
-        limit: policy.requests_per_second.get(),
-        remaining: allowance.remaining,
-        reset_ms: millis_up(allowance.full_in),
+impl AuthGrpc {
+    /// Authenticates and counts it.
+    async fn admit(&self, proof: Option<&Proof>) -> Result<Admitted, AuthError> {
+        let began = Instant::now();
+        let outcome = match proof {
+            Some(proof) => self.authenticator.authenticate(proof).await,
+            None => Err(AuthError::NoProof),
+        };
+        metrics::authenticated(
+            proof.map_or("none", Proof::kind),
+            outcome
+                .as_ref()
+                .map_or_else(AuthError::outcome, |_| "admitted"),
+            began.elapsed(),
+        );
+        outcome
     }
 }
 
@@ -171,6 +217,17 @@ fn decode_proof(message: ProofMessage) -> Proof {
             timestamp: message.timestamp,
             signature: message.signature,
         }),
+        ProofMessage::SignatureV2(message) => Proof::SignatureV2(SignatureV2 {
+            app_key: message.app_key,
+            timestamp: message.timestamp,
+            nonce: message.nonce,
+            content_sha256: message.content_sha256,
+            signature: message.signature,
+            method: message.method,
+            path: message.path,
+            query: message.query,
+        }),
+        ProofMessage::Bearer(text) if tokens::is_token(&text) => Proof::Token(text.into()),
         ProofMessage::Bearer(text) => Proof::Bearer(text.into()),
     }
 }
@@ -197,6 +254,14 @@ fn encode_admitted(admitted: Admitted) -> AuthenticateResponse {
             app_key: key.app_key.into(),
             policy: Some((&policy).into()),
         }),
+    }
+}
+
+fn encode_limit(policy: &PolicyRecord, allowance: Allowance) -> RateLimit {
+    RateLimit {
+        limit: policy.requests_per_second.get(),
+        remaining: allowance.remaining,
+        reset_ms: millis_up(allowance.full_in),
     }
 }
 
@@ -231,8 +296,15 @@ fn failure(error: &AuthError) -> Failure {
     match error {
         AuthError::NoProof | AuthError::NotAdmin => unauthenticated("Authorization"),
         AuthError::Timestamp { .. } | AuthError::ClockSkew { .. } => unauthenticated("X-Timestamp"),
+        AuthError::Nonce | AuthError::Replayed => unauthenticated("X-Nonce"),
+        AuthError::ContentDigest => unauthenticated("X-Content-SHA256"),
+        AuthError::Target => unauthenticated("X-Signature"),
+        AuthError::ReplayCache { .. } => Failure::unavailable(error.to_string(), RETRY_STORE),
         AuthError::NotValid { header } => unauthenticated(header),
         AuthError::SignatureV1Off { .. } => unauthenticated("X-Signature"),
+        AuthError::Lifetime { .. } => Failure::invalid("lifetime_seconds", error.to_string()),
+        AuthError::TokenForToken => Failure::new(ErrorCode::PermissionDenied, error.to_string()),
+        AuthError::NoSigningKey => Failure::unavailable(error.to_string(), RETRY_STORE),
         AuthError::NoPolicy { .. } => Failure::new(ErrorCode::PermissionDenied, error.to_string()),
         AuthError::RateLimited { retry_after, .. } => Failure {
             // Never too short: a caller that comes back when told must be let through.

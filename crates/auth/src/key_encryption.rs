@@ -67,6 +67,52 @@ pub(crate) trait KeyEncryption: Send + Sync {
     ) -> BoxFuture<'a, Result<Key, KeyEncryptionError>>;
 }
 
+/// The key that wraps, and others that only unwrap: those that the platform comes from, or is going to.
+pub(crate) struct KeyEncryptionKeys {
+    wraps: Box<dyn KeyEncryption>,
+    others: Vec<Box<dyn KeyEncryption>>,
+}
+
+impl KeyEncryptionKeys {
+    pub(crate) fn new(wraps: Box<dyn KeyEncryption>, others: Vec<Box<dyn KeyEncryption>>) -> Self {
+        Self { wraps, others }
+    }
+
+    /// Whether what this key wrapped can be unwrapped.
+    pub(crate) fn holds(&self, id: &KekId) -> bool {
+        self.holder(id).is_some()
+    }
+
+    fn holder(&self, id: &KekId) -> Option<&dyn KeyEncryption> {
+        let all = std::iter::once(&self.wraps).chain(&self.others);
+        all.map(|key| &**key).find(|key| key.id() == id)
+    }
+}
+
+impl KeyEncryption for KeyEncryptionKeys {
+    fn id(&self) -> &KekId {
+        self.wraps.id()
+    }
+
+    fn wrap<'a>(
+        &'a self,
+        key: &'a Key,
+        context: &'a [u8],
+    ) -> BoxFuture<'a, Result<WrappedKey, KeyEncryptionError>> {
+        self.wraps.wrap(key, context)
+    }
+
+    fn unwrap_key<'a>(
+        &'a self,
+        wrapped: &'a WrappedKey,
+        context: &'a [u8],
+    ) -> BoxFuture<'a, Result<Key, KeyEncryptionError>> {
+        // Where none holds it, the one that wraps says so.
+        let holder = self.holder(&wrapped.kek).unwrap_or(&*self.wraps);
+        holder.unwrap_key(wrapped, context)
+    }
+}
+
 /// A key-encryption key in a file of this machine.
 pub(crate) struct LocalKey {
     id: KekId,
@@ -75,11 +121,12 @@ pub(crate) struct LocalKey {
 
 impl LocalKey {
     /// Reads the key, and makes one first where there is none and `create` is true.
-    pub(crate) fn load(path: &Path, create: bool) -> Result<Self, SecretFileError> {
-        let file = SecretFile {
-            path,
-            setting: "keys.key_file",
-        };
+    pub(crate) fn load(
+        path: &Path,
+        setting: &'static str,
+        create: bool,
+    ) -> Result<Self, SecretFileError> {
+        let file = SecretFile { path, setting };
         let bytes = file.read_or_make(create, || {
             Ok(Key::random().map_err(io::Error::other)?.to_hex())
         })?;
@@ -165,9 +212,9 @@ mod tests {
         let mut raw = [0x41; KEY_BYTES];
         raw[31] = b'\n';
         write(&path, &raw);
-        let first = LocalKey::load(&path, false).unwrap();
+        let first = LocalKey::load(&path, "keys.key_file", false).unwrap();
         write(&path, format!("{}\n", hex::encode(raw)).as_bytes());
-        let second = LocalKey::load(&path, false).unwrap();
+        let second = LocalKey::load(&path, "keys.key_file", false).unwrap();
         assert_eq!(first.id(), second.id());
     }
 
@@ -175,8 +222,11 @@ mod tests {
     fn a_made_key_is_read_back_the_same() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("kek");
-        let made = LocalKey::load(&path, true).unwrap();
-        assert_eq!(made.id(), LocalKey::load(&path, false).unwrap().id());
+        let made = LocalKey::load(&path, "keys.key_file", true).unwrap();
+        assert_eq!(
+            made.id(),
+            LocalKey::load(&path, "keys.key_file", false).unwrap().id()
+        );
     }
 
     #[test]
@@ -185,10 +235,32 @@ mod tests {
         let path = folder.path().join("kek");
         for bytes in [&b""[..], b"too short", &[b'z'; 64], &[7; 33]] {
             write(&path, bytes);
-            let error = LocalKey::load(&path, true).err().unwrap().to_string();
+            let error = LocalKey::load(&path, "keys.key_file", true)
+                .err()
+                .unwrap()
+                .to_string();
             assert!(error.contains(EXPECTED), "{error}");
             assert!(!error.contains("too short"), "{error}");
         }
+    }
+
+    #[tokio::test]
+    async fn of_several_keys_one_wraps_and_each_unwraps_its_own() {
+        let [old, new, foreign] = [(); 3].map(|()| LocalKey::new(&Key::random().unwrap()));
+        let data_key = Key::random().unwrap();
+        let by_old = old.wrap(&data_key, b"here").await.unwrap();
+        let by_foreign = foreign.wrap(&data_key, b"here").await.unwrap();
+        let (old_id, new_id) = (old.id().clone(), new.id().clone());
+        let keys = KeyEncryptionKeys::new(Box::new(new), vec![Box::new(old)]);
+        assert!(keys.holds(&old_id) && keys.holds(&new_id) && !keys.holds(foreign.id()));
+        let by_new = keys.wrap(&data_key, b"here").await.unwrap();
+        assert_eq!(by_new.kek, new_id);
+        for wrapped in [&by_old, &by_new] {
+            let back = keys.unwrap_key(wrapped, b"here").await.unwrap();
+            assert_eq!(back.expose(), data_key.expose());
+            assert!(keys.unwrap_key(wrapped, b"there").await.is_err());
+        }
+        assert!(keys.unwrap_key(&by_foreign, b"here").await.is_err());
     }
 
     #[tokio::test]

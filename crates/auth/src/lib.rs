@@ -11,8 +11,12 @@
 //! * No secret is stored, logged or shown in the clear: the signing secret is sealed under a data key of its own, the
 //!   bearer key is kept as a keyed digest, and the data key is wrapped by a key that never reaches the broker. A new key's
 //!   secrets are shown once, in the answer that made it.
+//! * A token is signed by a key that never leaves auth, verified with the algorithm that is ours, and good for as long as its
+//!   key is not revoked.
 //! * Unknown, wrong and revoked keys look the same to who shows them, in words and closely in time.
 //! * Only a proven caller is charged, so nobody can use up another's limit.
+//! * A request signed by v2 is let in once, whichever instance is asked and whenever: without the shared cache of nonces,
+//!   or with one that is full, it is refused.
 //! * A record that was changed, copied to another name or given to another tenant lets nobody in.
 
 mod admin;
@@ -26,13 +30,17 @@ mod limit;
 mod metrics;
 mod policy;
 mod proof;
+mod replay;
+mod rewrap;
 mod sealed;
 mod secret_file;
 mod settings;
+mod signature_v2;
 mod store;
+mod tokens;
 
 use std::collections::BTreeSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -44,13 +52,15 @@ use tokio::sync::watch;
 
 use crate::admin::AdminToken;
 use crate::authenticate::Authenticator;
-use crate::key_encryption::{KeyEncryption, LocalKey};
+use crate::key_encryption::{KeyEncryption, KeyEncryptionKeys, LocalKey};
 use crate::keys::Keys;
 use crate::policy::PolicyRecord;
-use crate::store::{KEYS, KeyRecord, POLICIES};
+use crate::replay::Nonces;
+use crate::store::{KEYS, KeyRecord, POLICIES, SIGNING_KEYS};
+use crate::tokens::Tokens;
 
 pub use error::{SecretFileError, StartError};
-pub use settings::{GrpcSettings, KeysSettings, Settings};
+pub use settings::{GrpcSettings, KeysSettings, Settings, SignatureSettings, TokensSettings};
 
 /// How often the broker is probed and idle keys' limits are forgotten.
 const UPKEEP: Duration = Duration::from_secs(3);
@@ -80,21 +90,35 @@ async fn assemble(
     metrics::describe();
     let create = settings.keys.create_if_missing;
     // Files first: what is wrong with them shows without a broker. They are two short reads, so the runtime may wait.
-    let local = LocalKey::load(&settings.keys.key_file, create)?;
+    let key_encryption = Arc::new(load_key_encryption(&settings.keys)?);
     let admin = AdminToken::load(&settings.keys.admin_token_file, create)?;
-    let key_encryption: Arc<dyn KeyEncryption> = Arc::new(local);
 
     let check = service.health.check("broker");
     let broker = Broker::connect(&settings.broker, "auth").await;
     let broker = broker.map_err(failed("reach the broker"))?;
     let (bucket, copy) = follow_keys(service, &broker).await?;
     let policies = follow_policies(service, &broker).await?;
-    check_key_encryption(&copy.borrow(), &*key_encryption, &settings.keys.key_file)?;
+    let size = settings.signatures.replay_cache_size.bytes();
+    let size = i64::try_from(size).unwrap_or(i64::MAX);
+    let nonces = broker.patiently(|| Nonces::open(&broker, size)).await;
+    let nonces = nonces.map_err(failed("open the stream of nonces"))?;
+    check_key_encryption(&copy.borrow(), &key_encryption, &settings.keys.key_file)?;
+    let key_encryption: Arc<dyn KeyEncryption> = key_encryption;
+    rewrap::start(
+        service,
+        (bucket.clone(), KEYS),
+        copy.clone(),
+        key_encryption.clone(),
+    );
+    let tokens = start_tokens(service, &broker, &key_encryption, &settings.tokens).await?;
+    let tokens = Arc::new(tokens);
 
     let authenticator = Authenticator::new(
         copy.clone(),
         policies.clone(),
         key_encryption.clone(),
+        nonces,
+        tokens.clone(),
         Timestamp::now,
     );
     let authenticator = authenticator
@@ -110,10 +134,23 @@ async fn assemble(
     };
     check.pass();
     keep_up(service, broker, check, authenticator.clone());
-    let routes = grpc::routes(authenticator, keys, admin);
+    let routes = grpc::routes(authenticator, tokens, keys, admin);
     rpc::serve(service, settings.grpc.listen, routes).await?;
     lifecycle::admin::serve(service, settings.process.admin_listen, telemetry).await?;
     Ok(())
+}
+
+fn load_key_encryption(settings: &KeysSettings) -> Result<KeyEncryptionKeys, SecretFileError> {
+    let create = settings.create_if_missing;
+    let wraps = LocalKey::load(&settings.key_file, "keys.key_file", create)?;
+    let other = |path: &PathBuf| {
+        // Made anew, it would unwrap nothing.
+        let key = LocalKey::load(path, "keys.other_key_files", false)?;
+        Ok::<Box<dyn KeyEncryption>, SecretFileError>(Box::new(key))
+    };
+    let others = settings.other_key_files.iter().map(other);
+    let others = others.collect::<Result<_, _>>()?;
+    Ok(KeyEncryptionKeys::new(Box::new(wraps), others))
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(BrokerError) -> StartError {
@@ -147,6 +184,35 @@ async fn follow_policies(
     copy.map_err(failed("read the policies"))
 }
 
+async fn start_tokens(
+    service: &Service,
+    broker: &Broker,
+    key_encryption: &Arc<dyn KeyEncryption>,
+    settings: &TokensSettings,
+) -> Result<Tokens, StartError> {
+    let open = || broker.bucket(SIGNING_KEYS, Duration::ZERO);
+    let bucket = broker.patiently(open).await;
+    let bucket = bucket.map_err(failed("open the bucket of signing keys"))?;
+    let schedule = tokens::Schedule {
+        every: settings.rotate_every.duration(),
+        lifetime: settings.lifetime.duration(),
+    };
+    let ring = tokens::start(
+        service,
+        bucket,
+        key_encryption.clone(),
+        schedule,
+        Timestamp::now,
+    );
+    Ok(Tokens {
+        ring: ring.await.map_err(failed("read the signing keys"))?,
+        issuer: settings.issuer.clone(),
+        audience: settings.audience.clone(),
+        lifetime: settings.lifetime.duration(),
+        clock: Timestamp::now,
+    })
+}
+
 /// Fills a bucket that is empty. One that is not belongs to whoever runs the platform: a policy that they removed must not
 /// come back with the next start, and one that they changed must stay so.
 async fn seed(bucket: &Bucket<PolicyRecord>) -> Result<(), BrokerError> {
@@ -167,12 +233,13 @@ async fn seed(bucket: &Bucket<PolicyRecord>) -> Result<(), BrokerError> {
 /// this is another installation's. Better no instance than one that turns every caller away.
 fn check_key_encryption(
     keys: &Snapshot<KeyRecord>,
-    key_encryption: &dyn KeyEncryption,
+    key_encryption: &KeyEncryptionKeys,
     path: &Path,
 ) -> Result<(), StartError> {
     let held = key_encryption.id();
     let needed = |key: &KeyRecord| key.envelope.data_key.kek.clone();
-    let foreign: Vec<_> = keys.values().map(needed).filter(|id| id != held).collect();
+    let needed = keys.values().map(needed);
+    let foreign: Vec<_> = needed.filter(|id| !key_encryption.holds(id)).collect();
     if foreign.is_empty() {
         return Ok(());
     }

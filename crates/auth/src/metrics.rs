@@ -8,6 +8,8 @@ const AUTHENTICATIONS: &str = "inkstone_auth_authentications_total";
 const SECONDS: &str = "inkstone_auth_authenticate_seconds";
 const KEYS: &str = "inkstone_auth_active_keys";
 
+const TO_REWRAP: &str = "inkstone_auth_records_to_rewrap";
+
 /// Says what each metric is.
 pub(crate) fn describe() {
     describe_counter!(
@@ -18,6 +20,10 @@ pub(crate) fn describe() {
     describe_gauge!(
         KEYS,
         "Keys that are accepted at present, as this instance sees it"
+    );
+    describe_gauge!(
+        TO_REWRAP,
+        "Records still wrapped by another key-encryption key than the one that wraps"
     );
 }
 
@@ -30,4 +36,9 @@ pub(crate) fn authenticated(proof: &'static str, outcome: &'static str, took: Du
 /// How many keys are accepted.
 pub(crate) fn active_keys(count: usize) {
     gauge!(KEYS).set(count as f64);
+}
+
+/// How many records of a bucket are still wrapped by another key.
+pub(crate) fn to_rewrap(bucket: &'static str, count: usize) {
+    gauge!(TO_REWRAP, "bucket" => bucket).set(count as f64);
 }

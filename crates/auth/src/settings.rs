@@ -2,11 +2,14 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use lifecycle::{Process, ProcessSettings};
 use messaging::BrokerSettings;
-use settings::SettingsError;
+use settings::{ByteSize, Millis, SettingsError};
 use telemetry::TelemetrySettings;
+
+use crate::tokens;
 
 /// Settings of the auth service.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -22,6 +25,10 @@ pub struct Settings {
     pub grpc: GrpcSettings,
     /// Where the secrets of auth itself are.
     pub keys: KeysSettings,
+    /// What signatures need.
+    pub signatures: SignatureSettings,
+    /// Short-lived tokens.
+    pub tokens: TokensSettings,
 }
 
 /// Settings under `[grpc]`.
@@ -38,11 +45,74 @@ pub struct GrpcSettings {
 pub struct KeysSettings {
     /// The key-encryption key: 32 bytes, raw or hexadecimal.
     pub key_file: PathBuf,
+    /// Key-encryption keys that unwrap and do not wrap.
+    pub other_key_files: Vec<PathBuf>,
     /// The token that `KeyService` asks for.
     pub admin_token_file: PathBuf,
     /// Whether missing files are made.
     pub create_if_missing: bool,
 }
+
+/// Settings under `[signatures]`.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SignatureSettings {
+    /// What the nonces of signature v2 may take on the broker.
+    pub replay_cache_size: ByteSize,
+}
+
+/// Settings under `[tokens]`.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TokensSettings {
+    /// The claim `iss`.
+    pub issuer: String,
+    /// The claim `aud`.
+    pub audience: String,
+    /// How long a token lives at most.
+    pub lifetime: Millis,
+    /// How long a key signs.
+    pub rotate_every: Millis,
+}
+
+impl TokensSettings {
+    fn problem(&self) -> Option<(&'static str, &'static str)> {
+        let names = [
+            ("tokens.issuer", &self.issuer),
+            ("tokens.audience", &self.audience),
+        ];
+        for (key, name) in names {
+            let plain = name
+                .bytes()
+                .all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\');
+            if !(1..=MAX_NAME_BYTES).contains(&name.len()) || !plain {
+                return Some((
+                    key,
+                    "must be 1 to 128 visible ASCII characters without quotes",
+                ));
+            }
+        }
+        if !(tokens::SHORTEST..=LONGEST_TOKEN).contains(&self.lifetime.duration()) {
+            return Some(("tokens.lifetime", "must be 1m to 24h"));
+        }
+        // While a key is published and does not sign yet, there must be one that does, and no third.
+        let least = 2 * tokens::PUBLISHED_BEFORE + self.lifetime.duration();
+        if self.rotate_every.duration() < least {
+            let problem = "must be at least tokens.lifetime and two hours";
+            return Some(("tokens.rotate_every", problem));
+        }
+        None
+    }
+}
+
+/// Issuer and audience, bytes: a token has room for both.
+const MAX_NAME_BYTES: usize = 128;
+/// A change of key needs one; more are left over from changes that were not finished.
+const MAX_OTHER_KEYS: usize = 8;
+/// A token cannot be taken back but with its key.
+const LONGEST_TOKEN: Duration = Duration::from_secs(24 * 3600);
+/// Less holds not even a few nonces.
+const LEAST_REPLAY_CACHE: u64 = 4096;
 
 impl settings::Settings for Settings {
     const SERVICE: &'static str = "auth";
@@ -62,6 +132,19 @@ impl settings::Settings for Settings {
         if keys.key_file == keys.admin_token_file {
             let problem = "must not be the file that keys.key_file names";
             return Err(Self::invalid("keys.admin_token_file", problem));
+        }
+        if keys.other_key_files.len() > MAX_OTHER_KEYS {
+            return Err(Self::invalid(
+                "keys.other_key_files",
+                "must be at most 8 files",
+            ));
+        }
+        if self.signatures.replay_cache_size.bytes() < LEAST_REPLAY_CACHE {
+            let key = "signatures.replay_cache_size";
+            return Err(Self::invalid(key, "must be at least 4KiB"));
+        }
+        if let Some((key, problem)) = self.tokens.problem() {
+            return Err(Self::invalid(key, problem));
         }
         if !matches!(self.broker.replicas, 1 | 3 | 5) {
             return Err(Self::invalid("broker.replicas", "must be 1, 3 or 5"));
@@ -99,5 +182,21 @@ mod tests {
             error.to_string().contains("keys.admin_token_file"),
             "{error}"
         );
+    }
+
+    #[test]
+    fn tokens_that_cannot_be_are_refused_by_their_key() {
+        for (key, value) in [
+            ("tokens.issuer", ""),
+            ("tokens.audience", "two words"),
+            ("tokens.lifetime", "59s"),
+            ("tokens.lifetime", "25h"),
+            ("tokens.rotate_every", "1h"),
+            ("signatures.replay_cache_size", "1KiB"),
+        ] {
+            let set = [(key, value.to_owned())];
+            let error = settings::load::<Settings>(None, &set).unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
     }
 }

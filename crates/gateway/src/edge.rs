@@ -39,6 +39,10 @@ pub(crate) struct OpenStream {
     _permit: OwnedSemaphorePermit,
 }
 
+/// The right to hold one body with pictures in memory.
+#[derive(Debug, Clone)]
+pub(crate) struct Upload(#[expect(dead_code, reason = "it is held")] Arc<OwnedSemaphorePermit>);
+
 impl Edge {
     pub(crate) fn new(
         settings: &Settings,
@@ -82,10 +86,11 @@ impl Edge {
     }
 
     /// Room for one more body with pictures, for as long as the permit lives.
-    pub(crate) fn open_upload(&self) -> Result<OwnedSemaphorePermit, Failure> {
+    pub(crate) fn open_upload(&self) -> Result<Upload, Failure> {
         let busy =
             |_| Failure::unavailable("too many pictures arrive at once; try again", BUSY_WAIT);
-        self.uploads.clone().try_acquire_owned().map_err(busy)
+        let permit = self.uploads.clone().try_acquire_owned().map_err(busy)?;
+        Ok(Upload(Arc::new(permit)))
     }
 
     /// What goes in front of a path that an answer names: scheme and authority, no slash at the end.

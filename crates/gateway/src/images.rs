@@ -5,7 +5,7 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::extract::rejection::{PathRejection, QueryRejection};
 use axum::extract::{Path, Query, State};
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use contract::words::{FORMATS, word};
 use contract::{ErrorCode, Failure, v1};
@@ -33,6 +33,7 @@ pub(crate) async fn get(
     State(edge): State<Arc<Edge>>,
     path: Result<Path<(String, String)>, PathRejection>,
     query: Result<Query<PictureQuery>, QueryRejection>,
+    (method, uri): (Method, Uri),
     headers: HeaderMap,
 ) -> Response {
     let read = async {
@@ -59,7 +60,12 @@ pub(crate) async fn get(
             .await;
         return answer(&headers, &task.to_string(), picture);
     }
-    match auth::identify(&edge, &headers).await {
+    // A signed body is not looked at: no body has a say in which picture it is.
+    let known = match auth::Proven::read(&method, &uri, &headers) {
+        Ok(proven) => auth::identify(&edge, proven.proof).await,
+        Err(failure) => Err(failure),
+    };
+    match known {
         Ok((caller, limit)) => {
             let reader = Reader::Tenant(&caller.tenant);
             let picture = edge.platform.picture(reader, task, index).await;

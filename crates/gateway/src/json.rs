@@ -30,6 +30,9 @@ pub(crate) async fn read(body: Body, settings: &HttpSettings) -> Result<Fields, 
 }
 
 /// Reads a request's body, within the limits of size and time that every body has.
+///
+/// # Errors
+/// One that is longer, breaks off, or takes longer than a request may.
 pub(crate) async fn read_bytes(body: Body, settings: &HttpSettings) -> Result<Bytes, Failure> {
     read_at_most(body, settings.max_body, settings).await
 }

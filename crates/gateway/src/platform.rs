@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::{
-    AuthenticateRequest, AuthenticateResponse, Caller, ChargeRequest, authenticate_request::Proof,
+    AuthenticateRequest, AuthenticateResponse, Caller, ChargeRequest, IssueTokenRequest,
+    IssueTokenResponse, ListTokenKeysRequest, TokenKey, authenticate_request::Proof,
 };
 use contract::orchestrator::orchestrator_service_client::OrchestratorServiceClient;
 use contract::registry::registry_service_client::RegistryServiceClient;
@@ -68,6 +69,27 @@ impl Platform {
         let request = AuthenticateRequest { proof };
         let answer = self.auth.clone().authenticate(request).await;
         Ok(answer.map_err(heard("authenticate"))?.into_inner())
+    }
+
+    /// Verifies a proof and gives a token that stands for its key; 0 seconds is as long as any may live.
+    pub(crate) async fn issue_token(
+        &self,
+        proof: Proof,
+        lifetime_seconds: u32,
+    ) -> Result<IssueTokenResponse, Failure> {
+        let request = IssueTokenRequest {
+            caller: Some(AuthenticateRequest { proof: Some(proof) }),
+            lifetime_seconds,
+        };
+        let answer = self.auth.clone().issue_token(request).await;
+        Ok(answer.map_err(heard("issue_token"))?.into_inner())
+    }
+
+    /// The public keys that tokens are verified with.
+    pub(crate) async fn token_keys(&self) -> Result<Vec<TokenKey>, Failure> {
+        let mut auth = self.auth.clone();
+        let answer = auth.list_token_keys(ListTokenKeysRequest {}).await;
+        Ok(answer.map_err(heard("list_token_keys"))?.into_inner().keys)
     }
 
     /// Accepts a task; true when it was there before.

@@ -18,7 +18,8 @@ use crate::error::StartError;
 use crate::json::shorten;
 use crate::problem::Refused;
 use crate::{
-    auth, batch, dashscope, grpc, health, images, layers, models, oip, openai, tasks, welcome,
+    auth, batch, dashscope, grpc, health, images, layers, models, oip, openai, tasks, tokens,
+    welcome,
 };
 
 /// Everything that HTTP callers can reach.
@@ -30,6 +31,13 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         .route("/", get(welcome::page))
         .route("/healthz", get(health::healthz))
         .route("/docs/errors/{code}", get(welcome::error_page))
+        // Authenticates itself, because auth must see the proof with the wish.
+        .route("/v1/token", quick(roomy(edge, post(tokens::issue))))
+        // For everyone.
+        .route(
+            "/.well-known/jwks.json",
+            quick(roomy(edge, get(tokens::keys))),
+        )
         // Our own dialect.
         .route(
             "/v1/tasks",

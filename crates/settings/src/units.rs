@@ -65,6 +65,12 @@ impl ByteSize {
     pub fn bytes(self) -> u64 {
         self.0
     }
+
+    /// So many bytes more.
+    #[must_use]
+    pub fn plus(self, bytes: u64) -> Self {
+        Self(self.0.saturating_add(bytes))
+    }
 }
 
 impl FromStr for ByteSize {

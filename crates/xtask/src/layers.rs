@@ -98,6 +98,7 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("tokenizers", &["diffusion"]),
     ("object_store", &["storage"]),
     ("tract-*", &["gpu-worker"]),
+    ("jsonwebtoken", &["auth"]),
     ("tonic-reflection", &["gateway"]),
 ];
 

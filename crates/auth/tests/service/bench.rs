@@ -74,7 +74,11 @@ impl Bench {
     }
 
     pub(crate) async fn instance(&self) -> Instance {
-        let service = auth::start(self.settings(), telemetry()).await.unwrap();
+        self.instance_with(self.settings()).await
+    }
+
+    pub(crate) async fn instance_with(&self, settings: auth::Settings) -> Instance {
+        let service = auth::start(settings, telemetry()).await.unwrap();
         let url = format!("http://{}", service.address("grpc"));
         Instance::over(service, &url, &self.token_file())
     }

@@ -6,6 +6,9 @@
 mod bench;
 mod keys;
 mod process;
+mod rotation;
+mod signatures;
+mod tokens;
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -45,7 +48,10 @@ async fn a_key_works_both_ways_on_every_instance_until_a_second_after_it_is_revo
     for proof in [bearer(&made), signed(&made, now())] {
         // Where it was revoked the answer is true at once, elsewhere within a second.
         let refused = one.authenticate(proof.clone()).await.unwrap_err();
-        assert_eq!(refused.message, "the key or the signature is not valid");
+        assert_eq!(
+            refused.message,
+            "the key, the token or the signature is not valid"
+        );
         let seen = async || two.authenticate(proof.clone()).await.err();
         let (refused, _) = until(Duration::from_secs(1), seen).await;
         assert_eq!(refused.code, ErrorCode::Unauthenticated);
@@ -97,7 +103,10 @@ async fn a_caller_that_shows_nothing_or_nonsense_hears_which_header_is_at_fault(
     });
     let refused = instance.authenticate(unknown).await.unwrap_err();
     assert_eq!(refused.field.as_deref(), Some("X-Signature"));
-    assert_eq!(refused.message, "the key or the signature is not valid");
+    assert_eq!(
+        refused.message,
+        "the key, the token or the signature is not valid"
+    );
 }
 
 #[tokio::test]

@@ -6,12 +6,14 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use contract::auth::AuthenticateRequest;
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::key_service_client::KeyServiceClient;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::bench::{Bench, bearer, new_key, now, peer, read_token, signed, until, with_token};
+use crate::signatures::signed_v2;
 
 /// Ends with the test, whichever way that ends.
 struct Process(Child);
@@ -66,7 +68,14 @@ async fn no_secret_is_in_anything_that_a_process_logs_and_sigterm_ends_it_well()
     let made = keys.create_key(with_token(new_key("prod-"), &token)).await;
     let made = made.unwrap().into_inner();
     let mut auth = AuthServiceClient::new(peer);
-    for proof in [bearer(&made), signed(&made, now()), signed(&made, 0)] {
+    let v2 = signed_v2(&made, now(), "a-nonce-of-this-run");
+    for proof in [
+        bearer(&made),
+        signed(&made, now()),
+        signed(&made, 0),
+        v2.clone(),
+        v2,
+    ] {
         let _ = auth
             .authenticate(AuthenticateRequest { proof: Some(proof) })
             .await;
@@ -81,7 +90,11 @@ async fn no_secret_is_in_anything_that_a_process_logs_and_sigterm_ends_it_well()
     assert!(logged.contains("key made"), "it does log");
     let kek = fs::read_to_string(bench.key_file()).unwrap();
     let random = &made.bearer[made.bearer.len() - 43..];
+    let day = jiff::Timestamp::now().strftime("%Y%m%d");
+    let secret = hmac::Key::new(hmac::HMAC_SHA256, made.secret.as_bytes());
+    let day_key = hex::encode(hmac::sign(&secret, format!("inkstone-v2:{day}").as_bytes()));
     for (what, secret) in [
+        ("day key", day_key.as_str()),
         ("secret", made.secret.as_str()),
         ("bearer", random),
         ("token", &token),

@@ -27,7 +27,7 @@ use tracing::Instrument as _;
 use super::infer::infer;
 use super::model::{EXTENSIONS, PLATFORM, find};
 use super::protobuf;
-use crate::auth::identify;
+use crate::auth::{identify, proof_of_message};
 use crate::edge::{Edge, OpenStream};
 use crate::models::allowed;
 use crate::tasks::idempotency_key;
@@ -52,7 +52,7 @@ impl Inference {
 
     async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Failure> {
         let headers = request.metadata().clone().into_headers();
-        Ok(identify(&self.edge, &headers).await?.0)
+        Ok(identify(&self.edge, proof_of_message(&headers)?).await?.0)
     }
 }
 
@@ -93,7 +93,10 @@ impl Answering {
             let answered = async {
                 let caller = match self.opened_by.take() {
                     Some(caller) => caller,
-                    None => identify(&self.edge, &self.headers).await?.0,
+                    None => {
+                        let proof = proof_of_message(&self.headers)?;
+                        identify(&self.edge, proof).await?.0
+                    }
                 };
                 answer(&self.edge, &caller, &self.headers, request).await
             };

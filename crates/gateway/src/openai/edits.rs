@@ -19,7 +19,7 @@ use tokio::time::Instant;
 
 use super::multipart::{self, Part};
 use super::{carry_out, request};
-use crate::edge::Edge;
+use crate::edge::{Edge, Upload};
 use crate::json::{Fields, check_coding, read_at_most, shorten};
 use crate::problem::Refused;
 use crate::tasks::idempotency_key;
@@ -44,6 +44,7 @@ pub(crate) async fn edit(
     Extension(caller): Extension<Caller>,
     uri: Uri,
     headers: HeaderMap,
+    held: Option<Extension<Upload>>,
     body: Body,
 ) -> Result<Response, Refused> {
     let deadline = Instant::now() + edge.http.generation_timeout.duration();
@@ -51,7 +52,11 @@ pub(crate) async fn edit(
     let boundary = multipart::boundary(&headers)?;
     let key = idempotency_key(&headers)?;
     // Held until the files are stored, which is as long as they are in memory.
-    let upload = edge.open_upload()?;
+    let upload = match held {
+        // A body that was signed is here already.
+        Some(Extension(upload)) => upload,
+        None => edge.open_upload()?,
+    };
     let body = read_at_most(body, edge.http.max_upload, &edge.http).await?;
     let form = unpack(&edge, body, boundary).await?;
     let Form {

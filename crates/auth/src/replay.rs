@@ -1,0 +1,143 @@
+//! The replay cache: every nonce that was used with a key in the last minutes, shared by all instances through one stream
+//! of the broker.
+//!
+//! It fails closed. A nonce counts as fresh only when the broker has confirmed that this request, and no other, stored it:
+//! without a broker, or when the stream is full, signature v2 is refused. A cache that forgets to make room, or is skipped
+//! when it cannot be reached, would be no cache at all to someone who waits for that.
+
+use std::time::Duration;
+
+use aws_lc_rs::{digest, rand};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use contract::AppKey;
+use contract::limits::MAX_CLOCK_SKEW_SECONDS;
+use messaging::{Appended, Broker, BrokerError, EventLog, NewEvent, RetentionPolicy, StreamSpec};
+
+use crate::error::AuthError;
+
+/// The stream of nonces.
+const STREAM: &str = "NONCES";
+/// Stands before each nonce's digest.
+const SUBJECT: &str = "inkstone.nonce";
+/// How much the clocks of two instances may differ, beyond which a replay could slip through.
+const CLOCKS_APART: Duration = Duration::from_secs(60);
+/// How long a nonce is remembered. A timestamp is good from `MAX_CLOCK_SKEW_SECONDS` before to as much after its time.
+pub(crate) const REMEMBERED: Duration =
+    Duration::from_secs(2 * MAX_CLOCK_SKEW_SECONDS.unsigned_abs() + CLOCKS_APART.as_secs());
+/// Bytes of a digest that a nonce is known by: 128 bits, so that no two of a key's are ever taken for one.
+const NAME_BYTES: usize = 16;
+/// The broker's own memory of message ids, which nonces do not use; it must not be longer than they are kept.
+const DUPLICATES: Duration = Duration::from_secs(1);
+
+/// The nonces that were used.
+pub(crate) enum Nonces {
+    /// Shared by all instances.
+    Stream(Box<EventLog>),
+    /// For tests of what lies around it.
+    #[cfg(test)]
+    Memory(std::sync::Mutex<std::collections::HashSet<String>>),
+}
+
+impl Nonces {
+    /// Opens the stream, and makes it first where it is not there. It takes `max_bytes`.
+    pub(crate) async fn open(broker: &Broker, max_bytes: i64) -> Result<Self, BrokerError> {
+        let spec = StreamSpec {
+            name: STREAM,
+            subjects: &["inkstone.nonce.*"],
+            retention: RetentionPolicy::Limits,
+            max_messages_per_subject: 1,
+            max_age: REMEMBERED,
+            max_bytes,
+            refuse_when_full: true,
+            batches: false,
+            duplicate_window: DUPLICATES,
+            republish: None,
+        };
+        broker.ensure_stream(&spec).await?;
+        Ok(Self::Stream(Box::new(broker.log(STREAM))))
+    }
+
+    /// Refuses a nonce that is known to have been used. What this lets through may still be a replay, if the two come at
+    /// the same moment; [`take`](Self::take) decides. It is there so that whoever replays what it has overheard charges
+    /// nothing to the key's limit.
+    pub(crate) async fn refuse_used(&self, app_key: &AppKey, nonce: &str) -> Result<(), AuthError> {
+        let name = name(app_key, nonce);
+        let used = match self {
+            Self::Stream(log) => {
+                let last = log.last(&subject(&name)).await;
+                last.map_err(unknown)?.is_some()
+            }
+            #[cfg(test)]
+            Self::Memory(used) => used.lock().unwrap().contains(&name),
+        };
+        if used {
+            Err(AuthError::Replayed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Uses a nonce up, for all instances.
+    pub(crate) async fn take(&self, app_key: &AppKey, nonce: &str) -> Result<(), AuthError> {
+        let name = name(app_key, nonce);
+        let fresh = match self {
+            Self::Stream(log) => {
+                // Of this attempt alone: when the broker's answer is lost, reading back tells ours from another's.
+                let mut mine = [0; NAME_BYTES];
+                rand::fill(&mut mine).map_err(|_| AuthError::NoRandomness)?;
+                let mine = Bytes::copy_from_slice(&mine);
+                let subject = subject(&name);
+                let appended = log
+                    .create(NewEvent::new(subject.clone(), subject, mine))
+                    .await;
+                appended.map_err(unknown)? == Appended::Created
+            }
+            #[cfg(test)]
+            Self::Memory(used) => used.lock().unwrap().insert(name),
+        };
+        if fresh {
+            Ok(())
+        } else {
+            Err(AuthError::Replayed)
+        }
+    }
+}
+
+fn unknown(source: BrokerError) -> AuthError {
+    AuthError::ReplayCache { source }
+}
+
+/// What a key's nonce is known by: of one length, whatever its own is, and safe as a token of a subject.
+fn name(app_key: &AppKey, nonce: &str) -> String {
+    let mut hash = digest::Context::new(&digest::SHA256);
+    for part in ["inkstone nonce\0", app_key.as_str(), "\0", nonce] {
+        hash.update(part.as_bytes());
+    }
+    URL_SAFE_NO_PAD.encode(&hash.finish().as_ref()[..NAME_BYTES])
+}
+
+fn subject(name: &str) -> String {
+    format!("{SUBJECT}.{name}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_nonce_is_remembered_for_longer_than_its_timestamp_is_good() {
+        assert!(REMEMBERED > Duration::from_secs(2 * 300));
+    }
+
+    #[test]
+    fn a_nonce_belongs_to_its_key_and_is_a_subject_token() {
+        let (a, b): (AppKey, AppKey) = ("prod-a".parse().unwrap(), "prod-b".parse().unwrap());
+        let long = "n".repeat(64);
+        assert_ne!(name(&a, &long), name(&b, &long));
+        assert_ne!(name(&a, &long), name(&a, &long[1..]));
+        assert_eq!(name(&a, &long).len(), 22);
+        assert!(!name(&a, &long).contains(['.', '*', '>', ' ']));
+    }
+}

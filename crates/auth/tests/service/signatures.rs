@@ -1,0 +1,152 @@
+//! Signature v2 over several instances, and what happens when the cache of nonces cannot be asked.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use aws_lc_rs::{digest, hmac};
+use contract::ErrorCode;
+use contract::auth::authenticate_request::Proof;
+use contract::auth::{CreateKeyResponse, SignatureV2};
+
+use crate::bench::{Bench, app_key, now, until};
+
+static NEXT: AtomicU64 = AtomicU64::new(0);
+
+fn nonce() -> String {
+    format!("nonce-{:016}", NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+fn mac(key: &[u8], text: &str) -> hmac::Tag {
+    hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, key), text.as_bytes())
+}
+
+/// What a client sends for `GET /v1/models` at `at` (Unix seconds).
+pub(crate) fn signed_v2(made: &CreateKeyResponse, at: i64, nonce: &str) -> Proof {
+    let digest = hex::encode(digest::digest(&digest::SHA256, b""));
+    let day = jiff::Timestamp::from_second(at).unwrap().strftime("%Y%m%d");
+    let day = mac(made.secret.as_bytes(), &format!("inkstone-v2:{day}"));
+    let signed = format!("INKSTONE-HMAC-SHA256-V2\n{at}\n{nonce}\nGET\n/v1/models\n\n{digest}");
+    Proof::SignatureV2(SignatureV2 {
+        app_key: app_key(made),
+        timestamp: at.to_string(),
+        nonce: nonce.to_owned(),
+        content_sha256: digest,
+        signature: hex::encode(mac(day.as_ref(), &signed)),
+        method: "GET".to_owned(),
+        path: "/v1/models".to_owned(),
+        query: String::new(),
+    })
+}
+
+#[tokio::test]
+async fn the_same_signed_request_at_two_instances_is_accepted_once() {
+    let bench = Bench::new();
+    let (mut one, mut two) = tokio::join!(bench.instance(), bench.instance());
+    let made = one.create("dev-").await;
+    let there = async || {
+        let fresh = signed_v2(&made, now(), &nonce());
+        two.authenticate(fresh).await.ok()
+    };
+    until(Duration::from_secs(2), there).await;
+    for _ in 0..10 {
+        let proof = signed_v2(&made, now(), &nonce());
+        let both = tokio::join!(
+            one.authenticate(proof.clone()),
+            two.authenticate(proof.clone())
+        );
+        let refused = match both {
+            (Ok(_), Err(refused)) | (Err(refused), Ok(_)) => refused,
+            other => panic!("one of the two must be let in: {other:?}"),
+        };
+        assert_eq!(refused.code, ErrorCode::Unauthenticated);
+        assert_eq!(refused.field.as_deref(), Some("X-Nonce"), "{refused}");
+        for instance in [&mut one, &mut two] {
+            let refused = instance.authenticate(proof.clone()).await.unwrap_err();
+            assert!(refused.message.contains("used before"), "{refused}");
+        }
+    }
+    // A nonce is a key's own, and the clock's window is as for v1.
+    let other = one.create("dev-").await;
+    let shared = nonce();
+    one.authenticate(signed_v2(&made, now(), &shared))
+        .await
+        .unwrap();
+    one.authenticate(signed_v2(&other, now() - 290, &shared))
+        .await
+        .unwrap();
+    let refused = one
+        .authenticate(signed_v2(&made, now() - 310, &nonce()))
+        .await;
+    assert_eq!(refused.unwrap_err().field.as_deref(), Some("X-Timestamp"));
+    one.stop().await;
+    two.stop().await;
+}
+
+#[tokio::test]
+async fn nonces_survive_a_restart_of_the_instance_and_of_the_broker() {
+    let mut bench = Bench::new();
+    let mut instance = bench.instance().await;
+    let made = instance.create("dev-").await;
+    let proof = signed_v2(&made, now(), &nonce());
+    instance.authenticate(proof.clone()).await.unwrap();
+    instance.stop().await;
+    bench.broker.kill();
+    bench.broker.restart().unwrap();
+    let mut again = bench.instance().await;
+    let refused = again.authenticate(proof).await.unwrap_err();
+    assert!(refused.message.contains("used before"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_full_cache_of_nonces_refuses_v2_with_a_wait_and_nothing_else() {
+    let bench = Bench::new();
+    let mut settings = bench.settings();
+    settings.signatures.replay_cache_size = "4KiB".parse().unwrap();
+    let mut instance = bench.instance_with(settings).await;
+    let made = instance.create("dev-").await;
+    let first = signed_v2(&made, now(), &nonce());
+    instance.authenticate(first.clone()).await.unwrap();
+    let full = async || {
+        let fresh = signed_v2(&made, now(), &nonce());
+        match instance.authenticate(fresh).await {
+            Err(refused) if refused.code == ErrorCode::Unavailable => Some(refused),
+            _ => None,
+        }
+    };
+    let (refused, _) = until(Duration::from_secs(20), full).await;
+    assert!(refused.retry_after.is_some());
+    assert!(refused.message.contains("new nonce"), "{refused}");
+    // Nothing was forgotten to make room, and those who need no nonce go on.
+    let refused = instance.authenticate(first).await.unwrap_err();
+    assert!(refused.message.contains("used before"), "{refused}");
+    let bearer = async || {
+        let bearer = crate::bench::bearer(&made);
+        instance.authenticate(bearer).await.ok()
+    };
+    until(Duration::from_secs(5), bearer).await;
+}
+
+#[tokio::test]
+async fn without_a_broker_v2_is_refused_with_a_wait_and_works_again_with_it() {
+    let mut bench = Bench::new();
+    let mut instance = bench.instance().await;
+    let made = instance.create("dev-").await;
+    bench.broker.kill();
+    let proof = signed_v2(&made, now(), &nonce());
+    let refused = instance.authenticate(proof.clone()).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unavailable, "{refused}");
+    assert!(refused.retry_after.is_some());
+    instance
+        .authenticate(crate::bench::bearer(&made))
+        .await
+        .unwrap();
+    bench.broker.restart().unwrap();
+    let back = async || {
+        let fresh = signed_v2(&made, now(), &nonce());
+        instance.authenticate(fresh).await.ok()
+    };
+    until(Duration::from_secs(20), back).await;
+    // What was refused was not half accepted: it may still be used, once.
+    instance.authenticate(proof.clone()).await.unwrap();
+    instance.authenticate(proof).await.unwrap_err();
+}

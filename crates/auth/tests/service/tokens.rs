@@ -1,0 +1,123 @@
+//! Tokens over several instances.
+
+use std::time::Duration;
+
+use contract::ErrorCode;
+use contract::Failure;
+use contract::auth::authenticate_request::Proof;
+use contract::auth::{
+    AuthenticateRequest, IssueTokenRequest, IssueTokenResponse, ListTokenKeysRequest,
+    RevokeKeyRequest,
+};
+
+use crate::bench::{Bench, Instance, app_key, bearer, now, until};
+use crate::signatures::signed_v2;
+
+pub(crate) async fn issue(
+    instance: &mut Instance,
+    proof: Proof,
+    lifetime_seconds: u32,
+) -> Result<IssueTokenResponse, Failure> {
+    let request = IssueTokenRequest {
+        caller: Some(AuthenticateRequest { proof: Some(proof) }),
+        lifetime_seconds,
+    };
+    let issued = instance.auth.issue_token(request).await;
+    issued
+        .map(tonic::Response::into_inner)
+        .map_err(Failure::from)
+}
+
+async fn kids(instance: &mut Instance) -> Vec<String> {
+    let keys = instance.auth.list_token_keys(ListTokenKeysRequest {}).await;
+    let keys = keys.unwrap().into_inner().keys;
+    keys.into_iter().map(|key| key.kid).collect()
+}
+
+#[tokio::test]
+async fn a_token_of_one_instance_is_good_at_all_until_its_key_is_revoked() {
+    let bench = Bench::new();
+    // They start at the same moment, and agree on one key.
+    let (mut one, mut two, mut three) =
+        tokio::join!(bench.instance(), bench.instance(), bench.instance());
+    let ids = kids(&mut one).await;
+    assert_eq!(ids.len(), 1);
+    assert_eq!(
+        (kids(&mut two).await, kids(&mut three).await),
+        (ids.clone(), ids.clone())
+    );
+
+    let made = one.create("prod-").await;
+    let known = async || two.authenticate(bearer(&made)).await.ok();
+    until(Duration::from_secs(2), known).await;
+    let issued = issue(&mut one, bearer(&made), 0).await.unwrap();
+    assert_eq!(issued.lifetime_seconds, 900);
+    assert!(issued.rate_limit.unwrap().remaining < 50);
+    let v2 = signed_v2(&made, now(), "a-nonce-for-a-token");
+    let short = issue(&mut one, v2, 60).await.unwrap();
+    assert_eq!(short.lifetime_seconds, 60);
+    for token in [&issued.token, &short.token] {
+        for instance in [&mut one, &mut two] {
+            let answer = instance.authenticate(Proof::Bearer(token.clone())).await;
+            let caller = answer.unwrap().caller.unwrap();
+            assert_eq!(
+                (caller.tenant.as_str(), caller.app_key),
+                ("acme", app_key(&made))
+            );
+        }
+    }
+
+    let revoke = RevokeKeyRequest {
+        app_key: app_key(&made),
+    };
+    one.keys.revoke_key(one.admin(revoke)).await.unwrap();
+    let token = Proof::Bearer(issued.token);
+    let refused = one.authenticate(token.clone()).await.unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("Authorization"));
+    let gone = async || two.authenticate(token.clone()).await.err();
+    let (refused, _) = until(Duration::from_secs(1), gone).await;
+    assert_eq!(
+        refused.message,
+        "the key, the token or the signature is not valid"
+    );
+    // An instance that starts later has the same key, and turns the same token away.
+    let mut four = bench.instance().await;
+    assert_eq!(kids(&mut four).await, ids);
+    four.authenticate(token).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_token_buys_no_token_and_a_lifetime_is_within_its_limits() {
+    let bench = Bench::new();
+    let mut instance = bench.instance().await;
+    let made = instance.create("prod-").await;
+    let token = issue(&mut instance, bearer(&made), 0).await.unwrap().token;
+    let refused = issue(&mut instance, Proof::Bearer(token), 0)
+        .await
+        .unwrap_err();
+    assert_eq!(refused.code, ErrorCode::PermissionDenied);
+    for lifetime in [59, 901] {
+        let refused = issue(&mut instance, bearer(&made), lifetime)
+            .await
+            .unwrap_err();
+        assert_eq!(refused.field.as_deref(), Some("lifetime_seconds"));
+        assert!(refused.message.contains("60 to 900"), "{refused}");
+    }
+    let refused = issue(&mut instance, Proof::Bearer("ink_prod-x_y".to_owned()), 0).await;
+    assert_eq!(refused.unwrap_err().code, ErrorCode::Unauthenticated);
+}
+
+#[tokio::test]
+async fn tokens_are_verified_while_the_broker_is_down_and_after_a_restart() {
+    let mut bench = Bench::new();
+    let mut instance = bench.instance().await;
+    let made = instance.create("prod-").await;
+    let token = issue(&mut instance, bearer(&made), 0).await.unwrap().token;
+    let token = Proof::Bearer(token);
+    bench.broker.kill();
+    instance.authenticate(token.clone()).await.unwrap();
+    issue(&mut instance, bearer(&made), 0).await.unwrap();
+    bench.broker.restart().unwrap();
+    let mut again = bench.instance().await;
+    again.authenticate(token).await.unwrap();
+}

@@ -1,0 +1,124 @@
+//! Short-lived tokens in exchange for a key, and the public keys that they are verified with.
+
+use std::sync::Arc;
+
+use axum::extract::{Request, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use contract::Failure;
+use contract::auth::TokenKey;
+use serde::Serialize;
+
+use crate::auth::{self, Proven};
+use crate::edge::Edge;
+use crate::json::{self, Fields};
+use crate::problem;
+use crate::signed_body;
+
+/// What the body may hold.
+const LIFETIME: &str = "lifetime_seconds";
+/// Five minutes: auth publishes a key an hour before it signs.
+const KEYS_CACHE_CONTROL: &str = "public, max-age=300";
+
+/// OAuth's names (RFC 6749, 5.1): clients know them.
+#[derive(Debug, Serialize)]
+struct Token<'a> {
+    access_token: &'a str,
+    token_type: &'static str,
+    expires_in: u32,
+}
+
+/// `POST /v1/token`. It authenticates itself: the proof goes to auth with the wish for a token, so that the gateway cannot
+/// have one made for a key that was not shown.
+pub(crate) async fn issue(State(edge): State<Arc<Edge>>, request: Request) -> Response {
+    let read = async {
+        let Proven { proof, body } = Proven::of(&request)?;
+        let request = signed_body::check(&edge, request, body).await?;
+        let body = json::read_bytes(request.into_body(), &edge.http).await?;
+        Ok((proof, lifetime(&body)?))
+    };
+    let issued = match read.await {
+        Ok((proof, lifetime)) => edge.platform.issue_token(proof, lifetime).await,
+        Err(failure) => Err(failure),
+    };
+    let issued = match issued {
+        Ok(issued) => issued,
+        Err(failure) => return auth::refuse(failure),
+    };
+    let mut response = problem::json(&Token {
+        access_token: &issued.token,
+        token_type: "Bearer",
+        expires_in: issued.lifetime_seconds,
+    });
+    let no_store = header::HeaderValue::from_static("no-store");
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, no_store);
+    auth::write_limit(response.headers_mut(), issued.rate_limit);
+    response
+}
+
+/// How long the token is to live, from a body that may be empty; 0 where it does not say.
+fn lifetime(body: &[u8]) -> Result<u32, Failure> {
+    if body.is_empty() {
+        return Ok(0);
+    }
+    let mut fields = Fields::parse(body)?;
+    let lifetime = fields.small(LIFETIME)?;
+    fields.nothing_else(&[LIFETIME])?;
+    Ok(lifetime.unwrap_or(0))
+}
+
+#[derive(Debug, Serialize)]
+struct KeySet {
+    keys: Vec<Jwk>,
+}
+
+/// An Ed25519 public key (RFC 8037).
+#[derive(Debug, Serialize)]
+struct Jwk {
+    kty: &'static str,
+    crv: &'static str,
+    alg: &'static str,
+    r#use: &'static str,
+    kid: String,
+    x: String,
+}
+
+/// `GET /.well-known/jwks.json`: for everyone.
+pub(crate) async fn keys(State(edge): State<Arc<Edge>>) -> Response {
+    let keys = match edge.platform.token_keys().await {
+        Ok(keys) => keys,
+        Err(failure) => return problem::Refused(failure).into_response(),
+    };
+    let jwk = |TokenKey { kid, x }| Jwk {
+        kty: "OKP",
+        crv: "Ed25519",
+        alg: "EdDSA",
+        r#use: "sig",
+        kid,
+        x,
+    };
+    let keys = keys.into_iter().map(jwk).collect();
+    let kept = [(header::CACHE_CONTROL, KEYS_CACHE_CONTROL)];
+    (kept, problem::json(&KeySet { keys })).into_response()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lifetime_may_be_left_out_and_nothing_else_may_be_asked() {
+        assert_eq!(lifetime(b"").unwrap(), 0);
+        assert_eq!(lifetime(b"{}").unwrap(), 0);
+        assert_eq!(lifetime(br#"{"lifetime_seconds": 60}"#).unwrap(), 60);
+        for bad in [
+            &br#"{"lifetime_seconds": -1}"#[..],
+            br#"{"scope": "x"}"#,
+            b"x",
+        ] {
+            lifetime(bad).unwrap_err();
+        }
+    }
+}
