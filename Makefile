@@ -46,7 +46,7 @@ e2e: test-tools ## real processes, kill -9, bad input
 	cargo build --workspace --bins
 	cargo nextest run --workspace --filterset 'package(e2e)'
 
-clients: build ## the OpenAI and gRPC clients that callers have, against a running platform
+clients: build ## the OpenAI, DashScope, Triton and gRPC clients that callers have, against a running platform
 	@scripts/test-clients.sh
 
 bench-health: build ## /healthz latency while pictures are drawn (needs hey)

@@ -159,9 +159,9 @@ def test_a_task_that_is_not_there_is_unknown():
     [
         ({"prompt": " "}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "prompt"),
         ({"prompt": "x" * 4097}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "prompt"),
-        ({"size": "100*100"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "width"),
+        ({"size": "100*100"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "size: width"),
         ({"size": "128x128"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "size"),
-        ({"n": 11}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "images"),
+        ({"n": 11}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "n: images"),
         ({"style": "<cubism>"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "style"),
         ({"watermark": True}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "watermark"),
         ({"ref_img": "http://127.0.0.1/x.png"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "ref_img"),

@@ -1,5 +1,7 @@
 //! DashScope's error object and its words for what went wrong.
 
+use std::borrow::Cow;
+
 use contract::{ErrorCode, Failure};
 use serde::Serialize;
 
@@ -10,7 +12,7 @@ pub(super) const TASK: &str = "task_id";
 #[derive(Debug, Serialize)]
 pub(crate) struct Error<'a> {
     code: &'static str,
-    message: &'a str,
+    message: Cow<'a, str>,
     request_id: &'a str,
 }
 
@@ -19,9 +21,21 @@ impl<'a> Error<'a> {
     pub(crate) fn new(failure: &'a Failure, request_id: &'a str) -> Self {
         Self {
             code: word(failure.code, failure.field.as_deref()),
-            message: &failure.message,
+            message: match failure.field.as_deref().and_then(parameter) {
+                Some(name) => format!("{name}: {}", failure.message).into(),
+                None => failure.message.as_str().into(),
+            },
             request_id,
         }
+    }
+}
+
+/// DashScope's name of a field that it calls otherwise than the contract does.
+fn parameter(field: &str) -> Option<&'static str> {
+    match field {
+        "width" | "height" => Some("size"),
+        "images" => Some("n"),
+        _ => None,
     }
 }
 
@@ -61,6 +75,9 @@ mod tests {
         let expected = serde_json::json!({"code": "InvalidParameter",
             "message": "size must be WIDTH*HEIGHT", "request_id": "r-1"});
         assert_eq!(shown, expected);
+        let failure = Failure::invalid("images", "images must be at most 10, not 11");
+        let shown = serde_json::to_value(Error::new(&failure, "r-1")).unwrap();
+        assert_eq!(shown["message"], "n: images must be at most 10, not 11");
         assert_eq!(word(ErrorCode::Unauthenticated, None), "InvalidApiKey");
         assert_eq!(word(ErrorCode::RateLimited, None), "Throttling.RateQuota");
         assert_eq!(word(ErrorCode::PermissionDenied, None), "AccessDenied");

@@ -70,6 +70,8 @@ pub(crate) async fn edit(
         let message = "stream must be false here: edits cannot be streamed yet";
         return Err(Failure::invalid("stream", message).into());
     }
+    // There would be no one to show them to.
+    wish.task.partial_images = 0;
     wish.task.source = Some(v1::Source {
         // Named when it is stored; until then, that there is one is all that can be checked.
         image_key: "image".to_owned(),
