@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/.tools/bin:$(PATH)
 PROMPT ?= a 3d panda on a yellow background
 INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
 
-.PHONY: help demo up build test lint unit e2e clients bench-health bench-edge bench-memory bench-engine bench-start fuzz-snapshots test-arm64 cuda test-kernels bench-cuda tools test-tools docs install
+.PHONY: help demo up build test lint unit e2e clients kms bench-health bench-edge bench-memory bench-engine bench-start fuzz-snapshots test-arm64 cuda test-kernels bench-cuda tools test-tools docs install
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,7 +34,7 @@ up: build ## run the platform until Ctrl-C
 install: build ## put `inkstone` into ~/.local/bin
 	@mkdir -p $(HOME)/.local/bin && cp $(INKSTONE) $(HOME)/.local/bin/inkstone && echo "~/.local/bin/inkstone"
 
-test: lint unit e2e clients ## everything that CI runs
+test: lint unit e2e clients kms ## everything that CI runs
 
 lint: test-tools ## format, clippy, layers, tidiness, generated docs, licences
 	@scripts/lint.sh
@@ -48,6 +48,9 @@ e2e: test-tools ## real processes, kill -9, bad input
 
 clients: build ## the OpenAI, DashScope, Triton and gRPC clients that callers have, against a running platform
 	@scripts/test-clients.sh
+
+kms: test-tools ## auth against a server that speaks AWS KMS's protocol
+	@scripts/test-kms.sh
 
 bench-health: build ## /healthz latency while pictures are drawn (needs hey)
 	@scripts/bench-health.sh

@@ -10,6 +10,7 @@ use messaging::BrokerError;
 use rpc::RpcError;
 
 use crate::key_encryption::KeyEncryptionError;
+use crate::kms::KmsSetupError;
 use crate::limit::Rate;
 pub use crate::secret_file::SecretFileError;
 use crate::tokens::SHORTEST;
@@ -20,8 +21,11 @@ pub enum StartError {
     /// The key-encryption key or the admin token cannot be used.
     #[error(transparent)]
     SecretFile(#[from] SecretFileError),
-    /// No random bytes, or the like: the cryptographic library would not work.
-    #[error("the cryptographic library does not work here")]
+    /// The key management service cannot be called as it is set up.
+    #[error(transparent)]
+    Kms(#[from] KmsSetupError),
+    /// No random bytes, or the key management service does not do its part.
+    #[error("nothing can be sealed by the key-encryption key")]
     Crypto(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The stored keys need another key-encryption key than the file holds.
     #[error(

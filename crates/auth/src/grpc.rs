@@ -24,6 +24,7 @@ use tonic::{Request, Response, Status};
 use crate::admin::AdminToken;
 use crate::authenticate::{Admitted, Authenticator};
 use crate::error::{AuthError, millis_up};
+use crate::key_encryption::KeyEncryptionError;
 use crate::keys::{self, Keys, NewKey};
 use crate::limit::Allowance;
 use crate::metrics;
@@ -316,6 +317,10 @@ fn failure(error: &AuthError) -> Failure {
             field: Some("app_key".to_owned()),
             ..Failure::new(ErrorCode::NotFound, error.to_string())
         },
+        AuthError::Envelope {
+            source: KeyEncryptionError::Kms(_),
+            ..
+        } => Failure::unavailable("keys cannot be opened just now; try again", RETRY_STORE),
         // Which key it is would tell a caller that has proven nothing that the key exists.
         AuthError::Envelope { .. } | AuthError::NoRandomness => Failure::new(
             ErrorCode::Internal,

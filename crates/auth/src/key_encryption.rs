@@ -10,6 +10,7 @@ use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::kms::KmsError;
 use crate::sealed::{KEY_BYTES, Key, Sealed, Unsealable};
 use crate::secret_file::{SecretFile, SecretFileError};
 
@@ -18,6 +19,13 @@ const EXPECTED: &str = "32 random bytes, raw or as 64 hexadecimal digits";
 /// Names a key-encryption key in records and logs without saying anything about it.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub(crate) struct KekId(String);
+
+impl KekId {
+    /// That of a key which a key management service holds.
+    pub(crate) fn kms(key_id: &str) -> Self {
+        Self(format!("kms-{key_id}"))
+    }
+}
 
 impl fmt::Display for KekId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -40,6 +48,9 @@ pub(crate) enum KeyEncryptionError {
     /// It was wrapped by a key that is not here.
     #[error("it is sealed under the key-encryption key {wanted}, and this instance holds {held}")]
     OtherKey { wanted: KekId, held: KekId },
+    /// The service that holds it does not do its part.
+    #[error("the key management service cannot be used")]
+    Kms(#[from] KmsError),
     /// It does not open.
     #[error(transparent)]
     Unsealable(#[from] Unsealable),

@@ -26,6 +26,7 @@ mod error;
 mod grpc;
 mod key_encryption;
 mod keys;
+mod kms;
 mod limit;
 mod metrics;
 mod policy;
@@ -54,13 +55,17 @@ use crate::admin::AdminToken;
 use crate::authenticate::Authenticator;
 use crate::key_encryption::{KeyEncryption, KeyEncryptionKeys, LocalKey};
 use crate::keys::Keys;
+use crate::kms::KmsKey;
 use crate::policy::PolicyRecord;
 use crate::replay::Nonces;
 use crate::store::{KEYS, KeyRecord, POLICIES, SIGNING_KEYS};
 use crate::tokens::Tokens;
 
 pub use error::{SecretFileError, StartError};
-pub use settings::{GrpcSettings, KeysSettings, Settings, SignatureSettings, TokensSettings};
+pub use kms::KmsSetupError;
+pub use settings::{
+    GrpcSettings, KeysSettings, KmsSettings, Settings, SignatureSettings, TokensSettings,
+};
 
 /// How often the broker is probed and idle keys' limits are forgotten.
 const UPKEEP: Duration = Duration::from_secs(3);
@@ -90,7 +95,7 @@ async fn assemble(
     metrics::describe();
     let create = settings.keys.create_if_missing;
     // Files first: what is wrong with them shows without a broker. They are two short reads, so the runtime may wait.
-    let key_encryption = Arc::new(load_key_encryption(&settings.keys)?);
+    let key_encryption = Arc::new(load_key_encryption(settings)?);
     let admin = AdminToken::load(&settings.keys.admin_token_file, create)?;
 
     let check = service.health.check("broker");
@@ -140,17 +145,27 @@ async fn assemble(
     Ok(())
 }
 
-fn load_key_encryption(settings: &KeysSettings) -> Result<KeyEncryptionKeys, SecretFileError> {
-    let create = settings.create_if_missing;
-    let wraps = LocalKey::load(&settings.key_file, "keys.key_file", create)?;
-    let other = |path: &PathBuf| {
-        // Made anew, it would unwrap nothing.
-        let key = LocalKey::load(path, "keys.other_key_files", false)?;
-        Ok::<Box<dyn KeyEncryption>, SecretFileError>(Box::new(key))
+fn load_key_encryption(settings: &Settings) -> Result<KeyEncryptionKeys, StartError> {
+    let (keys, kms) = (&settings.keys, &settings.kms);
+    let local = |path: &Path, setting, create| -> Result<Box<dyn KeyEncryption>, StartError> {
+        Ok(Box::new(LocalKey::load(path, setting, create)?))
     };
-    let others = settings.other_key_files.iter().map(other);
-    let others = others.collect::<Result<_, _>>()?;
-    Ok(KeyEncryptionKeys::new(Box::new(wraps), others))
+    // Made anew, one of the others would unwrap nothing.
+    let other = |path: &PathBuf| local(path, "keys.other_key_files", false);
+    let others = keys.other_key_files.iter().map(other);
+    let mut others = others.collect::<Result<Vec<_>, _>>()?;
+    let kms_key: Option<Box<dyn KeyEncryption>> = match kms.key_id.as_str() {
+        "" => None,
+        _ => Some(Box::new(KmsKey::new(kms)?)),
+    };
+    let wraps = match kms_key {
+        Some(key) if kms.wraps => key,
+        key => {
+            others.extend(key);
+            local(&keys.key_file, "keys.key_file", keys.create_if_missing)?
+        }
+    };
+    Ok(KeyEncryptionKeys::new(wraps, others))
 }
 
 fn failed(operation: &'static str) -> impl FnOnce(BrokerError) -> StartError {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lifecycle::{Process, ProcessSettings};
 use messaging::BrokerSettings;
+use secrecy::SecretString;
 use settings::{ByteSize, Millis, SettingsError};
 use telemetry::TelemetrySettings;
 
@@ -25,6 +26,8 @@ pub struct Settings {
     pub grpc: GrpcSettings,
     /// Where the secrets of auth itself are.
     pub keys: KeysSettings,
+    /// A key-encryption key that a key management service holds.
+    pub kms: KmsSettings,
     /// What signatures need.
     pub signatures: SignatureSettings,
     /// Short-lived tokens.
@@ -51,6 +54,26 @@ pub struct KeysSettings {
     pub admin_token_file: PathBuf,
     /// Whether missing files are made.
     pub create_if_missing: bool,
+}
+
+/// Settings under `[kms]`.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct KmsSettings {
+    /// The key's id, alias or ARN; empty uses none.
+    pub key_id: String,
+    /// Whether it wraps, or only unwraps.
+    pub wraps: bool,
+    /// Empty: AWS's own.
+    pub endpoint: String,
+    /// Which region requests are signed for.
+    pub region: String,
+    /// For one attempt at a call.
+    pub timeout: Millis,
+    /// Empty: `AWS_ACCESS_KEY_ID` and its like.
+    pub access_key_id: String,
+    /// Goes with it.
+    pub secret_access_key: SecretString,
 }
 
 /// Settings under `[signatures]`.
@@ -142,6 +165,9 @@ impl settings::Settings for Settings {
         if self.signatures.replay_cache_size.bytes() < LEAST_REPLAY_CACHE {
             let key = "signatures.replay_cache_size";
             return Err(Self::invalid(key, "must be at least 4KiB"));
+        }
+        if self.kms.timeout.duration().is_zero() {
+            return Err(Self::invalid("kms.timeout", "must be longer than nothing"));
         }
         if let Some((key, problem)) = self.tokens.problem() {
             return Err(Self::invalid(key, problem));

@@ -99,6 +99,7 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("object_store", &["storage"]),
     ("tract-*", &["gpu-worker"]),
     ("jsonwebtoken", &["auth"]),
+    ("reqwest", &["auth"]),
     ("tonic-reflection", &["gateway"]),
 ];
 

@@ -5,6 +5,7 @@
 
 mod bench;
 mod keys;
+mod kms;
 mod process;
 mod rotation;
 mod signatures;

@@ -7,9 +7,10 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use aws_lc_rs::hmac;
-use contract::auth::AuthenticateRequest;
 use contract::auth::auth_service_client::AuthServiceClient;
+use contract::auth::authenticate_request::Proof;
 use contract::auth::key_service_client::KeyServiceClient;
+use contract::auth::{AuthenticateRequest, IssueTokenRequest};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::bench::{Bench, bearer, new_key, now, peer, read_token, signed, until, with_token};
@@ -80,6 +81,18 @@ async fn no_secret_is_in_anything_that_a_process_logs_and_sigterm_ends_it_well()
             .authenticate(AuthenticateRequest { proof: Some(proof) })
             .await;
     }
+    let issue = |proof| IssueTokenRequest {
+        caller: Some(AuthenticateRequest { proof: Some(proof) }),
+        lifetime_seconds: 0,
+    };
+    let issued = auth.issue_token(issue(bearer(&made))).await.unwrap();
+    let issued = issued.into_inner().token;
+    for token in [issued.clone(), format!("{issued}x")] {
+        let proof = Some(Proof::Bearer(token.clone()));
+        let _ = auth.authenticate(AuthenticateRequest { proof }).await;
+        let _ = auth.issue_token(issue(Proof::Bearer(token))).await;
+    }
+    let (_, signature) = issued.rsplit_once('.').unwrap();
     let pid = Pid::from_raw(process.0.id() as i32).unwrap();
     kill_process(pid, Signal::TERM).unwrap();
     let ended = async || process.0.try_wait().unwrap();
@@ -95,6 +108,7 @@ async fn no_secret_is_in_anything_that_a_process_logs_and_sigterm_ends_it_well()
     let day_key = hex::encode(hmac::sign(&secret, format!("inkstone-v2:{day}").as_bytes()));
     for (what, secret) in [
         ("day key", day_key.as_str()),
+        ("caller's token", signature),
         ("secret", made.secret.as_str()),
         ("bearer", random),
         ("token", &token),
