@@ -1,7 +1,7 @@
 //! The log against a real broker.
 
-// Helpers of tests fail by panicking, like the tests themselves.
-#![allow(clippy::unwrap_used)]
+// Helpers of tests fail by panicking, like the tests themselves; what a test spawns ends with it.
+#![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 use contract::task::{Cancelled, DeadLetter, Done, Phase, State, Submitted, Succeeded, done};
 use contract::v1::TaskPhase;
