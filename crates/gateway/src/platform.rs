@@ -113,7 +113,11 @@ impl Platform {
             tenant: tenant.to_owned(),
             task_id: task.to_string(),
         };
-        let answer = self.orchestrator.clone().get(rpc::idempotent(request)).await;
+        let answer = self
+            .orchestrator
+            .clone()
+            .get(rpc::idempotent(request))
+            .await;
         task_of(answer.map_err(heard("get"))?.into_inner().task)
     }
 
@@ -129,7 +133,11 @@ impl Platform {
             task_id: task.to_string(),
             reason: reason.to_owned(),
         };
-        let answer = self.orchestrator.clone().cancel(rpc::idempotent(request)).await;
+        let answer = self
+            .orchestrator
+            .clone()
+            .cancel(rpc::idempotent(request))
+            .await;
         task_of(answer.map_err(heard("cancel"))?.into_inner().task)
     }
 
@@ -145,7 +153,11 @@ impl Platform {
             page_token: page.page_token,
             phase: page.phase,
         };
-        let answer = self.orchestrator.clone().list(rpc::idempotent(request)).await;
+        let answer = self
+            .orchestrator
+            .clone()
+            .list(rpc::idempotent(request))
+            .await;
         let answer = answer.map_err(heard("list"))?.into_inner();
         Ok(v1::ListResponse {
             tasks: answer.tasks,

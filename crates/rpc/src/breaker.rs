@@ -259,8 +259,13 @@ impl Breaker {
         }
         crate::metrics::breaker(self.peer, state);
         match state {
-            BreakerState::Open => tracing::warn!(peer = self.peer, "too many calls fail: none go out for a while"),
-            BreakerState::HalfOpen => tracing::info!(peer = self.peer, "a few calls go out again, to see"),
+            BreakerState::Open => tracing::warn!(
+                peer = self.peer,
+                "too many calls fail: none go out for a while"
+            ),
+            BreakerState::HalfOpen => {
+                tracing::info!(peer = self.peer, "a few calls go out again, to see")
+            }
             BreakerState::Closed => tracing::info!(peer = self.peer, "calls go out again"),
         }
     }

@@ -65,7 +65,6 @@ pub fn idempotent<T>(message: T) -> Request<T> {
     request
 }
 
-
 impl Peer {
     pub(crate) fn new(name: &'static str, channel: Channel, settings: &PeerSettings) -> Self {
         Self {
@@ -95,7 +94,9 @@ impl Peer {
             }
         });
         if parts.extensions.get::<NoDeadline>().is_some() {
-            return self.once(http::Request::from_parts(parts, body), None).await;
+            return self
+                .once(http::Request::from_parts(parts, body), None)
+                .await;
         }
         let asked = parts.headers.get(GRPC_TIMEOUT);
         let asked = asked.and_then(|v| deadline::parse(v.to_str().ok()?));
@@ -124,7 +125,12 @@ impl Peer {
     }
 
     /// How long to wait before the call is sent once more, if it should be.
-    fn retry(&self, attempt: u32, status: &Status, parts: &http::request::Parts) -> Option<Duration> {
+    fn retry(
+        &self,
+        attempt: u32,
+        status: &Status,
+        parts: &http::request::Parts,
+    ) -> Option<Duration> {
         let idempotent = parts.extensions.get::<Idempotent>().is_some();
         let harmless = idempotent || never_left(status);
         // A service of ours that refuses says for how long; it is not asked again sooner. The breaker says so too.
@@ -146,7 +152,10 @@ impl Peer {
         time: Option<(Duration, bool)>,
     ) -> Result<Answer, Status> {
         let shared = self.shared.clone();
-        let permit = shared.breaker.admit().map_err(|wait| kept_back(&shared, wait))?;
+        let permit = shared
+            .breaker
+            .admit()
+            .map_err(|wait| kept_back(&shared, wait))?;
         let attempt = attempt(&mut self.channel, request);
         let answer = match time {
             None => {
@@ -162,7 +171,7 @@ impl Peer {
             }
             Some((limit, _)) => match tokio::time::timeout(limit, attempt).await {
                 // The library below keeps the same time and may be first; it calls that cancelled.
-                Ok(Err(status)) if status.code() == Code::Cancelled => Err(unanswered(&shared, limit)),
+                Ok(Err(status)) if cut_off(&status) => Err(unanswered(&shared, limit)),
                 Ok(answer) => answer,
                 Err(_) => Err(unanswered(&shared, limit)),
             },
@@ -204,7 +213,9 @@ fn judge(answer: &Result<Answer, Status>, whole: bool) -> Outcome {
     match status.code() {
         Code::DeadlineExceeded if !whole => Outcome::Unknown,
         Code::Unavailable if contract::error::is_of_a_service(status) => Outcome::Well,
-        Code::Unavailable | Code::DeadlineExceeded | Code::Internal | Code::Unknown => Outcome::Failed,
+        Code::Unavailable | Code::DeadlineExceeded | Code::Internal | Code::Unknown => {
+            Outcome::Failed
+        }
         _ => Outcome::Well,
     }
 }
@@ -229,6 +240,11 @@ fn again(parts: &http::request::Parts, body: &Bytes, left: Duration) -> http::Re
     http::Request::from_parts(parts, Body::new(Full::new(body.clone())))
 }
 
+/// Cancelled by a timer, and not a task that was cancelled.
+fn cut_off(status: &Status) -> bool {
+    status.code() == Code::Cancelled && !contract::error::is_of_a_service(status)
+}
+
 fn unanswered(shared: &Shared, limit: Duration) -> Status {
     let name = shared.name;
     Status::deadline_exceeded(format!("{name} did not answer within {limit:?}"))
@@ -237,7 +253,8 @@ fn unanswered(shared: &Shared, limit: Duration) -> Status {
 fn kept_back(shared: &Shared, wait: Duration) -> Status {
     metrics::kept_back(shared.name);
     let name = shared.name;
-    let message = format!("{name} fails too often just now and is left alone for a while; try again");
+    let message =
+        format!("{name} fails too often just now and is left alone for a while; try again");
     Failure::unavailable(message, wait).into()
 }
 

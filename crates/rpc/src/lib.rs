@@ -102,8 +102,16 @@ impl PeerSettings {
         let rules = [
             (some(self.timeout), "timeout", "longer than nothing"),
             (percent(breaker.percent), "breaker.percent", "1 to 100"),
-            (some(breaker.window), "breaker.window", "longer than nothing"),
-            (some(breaker.open_for), "breaker.open_for", "longer than nothing"),
+            (
+                some(breaker.window),
+                "breaker.window",
+                "longer than nothing",
+            ),
+            (
+                some(breaker.open_for),
+                "breaker.open_for",
+                "longer than nothing",
+            ),
             (breaker.probes > 0, "breaker.probes", "at least 1"),
             (retries.attempts > 0, "retries.attempts", "at least 1"),
             (retries.percent <= 100, "retries.percent", "0 to 100"),

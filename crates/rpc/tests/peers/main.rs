@@ -121,7 +121,9 @@ async fn call(peer: &Peer) -> Result<Duration, Status> {
 }
 
 async fn asked(peer: &Peer, request: Request<AuthenticateRequest>) -> Result<Duration, Status> {
-    let answer = AuthServiceClient::new(peer.clone()).authenticate(request).await?;
+    let answer = AuthServiceClient::new(peer.clone())
+        .authenticate(request)
+        .await?;
     let limit = answer.into_inner().rate_limit.unwrap();
     Ok(Duration::from_millis(limit.reset_ms))
 }
@@ -140,7 +142,10 @@ async fn a_peer_that_fails_is_left_alone_with_an_honest_wait_and_called_again_on
     let kept_back = Failure::from(call(&peer).await.unwrap_err());
     assert_eq!(kept_back.code, ErrorCode::Unavailable);
     let wait = kept_back.retry_after.unwrap();
-    assert!(wait > Duration::ZERO && wait <= Duration::from_millis(700), "{wait:?}");
+    assert!(
+        wait > Duration::ZERO && wait <= Duration::from_millis(700),
+        "{wait:?}"
+    );
     assert_eq!(bench.calls(), 11, "nothing went out");
 
     // After exactly that wait, a probe goes out; it fails, and the wait begins again.
@@ -175,13 +180,17 @@ async fn a_peer_that_hangs_opens_its_breaker_but_callers_in_a_hurry_do_not() {
 }
 
 #[tokio::test]
-async fn a_service_that_says_itself_that_it_cannot_just_now_is_heard_and_neither_asked_again_nor_left_alone() {
+async fn a_service_that_says_itself_that_it_cannot_just_now_is_heard_and_neither_asked_again_nor_left_alone()
+ {
     let full = Failure::unavailable("the task log is full", Duration::from_secs(7));
     let bench = Bench::start(Manner::Refuses(full.clone().into())).await;
     let peer = rpc::peer("auth", &settings(bench.address, "5s")).unwrap();
     for _ in 0..20 {
         let request = rpc::idempotent(AuthenticateRequest::default());
-        assert_eq!(Failure::from(asked(&peer, request).await.unwrap_err()), full);
+        assert_eq!(
+            Failure::from(asked(&peer, request).await.unwrap_err()),
+            full
+        );
     }
     assert_eq!(bench.calls(), 20);
     assert_eq!(*peer.breaker().borrow(), BreakerState::Closed);
@@ -195,7 +204,9 @@ async fn only_a_call_that_may_be_carried_out_twice_is_sent_again() {
     assert_eq!(call(&peer).await.unwrap_err().code(), Code::Unavailable);
     assert_eq!(bench.calls(), 1);
     bench.become_(Manner::FailsFirst(3)).await;
-    asked(&peer, rpc::idempotent(AuthenticateRequest::default())).await.unwrap();
+    asked(&peer, rpc::idempotent(AuthenticateRequest::default()))
+        .await
+        .unwrap();
     assert_eq!(bench.calls(), 4);
     assert!(bench.service.stop(Duration::from_secs(5)).await);
 }
@@ -244,7 +255,10 @@ async fn what_is_left_of_the_callers_deadline_goes_on_less_a_margin() {
     let bench = Bench::start(Manner::Answers).await;
     let peer = rpc::peer("auth", &settings(bench.address, "5s")).unwrap();
     let whole = call(&peer).await.unwrap();
-    assert!(whole > Duration::from_secs(3) && whole <= Duration::from_secs(5), "{whole:?}");
+    assert!(
+        whole > Duration::from_secs(3) && whole <= Duration::from_secs(5),
+        "{whole:?}"
+    );
     let limit = Duration::from_secs(2);
     let left = rpc::deadline::within(limit, call(&peer)).await.unwrap();
     assert!(left <= limit - Duration::from_millis(20), "{left:?}");
@@ -265,7 +279,10 @@ async fn a_server_drops_work_whose_deadline_has_passed() {
     request.set_timeout(Duration::from_millis(200));
     let late = client.authenticate(request).await.unwrap_err();
     // The library's word for it, where its timer is first.
-    assert!(matches!(late.code(), Code::DeadlineExceeded | Code::Cancelled));
+    assert!(matches!(
+        late.code(),
+        Code::DeadlineExceeded | Code::Cancelled
+    ));
     let until = Instant::now() + Duration::from_secs(5);
     while bench.moody.dropped.load(Ordering::SeqCst) == 0 {
         assert!(Instant::now() < until, "still at work");
