@@ -10,7 +10,9 @@ use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use contract::{ErrorCode, Failure, TaskId};
 use lifecycle::{Check, Service};
+use rpc::BreakerState;
 use serde::Serialize;
+use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 
@@ -116,6 +118,7 @@ fn watch<F, P>(
     let check: Check = service.health.check(name);
     let edge = edge.clone();
     let stop = service.tasks.stop_token();
+    let mut breaker = edge.platform.breaker(name);
     let probing = async move {
         loop {
             let answer = tokio::time::timeout(PROBE_TIMEOUT, probe(edge.clone())).await;
@@ -133,13 +136,33 @@ fn watch<F, P>(
                     interval.min(RETRY)
                 }
             };
-            tokio::time::sleep(next).await;
+            tokio::select! {
+                () = tokio::time::sleep(next) => {}
+                // What every caller hears from now on, readiness says from now on.
+                () = turned(&mut breaker) => {}
+            }
         }
     };
     service.tasks.critical("health", async move {
         stop.run_until_cancelled(probing).await;
         Ok::<(), Infallible>(())
     });
+}
+
+/// Resolves when a breaker opens or closes.
+async fn turned(breaker: &mut Option<watch::Receiver<BreakerState>>) {
+    let changed = match breaker {
+        Some(state) => {
+            let half = |state: &BreakerState| *state == BreakerState::HalfOpen;
+            let changed = state.changed().await.is_ok();
+            // Its probes are not over: the next change tells.
+            changed && !half(&state.borrow_and_update())
+        }
+        None => false,
+    };
+    if !changed {
+        std::future::pending::<()>().await;
+    }
 }
 
 /// Says over gRPC's health protocol what `/readyz` says over HTTP.

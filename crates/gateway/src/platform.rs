@@ -10,9 +10,10 @@ use contract::orchestrator::orchestrator_service_client::OrchestratorServiceClie
 use contract::registry::registry_service_client::RegistryServiceClient;
 use contract::v1::submit_result;
 use contract::{ErrorCode, Failure, TaskId, TenantId, orchestrator, registry, v1};
-use rpc::{Peer, PeerSettings};
+use rpc::{BreakerState, Peer, PeerSettings};
 use storage::{Key, Storage, StorageError};
-use tonic::{Status, Streaming};
+use tokio::sync::watch;
+use tonic::{Request, Status, Streaming};
 
 use crate::error::StartError;
 use crate::settings::Settings;
@@ -28,6 +29,7 @@ pub(crate) struct Platform {
     orchestrator: OrchestratorServiceClient<Peer>,
     registry: RegistryServiceClient<Peer>,
     storage: Storage,
+    breakers: [(&'static str, watch::Receiver<BreakerState>); 3],
 }
 
 /// A picture with its bytes.
@@ -48,17 +50,32 @@ impl Platform {
     /// Makes the channels; nothing is connected yet.
     pub(crate) fn new(settings: &Settings) -> Result<Self, StartError> {
         let peer = |peer: &'static str, settings: &PeerSettings| {
-            rpc::peer(settings).map_err(|source| StartError::Peer { peer, source })
+            rpc::peer(peer, settings).map_err(|source| StartError::Peer { peer, source })
         };
-        let auth = AuthServiceClient::new(peer("auth", &settings.auth)?);
-        let tasks = OrchestratorServiceClient::new(peer("orchestrator", &settings.orchestrator)?);
-        let models = RegistryServiceClient::new(peer("registry", &settings.registry)?);
+        let auth = peer("auth", &settings.auth)?;
+        let orchestrator = peer("orchestrator", &settings.orchestrator)?;
+        let registry = peer("registry", &settings.registry)?;
+        let breakers = [
+            ("auth", auth.breaker()),
+            ("orchestrator", orchestrator.breaker()),
+            ("model-registry", registry.breaker()),
+        ];
+        let auth = AuthServiceClient::new(auth);
+        let tasks = OrchestratorServiceClient::new(orchestrator);
+        let models = RegistryServiceClient::new(registry);
         Ok(Self {
+            breakers,
             auth: rpc::with_limits!(auth),
             orchestrator: rpc::with_limits!(tasks),
             registry: rpc::with_limits!(models),
             storage: Storage::open(&settings.storage)?,
         })
+    }
+
+    /// Changes of the breaker of a peer, by the name of its check.
+    pub(crate) fn breaker(&self, check: &str) -> Option<watch::Receiver<BreakerState>> {
+        let mut named = self.breakers.iter();
+        named.find_map(|(name, state)| (*name == check).then(|| state.clone()))
     }
 
     /// Verifies a proof and charges one request to the caller's limit.
@@ -88,7 +105,8 @@ impl Platform {
     /// The public keys that tokens are verified with.
     pub(crate) async fn token_keys(&self) -> Result<Vec<TokenKey>, Failure> {
         let mut auth = self.auth.clone();
-        let answer = auth.list_token_keys(ListTokenKeysRequest {}).await;
+        let request = rpc::idempotent(ListTokenKeysRequest {});
+        let answer = auth.list_token_keys(request).await;
         Ok(answer.map_err(heard("list_token_keys"))?.into_inner().keys)
     }
 
@@ -98,9 +116,15 @@ impl Platform {
         caller: &Caller,
         task: v1::SubmitTask,
     ) -> Result<(v1::Task, bool), Failure> {
+        let keyed = !task.idempotency_key.is_empty();
         let request = orchestrator::SubmitRequest {
             caller: Some(caller.clone()),
             task: Some(task),
+        };
+        // With an idempotency key, the second time finds what the first has made.
+        let request = match keyed {
+            true => rpc::idempotent(request),
+            false => Request::new(request),
         };
         let answer = self.orchestrator.clone().submit(request).await;
         let answer = answer.map_err(heard("submit"))?.into_inner();
@@ -129,9 +153,14 @@ impl Platform {
         if count == 0 {
             return Ok(Vec::new());
         }
+        let keyed = tasks.iter().all(|task| !task.idempotency_key.is_empty());
         let request = orchestrator::SubmitBatchRequest {
             caller: Some(caller.clone()),
             tasks,
+        };
+        let request = match keyed {
+            true => rpc::idempotent(request),
+            false => Request::new(request),
         };
         let answer = self.orchestrator.clone().submit_batch(request).await;
         let results = answer.map_err(heard("submit_batch"))?.into_inner().results;
@@ -154,7 +183,11 @@ impl Platform {
             tenant: tenant.to_owned(),
             task_id: task.to_string(),
         };
-        let answer = self.orchestrator.clone().get(request).await;
+        let answer = self
+            .orchestrator
+            .clone()
+            .get(rpc::idempotent(request))
+            .await;
         task_of(answer.map_err(heard("get"))?.into_inner().task)
     }
 
@@ -170,7 +203,11 @@ impl Platform {
             task_id: task.to_string(),
             reason: reason.to_owned(),
         };
-        let answer = self.orchestrator.clone().cancel(request).await;
+        let answer = self
+            .orchestrator
+            .clone()
+            .cancel(rpc::idempotent(request))
+            .await;
         task_of(answer.map_err(heard("cancel"))?.into_inner().task)
     }
 
@@ -186,7 +223,11 @@ impl Platform {
             page_token: page.page_token,
             phase: page.phase,
         };
-        let answer = self.orchestrator.clone().list(request).await;
+        let answer = self
+            .orchestrator
+            .clone()
+            .list(rpc::idempotent(request))
+            .await;
         let answer = answer.map_err(heard("list"))?.into_inner();
         Ok(v1::ListResponse {
             tasks: answer.tasks,
@@ -227,6 +268,7 @@ impl Platform {
             index,
             access_token: access_token.to_owned(),
         };
+        let request = rpc::idempotent(request);
         let answer = self.orchestrator.clone().resolve_image(request).await;
         let answer = answer.map_err(heard("resolve_image"))?.into_inner();
         let (Some(info), Some(key)) = (answer.info, Key::stored(&answer.key)) else {
@@ -262,7 +304,7 @@ impl Platform {
         let answer = self
             .registry
             .clone()
-            .list_models(registry::ListModelsRequest {})
+            .list_models(rpc::idempotent(registry::ListModelsRequest {}))
             .await;
         Ok(answer.map_err(heard("list_models"))?.into_inner().models)
     }

@@ -75,7 +75,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     // Before anything else: a worker without its device must not look alive.
     let device = device(settings.engine.device)?;
     let storage = Storage::open(&settings.storage)?;
-    let registry = rpc::peer(&settings.registry).map_err(StartError::Registry)?;
+    let registry = rpc::peer("registry", &settings.registry).map_err(StartError::Registry)?;
     let mut service = Service::new("gpu-worker");
     let checks = Checks::of(&service);
     admin::serve(&mut service, settings.process.admin_listen, &telemetry).await?;

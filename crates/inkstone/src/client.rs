@@ -19,11 +19,8 @@ const CALL_LIMIT: &str = "30s";
 /// A channel to `url`.
 pub(crate) fn peer(url: &str) -> Result<Peer, CliError> {
     let timeout = CALL_LIMIT.parse();
-    let settings = PeerSettings {
-        url: url.to_owned(),
-        timeout: timeout.unwrap_or_else(|_| unreachable!("{CALL_LIMIT} is a duration")),
-    };
-    Ok(rpc::peer(&settings)?)
+    let timeout = timeout.unwrap_or_else(|_| unreachable!("{CALL_LIMIT} is a duration"));
+    Ok(rpc::peer("server", &PeerSettings::new(url, timeout))?)
 }
 
 /// A request that carries `Authorization: Bearer …`.

@@ -92,11 +92,10 @@ fn demo() -> PathBuf {
 }
 
 fn client(service: &Service) -> Client {
-    let settings = PeerSettings {
-        url: format!("http://{}", service.address("grpc")),
-        timeout: "30s".parse().unwrap(),
-    };
-    rpc::with_limits!(RegistryServiceClient::new(rpc::peer(&settings).unwrap()))
+    let url = format!("http://{}", service.address("grpc"));
+    let settings = PeerSettings::new(url, "30s".parse().unwrap());
+    let peer = rpc::peer("registry", &settings).unwrap();
+    rpc::with_limits!(RegistryServiceClient::new(peer))
 }
 
 async fn register(client: &mut Client, folder: &Path) -> Result<proto::Model, Failure> {

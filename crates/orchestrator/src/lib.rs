@@ -50,7 +50,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let log = TaskLog::new(broker.clone());
     log.ensure_streams(&settings.streams).await?;
 
-    let registry = rpc::peer(&settings.registry)?;
+    let registry = rpc::peer("registry", &settings.registry)?;
     let check = service.health.check("models");
     let models = models::Models::follow(registry, &service.tasks, check);
     let max_size = settings.streams.task_max_size.bytes();

@@ -1,7 +1,15 @@
 //! gRPC between services: one way to serve, one way to call.
 //!
-//! Every call carries a deadline (`grpc-timeout`) and the trace context; every message has a size limit; every
-//! connection is kept alive, so a peer that vanished is noticed in seconds.
+//! Every call carries what is left of its caller's deadline (`grpc-timeout`) and the trace context; every message has a size
+//! limit; every connection is kept alive, so a peer that vanished is noticed in seconds. A peer that fails is left alone by
+//! its breaker, and calls that may be carried out twice are sent again within a budget (`docs/adr/0020`).
+
+mod breaker;
+mod budget;
+mod client;
+pub mod deadline;
+mod metrics;
+mod server;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -10,12 +18,12 @@ use contract::limits::MAX_GRPC_MESSAGE_BYTES;
 use lifecycle::Service;
 use settings::Millis;
 use tokio::net::TcpListener;
-use tonic::metadata::{MetadataKey, MetadataMap, MetadataValue};
-use tonic::service::Interceptor;
-use tonic::service::interceptor::InterceptedService;
 use tonic::transport::server::TcpIncoming;
-use tonic::transport::{Channel, Endpoint, Server};
-use tonic::{Request, Status};
+use tonic::transport::{Endpoint, Server};
+
+pub use breaker::{BreakerSettings, BreakerState};
+pub use budget::RetrySettings;
+pub use client::{NoDeadline, Peer, idempotent, streaming};
 
 /// Streams that one connection may have open.
 const MAX_STREAMS_PER_CONNECTION: u32 = 4096;
@@ -38,6 +46,16 @@ pub enum RpcError {
         #[source]
         source: std::io::Error,
     },
+    /// A setting cannot be.
+    #[error("{peer}.{key} must be {must}")]
+    Setting {
+        /// The section.
+        peer: &'static str,
+        /// The key in it.
+        key: &'static str,
+        /// What would do.
+        must: &'static str,
+    },
     /// The peer's URL is not one.
     #[error("{url:?} is not a URL such as http://127.0.0.1:7001")]
     Url {
@@ -57,52 +75,62 @@ pub struct PeerSettings {
     pub url: String,
     /// The longest that a unary call may take.
     pub timeout: Millis,
+    /// When it is left alone.
+    #[serde(default)]
+    pub breaker: BreakerSettings,
+    /// How often calls to it are sent again.
+    #[serde(default)]
+    pub retries: RetrySettings,
 }
 
-/// A connection to a peer, made when first used and again when lost. Cheap to clone.
-pub type Peer = InterceptedService<Channel, Outgoing>;
-
-/// Adds the deadline and the trace context to each call.
-#[derive(Debug, Clone)]
-pub struct Outgoing {
-    timeout: Duration,
-}
-
-/// Marks a call that streams for as long as it likes: no deadline is added.
-#[derive(Debug, Clone, Copy)]
-pub struct NoDeadline;
-
-impl Interceptor for Outgoing {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let streams = request.extensions().get::<NoDeadline>().is_some();
-        if !streams && request.metadata().get("grpc-timeout").is_none() {
-            request.set_timeout(self.timeout);
+impl PeerSettings {
+    /// A peer with the default breaker and retries.
+    pub fn new(url: impl Into<String>, timeout: Millis) -> Self {
+        Self {
+            url: url.into(),
+            timeout,
+            breaker: BreakerSettings::default(),
+            retries: RetrySettings::default(),
         }
-        let metadata = request.metadata_mut();
-        telemetry::inject(|name, value| insert(metadata, name, &value));
-        Ok(request)
     }
-}
 
-fn insert(metadata: &mut MetadataMap, name: &str, value: &str) {
-    let name = MetadataKey::from_bytes(name.as_bytes());
-    if let (Ok(name), Ok(value)) = (name, MetadataValue::try_from(value)) {
-        metadata.insert(name, value);
+    /// The first setting that cannot be, and what it must be.
+    fn problem(&self) -> Option<(&'static str, &'static str)> {
+        let (breaker, retries) = (&self.breaker, &self.retries);
+        let percent = |value: u32| (1..=100).contains(&value);
+        let some = |time: Millis| !time.duration().is_zero();
+        let rules = [
+            (some(self.timeout), "timeout", "longer than nothing"),
+            (percent(breaker.percent), "breaker.percent", "1 to 100"),
+            (
+                some(breaker.window),
+                "breaker.window",
+                "longer than nothing",
+            ),
+            (
+                some(breaker.open_for),
+                "breaker.open_for",
+                "longer than nothing",
+            ),
+            (breaker.probes > 0, "breaker.probes", "at least 1"),
+            (retries.attempts > 0, "retries.attempts", "at least 1"),
+            (retries.percent <= 100, "retries.percent", "0 to 100"),
+        ];
+        let broken = rules.into_iter().find(|(holds, ..)| !holds);
+        broken.map(|(_, key, must)| (key, must))
     }
-}
-
-/// A request for a call that streams without a deadline.
-pub fn streaming<T>(message: T) -> Request<T> {
-    let mut request = Request::new(message);
-    request.extensions_mut().insert(NoDeadline);
-    request
 }
 
 /// A lazy channel to a peer.
 ///
 /// # Errors
-/// When the URL cannot be understood. That the peer is not there is an error of each call, not of this.
-pub fn peer(settings: &PeerSettings) -> Result<Peer, RpcError> {
+/// When the URL cannot be understood or a setting cannot be. That the peer is not there is an error of each call, not of
+/// this. `name` is the section of the settings; logs and metrics call it so.
+pub fn peer(name: &'static str, settings: &PeerSettings) -> Result<Peer, RpcError> {
+    if let Some((key, must)) = settings.problem() {
+        let peer = name;
+        return Err(RpcError::Setting { peer, key, must });
+    }
     let endpoint = Endpoint::from_shared(settings.url.clone())
         .map_err(|source| RpcError::Url {
             url: settings.url.clone(),
@@ -115,10 +143,7 @@ pub fn peer(settings: &PeerSettings) -> Result<Peer, RpcError> {
         .http2_keep_alive_interval(KEEPALIVE)
         .keep_alive_timeout(KEEPALIVE_TIMEOUT)
         .keep_alive_while_idle(true);
-    let outgoing = Outgoing {
-        timeout: settings.timeout.duration(),
-    };
-    Ok(InterceptedService::new(endpoint.connect_lazy(), outgoing))
+    Ok(Peer::new(name, endpoint.connect_lazy(), settings))
 }
 
 /// Sets the message limits that all our generated clients and servers share.
@@ -153,6 +178,7 @@ pub async fn serve(
         .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
         .http2_keepalive_interval(Some(KEEPALIVE))
         .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+        .layer(server::Deadlines)
         .add_routes(routes);
     let stopping = service.tasks.stopping();
     service.tasks.critical("grpc", async move {

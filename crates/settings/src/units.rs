@@ -40,6 +40,14 @@ impl Millis {
     }
 }
 
+impl From<Duration> for Millis {
+    /// To the whole millisecond below.
+    fn from(time: Duration) -> Self {
+        let millis = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self(Duration::from_millis(millis))
+    }
+}
+
 impl FromStr for Millis {
     type Err = ParseUnitError;
 

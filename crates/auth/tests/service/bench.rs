@@ -85,11 +85,8 @@ impl Bench {
 }
 
 pub(crate) fn peer(url: &str) -> rpc::Peer {
-    let settings = rpc::PeerSettings {
-        url: url.to_owned(),
-        timeout: "20s".parse().unwrap(),
-    };
-    rpc::peer(&settings).unwrap()
+    let settings = rpc::PeerSettings::new(url, "20s".parse().unwrap());
+    rpc::peer("auth", &settings).unwrap()
 }
 
 impl Instance {
