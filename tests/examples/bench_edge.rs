@@ -26,6 +26,10 @@ use tokio::net::TcpStream;
 use tokio::sync::Mutex;
 use tonic::transport::{Channel, Endpoint};
 
+/// The one that sends must not be what is measured.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const SERVICES: [&str; 4] = ["auth", "model-registry", "orchestrator", "gateway"];
 const CONNECTIONS: usize = 8;
 /// Requests on their way in an open loop beyond which further ones count as failed.

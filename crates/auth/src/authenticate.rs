@@ -116,7 +116,8 @@ impl Authenticator {
             return Err(AuthError::NoPolicy { app_key });
         };
         let rate = policy.rate();
-        if requests > rate.burst {
+        // One was charged when the caller was let in.
+        if requests >= rate.burst {
             return Err(AuthError::Invalid {
                 field: "tasks",
                 problem: format!(

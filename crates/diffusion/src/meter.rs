@@ -9,7 +9,7 @@
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::hint::black_box;
-use std::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
 
 use candle_core::Device;
 
@@ -36,10 +36,10 @@ thread_local! {
 static LIVE: AtomicI64 = AtomicI64::new(0);
 /// The most that it has been since it was last set.
 static PEAK: AtomicI64 = AtomicI64::new(0);
-/// Passes that run now.
-static RUNNING: AtomicUsize = AtomicUsize::new(0);
-/// Passes that have ever begun.
-static BEGUN: AtomicU64 = AtomicU64::new(0);
+/// Passes that have ever begun, in the upper half, and those that run now, in the lower: read and changed together.
+static PASSES: AtomicU64 = AtomicU64::new(0);
+const ONE_BEGUN: u64 = 1 << 32;
+const RUNNING: u64 = ONE_BEGUN - 1;
 
 fn count(change: i64) {
     // A thread that is ending has no more thread-locals, and nothing to count.
@@ -117,20 +117,22 @@ struct Running {
 
 impl Running {
     fn begin() -> Self {
-        let alone = RUNNING.fetch_add(1, Ordering::AcqRel) == 0;
-        let number = BEGUN.fetch_add(1, Ordering::AcqRel) + 1;
-        Self { number, alone }
+        let before = PASSES.fetch_add(ONE_BEGUN + 1, Ordering::AcqRel);
+        Self {
+            number: (before / ONE_BEGUN + 1) & RUNNING,
+            alone: before & RUNNING == 0,
+        }
     }
 
     /// Whether no other ran at any moment of it.
     fn was_alone(&self) -> bool {
-        self.alone && BEGUN.load(Ordering::Acquire) == self.number
+        self.alone && PASSES.load(Ordering::Acquire) / ONE_BEGUN == self.number
     }
 }
 
 impl Drop for Running {
     fn drop(&mut self) {
-        RUNNING.fetch_sub(1, Ordering::AcqRel);
+        PASSES.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

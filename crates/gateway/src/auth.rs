@@ -49,8 +49,26 @@ pub(crate) async fn authenticate(
         }
         Err(failure) => refuse(failure),
     };
-    write_limit(response.headers_mut(), limit);
+    // Of a handler that charged more, what it was told last counts; and whoever was refused for the limit has nothing left.
+    let later = response.extensions_mut().remove::<Option<RateLimit>>();
+    let wait = response.extensions().get::<Refused>().and_then(over_limit);
+    write_limit(response.headers_mut(), later.flatten().or(limit));
+    write_wait(response.headers_mut(), wait);
     response
+}
+
+/// How long a caller over its limit has to wait.
+fn over_limit(refused: &Refused) -> Option<Duration> {
+    let Refused(failure) = refused;
+    (failure.code == ErrorCode::RateLimited)
+        .then(|| failure.retry_after.unwrap_or(Duration::from_secs(1)))
+}
+
+fn write_wait(headers: &mut HeaderMap, wait: Option<Duration>) {
+    if let Some(wait) = wait {
+        headers.insert(REMAINING, 0.into());
+        headers.insert(RESET, whole_seconds(wait).max(1).into());
+    }
 }
 
 /// Asks auth whose proof this is.
@@ -201,14 +219,10 @@ fn part(
 
 /// The refusal of a caller; over the limit, with what is left of it: nothing.
 pub(crate) fn refuse(failure: Failure) -> Response {
-    let wait = (failure.code == ErrorCode::RateLimited)
-        .then(|| failure.retry_after.unwrap_or(Duration::from_secs(1)));
-    let mut response = Refused(failure).into_response();
-    if let Some(wait) = wait {
-        let headers = response.headers_mut();
-        headers.insert(REMAINING, 0.into());
-        headers.insert(RESET, whole_seconds(wait).max(1).into());
-    }
+    let refused = Refused(failure);
+    let wait = over_limit(&refused);
+    let mut response = refused.into_response();
+    write_wait(response.headers_mut(), wait);
     response
 }
 

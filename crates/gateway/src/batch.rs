@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use contract::auth::Caller;
+use contract::auth::{Caller, RateLimit};
 use contract::v1::submit_result;
 use contract::{Failure, check_batch, v1, validate};
 use serde::{Deserialize, Serialize};
@@ -64,12 +64,15 @@ pub(crate) async fn create(
     let batch: BatchJson = json::parse(&bytes)?;
     check_batch(batch.tasks.len())?;
     let requests = batch.tasks.into_iter().map(decode).collect();
-    let answers = submit(&edge, &caller, requests).await?;
+    let (answers, limit) = submit(&edge, &caller, requests).await?;
     let base = edge.public_url(&uri, &headers);
     let results = answers.iter().map(|answer| json_of(answer, &base));
-    Ok(json_answer(&AnswersJson {
+    let mut response = json_answer(&AnswersJson {
         results: results.collect(),
-    }))
+    });
+    // For the layer that tells the caller what is left.
+    response.extensions_mut().insert(limit);
+    Ok(response)
 }
 
 /// Where one alone has a header, one of many has a field.
@@ -107,7 +110,8 @@ pub(crate) fn result(answer: Answer) -> v1::SubmitResult {
     }
 }
 
-/// Submits those that could be read and are within the contract's limits. Answers are in the requests' order.
+/// Submits those that could be read and are within the contract's limits. Answers are in the requests' order; beside them what is left of
+/// the caller's limit, if more was charged.
 ///
 /// # Errors
 /// When there are none or too many, the caller is over its limit, or nobody could be asked: then no task was made that is
@@ -116,9 +120,9 @@ pub(crate) async fn submit(
     edge: &Edge,
     caller: &Caller,
     requests: Vec<Result<v1::SubmitTask, Failure>>,
-) -> Result<Vec<Answer>, Failure> {
+) -> Result<(Vec<Answer>, Option<RateLimit>), Failure> {
     check_batch(requests.len())?;
-    edge.platform.charge_batch(caller, requests.len()).await?;
+    let limit = edge.platform.charge_batch(caller, requests.len()).await?;
     let mut good = Vec::with_capacity(requests.len());
     let check = |request: Result<v1::SubmitTask, Failure>| {
         let task = request?;
@@ -132,5 +136,5 @@ pub(crate) async fn submit(
         Ok(()) => submitted.next(),
         Err(failure) => Some(Err(failure)),
     });
-    Ok(answers.collect())
+    Ok((answers.collect(), limit))
 }

@@ -67,7 +67,8 @@ fn described() -> tonic_reflection::server::Builder<'static> {
         .with_service_name("grpc.health.v1.Health")
 }
 
-fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+/// Whom auth has vouched for.
+pub(crate) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
     let missing = || Failure::new(ErrorCode::Unauthenticated, "the caller is not known").into();
     request
         .extensions()
@@ -98,9 +99,11 @@ impl ImageService for Images {
     ) -> Result<Response<v1::SubmitBatchResponse>, Status> {
         let caller = caller(&request)?;
         let tasks = request.into_inner().tasks.into_iter().map(Ok).collect();
-        let answers = batch::submit(&self.edge, &caller, tasks).await?;
+        let (answers, limit) = batch::submit(&self.edge, &caller, tasks).await?;
         let results = answers.into_iter().map(batch::result).collect();
-        Ok(Response::new(v1::SubmitBatchResponse { results }))
+        let mut response = Response::new(v1::SubmitBatchResponse { results });
+        response.extensions_mut().insert(limit);
+        Ok(response)
     }
 
     async fn get(

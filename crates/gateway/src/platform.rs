@@ -4,7 +4,7 @@ use bytes::Bytes;
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::{
     AuthenticateRequest, AuthenticateResponse, Caller, ChargeRequest, IssueTokenRequest,
-    IssueTokenResponse, ListTokenKeysRequest, TokenKey, authenticate_request::Proof,
+    IssueTokenResponse, ListTokenKeysRequest, RateLimit, TokenKey, authenticate_request::Proof,
 };
 use contract::orchestrator::orchestrator_service_client::OrchestratorServiceClient;
 use contract::registry::registry_service_client::RegistryServiceClient;
@@ -132,15 +132,20 @@ impl Platform {
     }
 
     /// Charges the requests of a batch beyond the first, which was charged when its caller was let in.
-    pub(crate) async fn charge_batch(&self, caller: &Caller, tasks: usize) -> Result<(), Failure> {
+    /// What is left of the limit then; `None` when nothing more was charged.
+    pub(crate) async fn charge_batch(
+        &self,
+        caller: &Caller,
+        tasks: usize,
+    ) -> Result<Option<RateLimit>, Failure> {
         let requests = u32::try_from(tasks.saturating_sub(1)).unwrap_or(u32::MAX);
         if requests == 0 {
-            return Ok(());
+            return Ok(None);
         }
         let app_key = caller.app_key.clone();
         let request = ChargeRequest { app_key, requests };
         let answer = self.auth.clone().charge(request).await;
-        answer.map(drop).map_err(heard("charge"))
+        Ok(answer.map_err(heard("charge"))?.into_inner().rate_limit)
     }
 
     /// Accepts tasks; one answer each, in order.

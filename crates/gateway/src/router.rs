@@ -153,9 +153,10 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .layer(from_fn_with_state(edge.clone(), layers::shed))
         .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline))
         .reset_fallback();
-    // It authenticates in its calls, some of which need no key, and waits for pictures.
+    // Some of its calls need no key, and others wait for pictures.
     let inference = Routes::new(oip::grpc::Inference::server(edge.clone()))
         .into_axum_router()
+        .layer(from_fn_with_state(edge.clone(), oip::grpc::admit))
         .layer(from_fn_with_state(edge.clone(), layers::shed))
         .layer(from_fn_with_state(
             edge.clone(),

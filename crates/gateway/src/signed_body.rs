@@ -15,6 +15,7 @@ use crate::json;
 use crate::openai;
 use crate::problem::is_grpc;
 use crate::settings::HttpSettings;
+use crate::tokens;
 
 /// What gRPC puts in front of a message: whether it is compressed, and its length.
 const GRPC_PREFIX_BYTES: u64 = 5;
@@ -47,7 +48,9 @@ pub(crate) async fn check(
     };
     let mut request = request;
     let mut limit = edge.http.max_body;
-    if request.uri().path() == openai::EDITS {
+    if request.uri().path() == tokens::PATH {
+        limit = tokens::MAX_BODY;
+    } else if request.uri().path() == openai::EDITS {
         // For as long as the pictures are in memory: whoever reads them on finds it.
         let upload = edge.open_upload()?;
         request.extensions_mut().insert(upload);

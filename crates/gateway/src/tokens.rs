@@ -1,13 +1,15 @@
 //! Short-lived tokens in exchange for a key, and the public keys that they are verified with.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
-use contract::Failure;
 use contract::auth::TokenKey;
+use contract::{ErrorCode, Failure};
 use serde::Serialize;
+use settings::ByteSize;
 
 use crate::auth::{self, Proven};
 use crate::edge::Edge;
@@ -15,6 +17,11 @@ use crate::json::{self, Fields};
 use crate::problem;
 use crate::signed_body;
 
+/// Where a token is asked for.
+pub(crate) const PATH: &str = "/v1/token";
+/// How large that body may be, and how long it may take: it is read before auth has vouched for anybody.
+pub(crate) const MAX_BODY: ByteSize = ByteSize::of(1024);
+const PATIENCE: Duration = Duration::from_secs(2);
 /// What the body may hold.
 const LIFETIME: &str = "lifetime_seconds";
 /// Five minutes: auth publishes a key an hour before it signs.
@@ -34,10 +41,17 @@ pub(crate) async fn issue(State(edge): State<Arc<Edge>>, request: Request) -> Re
     let read = async {
         let Proven { proof, body } = Proven::of(&request)?;
         let request = signed_body::check(&edge, request, body).await?;
-        let body = json::read_bytes(request.into_body(), &edge.http).await?;
+        let body = json::read_at_most(request.into_body(), MAX_BODY, &edge.http).await?;
         Ok((proof, lifetime(&body)?))
     };
-    let issued = match read.await {
+    // Nobody has vouched for the caller yet.
+    let read = tokio::time::timeout(PATIENCE, read)
+        .await
+        .unwrap_or_else(|_| {
+            let message = format!("the body did not arrive within {PATIENCE:?}");
+            Err(Failure::new(ErrorCode::DeadlineExceeded, message))
+        });
+    let issued = match read {
         Ok((proof, lifetime)) => edge.platform.issue_token(proof, lifetime).await,
         Err(failure) => Err(failure),
     };

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use crate::log::{EXPECTED_SUBJECT, trace_headers};
-use crate::{Appended, BrokerError, Event, EventLog};
+use crate::{Appended, BrokerError, Event, EventLog, REQUEST_TIMEOUT};
 
 const BATCH_ID: &str = "Nats-Batch-Id";
 const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
@@ -128,6 +128,13 @@ impl EventLog {
 
     /// All of them, or none if an error says so; after a time-out that is not known.
     async fn create_together(&self, events: &[&NewEvent]) -> Result<(), BrokerError> {
+        // The client itself only limits the wait for an answer: with a broken connection, what is to be sent waits for another.
+        let limit = 2 * REQUEST_TIMEOUT;
+        let sent = tokio::time::timeout(limit, self.send_together(events)).await;
+        sent.unwrap_or_else(|_| Err(self.broker.unreachable()))
+    }
+
+    async fn send_together(&self, events: &[&NewEvent]) -> Result<(), BrokerError> {
         let (client, stream) = (&self.broker.client, self.stream);
         if !self.broker.is_connected() {
             return Err(self.broker.unreachable());

@@ -69,6 +69,11 @@ impl FromStr for Millis {
 pub struct ByteSize(u64);
 
 impl ByteSize {
+    /// So many bytes.
+    pub const fn of(bytes: u64) -> Self {
+        Self(bytes)
+    }
+
     /// In bytes.
     pub fn bytes(self) -> u64 {
         self.0

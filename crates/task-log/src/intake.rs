@@ -98,6 +98,9 @@ impl Committer {
                     waiting.push_back(pending);
                 }
                 let group = next_group(&mut waiting);
+                if group.is_empty() {
+                    continue;
+                }
                 let manner = manners.choose(group.len());
                 appends.push(append(&self.log, group, manner));
             }
@@ -115,7 +118,7 @@ impl Committer {
     }
 }
 
-/// How many events were stored in which manner, and how long that took.
+/// How many events were stored in which manner, and how long that took; none if the broker did not do it: that tells nothing of its speed.
 async fn append(log: &EventLog, group: Vec<Pending>, manner: Manner) -> (usize, Manner, Duration) {
     let began = Instant::now();
     let size = group.len();
@@ -126,11 +129,16 @@ async fn append(log: &EventLog, group: Vec<Pending>, manner: Manner) -> (usize, 
         .unzip();
     let results = log.create_each(events, manner).await;
     let took = began.elapsed();
+    let known = if results.iter().all(Result::is_ok) {
+        size
+    } else {
+        0
+    };
     for (answer, result) in answers.into_iter().zip(results) {
         // Whoever asked may be gone; the task is there all the same, as after any lost answer.
         let _ = answer.send(result);
     }
-    (size, manner, took)
+    (known, manner, took)
 }
 
 /// The first of those that wait, as many as may go together: no two of one family, for the second must hear of the first. Those that
@@ -141,6 +149,10 @@ fn next_group(waiting: &mut VecDeque<Pending>) -> Vec<Pending> {
     let mut group = Vec::new();
     let mut left = VecDeque::new();
     while let Some(pending) = waiting.pop_front() {
+        // Whoever asked has given up, and was told so: it would be a task that nobody knows of.
+        if pending.answer.is_closed() {
+            continue;
+        }
         let size = pending.event.size();
         let full = group.len() >= MAX_GROUP || (bytes + size > GROUP_BYTES && !group.is_empty());
         if full {
@@ -168,10 +180,27 @@ mod tests {
     fn pending(number: usize, family: u8, bytes: usize) -> Pending {
         let subject = format!("s.{number}");
         let payload = vec![0; bytes].into();
+        // Somebody waits for the answer for as long as the test runs.
+        let (answer, waits) = oneshot::channel();
+        std::mem::forget(waits);
         Pending {
             event: NewEvent::new(subject, format!("f.{family}"), payload),
-            answer: oneshot::channel().0,
+            answer,
         }
+    }
+
+    #[test]
+    fn nothing_is_stored_for_those_who_have_given_up() {
+        let mut waiting: VecDeque<Pending> = (0..9).map(|n| pending(n, n as u8, 1)).collect();
+        for (number, pending) in waiting.iter_mut().enumerate() {
+            if number % 3 != 0 {
+                pending.answer = oneshot::channel().0;
+            }
+        }
+        let group = next_group(&mut waiting);
+        let subjects: Vec<&str> = group.iter().map(|one| one.event.subject()).collect();
+        assert_eq!(subjects, ["s.0", "s.3", "s.6"]);
+        assert!(waiting.is_empty());
     }
 
     proptest! {

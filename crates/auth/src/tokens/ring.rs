@@ -1,6 +1,7 @@
 //! The keys that tokens are signed with: sealed in the bucket `SIGNING_KEYS`, opened when they come, wiped when they go.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use aws_lc_rs::digest;
 use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
@@ -154,13 +155,14 @@ impl SigningKey {
 /// The keys that are held, by generation.
 #[derive(Default)]
 pub(crate) struct Ring {
-    pub(crate) keys: BTreeMap<Generation, SigningKey>,
+    pub(crate) keys: BTreeMap<Generation, Arc<SigningKey>>,
 }
 
 impl Ring {
     /// The key that signs now: the latest whose time has come.
     pub(crate) fn signer(&self, now: Timestamp) -> Option<&SigningKey> {
-        self.keys.values().rev().find(|key| key.signs_from <= now)
+        let mut keys = self.keys.values().rev();
+        keys.find(|key| key.signs_from <= now).map(|key| &**key)
     }
 
     /// The key of this id.

@@ -111,12 +111,13 @@ pub(crate) async fn start(
         keeper.key_encryption.clone(),
     );
     let first = copy.borrow_and_update().clone();
-    let (ring, shown) = watch::channel(Arc::new(keeper.open(&first).await));
+    let (opened, whole) = keeper.open(&first, &Ring::default()).await;
+    let (ring, shown) = watch::channel(Arc::new(opened));
     let stopping = service.tasks.stopping();
     service.tasks.critical("signing keys", async move {
         tokio::select! {
             () = stopping => {}
-            () = keeper.keep(copy, ring) => {}
+            () = keeper.keep(copy, ring, whole) => {}
         }
         Ok::<(), BrokerError>(())
     });
@@ -128,6 +129,7 @@ impl Keeper {
         &self,
         mut copy: watch::Receiver<Snapshot<SigningKeyRecord>>,
         ring: watch::Sender<Arc<Ring>>,
+        mut whole: bool,
     ) {
         let mut seen = copy.borrow().clone();
         loop {
@@ -137,8 +139,12 @@ impl Keeper {
                 return;
             }
             let held = copy.borrow_and_update().clone();
-            if held != seen {
-                ring.send_replace(Arc::new(self.open(&held).await));
+            // Keys that could not be opened are tried again at each look: what opens them may have been away.
+            if held != seen || !whole {
+                let before = ring.borrow().clone();
+                let opened;
+                (opened, whole) = self.open(&held, &before).await;
+                ring.send_replace(Arc::new(opened));
                 seen = held.clone();
             }
             if let Err(error) = self.look(&held).await {
@@ -195,22 +201,28 @@ impl Keeper {
     }
 
     /// The keys that can be opened. One that cannot be must not hide the others.
-    async fn open(&self, held: &BTreeMap<String, SigningKeyRecord>) -> Ring {
+    /// The keys that are held, and whether all of them are there. One that cannot be opened just now, and was before, stays.
+    async fn open(&self, held: &BTreeMap<String, SigningKeyRecord>, before: &Ring) -> (Ring, bool) {
         let mut ring = Ring::default();
+        let mut whole = true;
         for (name, record) in held {
             let Ok(generation) = name.parse() else {
                 tracing::error!(name, "no generation is named like this signing key");
                 continue;
             };
             match record.open(&*self.key_encryption, generation).await {
-                Ok(key) => drop(ring.keys.insert(generation, key)),
+                Ok(key) => drop(ring.keys.insert(generation, Arc::new(key))),
                 Err(error) => {
+                    whole = false;
+                    if let Some(key) = before.keys.get(&generation) {
+                        ring.keys.insert(generation, Arc::clone(key));
+                    }
                     let error = &error as &dyn std::error::Error;
                     tracing::error!(error, generation, "a signing key cannot be opened");
                 }
             }
         }
-        ring
+        (ring, whole)
     }
 }
 

@@ -22,7 +22,7 @@ impl Tokens {
             .await
             .unwrap();
         let key = record.open(key_encryption, 1).await.unwrap();
-        ring.keys.insert(1, key);
+        ring.keys.insert(1, Arc::new(key));
         Self {
             ring: watch::channel(Arc::new(ring)).1,
             issuer: "inkstone".to_owned(),

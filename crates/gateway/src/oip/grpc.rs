@@ -1,12 +1,14 @@
 //! The protocol over gRPC: `inference.GRPCInferenceService`.
 //!
-//! Unlike our own service this one authenticates in its calls: the server's own state needs no key, as over HTTP, and each
-//! request of a stream is charged like a request of its own.
+//! The server's own state needs no key, as over HTTP; everything else is let in by its headers, before a message is read. Each
+//! further request of a stream is charged like a request of its own.
 
 use std::pin::Pin;
 use std::sync::Arc;
 
+use axum::extract::State;
 use axum::http::HeaderMap;
+use axum::middleware::Next;
 use contract::auth::Caller;
 use contract::inference::grpc_inference_service_server::{
     GrpcInferenceService, GrpcInferenceServiceServer,
@@ -27,11 +29,15 @@ use tracing::Instrument as _;
 use super::infer::infer;
 use super::model::{EXTENSIONS, PLATFORM, find};
 use super::protobuf;
-use crate::auth::{identify, proof_of_message};
+use crate::auth::{self, identify, proof_of_message};
 use crate::edge::{Edge, OpenStream};
+use crate::grpc::caller;
+use crate::layers;
 use crate::models::allowed;
 use crate::tasks::idempotency_key;
 
+/// Bytes of one request: ten prompts and what goes with them. Empty tensors take a hundred times their bytes in memory.
+const MAX_REQUEST_BYTES: usize = 256 * 1024;
 /// Bytes of all pictures of one answer: what one message carries.
 const MAX_ANSWER_BYTES: u64 = 32 * 1024 * 1024;
 /// The service's name in reflection.
@@ -43,17 +49,30 @@ pub(crate) struct Inference {
 }
 
 impl Inference {
-    /// The service. It sends what pictures need, and takes no more than over HTTP.
+    /// The service. It sends what pictures need.
     pub(crate) fn server(edge: Arc<Edge>) -> GrpcInferenceServiceServer<Self> {
-        let most = usize::try_from(edge.http.max_body.bytes()).unwrap_or(usize::MAX);
         rpc::with_limits!(GrpcInferenceServiceServer::new(Self { edge }))
-            .max_decoding_message_size(most)
+            .max_decoding_message_size(MAX_REQUEST_BYTES)
     }
+}
 
-    async fn caller<T>(&self, request: &Request<T>) -> Result<Caller, Failure> {
-        let headers = request.metadata().clone().into_headers();
-        Ok(identify(&self.edge, proof_of_message(&headers)?).await?.0)
+/// What needs no key.
+const OPEN: [&str; 3] = [
+    "/inference.GRPCInferenceService/ServerLive",
+    "/inference.GRPCInferenceService/ServerReady",
+    "/inference.GRPCInferenceService/ServerMetadata",
+];
+
+/// Lets calls through whose callers auth knows, and, for a short while, those that need no key.
+pub(crate) async fn admit(
+    State(edge): State<Arc<Edge>>,
+    request: axum::extract::Request,
+    next: Next,
+) -> axum::response::Response {
+    if OPEN.contains(&request.uri().path()) {
+        return layers::grpc_deadline(State(edge), request, next).await;
     }
+    auth::authenticate(State(edge), request, next).await
 }
 
 /// Draws one request of a caller.
@@ -163,7 +182,7 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<ModelReadyRequest>,
     ) -> Result<Response<ModelReadyResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let models = allowed(&self.edge, &caller).await?;
         let ready = find(&models, &request.name, &request.version).is_ok();
@@ -174,7 +193,7 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<ModelMetadataRequest>,
     ) -> Result<Response<ModelMetadataResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let models = allowed(&self.edge, &caller).await?;
         let model = find(&models, &request.name, &request.version)?;
@@ -185,7 +204,7 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<ModelConfigRequest>,
     ) -> Result<Response<ModelConfigResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         let request = request.into_inner();
         let models = allowed(&self.edge, &caller).await?;
         let model = find(&models, &request.name, &request.version)?;
@@ -197,7 +216,7 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         let headers = request.metadata().clone().into_headers();
         let answer = answer(&self.edge, &caller, &headers, request.into_inner()).await?;
         Ok(Response::new(answer))
@@ -209,7 +228,7 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Answers>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         let answering = Answering {
             opened_by: Some(caller),
             edge: self.edge.clone(),
@@ -235,7 +254,7 @@ impl GrpcInferenceService for Inference {
         &self,
         request: Request<RepositoryIndexRequest>,
     ) -> Result<Response<RepositoryIndexResponse>, Status> {
-        let caller = self.caller(&request).await?;
+        let caller = caller(&request)?;
         let models = allowed(&self.edge, &caller).await?;
         Ok(Response::new(protobuf::index(&models)))
     }

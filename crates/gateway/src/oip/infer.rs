@@ -91,6 +91,8 @@ pub(super) async fn infer(
         raw,
         outputs,
     } = plan;
+    // Each is a task, and charged like one.
+    edge.platform.charge_batch(caller, tasks.len()).await?;
     // The first that fails ends the others: there is no answer with holes.
     let drawing = tasks
         .into_iter()

@@ -82,7 +82,14 @@ impl Engine {
                 );
                 break;
             }
-            self.draw_at_once(model, &request, pictures).await?;
+            match self.draw_at_once(model, &request, pictures).await {
+                // What it was asked for is not for this model; callers may well ask for what is.
+                Err(error @ EngineError::Refused(_)) => {
+                    tracing::warn!(%error, "not drawn before it is served");
+                    break;
+                }
+                drawn => drawn?,
+            }
             let (width, height) = (request.width, request.height);
             let step = model.step_memory(width, height, rows(&request) * pictures);
             tell("a step", pictures, step);
