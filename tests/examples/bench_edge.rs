@@ -299,7 +299,7 @@ struct Bench {
 impl Bench {
     async fn start(sync_always: bool, time: Duration) -> Self {
         let settings = [
-            ("INKSTONE_ORCHESTRATOR__STREAMS__TASK_MAX_SIZE", "16GiB"),
+            ("INKSTONE_ORCHESTRATOR__STREAMS__TASK_MAX_SIZE", "4GiB"),
             ("INKSTONE_AUTH__TELEMETRY__LOG", "warn"),
             ("INKSTONE_GATEWAY__TELEMETRY__LOG", "warn"),
             ("INKSTONE_ORCHESTRATOR__TELEMETRY__LOG", "warn"),
