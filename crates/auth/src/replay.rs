@@ -90,7 +90,7 @@ impl Nonces {
                 let mine = Bytes::copy_from_slice(&mine);
                 let subject = subject(&name);
                 let appended = log
-                    .create(NewEvent::new(subject.clone(), subject, mine))
+                    .create(&NewEvent::new(subject.clone(), subject, mine))
                     .await;
                 appended.map_err(unknown)? == Appended::Created
             }

@@ -105,9 +105,9 @@ fn near(what: &str, took: u64, said: PassMemory) {
     );
     within(what, took, said.computed);
     within(what, took, said.bytes());
-    // What passes on beside it (the steps' own arithmetic) is the jobs'.
+    // How many threads help with a piece of work is the system's decision, and each has something of its own.
     assert!(
-        measured <= took,
+        measured.abs_diff(took) <= took / 16 + (1 << 20),
         "{what} {took} bytes, and {measured} were measured"
     );
     let beyond = said.bytes() - took;

@@ -90,7 +90,7 @@ impl EventLog {
             if let Some(answer) = answer {
                 return Ok(answer);
             }
-            let created = self.create_event(event).await?;
+            let created = self.create(event).await?;
             // One that is there with just this payload may be there because several were tried together.
             let own = |payload: &Bytes| manner == Manner::Together && *payload == event.payload;
             Ok(match created {

@@ -51,11 +51,7 @@ impl EventLog {
     ///
     /// # Errors
     /// When it is not known to be stored. It may still be: the caller must be ready to find it.
-    pub async fn create(&self, event: NewEvent) -> Result<Appended, BrokerError> {
-        self.create_event(&event).await
-    }
-
-    pub(crate) async fn create_event(&self, event: &NewEvent) -> Result<Appended, BrokerError> {
+    pub async fn create(&self, event: &NewEvent) -> Result<Appended, BrokerError> {
         let message = PublishMessage::build()
             .payload(event.payload.clone())
             .headers(event.headers.clone())

@@ -89,7 +89,7 @@ impl TaskLog {
     /// When it is not known to be stored. It may be: a caller that submits again under the same id finds out.
     pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
         let event = intake::submission(submitted)?;
-        intake::outcome(self.tasks.create(event).await?)
+        intake::outcome(self.tasks.create(&event).await?)
     }
 
     /// A way in for many at once: what comes together is stored together. Whoever opens it runs the [`Committer`].
@@ -138,7 +138,7 @@ impl TaskLog {
     pub async fn end(&self, task: &TaskRef, done: &Done) -> Result<Ended, TaskLogError> {
         let subject = task.subject("done");
         let event = NewEvent::new(subject.clone(), subject, encode(done));
-        match self.tasks.create(event).await? {
+        match self.tasks.create(&event).await? {
             Appended::Created => Ok(Ended::First),
             Appended::Exists(payload) => Ok(Ended::Already(Box::new(decode("done", &payload)?))),
         }

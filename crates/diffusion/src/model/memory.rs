@@ -12,7 +12,7 @@ use crate::vae::Tiling;
 
 /// Shapes of passes that are remembered, each with what it takes. For those that come later the shapes alone tell.
 const SHAPES: usize = 4096;
-/// How often a shape is measured. The first time there is more: plans are made, threads take what is theirs.
+/// How often a shape is measured.
 const TIMES: u32 = 2;
 /// What is added to a measurement: a part of it for what the allocator loses, and what threads outside of ours (gemm's)
 /// and CUDA's libraries have of their own.
@@ -60,7 +60,7 @@ impl Pass {
     }
 }
 
-/// The least that a shape was seen to take, and how often it was measured.
+/// The most that a shape was seen to take, and how often it was measured.
 #[derive(Debug, Clone, Copy)]
 struct Seen {
     bytes: u64,
@@ -80,11 +80,11 @@ impl Measurements {
         }
     }
 
-    /// Each measurement is enough: what is beside the pass can only add to it.
+    /// The greater counts: a pass that few threads helped with took less than it may.
     fn note(&self, pass: Pass, bytes: u64) {
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let known = seen.entry(pass).or_insert(Seen { bytes, times: 0 });
-        known.bytes = known.bytes.min(bytes);
+        known.bytes = known.bytes.max(bytes);
         known.times += 1;
     }
 
@@ -99,9 +99,10 @@ impl Measurements {
     }
 }
 
-/// What is reckoned with: what was measured, with a margin, unless the shapes promise less.
-fn reckoned(computed: u64, measured: Option<u64>) -> u64 {
-    let with_margin = |bytes: u64| bytes + bytes / MARGIN_PART + MARGIN;
+/// What is reckoned with: what was measured, with a margin and what threads take that may not have helped then, unless the
+/// shapes promise less.
+fn reckoned(computed: u64, measured: Option<u64>, threads: u64) -> u64 {
+    let with_margin = |bytes: u64| bytes + bytes / MARGIN_PART + MARGIN + threads;
     measured.map_or(computed, |bytes| computed.min(with_margin(bytes)))
 }
 
@@ -112,12 +113,14 @@ pub struct PassMemory {
     pub computed: u64,
     /// Bytes that it, or one of more rows, was seen to take. `None` before it has run, or where nothing can be measured.
     pub measured: Option<u64>,
+    /// Bytes that threads which help take beside, if all of them do.
+    threads: u64,
 }
 
 impl PassMemory {
     /// Bytes to reckon with: what was measured with a margin, and never more than the shapes say.
     pub fn bytes(self) -> u64 {
-        reckoned(self.computed, self.measured)
+        reckoned(self.computed, self.measured, self.threads)
     }
 }
 
@@ -145,6 +148,7 @@ impl Model {
         PassMemory {
             computed,
             measured: pass.and_then(|pass| self.measured.known(pass)),
+            threads: self.place.threads_scratch(),
         }
     }
 
@@ -214,14 +218,14 @@ mod tests {
     }
 
     #[test]
-    fn a_shape_is_measured_twice_and_the_lesser_counts() {
+    fn a_shape_is_measured_twice_and_the_greater_counts() {
         let measured = Measurements::default();
         assert!(measured.wants(pass(2)));
         measured.note(pass(2), 50);
         assert!(measured.wants(pass(2)));
         measured.note(pass(2), 40);
         assert!(!measured.wants(pass(2)));
-        assert_eq!(measured.known(pass(2)), Some(40));
+        assert_eq!(measured.known(pass(2)), Some(50));
     }
 
     #[test]
@@ -250,8 +254,8 @@ mod tests {
 
     #[test]
     fn what_is_reckoned_with_is_never_more_than_the_shapes_say() {
-        assert_eq!(reckoned(1 << 30, None), 1 << 30);
-        assert_eq!(reckoned(1 << 30, Some(16 << 20)), 19 << 20);
-        assert_eq!(reckoned(1 << 20, Some(16 << 20)), 1 << 20);
+        assert_eq!(reckoned(1 << 30, None, 5), 1 << 30);
+        assert_eq!(reckoned(1 << 30, Some(16 << 20), 1 << 20), 20 << 20);
+        assert_eq!(reckoned(1 << 20, Some(16 << 20), 5), 1 << 20);
     }
 }

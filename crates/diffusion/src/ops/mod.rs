@@ -45,8 +45,11 @@ impl Fast {
     }
 }
 
-/// What the processor's kernels have beside tensors: Winograd's bands, and each thread's panels, scores and sums.
+/// What the processor's kernels have beside tensors: Winograd's bands, and panels, scores and sums of the thread that calls.
 const SCRATCH: u64 = 8 << 20;
+/// What each further thread has of its own (of the kernels Winograd's has most: 0.72 MiB of weights and sums); more where it widens and packs panels of mapped weights.
+const THREAD: u64 = 1 << 20;
+const THREAD_MAPPED: u64 = 4 << 20;
 
 /// Where a model's weights live and in which type it computes.
 #[derive(Clone, Debug)]
@@ -103,7 +106,17 @@ impl Place {
             return bytes;
         }
         // Buffers that wait to be used again are of what the pass has had.
-        bytes + bytes.min(pool::KEPT_BYTES) + SCRATCH
+        bytes + bytes.min(pool::KEPT_BYTES) + SCRATCH + self.threads_scratch()
+    }
+
+    /// What threads that help take, if all of them do. How many join a piece of work is the system's decision.
+    pub(crate) fn threads_scratch(&self) -> u64 {
+        let each = match (self.fast.is_on(), self.mapped) {
+            (false, _) => 0,
+            (true, false) => THREAD,
+            (true, true) => THREAD_MAPPED,
+        };
+        each * (threads::count() as u64 - 1)
     }
 
     /// Weights as a model of this type has them.
