@@ -10,10 +10,10 @@ use std::time::{Duration, Instant};
 
 use contract::task::Submitted;
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use messaging::{Appended, BrokerError, EventLog, MAX_GROUP, Manner, NewEvent};
+use messaging::{Appended, BrokerError, EventLog, MAX_GROUP, NewEvent};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::manner::Manners;
+use crate::manner::{Choice, Manners};
 use crate::record::{self, TaskRef};
 use crate::{Submission, TaskLogError, decode, encode};
 
@@ -88,7 +88,7 @@ impl Committer {
         let mut waiting = VecDeque::new();
         let mut appends = FuturesUnordered::new();
         let mut open = true;
-        let mut manners = Manners::default();
+        let mut manners = Manners::new(APPENDS);
         while open || !waiting.is_empty() || !appends.is_empty() {
             if !waiting.is_empty() && appends.len() < APPENDS {
                 // What else has come by now goes along.
@@ -101,8 +101,8 @@ impl Committer {
                 if group.is_empty() {
                     continue;
                 }
-                let manner = manners.choose(group.len());
-                appends.push(append(&self.log, group, manner));
+                let choice = manners.choose(group.len());
+                appends.push(append(&self.log, group, choice));
             }
             let may_wait = waiting.len() < MAX_GROUP;
             tokio::select! {
@@ -110,35 +110,31 @@ impl Committer {
                     Some(pending) => waiting.push_back(pending),
                     None => open = false,
                 },
-                Some((events, manner, took)) = appends.next() => {
-                    manners.observe(events, manner, took);
+                Some((choice, took)) = appends.next() => {
+                    if let Some(took) = took {
+                        manners.observe(choice, took);
+                    }
                 }
             }
         }
     }
 }
 
-/// How many events were stored in which manner, and how long that took; none if the broker did not do it: that tells nothing of its speed.
-async fn append(log: &EventLog, group: Vec<Pending>, manner: Manner) -> (usize, Manner, Duration) {
+/// How long it took; `None` where the broker did not do it, which tells nothing of its speed.
+async fn append(log: &EventLog, group: Vec<Pending>, choice: Choice) -> (Choice, Option<Duration>) {
     let began = Instant::now();
-    let size = group.len();
-    metrics::histogram!("inkstone_orchestrator_commit_group_size").record(size as f64);
+    metrics::histogram!("inkstone_orchestrator_commit_group_size").record(group.len() as f64);
     let (events, answers): (Vec<NewEvent>, Vec<Answer>) = group
         .into_iter()
         .map(|pending| (pending.event, pending.answer))
         .unzip();
-    let results = log.create_each(events, manner).await;
-    let took = began.elapsed();
-    let known = if results.iter().all(Result::is_ok) {
-        size
-    } else {
-        0
-    };
+    let results = log.create_each(events, choice.manner).await;
+    let took = results.iter().all(Result::is_ok).then(|| began.elapsed());
     for (answer, result) in answers.into_iter().zip(results) {
         // Whoever asked may be gone; the task is there all the same, as after any lost answer.
         let _ = answer.send(result);
     }
-    (known, manner, took)
+    (choice, took)
 }
 
 /// The first of those that wait, as many as may go together: no two of one family, for the second must hear of the first. Those that
