@@ -69,11 +69,15 @@ impl Manners {
 
     /// How to store a group of so many events.
     pub(crate) fn choose(&mut self, events: usize) -> Choice {
-        let manner = if events < 2 {
-            Manner::OneByOne
-        } else {
-            self.next(events)
-        };
+        if events < 2 {
+            // One message among others tells nothing, and changes little for them.
+            return Choice {
+                manner: Manner::OneByOne,
+                events,
+                in_company: false,
+            };
+        }
+        let manner = self.next(events);
         self.in_a_row = if manner == self.last {
             self.in_a_row.saturating_add(1)
         } else {
@@ -101,8 +105,10 @@ impl Manners {
             .filter(|&at| self.known[at].both().is_some())
             .min_by_key(nearest);
         let Some((one_by_one, together)) = known.and_then(|at| self.known[at].both()) else {
-            // Nothing was seen in the trials: they are held again.
-            self.groups = 0;
+            // Nothing that tells was seen in the trials. They are held again, but not at once: they may be what is slow.
+            if number >= 2 * TRIAL + BETWEEN {
+                self.groups = 0;
+            }
             return Manner::OneByOne;
         };
         let (less, more) = (one_by_one.min(together), one_by_one.max(together));
@@ -128,7 +134,7 @@ impl Manners {
             events,
             in_company,
         } = choice;
-        if events < 2 || !in_company || manner != self.last {
+        if !in_company || manner != self.last {
             return;
         }
         let known = &mut self.known[size(events)];
@@ -226,7 +232,12 @@ mod tests {
     }
 
     #[test]
-    fn one_alone_is_stored_by_itself() {
-        assert_eq!(Manners::new(APPENDS).choose(1).manner, Manner::OneByOne);
+    fn one_alone_is_stored_by_itself_and_disturbs_no_trial() {
+        let mut machine = Machine::new();
+        for _ in 0..100 {
+            machine.run(200, 300, 1);
+            assert_eq!(machine.manners.choose(1).manner, Manner::OneByOne);
+        }
+        assert_eq!(machine.manners.choose(200).manner, Manner::Together);
     }
 }
