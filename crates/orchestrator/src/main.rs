@@ -1,6 +1,6 @@
 //! `inkstone-orchestrator`: see the library.
 
-/// A request is some hundred small allocations; `make bench-edge` stores a fifth more a second with this allocator than with glibc's.
+/// Allocating was a seventh of the processor's time (docs/PERFORMANCE.md, "The edge").
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 

@@ -13,10 +13,10 @@ use messaging::{MAX_GROUP, Manner};
 /// Sizes are told apart by their binary logarithm.
 const SIZES: usize = MAX_GROUP.ilog2() as usize + 1;
 /// Groups in a row that are stored in one manner to measure it.
-const TRIAL: u32 = 16;
+const TRIAL: u32 = 8;
 /// Groups from one pair of trials to the next; more where one manner was far slower, for that is felt.
 const BETWEEN: u32 = 512;
-const BETWEEN_FAR: u32 = 4096;
+const BETWEEN_FAR: u32 = 16384;
 /// A new observation counts for one in so many.
 const SMOOTHING: f64 = 4.0;
 
