@@ -17,11 +17,11 @@ const FIELD: &str = "inkstone-field";
 const RETRY_AFTER_MS: &str = "inkstone-retry-after-ms";
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $name:ident = $text:literal, $grpc:ident, $http:ident;)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $text:literal, $grpc:ident, $http:ident;)*) => {
         /// Why a request was not carried out.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
         pub enum ErrorCode {
-            $($(#[$doc])* $name,)*
+            $($(#[doc = $doc])* $name,)*
         }
 
         impl ErrorCode {
@@ -36,6 +36,11 @@ macro_rules! codes {
             /// The code that callers see as `text`.
             pub fn from_text(text: &str) -> Option<Self> {
                 match text { $($text => Some(Self::$name),)* _ => None }
+            }
+
+            /// What it means, in a sentence or two.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Self::$name => concat!($($doc),*).trim_ascii(),)* }
             }
 
             /// The gRPC status it maps to.
@@ -76,6 +81,10 @@ codes! {
     NotReady = "not_ready", FailedPrecondition, CONFLICT;
     /// Over the rate limit.
     RateLimited = "rate_limited", ResourceExhausted, TOO_MANY_REQUESTS;
+    /// As many tasks of the caller wait as its policy allows.
+    TooManyTasks = "too_many_tasks", ResourceExhausted, TOO_MANY_REQUESTS;
+    /// What the caller's policy allows in a day is used up.
+    QuotaExceeded = "quota_exceeded", ResourceExhausted, TOO_MANY_REQUESTS;
     /// The platform is too busy or a part of it is down; try again after the wait.
     Unavailable = "unavailable", Unavailable, SERVICE_UNAVAILABLE;
     /// The caller's deadline passed first. The task, if accepted, goes on.
@@ -148,7 +157,7 @@ impl From<Failure> for Status {
             metadata.insert(FIELD, field);
         }
         if let Some(wait) = failure.retry_after {
-            metadata.insert(RETRY_AFTER_MS, (wait.as_millis() as u64).into());
+            metadata.insert(RETRY_AFTER_MS, millis_up(wait).into());
         }
         Status::with_metadata(failure.code.grpc(), failure.message, metadata)
     }
@@ -160,7 +169,7 @@ impl From<Failure> for v1::Refusal {
             code: failure.code.as_str().to_owned(),
             message: failure.message,
             field: failure.field.unwrap_or_default(),
-            retry_after_ms: failure.retry_after.map(|wait| wait.as_millis() as u64),
+            retry_after_ms: failure.retry_after.map(millis_up),
         }
     }
 }
@@ -175,6 +184,11 @@ impl From<v1::Refusal> for Failure {
             retry_after: refusal.retry_after_ms.map(Duration::from_millis),
         }
     }
+}
+
+/// In whole milliseconds, never too short: who comes back when told must not be too early.
+fn millis_up(wait: Duration) -> u64 {
+    u64::try_from(wait.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
 }
 
 /// Whether a service of ours wrote the status; else it is a transport's, such as a broken connection's.
@@ -238,6 +252,15 @@ mod tests {
             assert_eq!(Failure::from(Status::from(failure.clone())), failure);
             assert_eq!(Failure::from(v1::Refusal::from(failure.clone())), failure);
         }
+    }
+
+    #[test]
+    fn a_wait_is_never_told_too_short() {
+        let failure = Failure::unavailable("busy", Duration::from_micros(1500));
+        let told = Failure::from(Status::from(failure.clone())).retry_after;
+        assert_eq!(told, Some(Duration::from_millis(2)));
+        let told = Failure::from(v1::Refusal::from(failure)).retry_after;
+        assert_eq!(told, Some(Duration::from_millis(2)));
     }
 
     #[test]

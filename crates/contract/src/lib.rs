@@ -1,20 +1,22 @@
 //! The words that Inkstone's services share.
 //!
 //! Services depend on this crate and never on each other: messages and gRPC services generated from
-//! `proto/`, [typed ids](id), the [words](words) for its enums, the [limits] that hold for every request and the
-//! [check](validate()) of them, and the one closed list of [error codes](error) with its mapping to gRPC and HTTP.
+//! `proto/`, [typed ids](id), the [words](words) for its enums, our own dialect's [JSON](json), the [limits] that hold for every
+//! request and the [check](validate()) of them, and the one closed list of [error codes](error) with its mapping to gRPC and HTTP.
 //! Nothing here talks to anything.
 
 pub mod error;
 pub mod id;
+pub mod json;
 pub mod limits;
 mod policy;
+pub mod proof;
 mod validate;
 pub mod words;
 
 pub use error::{ErrorCode, Failure};
 pub use id::{AppKey, Lane, ModelName, TaskId, TenantId, VersionName};
-pub use validate::{check_batch, validate};
+pub use validate::{check_batch, validate, validate_feedback};
 
 pub use proto::auth::v1 as auth;
 pub use proto::inference;

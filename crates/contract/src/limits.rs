@@ -20,6 +20,16 @@ pub const MAX_USER_BYTES: usize = 256;
 pub const MAX_SOURCE_PIXELS: u64 = 4096 * 4096;
 /// Its file, bytes.
 pub const MAX_SOURCE_BYTES: u64 = 16 * 1024 * 1024;
+/// A webhook's URL, bytes.
+pub const MAX_WEBHOOK_URL_BYTES: usize = 2048;
+/// The best that feedback can rate.
+pub const MAX_RATING: u32 = 5;
+/// A comment in feedback, characters.
+pub const MAX_COMMENT_CHARS: usize = 2000;
+/// Tags in feedback.
+pub const MAX_FEEDBACK_TAGS: usize = 16;
+/// One of them, bytes.
+pub const MAX_FEEDBACK_TAG_BYTES: usize = 64;
 /// An object key in a request, bytes: longer than any that there is.
 pub const MAX_KEY_BYTES: usize = 256;
 /// Tasks on one page of a list.

@@ -4,10 +4,12 @@
 //! The model's own limits (sizes, steps, guidance) are the orchestrator's to check: it knows the version.
 
 use crate::limits::{
-    MAX_BATCH_TASKS, MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_KEY_BYTES, MAX_MODEL_BYTES,
-    MAX_PARTIAL_IMAGES, MAX_PROMPT_BYTES, MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES,
+    MAX_BATCH_TASKS, MAX_COMMENT_CHARS, MAX_FEEDBACK_TAG_BYTES, MAX_FEEDBACK_TAGS,
+    MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_KEY_BYTES, MAX_MODEL_BYTES, MAX_PARTIAL_IMAGES,
+    MAX_PROMPT_BYTES, MAX_RATING, MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES,
+    MAX_WEBHOOK_URL_BYTES,
 };
-use crate::words::{self, FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, Words};
+use crate::words::{self, ENDS, FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, VERDICTS, Words};
 use crate::{Failure, v1};
 
 /// Checks a request against the limits of the public contract.
@@ -35,7 +37,34 @@ pub fn validate(task: &v1::SubmitTask) -> Result<(), Failure> {
     numbers(task)?;
     known_words(task)?;
     source(task)?;
-    style_tags(&task.style_tags)
+    webhook(task)?;
+    let most = (MAX_STYLE_TAGS, MAX_STYLE_TAG_BYTES);
+    tags("style_tags", &task.style_tags, most)
+}
+
+/// Checks what a caller says of its pictures.
+///
+/// # Errors
+/// An invalid argument that names the first field at fault and its limit.
+pub fn validate_feedback(feedback: &v1::Feedback) -> Result<(), Failure> {
+    known("verdict", feedback.verdict, VERDICTS)?;
+    if feedback.rating > MAX_RATING {
+        let text = format!("rating must be 1 to {MAX_RATING}, not {}", feedback.rating);
+        return Err(Failure::invalid("rating", text));
+    }
+    if feedback.rating == 0 && feedback.verdict() == v1::Verdict::Unspecified {
+        let words = words::all(VERDICTS);
+        let text = format!("feedback needs a rating (1 to {MAX_RATING}) or a verdict ({words})");
+        return Err(Failure::invalid("rating", text));
+    }
+    let characters = feedback.comment.chars().count();
+    if characters > MAX_COMMENT_CHARS {
+        let text =
+            format!("comment must be at most {MAX_COMMENT_CHARS} characters, not {characters}");
+        return Err(Failure::invalid("comment", text));
+    }
+    let most = (MAX_FEEDBACK_TAGS, MAX_FEEDBACK_TAG_BYTES);
+    tags("tags", &feedback.tags, most)
 }
 
 /// Checks how many tasks a batch has.
@@ -129,19 +158,48 @@ fn known<T: TryFrom<i32>>(field: &str, value: i32, words: Words<T>) -> Result<()
     Err(Failure::invalid(field, message))
 }
 
-fn style_tags(tags: &[String]) -> Result<(), Failure> {
-    let invalid = |message| Err(Failure::invalid("style_tags", message));
-    if tags.len() > MAX_STYLE_TAGS {
+/// What can be said of a webhook's URL without the rules of the one who will call it: those are checked at admission.
+fn webhook(task: &v1::SubmitTask) -> Result<(), Failure> {
+    let Some(webhook) = &task.webhook else {
+        return Ok(());
+    };
+    let url = &webhook.url;
+    at_most("webhook", url, MAX_WEBHOOK_URL_BYTES)?;
+    let scheme = url.starts_with("https://") || url.starts_with("http://");
+    if !scheme || !url.bytes().all(|b| b.is_ascii_graphic()) {
+        let message = "webhook.url must be an absolute URL (https://…) of printable ASCII";
+        return Err(Failure::invalid("webhook", message));
+    }
+    for &event in &webhook.events {
+        let end = v1::TaskEvent::try_from(event).ok();
+        if end.is_none_or(|end| words::word(ENDS, end).is_none()) {
+            let words = words::all(ENDS);
+            let message = format!("webhook.events may hold {words}");
+            return Err(Failure::invalid("webhook", message));
+        }
+    }
+    if webhook.events.len() > ENDS.len() {
+        let message = format!("webhook.events must be at most {}", ENDS.len());
+        return Err(Failure::invalid("webhook", message));
+    }
+    Ok(())
+}
+
+/// `most`: how many there may be, and how many bytes of each.
+fn tags(field: &str, tags: &[String], most: (usize, usize)) -> Result<(), Failure> {
+    let invalid = |message| Err(Failure::invalid(field, message));
+    let (count, length) = most;
+    if tags.len() > count {
         return invalid(format!(
-            "style_tags must be at most {MAX_STYLE_TAGS}, not {}",
+            "{field} must be at most {count}, not {}",
             tags.len()
         ));
     }
     for (i, tag) in tags.iter().enumerate() {
-        if tag.is_empty() || tag.len() > MAX_STYLE_TAG_BYTES {
+        if tag.is_empty() || tag.len() > length {
             let bytes = tag.len();
             return invalid(format!(
-                "style_tags[{i}] must be 1 to {MAX_STYLE_TAG_BYTES} bytes, not {bytes}"
+                "{field}[{i}] must be 1 to {length} bytes, not {bytes}"
             ));
         }
     }
@@ -241,6 +299,71 @@ mod tests {
             field(|t| t.idempotency_key = "x".repeat(257)),
             named("idempotency_key")
         );
+    }
+
+    #[test]
+    fn a_webhook_is_an_absolute_url_and_told_of_ends_only() {
+        let with = |url: &str, events: &[v1::TaskEvent]| {
+            let events = events.iter().map(|&event| event.into()).collect();
+            let url = url.to_owned();
+            field(|t| t.webhook = Some(v1::Webhook { url, events }))
+        };
+        let at_fault = Some("webhook".to_owned());
+        let ends: Vec<_> = ENDS.iter().map(|(_, end)| *end).collect();
+        assert_eq!(with("https://example.com/hook?a=b", &ends), None);
+        assert_eq!(with("http://example.com", &[]), None);
+        let long = format!("https://example.com/{}", "x".repeat(2048));
+        for bad in [
+            "",
+            "example.com",
+            "ftp://example.com",
+            "https://a b",
+            "https://é",
+            &long,
+        ] {
+            assert_eq!(with(bad, &[]), at_fault, "{bad}");
+        }
+        let url = "https://example.com";
+        assert_eq!(with(url, &[v1::TaskEvent::Accepted]), at_fault);
+        assert_eq!(with(url, &[ends[0]; 4]), at_fault);
+        assert_eq!(
+            field(|t| t.webhook = Some(v1::Webhook {
+                url: url.to_owned(),
+                events: vec![99]
+            })),
+            at_fault
+        );
+    }
+
+    #[test]
+    fn feedback_has_a_rating_or_a_verdict_and_each_limit_is_named() {
+        let field = |change: fn(&mut v1::Feedback)| {
+            let mut feedback = v1::Feedback {
+                rating: 3,
+                ..Default::default()
+            };
+            change(&mut feedback);
+            validate_feedback(&feedback)
+                .err()
+                .and_then(|failure| failure.field)
+        };
+        let named = |name: &str| Some(name.to_owned());
+        assert_eq!(field(|_| ()), None);
+        assert_eq!(field(|f| f.rating = 5), None);
+        assert_eq!(field(|f| f.rating = 6), named("rating"));
+        assert_eq!(field(|f| f.rating = 0), named("rating"));
+        let like = |f: &mut v1::Feedback| {
+            f.rating = 0;
+            f.set_verdict(v1::Verdict::Like);
+        };
+        assert_eq!(field(like), None);
+        assert_eq!(field(|f| f.verdict = 9), named("verdict"));
+        // Characters, not bytes.
+        assert_eq!(field(|f| f.comment = "猫".repeat(2000)), None);
+        assert_eq!(field(|f| f.comment = "x".repeat(2001)), named("comment"));
+        assert_eq!(field(|f| f.tags = vec!["x".to_owned(); 16]), None);
+        assert_eq!(field(|f| f.tags = vec!["x".to_owned(); 17]), named("tags"));
+        assert_eq!(field(|f| f.tags = vec!["x".repeat(65)]), named("tags"));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Each list is closed and has every value but the unspecified one, in the order of `proto/`.
 
-use crate::v1::{OutputFormat, PromptSyntax, Quality, Scheduler, TaskPhase};
+use crate::v1::{OutputFormat, PromptSyntax, Quality, Scheduler, TaskEvent, TaskPhase, Verdict};
 
 /// A closed list.
 pub type Words<T> = &'static [(&'static str, T)];
@@ -56,6 +56,25 @@ pub const PHASES: Words<TaskPhase> = &[
     ("cancelled", TaskPhase::Cancelled),
 ];
 
+/// What callers hear of a task without asking.
+pub const EVENTS: Words<TaskEvent> = &[
+    ("task.accepted", TaskEvent::Accepted),
+    ("task.refused", TaskEvent::Refused),
+    ("task.succeeded", TaskEvent::Succeeded),
+    ("task.failed", TaskEvent::Failed),
+    ("task.cancelled", TaskEvent::Cancelled),
+];
+
+/// The ends among them: what a webhook can be told.
+pub const ENDS: Words<TaskEvent> = &[
+    ("task.succeeded", TaskEvent::Succeeded),
+    ("task.failed", TaskEvent::Failed),
+    ("task.cancelled", TaskEvent::Cancelled),
+];
+
+/// What feedback says.
+pub const VERDICTS: Words<Verdict> = &[("like", Verdict::Like), ("dislike", Verdict::Dislike)];
+
 /// The word for `value`; none for the unspecified one.
 pub fn word<T: Copy + PartialEq>(words: Words<T>, value: T) -> Option<&'static str> {
     let found = words.iter().find(|(_, known)| *known == value);
@@ -100,6 +119,9 @@ mod tests {
         check(QUALITIES);
         check(FORMATS);
         check(PHASES);
+        check(EVENTS);
+        check(VERDICTS);
+        assert!(ENDS.iter().all(|end| EVENTS.contains(end)));
         assert_eq!(word(SCHEDULERS, Scheduler::Unspecified), None);
         assert_eq!(all(PROMPT_SYNTAXES), "plain, weighted");
     }
