@@ -8,6 +8,7 @@
 //! a message, so no process lives on half-dead; stopping is bounded by a grace time.
 
 pub mod admin;
+mod core_dump;
 mod health;
 mod process;
 mod tasks;
@@ -16,6 +17,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use core_dump::forbid_core_dumps;
 pub use health::{Check, Health};
 pub use process::{Process, ProcessSettings, RunError, run, shutdown_signal};
 pub use tasks::{TaskFailure, Tasks, chain, panic_text};

@@ -25,6 +25,9 @@ pub struct ProcessSettings {
 
 /// A service that can be a process of its own.
 pub trait Process: Settings {
+    /// Whether a crash may leave a copy of the process's memory behind; not where that holds callers' secrets.
+    const CORE_DUMPS: bool = false;
+
     /// Its `[process]` section.
     fn process(&self) -> &ProcessSettings;
     /// Its `[telemetry]` section.
@@ -43,6 +46,9 @@ pub enum RunError {
     /// Logs, traces or metrics could not be started.
     #[error(transparent)]
     Telemetry(#[from] TelemetryError),
+    /// The operating system would write core dumps.
+    #[error("cannot forbid core dumps, which hold secrets")]
+    CoreDumps(#[source] io::Error),
     /// The operating system would not give a runtime or signals.
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
@@ -130,6 +136,9 @@ where
     F: Future<Output = Result<Service, E>>,
     E: std::error::Error + Send + Sync + 'static,
 {
+    if !S::CORE_DUMPS {
+        crate::forbid_core_dumps().map_err(RunError::CoreDumps)?;
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The exporter's batches need a second worker, whatever the machine has.
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16)))

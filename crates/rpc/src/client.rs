@@ -18,6 +18,7 @@ use tower_service::Service;
 
 use crate::breaker::{Breaker, BreakerState, Outcome};
 use crate::budget::{self, Budget};
+use crate::connect::Connection;
 use crate::{PeerSettings, deadline, metrics};
 
 const GRPC_TIMEOUT: &str = "grpc-timeout";
@@ -28,7 +29,7 @@ type Answer = http::Response<Body>;
 /// budget for retries.
 #[derive(Clone)]
 pub struct Peer {
-    channel: Channel,
+    connection: Connection,
     shared: Arc<Shared>,
 }
 
@@ -66,9 +67,9 @@ pub fn idempotent<T>(message: T) -> Request<T> {
 }
 
 impl Peer {
-    pub(crate) fn new(name: &'static str, channel: Channel, settings: &PeerSettings) -> Self {
+    pub(crate) fn new(name: &'static str, connection: Connection, settings: &PeerSettings) -> Self {
         Self {
-            channel,
+            connection,
             shared: Arc::new(Shared {
                 name,
                 timeout: settings.timeout.duration(),
@@ -147,7 +148,7 @@ impl Peer {
 
     /// One attempt. `time`: how long it may take, and whether that is all that the peer may take.
     async fn once(
-        mut self,
+        self,
         request: http::Request<Body>,
         time: Option<(Duration, bool)>,
     ) -> Result<Answer, Status> {
@@ -156,7 +157,8 @@ impl Peer {
             .breaker
             .admit()
             .map_err(|wait| kept_back(&shared, wait))?;
-        let attempt = attempt(&mut self.channel, request);
+        let mut channel = self.connection.channel();
+        let attempt = attempt(&mut channel, request);
         let answer = match time {
             None => {
                 // A stream may begin late, as an upload's answer does; a place among the probes is not kept for it.

@@ -3,13 +3,24 @@
 //! Every call carries what is left of its caller's deadline (`grpc-timeout`) and the trace context; every message has a size
 //! limit; every connection is kept alive, so a peer that vanished is noticed in seconds. A peer that fails is left alone by
 //! its breaker, and calls that may be carried out twice are sent again within a budget (`docs/adr/0020`).
+//!
+//! With `[tls]`, every connection has a certificate on both sides, and each call is let in by the name in its caller's
+//! (`docs/adr/0026`).
+//!
+//! Everything a peer can make grow has a limit: connections, handshakes, calls under way, open streams, messages.
 
+mod admit;
 mod breaker;
 mod budget;
 mod client;
+mod connect;
 pub mod deadline;
+mod each;
+mod gather;
+mod listen;
 mod metrics;
 mod server;
+pub mod tls;
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -18,12 +29,18 @@ use contract::limits::MAX_GRPC_MESSAGE_BYTES;
 use lifecycle::Service;
 use settings::Millis;
 use tokio::net::TcpListener;
-use tonic::transport::server::TcpIncoming;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::{Endpoint, Server};
+
+use admit::{Admission, Limits};
+use connect::Connection;
 
 pub use breaker::{BreakerSettings, BreakerState};
 pub use budget::RetrySettings;
 pub use client::{NoDeadline, Peer, idempotent, streaming};
+pub use each::each;
+pub use gather::{Answers, Asked, Gather, Gatherer, MAX_GROUP};
+pub use tls::{Identity, Security, TlsError, TlsSettings};
 
 /// Streams that one connection may have open.
 const MAX_STREAMS_PER_CONNECTION: u32 = 4096;
@@ -64,6 +81,14 @@ pub enum RpcError {
         /// What is wrong with it.
         #[source]
         source: tonic::transport::Error,
+    },
+    /// The peer's URL asks for TLS and there are no certificates.
+    #[error("{peer}.url is {url}, which needs certificates: set tls.dir")]
+    NoCertificates {
+        /// The section.
+        peer: &'static str,
+        /// What was given.
+        url: String,
     },
 }
 
@@ -121,29 +146,85 @@ impl PeerSettings {
     }
 }
 
-/// A lazy channel to a peer.
+/// A lazy channel to a peer in the clear; see [`Security::peer`].
 ///
 /// # Errors
-/// When the URL cannot be understood or a setting cannot be. That the peer is not there is an error of each call, not of
-/// this. `name` is the section of the settings; logs and metrics call it so.
+/// As there.
 pub fn peer(name: &'static str, settings: &PeerSettings) -> Result<Peer, RpcError> {
-    if let Some((key, must)) = settings.problem() {
-        let peer = name;
-        return Err(RpcError::Setting { peer, key, must });
-    }
-    let endpoint = Endpoint::from_shared(settings.url.clone())
-        .map_err(|source| RpcError::Url {
-            url: settings.url.clone(),
+    // Nobody looks for a name where there are no certificates.
+    Security::off().peer(name, Identity::Gateway, settings)
+}
+
+impl Security {
+    /// A lazy channel to a peer; with certificates, only to one whose own says that it is `who`.
+    ///
+    /// # Errors
+    /// When the URL cannot be understood or a setting cannot be. That the peer is not there is an error of each call, not of
+    /// this. `name` is the section of the settings; logs and metrics call it so.
+    pub fn peer(
+        &self,
+        name: &'static str,
+        who: Identity,
+        settings: &PeerSettings,
+    ) -> Result<Peer, RpcError> {
+        if let Some((key, must)) = settings.problem() {
+            let peer = name;
+            return Err(RpcError::Setting { peer, key, must });
+        }
+        let url = settings.url.clone();
+        let endpoint = Endpoint::from_shared(url.clone());
+        let endpoint = endpoint.map_err(|source| RpcError::Url {
+            url: url.clone(),
             source,
-        })?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(MAX_STREAMS_PER_CONNECTION * STREAM_WINDOW)
-        .http2_keep_alive_interval(KEEPALIVE)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true);
-    Ok(Peer::new(name, endpoint.connect_lazy(), settings))
+        })?;
+        if endpoint.uri().scheme_str() == Some("https") && !self.speaks_tls() {
+            return Err(RpcError::NoCertificates { peer: name, url });
+        }
+        let endpoint = endpoint
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(MAX_STREAMS_PER_CONNECTION * STREAM_WINDOW)
+            .http2_keep_alive_interval(KEEPALIVE)
+            .keep_alive_timeout(KEEPALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let connection = Connection::new(endpoint, self, who);
+        Ok(Peer::new(name, connection, settings))
+    }
+
+    /// Serves `routes` on `address` until the service stops, and notes the address as `grpc`. With certificates, who may call
+    /// what stands in `tls/names.rs`.
+    ///
+    /// # Errors
+    /// When the address cannot be listened on.
+    pub async fn serve(
+        &self,
+        service: &mut Service,
+        address: SocketAddr,
+        routes: tonic::service::Routes,
+    ) -> Result<SocketAddr, RpcError> {
+        let failed = |source| RpcError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let bound = listener.local_addr().map_err(failed)?;
+        service.listens("grpc", bound);
+        let callers = listen::accept(&service.tasks, listener, self.clone());
+        let server = Server::builder()
+            .trace_fn(span)
+            .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
+            .http2_keepalive_interval(Some(KEEPALIVE))
+            .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
+            // Outermost, so that nothing is done for those who may not or for whom there is no room.
+            .layer(Admission::new(Limits::default()))
+            .layer(server::Deadlines)
+            .add_routes(routes);
+        let stopping = service.tasks.stopping();
+        service.tasks.critical("grpc", async move {
+            server
+                .serve_with_incoming_shutdown(ReceiverStream::new(callers), stopping)
+                .await
+        });
+        Ok(bound)
+    }
 }
 
 /// Sets the message limits that all our generated clients and servers share.
@@ -159,34 +240,16 @@ macro_rules! with_limits {
 /// The largest message that a service sends or takes.
 pub const MAX_MESSAGE_BYTES: usize = MAX_GRPC_MESSAGE_BYTES;
 
-/// Serves `routes` on `address` until the service stops, and notes the address as `grpc`.
+/// Serves `routes` in the clear; see [`Security::serve`].
 ///
 /// # Errors
-/// When the address cannot be listened on.
+/// As there.
 pub async fn serve(
     service: &mut Service,
     address: SocketAddr,
     routes: tonic::service::Routes,
 ) -> Result<SocketAddr, RpcError> {
-    let failed = |source| RpcError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    let bound = listener.local_addr().map_err(failed)?;
-    service.listens("grpc", bound);
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
-    let server = Server::builder()
-        .trace_fn(span)
-        .max_concurrent_streams(MAX_STREAMS_PER_CONNECTION)
-        .http2_keepalive_interval(Some(KEEPALIVE))
-        .http2_keepalive_timeout(Some(KEEPALIVE_TIMEOUT))
-        .layer(server::Deadlines)
-        .add_routes(routes);
-    let stopping = service.tasks.stopping();
-    service.tasks.critical("grpc", async move {
-        server
-            .serve_with_incoming_shutdown(incoming, stopping)
-            .await
-    });
-    Ok(bound)
+    Security::off().serve(service, address, routes).await
 }
 
 /// The span of one call, continuing the caller's trace.

@@ -1,5 +1,6 @@
 //! What is counted of calls between services. Labels are names of peers and words of short closed lists.
 
+use jiff::Timestamp;
 use metrics::{counter, gauge};
 
 use crate::breaker::BreakerState;
@@ -28,4 +29,31 @@ pub(crate) fn retry(peer: &'static str, outcome: &'static str, left: u64) {
 /// Work that was dropped because its caller's deadline passed.
 pub(crate) fn too_late() {
     counter!("inkstone_rpc_deadlines_passed_total").increment(1);
+}
+
+/// A call for which there was no room.
+pub(crate) fn shed() {
+    counter!("inkstone_rpc_shed_total").increment(1);
+}
+
+/// A call whose caller's certificate does not allow it.
+pub(crate) fn forbidden() {
+    counter!("inkstone_rpc_forbidden_total").increment(1);
+}
+
+/// A handshake of a caller: `done`, `failed`, `slow`, or `nameless`.
+pub(crate) fn handshake(outcome: &'static str) {
+    counter!("inkstone_tls_handshakes_total", "outcome" => outcome).increment(1);
+}
+
+/// The last moment at which a certificate is good, as a Unix time. `certificate`: `service`, or `public`.
+pub(crate) fn certificate_ends(certificate: &'static str, ends: Timestamp) {
+    gauge!("inkstone_tls_certificate_ends_seconds", "certificate" => certificate)
+        .set(ends.as_second() as f64);
+}
+
+/// Files that changed: `taken`, or `refused`.
+pub(crate) fn certificate_reload(certificate: &'static str, outcome: &'static str) {
+    counter!("inkstone_tls_reloads_total", "certificate" => certificate, "outcome" => outcome)
+        .increment(1);
 }

@@ -3,6 +3,8 @@
 // Helpers of tests fail by panicking, like the tests themselves.
 #![allow(clippy::unwrap_used)]
 
+mod tls;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -11,10 +13,12 @@ use std::time::{Duration, Instant};
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::auth_service_server::{AuthService, AuthServiceServer};
 use contract::auth::{
-    AuthenticateRequest, AuthenticateResponse, ChargeRequest, ChargeResponse, IssueTokenRequest,
-    IssueTokenResponse, ListTokenKeysRequest, ListTokenKeysResponse, RateLimit,
+    AuthenticateEachRequest, AuthenticateEachResponse, AuthenticateRequest, AuthenticateResponse,
+    ChargeRequest, ChargeResponse, IssueTokenRequest, IssueTokenResponse, ListTokenKeysRequest,
+    ListTokenKeysResponse, RateLimit, SignWebhookRequest, SignWebhookResponse,
 };
 use contract::{ErrorCode, Failure};
+use futures::stream::BoxStream;
 use lifecycle::Service;
 use rpc::{BreakerState, Peer, PeerSettings};
 use tokio::sync::Mutex;
@@ -48,6 +52,8 @@ impl Drop for Dropped {
 
 #[tonic::async_trait]
 impl AuthService for Moody {
+    type AuthenticateEachStream = BoxStream<'static, Result<AuthenticateEachResponse, Status>>;
+
     async fn authenticate(
         &self,
         _: Request<AuthenticateRequest>,
@@ -71,6 +77,20 @@ impl AuthService for Moody {
                 ..RateLimit::default()
             }),
         }))
+    }
+
+    async fn authenticate_each(
+        &self,
+        _: Request<AuthenticateEachRequest>,
+    ) -> Result<Response<Self::AuthenticateEachStream>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn sign_webhook(
+        &self,
+        _: Request<SignWebhookRequest>,
+    ) -> Result<Response<SignWebhookResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
     }
 
     async fn charge(&self, _: Request<ChargeRequest>) -> Result<Response<ChargeResponse>, Status> {
