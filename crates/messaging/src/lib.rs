@@ -12,6 +12,7 @@ mod group;
 mod log;
 mod queue;
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -24,7 +25,7 @@ pub use async_nats::jetstream::stream::RetentionPolicy;
 pub use bucket::{Bucket, Change, Entry, Snapshot};
 pub use group::{MAX_GROUP, Manner, NewEvent};
 pub use log::{Appended, Event, EventLog, MAX_BATCH};
-pub use queue::{Delivery, Puller, WorkQueue};
+pub use queue::{Delivery, Outgoing, Puller, WorkQueue};
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -43,6 +44,21 @@ pub struct BrokerSettings {
     pub replicas: usize,
     /// How long a starting service waits for the broker before it gives up.
     pub start_timeout: settings::Millis,
+    /// Holds `ca.pem`, and `cert.pem` with `key.pem` where the broker asks for them; empty is no TLS.
+    #[serde(default)]
+    pub tls_dir: PathBuf,
+}
+
+impl BrokerSettings {
+    /// One server in the clear.
+    pub fn new(url: impl Into<String>, start_timeout: settings::Millis) -> Self {
+        Self {
+            url: url.into(),
+            replicas: 1,
+            start_timeout,
+            tls_dir: PathBuf::new(),
+        }
+    }
 }
 
 /// What went wrong with the broker.
@@ -53,6 +69,12 @@ pub enum BrokerError {
     Unreachable {
         /// Where it should be.
         url: String,
+    },
+    /// TLS is asked for and its files are not there.
+    #[error("setting broker.tls_dir: {} is missing", path.display())]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
     },
     /// The address is malformed or the credentials are refused.
     #[error("cannot connect to the broker at {url}")]
@@ -80,6 +102,12 @@ pub enum BrokerError {
         /// Why not.
         #[source]
         source: Cause,
+    },
+    /// A stream that refuses when it is full is full, or a subject's share of it is.
+    #[error("{stream} has no room for it")]
+    Full {
+        /// Which stream.
+        stream: &'static str,
     },
     /// Someone else changed the value since it was read.
     #[error("{key} was changed by someone else meanwhile")]
@@ -110,9 +138,9 @@ impl Broker {
     /// Connects and waits until JetStream answers, `start_timeout` at most.
     ///
     /// # Errors
-    /// When the address is malformed or nothing answers in time.
+    /// When the address is malformed, a certificate is missing, or nothing answers in time.
     pub async fn connect(settings: &BrokerSettings, name: &str) -> Result<Self, BrokerError> {
-        let client = async_nats::ConnectOptions::new()
+        let client = with_tls(&settings.tls_dir)?
             .name(name)
             .retry_on_initial_connect()
             .max_reconnects(None)
@@ -193,7 +221,10 @@ impl Broker {
             name: spec.name.to_owned(),
             subjects: spec.subjects.iter().map(|&s| s.to_owned()).collect(),
             retention: spec.retention,
+            max_messages: spec.max_messages,
             max_messages_per_subject: spec.max_messages_per_subject,
+            discard_new_per_subject: spec.refuse_when_full && spec.shares,
+            max_message_size: spec.max_message_size,
             max_age: spec.max_age,
             max_bytes: spec.max_bytes,
             // A full stream must refuse new messages, never drop accepted ones.
@@ -281,6 +312,30 @@ impl Broker {
     }
 }
 
+/// Options with the certificates of a folder, if one is named. The client reads the files at each connect, so a new
+/// certificate is shown with the next connection.
+fn with_tls(dir: &Path) -> Result<async_nats::ConnectOptions, BrokerError> {
+    let options = async_nats::ConnectOptions::new();
+    if dir.as_os_str().is_empty() {
+        return Ok(options);
+    }
+    let there = |name: &str| {
+        let path = dir.join(name);
+        let missing = !path.is_file();
+        (!missing)
+            .then_some(path.clone())
+            .ok_or(BrokerError::NoCertificate { path })
+    };
+    let options = options
+        .add_root_certificates(there("ca.pem")?)
+        .require_tls(true);
+    // Not every broker asks who calls.
+    if !dir.join("cert.pem").exists() {
+        return Ok(options);
+    }
+    Ok(options.add_client_certificate(there("cert.pem")?, there("key.pem")?))
+}
+
 /// What a stream should be like.
 #[derive(Debug, Clone)]
 pub struct StreamSpec {
@@ -290,8 +345,14 @@ pub struct StreamSpec {
     pub subjects: &'static [&'static str],
     /// When messages leave it.
     pub retention: RetentionPolicy,
+    /// How many messages it keeps; -1 without limit.
+    pub max_messages: i64,
     /// How many messages one subject keeps; -1 for all.
     pub max_messages_per_subject: i64,
+    /// Whether a subject that has as many refuses new messages, as the stream does, instead of dropping its oldest.
+    pub shares: bool,
+    /// How large one message may be, headers included; -1 for what the server takes.
+    pub max_message_size: i32,
     /// How long a message stays; zero for ever.
     pub max_age: Duration,
     /// How large it may grow; -1 without limit.
@@ -304,4 +365,41 @@ pub struct StreamSpec {
     pub duplicate_window: Duration,
     /// Subjects (with wildcards) to send again once stored, and where to: what a listener hears there is in the stream.
     pub republish: Option<(&'static str, &'static str)>,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use nats_server::NatsServer;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_broker_that_asks_for_certificates_is_reached_with_one_and_not_without() {
+        let folder = tempfile::tempdir().unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../scripts/dev-certs.sh");
+        let made = Command::new(script).arg(folder.path()).output().unwrap();
+        assert!(made.status.success(), "{made:?}");
+        let server = NatsServer::scratch_of(false, Some(folder.path().join("nats"))).unwrap();
+        let with = |dir: PathBuf, wait: &str| BrokerSettings {
+            tls_dir: dir,
+            ..BrokerSettings::new(server.url(), wait.parse().unwrap())
+        };
+        let good = with(folder.path().join("auth"), "20s");
+        let broker = Broker::connect(&good, "test").await.unwrap();
+        broker.probe().await.unwrap();
+
+        // The CA alone, without a certificate of one's own.
+        let none = with(folder.path().join("ca"), "500ms");
+        std::fs::remove_file(folder.path().join("ca/key.pem")).unwrap();
+        assert!(Broker::connect(&none, "test").await.is_err());
+        let missing = with(folder.path().join("nobody"), "20s");
+        let missing = Broker::connect(&missing, "test").await.err().unwrap();
+        let text = missing.to_string();
+        assert!(
+            text.contains("broker.tls_dir") && text.contains("ca.pem"),
+            "{text}"
+        );
+    }
 }

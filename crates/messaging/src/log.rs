@@ -1,8 +1,11 @@
 //! A stream as a log of keyed events: create-only or last-one-counts per subject.
 
+use std::time::SystemTime;
+
 use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::response::Response;
 use bytes::Bytes;
 use futures::StreamExt as _;
 
@@ -118,7 +121,11 @@ impl EventLog {
         self.last_of_all(&[filter]).await
     }
 
-    pub(crate) async fn last_of_all(&self, filters: &[&str]) -> Result<Vec<Event>, BrokerError> {
+    /// The last event at each subject that one of `filters` matches, in stream order.
+    ///
+    /// # Errors
+    /// When the broker does not answer. Of more matches than one batch holds the rest is left out.
+    pub async fn last_of_all(&self, filters: &[&str]) -> Result<Vec<Event>, BrokerError> {
         let request = serde_json::json!({ "multi_last": filters, "batch": MAX_BATCH });
         self.direct_get(request).await
     }
@@ -139,6 +146,23 @@ impl EventLog {
         self.direct_get(request).await
     }
 
+    /// The place of the first event that was stored at `time` or later, at a subject that `filter` matches; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn sequence_at(
+        &self,
+        filter: &str,
+        time: SystemTime,
+    ) -> Result<Option<u64>, BrokerError> {
+        const OPERATION: &str = "looking a time up";
+        let time = jiff::Timestamp::try_from(time).map_err(BrokerError::request(OPERATION))?;
+        let time = time.to_string();
+        let request = serde_json::json!({ "start_time": time, "next_by_subj": filter, "batch": 1 });
+        let found = self.direct_get(request).await?;
+        Ok(found.first().map(|event| event.sequence))
+    }
+
     /// The bytes that the stream takes.
     ///
     /// # Errors
@@ -147,6 +171,30 @@ impl EventLog {
         let stream = self.broker.jetstream.get_stream(self.stream).await;
         let stream = stream.map_err(BrokerError::request("reading a stream's state"))?;
         Ok(stream.cached_info().state.bytes)
+    }
+
+    /// How many subjects that `filter` matches hold an event. What it costs the broker grows with their number.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn count(&self, filter: &str) -> Result<u64, BrokerError> {
+        // The answer has a page of subjects, and says how many there are: of a page behind the last one, nothing else.
+        #[derive(serde::Deserialize)]
+        struct Counted {
+            #[serde(default)]
+            total: u64,
+        }
+        const OPERATION: &str = "counting subjects";
+        if !self.broker.is_connected() {
+            return Err(self.broker.unreachable());
+        }
+        let subject = format!("STREAM.INFO.{}", self.stream);
+        let request = serde_json::json!({ "subjects_filter": filter, "offset": i32::MAX });
+        let answer = self.broker.jetstream.request(subject, &request).await;
+        match answer.map_err(BrokerError::request(OPERATION))? {
+            Response::Ok(Counted { total }) => Ok(total),
+            Response::Err { error } => Err(BrokerError::request(OPERATION)(error)),
+        }
     }
 
     /// The sequence of the stream's last message.

@@ -1,6 +1,6 @@
 //! A stream as a work queue: publish once by message id, pull with room, heartbeat while working.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer};
@@ -20,6 +20,19 @@ const PULL_EXPIRES: Duration = Duration::from_secs(5);
 pub struct WorkQueue {
     broker: Broker,
     stream: &'static str,
+}
+
+/// A message on its way into a queue.
+#[derive(Debug, Clone)]
+pub struct Outgoing {
+    /// Where to.
+    pub subject: String,
+    /// What it is known by within the stream's duplicate window; without one it is never a duplicate.
+    pub id: Option<String>,
+    /// Beside those that we set ourselves.
+    pub headers: Vec<(&'static str, String)>,
+    /// What it says.
+    pub payload: Bytes,
 }
 
 /// One durable consumer of a queue, shared by whoever pulls under the same name.
@@ -53,21 +66,50 @@ impl WorkQueue {
         message_id: &str,
         payload: Bytes,
     ) -> Result<(), BrokerError> {
-        let message = PublishMessage::build()
-            .payload(payload)
-            .headers(trace_headers())
-            .message_id(message_id)
+        let message = Outgoing {
+            subject: subject.to_owned(),
+            id: Some(message_id.to_owned()),
+            headers: Vec::new(),
+            payload,
+        };
+        self.send(message).await.map(drop)
+    }
+
+    /// Stores a message, unless one with its id is known. Its place in the stream, or that of the one that is known.
+    ///
+    /// # Errors
+    /// [`BrokerError::Full`] where there is no room; others when it is not known to be stored.
+    pub async fn send(&self, message: Outgoing) -> Result<u64, BrokerError> {
+        let mut headers = trace_headers();
+        for (name, value) in message.headers {
+            headers.insert(name, value);
+        }
+        let mut publish = PublishMessage::build()
+            .payload(message.payload)
+            .headers(headers)
             .expected_stream(self.stream);
-        let failed = BrokerError::request::<jetstream::context::PublishError>;
-        let sent = self
-            .broker
-            .jetstream
-            .send_publish(subject.to_owned(), message);
-        let acknowledged = sent.await.map_err(failed("queueing work"))?;
-        acknowledged
-            .await
-            .map(drop)
-            .map_err(failed("queueing work"))
+        if let Some(id) = message.id {
+            publish = publish.message_id(id);
+        }
+        let context = &self.broker.jetstream;
+        let failed = |error| self.failed(error);
+        let sent = context.send_publish(message.subject, publish).await;
+        let stored = sent.map_err(failed)?.await.map_err(failed)?;
+        Ok(stored.sequence)
+    }
+
+    fn failed(&self, error: jetstream::context::PublishError) -> BrokerError {
+        let cause = std::error::Error::source(&error);
+        let refusal = cause.and_then(|cause| cause.downcast_ref::<jetstream::Error>());
+        // Without room the server does not say more than that it could not store.
+        let full = |refusal: &jetstream::Error| {
+            refusal.error_code() == jetstream::ErrorCode::STREAM_STORE_FAILED
+        };
+        if refusal.is_some_and(full) {
+            let stream = self.stream;
+            return BrokerError::Full { stream };
+        }
+        BrokerError::request("queueing work")(error)
     }
 
     /// How many messages wait or are being worked on, by subject, among those that `filter` matches.
@@ -84,6 +126,18 @@ impl WorkQueue {
             depths.push(subject.map_err(BrokerError::request("reading a queue's depth"))?);
         }
         Ok(depths)
+    }
+
+    /// Up to which sequence everything that the consumer `name` may hand out has been acknowledged.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or there is no such consumer.
+    pub async fn acknowledged(&self, name: &str) -> Result<u64, BrokerError> {
+        let stream = self.broker.jetstream.get_stream_no_info(self.stream).await;
+        let stream = stream.map_err(BrokerError::request("opening a queue"))?;
+        let info = stream.consumer_info(name).await;
+        let info = info.map_err(BrokerError::request("reading a consumer's state"))?;
+        Ok(info.ack_floor.stream_sequence)
     }
 
     /// Opens the durable consumer `name` on subjects that `filter` matches.
@@ -192,6 +246,28 @@ impl Delivery {
         &self.message.subject
     }
 
+    /// Its headers, as they were sent: names in any case, a name once for each of its values.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &str)> {
+        let headers = self.message.headers.iter().flat_map(|h| h.iter());
+        headers.flat_map(|(name, values)| {
+            let values = values.iter();
+            values.map(move |value| (name.as_ref(), value.as_str()))
+        })
+    }
+
+    /// Its place in the stream.
+    pub fn sequence(&self) -> u64 {
+        self.message.info().map_or(0, |info| info.stream_sequence)
+    }
+
+    /// When the broker took it.
+    pub fn published(&self) -> SystemTime {
+        let nanos = self.message.info().map_or(0, |info| {
+            u64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default()
+        });
+        SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)
+    }
+
     /// How often it has been delivered, this time included.
     pub fn deliveries(&self) -> u64 {
         self.message.info().map_or(1, |i| i.delivered.max(1) as u64)
@@ -208,7 +284,9 @@ impl Delivery {
     /// Drives `work` while telling the broker every third of the ack wait that it goes on.
     pub async fn heartbeat<T>(&self, work: impl Future<Output = T>) -> T {
         let mut work = std::pin::pin!(work);
-        let mut beat = tokio::time::interval(self.ack_wait / 3);
+        let period = self.ack_wait / 3;
+        // Not at once: what is given back in the same moment would be overtaken, and stay away for the whole ack wait.
+        let mut beat = tokio::time::interval_at(tokio::time::Instant::now() + period, period);
         loop {
             tokio::select! {
                 done = &mut work => return done,

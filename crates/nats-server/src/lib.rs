@@ -63,6 +63,8 @@ pub struct Options {
     pub port: Option<u16>,
     /// Whether every write is flushed to the disk before it is acknowledged: survives power loss, costs throughput.
     pub sync_always: bool,
+    /// Speaks TLS only, and takes nobody without a certificate: a folder with `ca.pem`, `cert.pem` and `key.pem`.
+    pub tls: Option<PathBuf>,
 }
 
 /// A running server; stopped when dropped.
@@ -119,6 +121,14 @@ impl NatsServer {
     /// # Errors
     /// See [`ServerError`].
     pub fn scratch_with(sync_always: bool) -> Result<Self, ServerError> {
+        Self::scratch_of(sync_always, None)
+    }
+
+    /// The same; with `tls`, as [`Options`] has it.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub fn scratch_of(sync_always: bool, tls: Option<PathBuf>) -> Result<Self, ServerError> {
         let scratch = tempfile::tempdir().map_err(|source| ServerError::Folder {
             path: std::env::temp_dir(),
             source,
@@ -127,6 +137,7 @@ impl NatsServer {
             folder: scratch.path().to_owned(),
             port: None,
             sync_always,
+            tls,
         })?;
         server._scratch = Some(scratch);
         Ok(server)
@@ -135,6 +146,11 @@ impl NatsServer {
     /// Its `nats://` address.
     pub fn url(&self) -> String {
         format!("nats://{}", self.address)
+    }
+
+    /// The folder with its streams and its log.
+    pub fn folder(&self) -> &Path {
+        &self.options.folder
     }
 
     /// Its process id.
@@ -220,13 +236,18 @@ fn spawn(binary: &Path, options: &Options, address: SocketAddr) -> Result<Child,
 fn configuration(options: &Options, address: SocketAddr) -> String {
     let store = options.folder.join("jetstream");
     let sync = if options.sync_always { "always" } else { "2m" };
-    format!(
+    let tls = options.tls.as_ref().map_or(String::new(), |folder| {
+        let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| folder.join(name));
+        format!("tls {{\n  ca_file: {ca:?}\n  cert_file: {cert:?}\n  key_file: {key:?}\n  verify: true\n}}\n")
+    });
+    let plain = format!(
         "host: \"{}\"\nport: {}\nmax_payload: 8MB\n\
          jetstream {{\n  store_dir: {:?}\n  sync_interval: {sync}\n}}\n",
         address.ip(),
         address.port(),
         store,
-    )
+    );
+    plain + &tls
 }
 
 /// Ends the server that `folder`'s pid file names, if that process runs on this very folder.
@@ -332,6 +353,7 @@ mod tests {
             folder: folder.path().to_owned(),
             port: None,
             sync_always: false,
+            tls: None,
         };
         let mut first = NatsServer::start(options.clone()).unwrap();
         let second = NatsServer::start(options).unwrap();

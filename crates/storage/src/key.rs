@@ -4,6 +4,9 @@ use std::fmt;
 
 use contract::{TaskId, TenantId};
 
+/// Where files lie that tenants have sent.
+pub(crate) const INPUTS: &str = "inputs";
+
 /// The key of an object. Made only by the functions here, so that no part of it comes unchecked from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key(String);
@@ -26,7 +29,7 @@ impl Key {
 
     /// A file that a tenant has sent, by its SHA-256 in lower-case hex; `None` when it is not one.
     pub fn input(tenant: &TenantId, sha256: &str) -> Option<Self> {
-        let key = || Self(format!("inputs/{tenant}/{sha256}"));
+        let key = || Self(format!("{INPUTS}/{tenant}/{sha256}"));
         is_sha256(sha256).then(key)
     }
 

@@ -4,6 +4,7 @@
 //! idempotent: a key holds all of an object or none of it, and writing it again changes nothing. Keys are derived, never
 //! chosen, so a retry overwrites its own bytes and nothing else (invariant I3).
 
+mod inputs;
 mod key;
 mod upload;
 
@@ -18,6 +19,7 @@ use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use secrecy::{ExposeSecret as _, SecretString};
 
+pub use inputs::Aged;
 pub use key::Key;
 
 /// Settings of the object store, under `[storage]`.
@@ -84,6 +86,9 @@ pub enum StorageError {
         #[source]
         source: object_store::Error,
     },
+    /// The store said no or did not answer when it was asked what is there.
+    #[error("listing what callers have sent failed")]
+    List(#[source] object_store::Error),
     /// A file that is to be stored cannot be read.
     #[error("cannot read {}", path.display())]
     ReadFile {

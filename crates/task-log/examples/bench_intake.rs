@@ -29,17 +29,14 @@ fn submitted() -> Submitted {
 async fn main() {
     let sync = std::env::args().any(|argument| argument == "--sync-always");
     let server = NatsServer::scratch_with(sync).unwrap();
-    let settings = BrokerSettings {
-        url: server.url(),
-        replicas: 1,
-        start_timeout: "10s".parse().unwrap(),
-    };
+    let settings = BrokerSettings::new(server.url(), "10s".parse().unwrap());
     let broker = Broker::connect(&settings, "bench").await.unwrap();
     let log = TaskLog::new(broker);
     let streams = StreamSettings {
         task_retention: "1h".parse().unwrap(),
         task_max_size: "8GiB".parse().unwrap(),
         dead_retention: "1h".parse().unwrap(),
+        dead_max_size: "16MiB".parse().unwrap(),
     };
     log.ensure_streams(&streams).await.unwrap();
     let (intake, committer) = log.intake();

@@ -1,7 +1,7 @@
 //! The one log of tasks: append, read, and end exactly once.
 //!
-//! The stream TASKS is the only truth about tasks. Each task has at most three events, one subject each:
-//! `inkstone.task.<tenant>.<lane>.<task>.<event>` with `submitted` (create-only), `state` (the last one counts) and
+//! The stream TASKS is the only truth about tasks. Each task has at most four events, one subject each:
+//! `inkstone.task.<tenant>.<lane>.<task>.<event>` with `submitted` (create-only), `state` and `feedback` (the last one counts) and
 //! `done` (create-only). Both the orchestrator and the workers write here, through this crate, so the rules stand in
 //! one place:
 //!
@@ -16,6 +16,7 @@ mod error;
 mod intake;
 mod listing;
 mod manner;
+mod open;
 mod record;
 mod streams;
 mod watch;
@@ -23,15 +24,16 @@ mod watch;
 use std::time::Duration;
 
 use contract::task::{DeadLetter, Dispatch, Done, ProgressEvent, State, Submitted};
-use contract::{ModelName, TaskId, TenantId, VersionName};
+use contract::v1::Feedback;
+use contract::{Lane, ModelName, TaskId, TenantId, VersionName};
 use messaging::{Appended, Broker, EventLog, NewEvent, Puller, WorkQueue};
 use prost::Message;
 
 pub use error::TaskLogError;
 pub use intake::{Committer, Intake};
-pub use listing::Page;
+pub use listing::{Page, Wanted};
 pub use record::{Record, TaskRef};
-pub use streams::StreamSettings;
+pub use streams::{StreamSettings, Work};
 pub use watch::{Ends, Update, Watch};
 
 /// What came of a submission.
@@ -131,6 +133,19 @@ impl TaskLog {
         Ok(self.tasks.put(&subject, encode(state)).await?)
     }
 
+    /// Keeps what a caller says of a task, in place of what it said before.
+    ///
+    /// # Errors
+    /// When it is not known to be stored.
+    pub async fn set_feedback(
+        &self,
+        task: &TaskRef,
+        feedback: &Feedback,
+    ) -> Result<(), TaskLogError> {
+        let subject = task.subject("feedback");
+        Ok(self.tasks.put(&subject, encode(feedback)).await?)
+    }
+
     /// Ends a task unless it has ended (create-only).
     ///
     /// # Errors
@@ -157,7 +172,17 @@ impl TaskLog {
     /// # Errors
     /// When it is not known to be stored.
     pub async fn bury(&self, letter: &DeadLetter) -> Result<(), TaskLogError> {
-        let subject = format!("inkstone.dead.{}.{}", letter.tenant, letter.task_id);
+        let DeadLetter {
+            tenant,
+            task_id,
+            kind,
+            ..
+        } = letter;
+        let subject = match kind.as_str() {
+            "" => format!("inkstone.dead.{tenant}.{task_id}"),
+            // Beside the task's own, if it has one.
+            kind => format!("inkstone.dead.{tenant}.{task_id}.{kind}"),
+        };
         Ok(self.dead.put(&subject, encode(letter)).await?)
     }
 
@@ -173,7 +198,7 @@ impl TaskLog {
         weight: u32,
     ) -> Result<(), TaskLogError> {
         let task = TaskRef::of(submitted)?;
-        let subject = streams::work_subject(submitted, &task.lane);
+        let subject = streams::work_subject(submitted, &task);
         let message_id = format!("{}-{attempt}", task.task);
         let dispatch = Dispatch {
             task_id: task.task.to_string(),
@@ -185,13 +210,31 @@ impl TaskLog {
         Ok(self.work.publish(&subject, &message_id, payload).await?)
     }
 
-    /// How many dispatches wait or are being worked on, by model version.
+    /// The dispatches that wait or are being worked on.
     ///
     /// # Errors
     /// When the broker does not answer.
-    pub async fn work_depth(&self) -> Result<Vec<((String, String), usize)>, TaskLogError> {
+    pub async fn work(&self) -> Result<Work, TaskLogError> {
         let depths = self.work.depth("inkstone.work.>").await?;
-        Ok(streams::by_version(depths))
+        Ok(streams::work(depths))
+    }
+
+    /// How many tasks of a tenant have not ended and wait for a worker to be handed to. It is counted anew, which costs the broker
+    /// time that grows with the tenant's tasks in the log; while tasks begin and end it may be off by some of them.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn waiting(&self, tenant: &TenantId) -> Result<u64, TaskLogError> {
+        let of = |event| format!("inkstone.task.{tenant}.*.*.{event}");
+        let (submitted, done) = (of("submitted"), of("done"));
+        let out = format!("inkstone.work.*.*.*.{tenant}");
+        let (submitted, done, out) = futures::try_join!(
+            self.tasks.count(&submitted),
+            self.tasks.count(&done),
+            self.work.depth(&out),
+        )?;
+        let out: usize = out.into_iter().map(|(_, depth)| depth).sum();
+        Ok(submitted.saturating_sub(done).saturating_sub(out as u64))
     }
 
     /// Opens the consumer that all workers of a model version share.
@@ -216,13 +259,23 @@ impl TaskLog {
     /// When the broker refuses.
     pub async fn submissions(
         &self,
-        lane: &contract::Lane,
+        lane: &Lane,
         ack_wait: Duration,
     ) -> Result<Puller, TaskLogError> {
-        let name = format!("dispatch_{lane}");
-        let filter = format!("inkstone.task.*.{lane}.*.submitted");
+        let (name, filter) = dispatcher(lane);
         let queue = self.broker.queue(streams::TASKS);
         let puller = queue.puller(&name, &filter, ack_wait, streams::MAX_OUT);
+        Ok(puller.await?)
+    }
+
+    /// Opens the consumer that hands each end, of whatever task, to one orchestrator.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn ends_of_all(&self, ack_wait: Duration) -> Result<Puller, TaskLogError> {
+        let queue = self.broker.queue(streams::TASKS);
+        let filter = "inkstone.task.*.*.*.done";
+        let puller = queue.puller("notices", filter, ack_wait, streams::MAX_OUT);
         Ok(puller.await?)
     }
 
@@ -232,6 +285,12 @@ impl TaskLog {
             .tell(progress_subject(task), encode(event))
             .await;
     }
+}
+
+/// The consumer that hands a lane's submissions to orchestrators: its name, and what it hands out.
+fn dispatcher(lane: &Lane) -> (String, String) {
+    let filter = format!("inkstone.task.*.{lane}.*.submitted");
+    (format!("dispatch_{lane}"), filter)
 }
 
 fn progress_subject(task: TaskId) -> String {

@@ -1,7 +1,7 @@
 //! One task, put together from its events.
 
 use contract::task::{Done, Phase, State, Submitted, done};
-use contract::v1::{self, TaskPhase};
+use contract::v1::{self, Feedback, TaskPhase};
 use contract::{Lane, TaskId, TenantId};
 use messaging::Event;
 
@@ -55,6 +55,14 @@ pub(crate) fn event_in_any_lane(tenant: &TenantId, task: TaskId, event: &str) ->
     format!("inkstone.task.{tenant}.*.{task}.{event}")
 }
 
+/// Events that a task has at most: submitted, state, feedback, done.
+pub(crate) const EVENTS: usize = 4;
+
+/// The task whose event is at `subject`.
+pub(crate) fn task_of(subject: &str) -> Option<TaskId> {
+    subject.split('.').nth(4)?.parse().ok()
+}
+
 /// All that the log knows of one task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
@@ -64,6 +72,8 @@ pub struct Record {
     pub state: Option<State>,
     /// How it ended.
     pub done: Option<Done>,
+    /// What its caller last said of it.
+    pub feedback: Option<Feedback>,
 }
 
 impl Record {
@@ -79,6 +89,9 @@ impl Record {
             submitted: decode("submitted", submitted)?,
             state: find("state").map(|p| decode("state", p)).transpose()?,
             done: find("done").map(|p| decode("done", p)).transpose()?,
+            feedback: find("feedback")
+                .map(|p| decode("feedback", p))
+                .transpose()?,
         }))
     }
 
@@ -146,6 +159,7 @@ impl Record {
             attempt: done.map_or(self.attempts(), |d| d.attempt),
             images,
             error,
+            feedback: self.feedback.clone(),
         }
     }
 }

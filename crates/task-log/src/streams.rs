@@ -1,11 +1,14 @@
 //! The three streams and their subjects.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
-use contract::Lane;
+use contract::TenantId;
 use contract::task::Submitted;
 use messaging::{RetentionPolicy, StreamSpec};
 use settings::{ByteSize, Millis};
+
+use crate::record::TaskRef;
 
 pub(crate) const TASKS: &str = "TASKS";
 pub(crate) const WORK: &str = "WORK";
@@ -29,6 +32,8 @@ pub struct StreamSettings {
     pub task_max_size: ByteSize,
     /// How long dead letters are kept.
     pub dead_retention: Millis,
+    /// How large DEAD may grow before the oldest letters go.
+    pub dead_max_size: ByteSize,
 }
 
 pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
@@ -39,7 +44,10 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
         name: TASKS,
         subjects: &["inkstone.task.>"],
         retention: RetentionPolicy::Limits,
+        max_messages: -1,
         max_messages_per_subject: 1,
+        shares: false,
+        max_message_size: -1,
         max_age: settings.task_retention.duration(),
         max_bytes: size,
         refuse_when_full: true,
@@ -51,7 +59,10 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
         name: WORK,
         subjects: &["inkstone.work.>"],
         retention: RetentionPolicy::WorkQueue,
+        max_messages: -1,
         max_messages_per_subject: -1,
+        shares: false,
+        max_message_size: -1,
         max_age: Duration::ZERO,
         max_bytes: -1,
         refuse_when_full: true,
@@ -63,9 +74,13 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
         name: DEAD,
         subjects: &["inkstone.dead.>"],
         retention: RetentionPolicy::Limits,
+        max_messages: -1,
         max_messages_per_subject: 1,
+        shares: false,
+        max_message_size: -1,
         max_age: settings.dead_retention.duration(),
-        max_bytes: -1,
+        // Callers can fill it.
+        max_bytes: i64::try_from(settings.dead_max_size.bytes()).unwrap_or(i64::MAX),
         refuse_when_full: false,
         batches: false,
         duplicate_window: DUPLICATE_WINDOW,
@@ -74,28 +89,61 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
     [tasks, work, dead]
 }
 
-/// `inkstone.work.<model>.<version>.<lane>`.
-pub(crate) fn work_subject(submitted: &Submitted, lane: &Lane) -> String {
+/// `inkstone.work.<model>.<version>.<lane>.<tenant>`.
+pub(crate) fn work_subject(submitted: &Submitted, task: &TaskRef) -> String {
     let Submitted {
         model,
         model_version,
         ..
     } = submitted;
-    format!("inkstone.work.{model}.{model_version}.{lane}")
+    let TaskRef { lane, tenant, .. } = task;
+    format!("inkstone.work.{model}.{model_version}.{lane}.{tenant}")
 }
 
-pub(crate) fn by_version(depths: Vec<(String, usize)>) -> Vec<((String, String), usize)> {
-    let mut sums: Vec<((String, String), usize)> = Vec::new();
+/// What workers have, or are about to have.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Work {
+    /// How many dispatches, by model and version.
+    pub by_version: BTreeMap<(String, String), usize>,
+    /// How many, by tenant.
+    pub by_tenant: BTreeMap<TenantId, usize>,
+}
+
+pub(crate) fn work(depths: Vec<(String, usize)>) -> Work {
+    let mut work = Work::default();
     for (subject, depth) in depths {
         let mut tokens = subject.split('.').skip(2);
         let (Some(model), Some(version)) = (tokens.next(), tokens.next()) else {
             continue;
         };
-        let key = (model.to_owned(), version.to_owned());
-        match sums.iter_mut().find(|(known, _)| *known == key) {
-            Some((_, sum)) => *sum += depth,
-            None => sums.push((key, depth)),
+        let version = (model.to_owned(), version.to_owned());
+        *work.by_version.entry(version).or_default() += depth;
+        // A version before this one put no tenant behind the lane.
+        if let Some(Ok(tenant)) = tokens.nth(1).map(str::parse) {
+            *work.by_tenant.entry(tenant).or_default() += depth;
         }
     }
-    sums
+    work
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dispatches_are_counted_by_version_and_by_tenant() {
+        let depths = [
+            ("inkstone.work.demo.1.standard-image.acme", 3),
+            ("inkstone.work.demo.1.priority-hd.acme", 1),
+            ("inkstone.work.demo.2.standard-image.other", 2),
+            ("inkstone.work.demo.2.standard-image", 5),
+        ];
+        let depths = depths.map(|(subject, depth)| (subject.to_owned(), depth));
+        let work = work(depths.to_vec());
+        let version = |version: &str| ("demo".to_owned(), version.to_owned());
+        assert_eq!(work.by_version[&version("1")], 4);
+        assert_eq!(work.by_version[&version("2")], 7);
+        assert_eq!(work.by_tenant[&"acme".parse().unwrap()], 4);
+        assert_eq!(work.by_tenant[&"other".parse().unwrap()], 2);
+    }
 }
