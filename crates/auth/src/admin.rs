@@ -1,10 +1,12 @@
-//! The token that `KeyService` asks for, so that reaching its port is not enough to make a key.
+//! The token that `KeyService` and `PolicyService` ask for, so that reaching their port is not enough to make a key.
 
 use std::io;
 use std::path::Path;
 
 use aws_lc_rs::{constant_time, digest};
+use tonic::metadata::MetadataMap;
 
+use crate::error::AuthError;
 use crate::sealed::Key;
 use crate::secret_file::{SecretFile, SecretFileError};
 
@@ -32,6 +34,16 @@ impl AdminToken {
         Ok(Self {
             digest: digest::digest(&digest::SHA256, token),
         })
+    }
+
+    /// Refuses a request that does not carry it.
+    pub(crate) fn admit(&self, metadata: &MetadataMap) -> Result<(), AuthError> {
+        let offered = metadata.get("authorization").and_then(|v| v.to_str().ok());
+        let token = offered.and_then(|v| v.strip_prefix("Bearer "));
+        match token {
+            Some(token) if self.is(token) => Ok(()),
+            _ => Err(AuthError::NotAdmin),
+        }
     }
 
     /// Whether this is the token. Digests are compared, in constant time, so neither content nor length shows.

@@ -3,23 +3,31 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use contract::AppKey;
+use contract::{AppKey, TenantId};
 use jiff::Timestamp;
 use messaging::Snapshot;
 use secrecy::SecretString;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::envelope::{Envelope, OpenEnvelope};
 use crate::error::AuthError;
 use crate::key_encryption::{KeyEncryption, KeyEncryptionError};
-use crate::limit::{Allowance, Limiter};
+use crate::limit::{Allowance, Ask};
+use crate::limiter::Limiter;
 use crate::policy::{self, PolicyRecord};
 use crate::proof::{self, Proof};
+use crate::receipt::Receipt;
 use crate::replay::Nonces;
 use crate::store::KeyRecord;
 use crate::tokens::Tokens;
+use crate::webhook::Message;
+
+/// How long what auth itself depends on may take for one request, all of it together. Less than the gateway waits: what hangs behind
+/// auth must be answered by auth, or it would count as a failure of auth's and close it off for everyone.
+const PATIENCE: Duration = Duration::from_millis(if cfg!(test) { 300 } else { 3000 });
 
 /// Gives the present. A plain function, so that tests can hold time still.
 pub(crate) type Clock = fn() -> Timestamp;
@@ -31,17 +39,18 @@ pub(crate) struct Authenticator {
     key_encryption: Arc<dyn KeyEncryption>,
     /// A key that nobody holds: unknown callers are checked against it, so that they wait as long as known ones.
     decoy: KeyRecord,
-    limiter: Limiter,
+    limiter: Arc<Limiter>,
     nonces: Nonces,
     tokens: Arc<Tokens>,
     clock: Clock,
-    started: Instant,
 }
 
 /// A caller that was let in.
 #[derive(Debug)]
 pub(crate) struct Admitted {
     pub(crate) key: KeyRecord,
+    /// The prefix that its policy is for, without the dash.
+    pub(crate) policy_name: String,
     pub(crate) policy: PolicyRecord,
     pub(crate) allowance: Allowance,
 }
@@ -51,6 +60,7 @@ impl Authenticator {
         keys: watch::Receiver<Snapshot<KeyRecord>>,
         policies: watch::Receiver<Snapshot<PolicyRecord>>,
         key_encryption: Arc<dyn KeyEncryption>,
+        limiter: Arc<Limiter>,
         nonces: Nonces,
         tokens: Arc<Tokens>,
         clock: Clock,
@@ -60,33 +70,47 @@ impl Authenticator {
             keys,
             policies,
             key_encryption,
-            limiter: Limiter::default(),
+            limiter,
             nonces,
             tokens,
             clock,
-            started: Instant::now(),
         })
     }
 
     /// Verifies a proof and charges one request to the key's rate limit. A caller that is not proven is charged nothing:
     /// otherwise anyone could use up a key's limit by naming it.
     pub(crate) async fn authenticate(&self, proof: &Proof) -> Result<Admitted, AuthError> {
-        let key = self.prove(proof).await?;
+        self.authenticate_as_of(proof, &Receipt::now(self.clock))
+            .await
+    }
+
+    /// The same for a proof that the platform took some time ago.
+    pub(crate) async fn authenticate_as_of(
+        &self,
+        proof: &Proof,
+        receipt: &Receipt,
+    ) -> Result<Admitted, AuthError> {
+        receipt.check((self.clock)())?;
+        let deadline = Instant::now() + PATIENCE;
+        let key = self.prove(proof, receipt.at.as_second(), deadline).await?;
         let policies = self.policies.borrow().clone();
-        let Some(policy) = policy::choose(&policies, &key.app_key) else {
+        let Some((name, policy)) = policy::choose(&policies, &key.app_key) else {
             return Err(AuthError::NoPolicy {
                 app_key: key.app_key,
             });
         };
         // A replay charges nothing to the key that it was overheard from, …
         if let Proof::SignatureV2(signature) = proof {
-            let used = self.nonces.refuse_used(&key.app_key, &signature.nonce);
-            used.await?;
+            let (app_key, nonce) = (&key.app_key, &signature.nonce);
+            let used = self.nonces.refuse_used(app_key, nonce, &receipt.claim);
+            within(deadline, REPLAYS, used).await?;
         }
         let rate = policy.rate();
-        let admitted = match self.limiter.charge(&key.app_key, self.uptime(), rate) {
+        let now = self.limiter.now();
+        let admitted = match self.limiter.charge(&key.app_key, now, rate, Ask::ONE) {
             Ok(allowance) => Ok(Admitted {
                 key,
+                policy_name: name.to_owned(),
                 policy: policy.clone(),
                 allowance,
             }),
@@ -99,7 +123,8 @@ impl Authenticator {
         // … and a key over its limit fills no cache that others need.
         if let Proof::SignatureV2(signature) = proof {
             let (app_key, nonce) = (&admitted.key.app_key, &signature.nonce);
-            self.nonces.take(app_key, nonce).await?;
+            let taken = self.nonces.take(app_key, nonce, &receipt.claim);
+            within(deadline, REPLAYS, taken).await?;
         }
         Ok(admitted)
     }
@@ -111,7 +136,7 @@ impl Authenticator {
         requests: NonZeroU32,
     ) -> Result<(PolicyRecord, Allowance), AuthError> {
         let policies = self.policies.borrow().clone();
-        let Some(policy) = policy::choose(&policies, app_key) else {
+        let Some((_, policy)) = policy::choose(&policies, app_key) else {
             let app_key = app_key.clone();
             return Err(AuthError::NoPolicy { app_key });
         };
@@ -126,10 +151,8 @@ impl Authenticator {
                 ),
             });
         }
-        let charged = self
-            .limiter
-            .charge_together(app_key, self.uptime(), rate, requests);
-        match charged {
+        let ask = Ask { requests, entry: 1 };
+        match self.limiter.charge(app_key, self.limiter.now(), rate, ask) {
             Ok(allowance) => Ok((policy.clone(), allowance)),
             Err(over) => Err(AuthError::RateLimited {
                 app_key: app_key.clone(),
@@ -139,10 +162,15 @@ impl Authenticator {
         }
     }
 
-    async fn prove(&self, proof: &Proof) -> Result<KeyRecord, AuthError> {
-        let now = (self.clock)().as_second();
+    /// `now` is in Unix seconds: when the proof came.
+    async fn prove(
+        &self,
+        proof: &Proof,
+        now: i64,
+        deadline: Instant,
+    ) -> Result<KeyRecord, AuthError> {
         if let Proof::Token(token) = proof {
-            return self.prove_token(token);
+            return self.prove_token(token, now);
         }
         let sent = match proof {
             Proof::SignatureV1(signature) => proof::check_clock(&signature.timestamp, now)?,
@@ -157,7 +185,7 @@ impl Authenticator {
             .filter(|(claimed, record)| record.app_key.as_str() == *claimed)
             .map(|(_, record)| record);
         let record = known.unwrap_or(&self.decoy);
-        let holds = self.holds(proof, record, sent).await?;
+        let holds = within(deadline, KEYS, self.holds(proof, record, sent)).await?;
         let good = known.is_some() && record.revoked_at.is_none();
         if !(holds & good) {
             return Err(AuthError::NotValid {
@@ -174,9 +202,9 @@ impl Authenticator {
     }
 
     /// The key that a token stands for. Which of the ways it is not good is not told.
-    fn prove_token(&self, token: &SecretString) -> Result<KeyRecord, AuthError> {
+    fn prove_token(&self, token: &SecretString, now: i64) -> Result<KeyRecord, AuthError> {
         let keys = self.keys.borrow().clone();
-        let claims = self.tokens.verify(token);
+        let claims = self.tokens.verify(token, now);
         let record = claims.and_then(|claims| {
             let record = keys.get(claims.sub.as_str())?;
             let same = record.app_key == claims.sub && record.tenant == claims.tenant;
@@ -220,13 +248,36 @@ impl Authenticator {
         envelope.open(&*self.key_encryption, app_key, tenant).await
     }
 
-    fn uptime(&self) -> Duration {
-        self.started.elapsed()
+    /// Signs what one of a tenant's keys has asked to be told. A key that was revoked meanwhile signs too: its tasks still end, and
+    /// whoever waits for that must be able to tell our word from another's.
+    pub(crate) async fn sign_webhook(
+        &self,
+        app_key: &AppKey,
+        tenant: &TenantId,
+        message: &Message,
+    ) -> Result<String, AuthError> {
+        message.check()?;
+        let keys = self.keys.borrow().clone();
+        let record = keys.get(app_key.as_str());
+        let own = |key: &&KeyRecord| key.app_key == *app_key && key.tenant == *tenant;
+        let record = record.filter(own).ok_or_else(|| AuthError::NoSuchKey {
+            app_key: app_key.clone(),
+        })?;
+        let open = async {
+            let open = self.open(record).await;
+            open.map_err(|source| AuthError::Envelope {
+                app_key: app_key.clone(),
+                operation: "opened",
+                source,
+            })
+        };
+        let open = within(Instant::now() + PATIENCE, KEYS, open).await?;
+        Ok(message.sign(open.webhook_secret().expose()))
     }
 
     /// Lets go of what idle keys no longer need. Call it now and then.
     pub(crate) fn forget_idle(&self) {
-        self.limiter.forget_idle(self.uptime());
+        self.limiter.forget_idle(self.limiter.now());
     }
 
     /// How many keys are accepted at present.
@@ -234,6 +285,19 @@ impl Authenticator {
         let keys = self.keys.borrow();
         keys.values().filter(|k| k.revoked_at.is_none()).count()
     }
+}
+
+const KEYS: &str = "keys cannot be opened";
+const REPLAYS: &str = "signature v2 cannot be checked for replays";
+
+/// What a dependency says until then.
+async fn within<T>(
+    deadline: Instant,
+    what: &'static str,
+    answer: impl Future<Output = Result<T, AuthError>>,
+) -> Result<T, AuthError> {
+    let answer = timeout_at(deadline, answer).await;
+    answer.unwrap_or(Err(AuthError::Slow { what }))
 }
 
 async fn decoy(key_encryption: &dyn KeyEncryption) -> Result<KeyRecord, KeyEncryptionError> {

@@ -1,5 +1,7 @@
 //! Authentication without a broker: the followed copies are values here.
 
+use std::time::Duration;
+
 use aws_lc_rs::hmac;
 use messaging::Snapshot;
 
@@ -7,6 +9,7 @@ use super::*;
 use crate::key_encryption::LocalKey;
 use crate::keys::{self, NewKey};
 use crate::proof::SignatureV1;
+use crate::receipt::Claim;
 use crate::sealed::Key;
 use crate::signature_v2::SignatureV2;
 
@@ -25,7 +28,11 @@ struct Bench {
 }
 
 async fn bench(prefix: &str, allow_signature_v1: bool) -> Bench {
-    let kek: Arc<dyn KeyEncryption> = Arc::new(LocalKey::new(&Key::random().unwrap()));
+    let kek = Arc::new(LocalKey::new(&Key::random().unwrap()));
+    bench_with(prefix, allow_signature_v1, kek).await
+}
+
+async fn bench_with(prefix: &str, allow_signature_v1: bool, kek: Arc<dyn KeyEncryption>) -> Bench {
     let new = NewKey {
         prefix: prefix.to_owned(),
         tenant: "acme".parse().unwrap(),
@@ -38,11 +45,14 @@ async fn bench(prefix: &str, allow_signature_v1: bool) -> Bench {
     let (keys, keys_seen) = watch::channel(Arc::new(all));
     let table = policy::defaults().map(|(name, policy)| (name.to_owned(), policy));
     let (policies, policies_seen) = watch::channel(Arc::new(table.into()));
-    let tokens = Arc::new(Tokens::for_test(&*kek, stopped_clock).await);
+    // Under a key of their own: what is tested here is the one that the caller gave.
+    let tokens_kek = LocalKey::new(&Key::random().unwrap());
+    let tokens = Arc::new(Tokens::for_test(&tokens_kek, stopped_clock).await);
     let authenticator = Authenticator::new(
         keys_seen,
         policies_seen,
         kek,
+        Arc::new(Limiter::default()),
         Nonces::Memory(Default::default()),
         tokens.clone(),
         stopped_clock,
@@ -284,7 +294,10 @@ async fn only_what_holds_uses_a_nonce_up_and_a_key_over_its_limit_uses_up_none()
     };
     let nonces = &bench.authenticator.nonces;
     let app_key = &bench.made.record.app_key;
-    nonces.take(app_key, &signature.nonce).await.unwrap();
+    nonces
+        .take(app_key, &signature.nonce, &Claim::default())
+        .await
+        .unwrap();
 }
 
 #[tokio::test]
@@ -309,4 +322,46 @@ async fn a_token_stands_for_its_key_until_that_is_revoked_or_changes_hands() {
     heard.push(bench.refused(proof()).await);
     heard.dedup();
     assert_eq!(heard, ["the key, the token or the signature is not valid"]);
+}
+
+/// A key management service that takes calls and never answers them, once it has wrapped what a start needs.
+struct Hanging(LocalKey);
+
+impl KeyEncryption for Hanging {
+    fn id(&self) -> &crate::key_encryption::KekId {
+        self.0.id()
+    }
+
+    fn wrap<'a>(
+        &'a self,
+        key: &'a Key,
+        context: &'a [u8],
+    ) -> futures::future::BoxFuture<'a, Result<crate::key_encryption::WrappedKey, KeyEncryptionError>>
+    {
+        self.0.wrap(key, context)
+    }
+
+    fn unwrap_key<'a>(
+        &'a self,
+        _: &'a crate::key_encryption::WrappedKey,
+        _: &'a [u8],
+    ) -> futures::future::BoxFuture<'a, Result<Key, KeyEncryptionError>> {
+        Box::pin(std::future::pending())
+    }
+}
+
+#[tokio::test]
+async fn what_hangs_behind_auth_is_answered_by_auth_itself_and_in_time() {
+    let hanging = Arc::new(Hanging(LocalKey::new(&Key::random().unwrap())));
+    let bench = bench_with("prod-", true, hanging).await;
+    let proof = bench.signed(bench.app_key(), NOW);
+    let answer = bench.authenticator.authenticate(&proof);
+    let answer = tokio::time::timeout(Duration::from_secs(20), answer).await;
+    let refused = answer.expect("it answers").unwrap_err();
+    assert!(matches!(refused, AuthError::Slow { .. }), "{refused:?}");
+    // Callers learn what cannot be done and not what it is done with.
+    assert_eq!(
+        refused.to_string(),
+        "keys cannot be opened just now; try again"
+    );
 }

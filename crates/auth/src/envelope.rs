@@ -13,6 +13,7 @@ use zeroize::Zeroizing;
 
 use crate::key_encryption::{KeyEncryption, KeyEncryptionError, WrappedKey};
 use crate::sealed::{Key, Sealed, Unsealable};
+use crate::webhook;
 
 /// A key's secrets as stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,6 +98,11 @@ impl OpenEnvelope<'_> {
     pub(crate) fn secret(&self) -> Result<Zeroizing<Vec<u8>>, Unsealable> {
         let key = self.data_key.derive("seal secret");
         key.open(&self.context, &self.envelope.secret)
+    }
+
+    /// What the key's webhooks are signed with.
+    pub(crate) fn webhook_secret(&self) -> Key {
+        self.data_key.derive(webhook::PURPOSE)
     }
 
     /// Whether this is the bearer text, in constant time.

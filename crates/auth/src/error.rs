@@ -43,6 +43,9 @@ pub enum StartError {
         /// The file.
         path: PathBuf,
     },
+    /// The library gave no random bytes.
+    #[error("there are no random bytes to name this instance by")]
+    NoName,
     /// The broker did not do what starting needs.
     #[error("cannot {operation}")]
     Broker {
@@ -52,6 +55,9 @@ pub enum StartError {
         #[source]
         source: BrokerError,
     },
+    /// The certificates for TLS between services are not good.
+    #[error("setting tls.dir")]
+    Tls(#[from] rpc::TlsError),
     /// gRPC cannot be served.
     #[error(transparent)]
     Grpc(#[from] RpcError),
@@ -103,6 +109,9 @@ pub(crate) enum AuthError {
         #[source]
         source: BrokerError,
     },
+    /// What auth depends on does not answer in time.
+    #[error("{what} just now; try again")]
+    Slow { what: &'static str },
     /// A token that is to live too long, or not long enough to be of use.
     #[error("lifetime_seconds must be {} to {}", SHORTEST.as_secs(), most.as_secs())]
     Lifetime { most: Duration },
@@ -147,6 +156,18 @@ pub(crate) enum AuthError {
     /// There is no such key to revoke.
     #[error("there is no key {app_key}")]
     NoSuchKey { app_key: AppKey },
+    /// There is no such policy.
+    #[error("there is no policy for {prefix:?}")]
+    NoSuchPolicy { prefix: String },
+    /// It was not removed, because that would turn callers away.
+    #[error(
+        "{keys} keys that are good fall under the policy {prefix:?} and would be turned away; revoke them, or remove it all \
+         the same (inkstone policies remove --even-if-used)"
+    )]
+    PolicyUsed { prefix: String, keys: usize },
+    /// It is not as the operator saw it.
+    #[error("the policy {prefix:?} was changed by someone else meanwhile; look at it again")]
+    PolicyChanged { prefix: String },
     /// A key's secrets could not be sealed or opened.
     #[error("the secrets of the key {app_key} cannot be {operation}")]
     Envelope {
@@ -179,6 +200,7 @@ impl AuthError {
             Self::Nonce | Self::ContentDigest | Self::Target => "malformed",
             Self::Replayed => "replayed",
             Self::ReplayCache { .. } => "replay_cache",
+            Self::Slow { .. } => "slow",
             Self::Lifetime { .. } => "lifetime",
             Self::TokenForToken => "token_for_token",
             Self::NoSigningKey => "no_signing_key",
@@ -189,6 +211,9 @@ impl AuthError {
             Self::Invalid { .. } => "invalid",
             Self::NotAdmin => "not_admin",
             Self::NoSuchKey { .. } => "no_such_key",
+            Self::NoSuchPolicy { .. } => "no_such_policy",
+            Self::PolicyUsed { .. } => "policy_used",
+            Self::PolicyChanged { .. } => "policy_changed",
             Self::Envelope { .. } => "envelope",
             Self::NoRandomness => "no_randomness",
             Self::Store { .. } => "store",

@@ -8,16 +8,21 @@ use contract::auth::auth_service_server::{AuthService, AuthServiceServer};
 use contract::auth::authenticate_request::Proof as ProofMessage;
 use contract::auth::key_service_server::{KeyService, KeyServiceServer};
 use contract::auth::{
+    AuthenticateAnswer, AuthenticateCall, AuthenticateEachRequest, AuthenticateEachResponse,
     AuthenticateRequest, AuthenticateResponse, Caller, ChargeRequest, ChargeResponse,
-    CreateKeyRequest, CreateKeyResponse, IssueTokenRequest, IssueTokenResponse, KeyInfo,
-    ListKeysRequest, ListKeysResponse, ListTokenKeysRequest, ListTokenKeysResponse, RateLimit,
-    RevokeKeyRequest, RevokeKeyResponse, TokenKey,
+    CreateKeyRequest, CreateKeyResponse, GetWebhookSecretRequest, GetWebhookSecretResponse,
+    IssueTokenRequest, IssueTokenResponse, KeyInfo, ListKeysRequest, ListKeysResponse,
+    ListTokenKeysRequest, ListTokenKeysResponse, RateLimit, RevokeKeyRequest, RevokeKeyResponse,
+    SignWebhookRequest, SignWebhookResponse, TokenKey, authenticate_answer,
 };
 use contract::limits::MAX_BATCH_TASKS;
 use contract::{AppKey, ErrorCode, Failure};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use jiff::Timestamp;
 use messaging::Snapshot;
+use rpc::Asked;
 use secrecy::ExposeSecret as _;
-use tonic::metadata::MetadataMap;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
@@ -28,28 +33,37 @@ use crate::key_encryption::KeyEncryptionError;
 use crate::keys::{self, Keys, NewKey};
 use crate::limit::Allowance;
 use crate::metrics;
+use crate::policies::Policies;
+use crate::policies_grpc;
 use crate::policy::{self, PolicyRecord};
 use crate::proof::{Proof, SignatureV1};
+use crate::receipt::{Claim, Receipt};
 use crate::signature_v2::SignatureV2;
 use crate::store::KeyRecord;
 use crate::tokens::{self, PublicKey, Tokens};
+use crate::webhook::Message;
 
 /// What a caller is told to wait when the broker does not do its part.
 const RETRY_STORE: Duration = Duration::from_secs(1);
 
-/// Both services, to be served on one address.
+/// All services, to be served on one address.
 pub(crate) fn routes(
     authenticator: Arc<Authenticator>,
     tokens: Arc<Tokens>,
     keys: Keys,
+    policies: Policies,
     admin: AdminToken,
 ) -> Routes {
+    let admin = Arc::new(admin);
+    let policies = policies_grpc::server(policies, admin.clone());
     let auth = AuthServiceServer::new(AuthGrpc {
         authenticator,
         tokens,
     });
     let keys = KeyServiceServer::new(KeyGrpc { keys, admin });
-    Routes::new(rpc::with_limits!(auth)).add_service(rpc::with_limits!(keys))
+    Routes::new(rpc::with_limits!(auth))
+        .add_service(rpc::with_limits!(keys))
+        .add_service(rpc::with_limits!(policies))
 }
 
 struct AuthGrpc {
@@ -59,13 +73,54 @@ struct AuthGrpc {
 
 #[tonic::async_trait]
 impl AuthService for AuthGrpc {
+    type AuthenticateEachStream = BoxStream<'static, Result<AuthenticateEachResponse, Status>>;
+
     async fn authenticate(
         &self,
         request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
-        let proof = request.into_inner().proof.map(decode_proof);
-        let admitted = self.admit(proof.as_ref()).await.map_err(status)?;
-        Ok(Response::new(encode_admitted(admitted)))
+        let AuthenticateRequest { proof, receipt } = request.into_inner();
+        let proof = proof.map(decode_proof);
+        let receipt = receipt.map(decode_receipt).transpose().map_err(status)?;
+        let admitted = admit(&self.authenticator, proof.as_ref(), receipt.as_ref()).await;
+        Ok(Response::new(encode_admitted(admitted.map_err(status)?)))
+    }
+
+    async fn sign_webhook(
+        &self,
+        request: Request<SignWebhookRequest>,
+    ) -> Result<Response<SignWebhookResponse>, Status> {
+        let request = request.into_inner();
+        let app_key = keys::app_key(&request.app_key).map_err(status)?;
+        let tenant = keys::tenant(&request.tenant).map_err(status)?;
+        let message = Message {
+            id: request.message_id,
+            timestamp: request.timestamp,
+            body: request.body,
+        };
+        let signed = self.authenticator.sign_webhook(&app_key, &tenant, &message);
+        let signature = signed.await.map_err(status)?;
+        Ok(Response::new(SignWebhookResponse { signature }))
+    }
+
+    async fn authenticate_each(
+        &self,
+        request: Request<AuthenticateEachRequest>,
+    ) -> Result<Response<Self::AuthenticateEachStream>, Status> {
+        let calls = request.into_inner().calls.into_iter().map(decode_call);
+        let authenticator = self.authenticator.clone();
+        let answers = rpc::each("AuthenticateEach", calls.collect(), move |proof| {
+            let authenticator = authenticator.clone();
+            async move {
+                let admitted = admit(&authenticator, proof.as_ref(), None).await;
+                admitted.map(encode_admitted).map_err(told)
+            }
+        });
+        let answers = answers.await?.map(|some| {
+            let answers = some.into_iter().map(encode_answer).collect();
+            Ok(AuthenticateEachResponse { answers })
+        });
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn issue_token(
@@ -82,7 +137,10 @@ impl AuthService for AuthGrpc {
             key,
             policy,
             allowance,
-        } = self.admit(proof.as_ref()).await.map_err(status)?;
+            ..
+        } = admit(&self.authenticator, proof.as_ref(), None)
+            .await
+            .map_err(status)?;
         let asked = request.lifetime_seconds;
         let asked = (asked > 0).then(|| Duration::from_secs(asked.into()));
         let issued = self.tokens.issue(&key.app_key, &key.tenant, asked);
@@ -118,23 +176,55 @@ impl AuthService for AuthGrpc {
     }
 }
 
-impl AuthGrpc {
-    /// Authenticates and counts it.
-    async fn admit(&self, proof: Option<&Proof>) -> Result<Admitted, AuthError> {
-        let began = Instant::now();
-        let outcome = match proof {
-            Some(proof) => self.authenticator.authenticate(proof).await,
-            None => Err(AuthError::NoProof),
-        };
-        metrics::authenticated(
-            proof.map_or("none", Proof::kind),
-            outcome
-                .as_ref()
-                .map_or_else(AuthError::outcome, |_| "admitted"),
-            began.elapsed(),
-        );
+/// Authenticates and counts it; with a receipt, as of then.
+async fn admit(
+    authenticator: &Authenticator,
+    proof: Option<&Proof>,
+    receipt: Option<&Receipt>,
+) -> Result<Admitted, AuthError> {
+    let began = Instant::now();
+    let outcome = match (proof, receipt) {
+        (Some(proof), None) => authenticator.authenticate(proof).await,
+        (Some(proof), Some(receipt)) => authenticator.authenticate_as_of(proof, receipt).await,
+        (None, _) => Err(AuthError::NoProof),
+    };
+    metrics::authenticated(
+        proof.map_or("none", Proof::kind),
         outcome
+            .as_ref()
+            .map_or_else(AuthError::outcome, |_| "admitted"),
+        began.elapsed(),
+    );
+    outcome
+}
+
+fn decode_call(call: AuthenticateCall) -> Asked<Option<Proof>> {
+    Asked {
+        question: call.request.and_then(|r| r.proof).map(decode_proof),
+        timeout: Duration::from_millis(call.timeout_ms.into()),
+        traceparent: call.traceparent,
     }
+}
+
+fn decode_receipt(message: contract::auth::Receipt) -> Result<Receipt, AuthError> {
+    let at = message.at.unwrap_or_default();
+    let at = Timestamp::new(at.seconds, at.nanos).map_err(|_| AuthError::Invalid {
+        field: "receipt",
+        problem: "is of no time".to_owned(),
+    })?;
+    let claim = Claim::new(&message.claim)?;
+    Ok(Receipt { at, claim })
+}
+
+fn encode_answer(
+    (call, answer): (u32, Result<AuthenticateResponse, Failure>),
+) -> AuthenticateAnswer {
+    let answer = match answer {
+        Ok(admitted) => authenticate_answer::Answer::Admitted(admitted),
+        Err(failure) => authenticate_answer::Answer::Refused(failure.into()),
+    };
+    let answer = Some(answer);
+    AuthenticateAnswer { call, answer }
 }
 
 fn decode_charge(message: ChargeRequest) -> Result<(AppKey, NonZeroU32), AuthError> {
@@ -152,7 +242,7 @@ fn decode_charge(message: ChargeRequest) -> Result<(AppKey, NonZeroU32), AuthErr
 
 struct KeyGrpc {
     keys: Keys,
-    admin: AdminToken,
+    admin: Arc<AdminToken>,
 }
 
 #[tonic::async_trait]
@@ -161,7 +251,7 @@ impl KeyService for KeyGrpc {
         &self,
         request: Request<CreateKeyRequest>,
     ) -> Result<Response<CreateKeyResponse>, Status> {
-        self.admit(request.metadata()).map_err(status)?;
+        self.admin.admit(request.metadata()).map_err(status)?;
         let new = decode_new(request.into_inner()).map_err(status)?;
         let made = self.keys.create(&new).await.map_err(status)?;
         Ok(Response::new(CreateKeyResponse {
@@ -175,7 +265,7 @@ impl KeyService for KeyGrpc {
         &self,
         request: Request<ListKeysRequest>,
     ) -> Result<Response<ListKeysResponse>, Status> {
-        self.admit(request.metadata()).map_err(status)?;
+        self.admin.admit(request.metadata()).map_err(status)?;
         let tenant = request.into_inner().tenant;
         let tenant = (!tenant.is_empty()).then(|| keys::tenant(&tenant));
         let tenant = tenant.transpose().map_err(status)?;
@@ -192,22 +282,22 @@ impl KeyService for KeyGrpc {
         &self,
         request: Request<RevokeKeyRequest>,
     ) -> Result<Response<RevokeKeyResponse>, Status> {
-        self.admit(request.metadata()).map_err(status)?;
+        self.admin.admit(request.metadata()).map_err(status)?;
         let app_key = keys::app_key(&request.into_inner().app_key).map_err(status)?;
         let record = self.keys.revoke(&app_key).await.map_err(status)?;
         let key = Some(encode_key(&record, &self.keys.policies()));
         Ok(Response::new(RevokeKeyResponse { key }))
     }
-}
 
-impl KeyGrpc {
-    fn admit(&self, metadata: &MetadataMap) -> Result<(), AuthError> {
-        let offered = metadata.get("authorization").and_then(|v| v.to_str().ok());
-        let token = offered.and_then(|v| v.strip_prefix("Bearer "));
-        match token {
-            Some(token) if self.admin.is(token) => Ok(()),
-            _ => Err(AuthError::NotAdmin),
-        }
+    async fn get_webhook_secret(
+        &self,
+        request: Request<GetWebhookSecretRequest>,
+    ) -> Result<Response<GetWebhookSecretResponse>, Status> {
+        self.admin.admit(request.metadata()).map_err(status)?;
+        let app_key = keys::app_key(&request.into_inner().app_key).map_err(status)?;
+        let secret = self.keys.webhook_secret(&app_key).await.map_err(status)?;
+        let secret = secret.expose_secret().to_owned();
+        Ok(Response::new(GetWebhookSecretResponse { secret }))
     }
 }
 
@@ -245,6 +335,7 @@ fn decode_new(message: CreateKeyRequest) -> Result<NewKey, AuthError> {
 fn encode_admitted(admitted: Admitted) -> AuthenticateResponse {
     let Admitted {
         key,
+        policy_name,
         policy,
         allowance,
     } = admitted;
@@ -253,7 +344,7 @@ fn encode_admitted(admitted: Admitted) -> AuthenticateResponse {
         caller: Some(Caller {
             tenant: key.tenant.into(),
             app_key: key.app_key.into(),
-            policy: Some((&policy).into()),
+            policy: Some(policy::encode(&policy_name, &policy)),
         }),
     }
 }
@@ -274,11 +365,18 @@ fn encode_key(key: &KeyRecord, policies: &Snapshot<PolicyRecord>) -> KeyInfo {
         allow_signature_v1: key.allow_signature_v1,
         created_at: Some(SystemTime::from(key.created_at).into()),
         revoked_at: key.revoked_at.map(|at| SystemTime::from(at).into()),
-        policy: policy::choose(policies, &key.app_key).map(Into::into),
+        policy: policy::choose(policies, &key.app_key)
+            .map(|(name, policy)| policy::encode(name, policy)),
     }
 }
 
-fn status(error: AuthError) -> Status {
+/// An error as a caller hears it.
+pub(crate) fn status(error: AuthError) -> Status {
+    told(error).into()
+}
+
+/// What a caller is told; faults of ours are logged.
+fn told(error: AuthError) -> Failure {
     let failure = failure(&error);
     match failure.code {
         ErrorCode::Internal | ErrorCode::Unavailable => {
@@ -286,7 +384,7 @@ fn status(error: AuthError) -> Status {
         }
         _ => tracing::debug!(%error, "a call was refused"),
     }
-    failure.into()
+    failure
 }
 
 fn failure(error: &AuthError) -> Failure {
@@ -300,7 +398,9 @@ fn failure(error: &AuthError) -> Failure {
         AuthError::Nonce | AuthError::Replayed => unauthenticated("X-Nonce"),
         AuthError::ContentDigest => unauthenticated("X-Content-SHA256"),
         AuthError::Target => unauthenticated("X-Signature"),
-        AuthError::ReplayCache { .. } => Failure::unavailable(error.to_string(), RETRY_STORE),
+        AuthError::ReplayCache { .. } | AuthError::Slow { .. } => {
+            Failure::unavailable(error.to_string(), RETRY_STORE)
+        }
         AuthError::NotValid { header } => unauthenticated(header),
         AuthError::SignatureV1Off { .. } => unauthenticated("X-Signature"),
         AuthError::Lifetime { .. } => Failure::invalid("lifetime_seconds", error.to_string()),
@@ -317,6 +417,11 @@ fn failure(error: &AuthError) -> Failure {
             field: Some("app_key".to_owned()),
             ..Failure::new(ErrorCode::NotFound, error.to_string())
         },
+        AuthError::NoSuchPolicy { .. } => Failure {
+            field: Some("prefix".to_owned()),
+            ..Failure::new(ErrorCode::NotFound, error.to_string())
+        },
+        AuthError::PolicyUsed { .. } => Failure::invalid("prefix", error.to_string()),
         AuthError::Envelope {
             source: KeyEncryptionError::Kms(_),
             ..
@@ -326,7 +431,7 @@ fn failure(error: &AuthError) -> Failure {
             ErrorCode::Internal,
             "auth cannot do this just now; its log says why",
         ),
-        AuthError::Store { .. } | AuthError::Contended { .. } => {
+        AuthError::Store { .. } | AuthError::Contended { .. } | AuthError::PolicyChanged { .. } => {
             Failure::unavailable(error.to_string(), RETRY_STORE)
         }
     }

@@ -56,12 +56,35 @@ pub(crate) enum KeyEncryptionError {
     Unsealable(#[from] Unsealable),
 }
 
+/// What a key-encryption key is to this instance.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    /// It wraps.
+    Wraps,
+    /// It took its turn before the one that wraps: what it has wrapped is to be wrapped anew.
+    Old,
+    /// It unwraps. Its turn may be yet to come: what it has wrapped is left alone, or two instances of which one knows more than the
+    /// other would undo each other's work for ever.
+    Other,
+    /// It is not here.
+    Unknown,
+}
+
 /// Something that holds a key-encryption key and never gives it away: a file beside the service ([`LocalKey`]), or a
 /// key management service, for which the calls are asynchronous. An implementation whose calls leave the process keeps
 /// a short and bounded cache of what it unwrapped; this trait's callers keep none.
 pub(crate) trait KeyEncryption: Send + Sync {
     /// Which key wraps new data keys.
     fn id(&self) -> &KekId;
+
+    /// What a key is here.
+    fn standing(&self, id: &KekId) -> Standing {
+        if id == self.id() {
+            Standing::Wraps
+        } else {
+            Standing::Unknown
+        }
+    }
 
     /// Wraps a data key so that it unwraps only with the same `context`.
     fn wrap<'a>(
@@ -81,11 +104,18 @@ pub(crate) trait KeyEncryption: Send + Sync {
 /// The key that wraps, and others that only unwrap: those that the platform comes from, or is going to.
 pub(crate) struct KeyEncryptionKeys {
     wraps: Box<dyn KeyEncryption>,
-    others: Vec<Box<dyn KeyEncryption>>,
+    others: Vec<Other>,
+}
+
+/// A key that unwraps.
+pub(crate) struct Other {
+    pub(crate) key: Box<dyn KeyEncryption>,
+    /// Whether its turn to wrap is over.
+    pub(crate) old: bool,
 }
 
 impl KeyEncryptionKeys {
-    pub(crate) fn new(wraps: Box<dyn KeyEncryption>, others: Vec<Box<dyn KeyEncryption>>) -> Self {
+    pub(crate) fn new(wraps: Box<dyn KeyEncryption>, others: Vec<Other>) -> Self {
         Self { wraps, others }
     }
 
@@ -95,7 +125,8 @@ impl KeyEncryptionKeys {
     }
 
     fn holder(&self, id: &KekId) -> Option<&dyn KeyEncryption> {
-        let all = std::iter::once(&self.wraps).chain(&self.others);
+        let others = self.others.iter().map(|other| &other.key);
+        let all = std::iter::once(&self.wraps).chain(others);
         all.map(|key| &**key).find(|key| key.id() == id)
     }
 }
@@ -103,6 +134,18 @@ impl KeyEncryptionKeys {
 impl KeyEncryption for KeyEncryptionKeys {
     fn id(&self) -> &KekId {
         self.wraps.id()
+    }
+
+    fn standing(&self, id: &KekId) -> Standing {
+        if id == self.id() {
+            return Standing::Wraps;
+        }
+        let mut others = self.others.iter();
+        match others.find(|other| other.key.id() == id) {
+            Some(other) if other.old => Standing::Old,
+            Some(_) => Standing::Other,
+            None => Standing::Unknown,
+        }
     }
 
     fn wrap<'a>(
@@ -262,7 +305,13 @@ mod tests {
         let by_old = old.wrap(&data_key, b"here").await.unwrap();
         let by_foreign = foreign.wrap(&data_key, b"here").await.unwrap();
         let (old_id, new_id) = (old.id().clone(), new.id().clone());
-        let keys = KeyEncryptionKeys::new(Box::new(new), vec![Box::new(old)]);
+        let keys = KeyEncryptionKeys::new(
+            Box::new(new),
+            vec![Other {
+                key: Box::new(old),
+                old: true,
+            }],
+        );
         assert!(keys.holds(&old_id) && keys.holds(&new_id) && !keys.holds(foreign.id()));
         let by_new = keys.wrap(&data_key, b"here").await.unwrap();
         assert_eq!(by_new.kek, new_id);

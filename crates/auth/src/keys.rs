@@ -18,6 +18,7 @@ use crate::policy::{self, PolicyRecord};
 use crate::proof;
 use crate::sealed::Key;
 use crate::store::KeyRecord;
+use crate::webhook;
 
 /// Bytes of a key's name for people.
 const MAX_NAME_BYTES: usize = 80;
@@ -143,6 +144,24 @@ impl Keys {
         Err(AuthError::Contended {
             app_key: app_key.clone(),
         })
+    }
+
+    /// What a key's owner verifies its webhooks with.
+    pub(crate) async fn webhook_secret(&self, app_key: &AppKey) -> Result<SecretString, AuthError> {
+        let copy = self.copy.borrow().clone();
+        let Some(record) = copy.get(app_key.as_str()) else {
+            return Err(AuthError::NoSuchKey {
+                app_key: app_key.clone(),
+            });
+        };
+        let (envelope, tenant) = (&record.envelope, &record.tenant);
+        let open = envelope.open(&*self.key_encryption, app_key, tenant).await;
+        let open = open.map_err(|source| AuthError::Envelope {
+            app_key: app_key.clone(),
+            operation: "opened",
+            source,
+        })?;
+        Ok(webhook::secret_text(&open.webhook_secret()))
     }
 
     /// Waits until our own copy shows the change, so that whoever hears our answer finds it true here. Other instances

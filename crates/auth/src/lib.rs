@@ -4,8 +4,8 @@
 //! answer from memory, a revocation is seen everywhere within a second, and authentication goes on while the broker is
 //! down (managing keys does not, and readiness says so).
 //!
-//! Two gRPC services share one address: `AuthService` for the gateway, `KeyService` for operators, who also show the
-//! admin token.
+//! Three gRPC services share one address: `AuthService` for the gateway, `KeyService` and `PolicyService` for operators, who
+//! also show the admin token.
 //!
 //! Invariants:
 //! * No secret is stored, logged or shown in the clear: the signing secret is sealed under a data key of its own, the
@@ -15,30 +15,41 @@
 //!   key is not revoked.
 //! * Unknown, wrong and revoked keys look the same to who shows them, in words and closely in time.
 //! * Only a proven caller is charged, so nobody can use up another's limit.
+//! * All instances together let one key's rate through: each holds a [lease](lease) on a part of it.
 //! * A request signed by v2 is let in once, whichever instance is asked and whenever: without the shared cache of nonces,
 //!   or with one that is full, it is refused.
 //! * A record that was changed, copied to another name or given to another tenant lets nobody in.
 
 mod admin;
 mod authenticate;
+mod demand;
 mod envelope;
 mod error;
+#[doc(hidden)]
+pub mod fuzz;
 mod grpc;
 mod key_encryption;
 mod keys;
 mod kms;
+mod lease;
 mod limit;
+mod limiter;
 mod metrics;
+mod policies;
+mod policies_grpc;
 mod policy;
 mod proof;
+mod receipt;
 mod replay;
 mod rewrap;
 mod sealed;
 mod secret_file;
 mod settings;
+mod share;
 mod signature_v2;
 mod store;
 mod tokens;
+mod webhook;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -48,14 +59,17 @@ use std::time::Duration;
 use jiff::Timestamp;
 use lifecycle::{Check, Service};
 use messaging::{Broker, BrokerError, Bucket, Snapshot};
+use rpc::{Identity, Security};
 use telemetry::Telemetry;
 use tokio::sync::watch;
 
 use crate::admin::AdminToken;
 use crate::authenticate::Authenticator;
-use crate::key_encryption::{KeyEncryption, KeyEncryptionKeys, LocalKey};
+use crate::key_encryption::{KeyEncryption, KeyEncryptionKeys, LocalKey, Other};
 use crate::keys::Keys;
 use crate::kms::KmsKey;
+use crate::limiter::Limiter;
+use crate::policies::Policies;
 use crate::policy::PolicyRecord;
 use crate::replay::Nonces;
 use crate::store::{KEYS, KeyRecord, POLICIES, SIGNING_KEYS};
@@ -95,6 +109,7 @@ async fn assemble(
     metrics::describe();
     let create = settings.keys.create_if_missing;
     // Files first: what is wrong with them shows without a broker. They are two short reads, so the runtime may wait.
+    let security = Security::start(service, Identity::Auth, &settings.tls)?;
     let key_encryption = Arc::new(load_key_encryption(settings)?);
     let admin = AdminToken::load(&settings.keys.admin_token_file, create)?;
 
@@ -102,7 +117,7 @@ async fn assemble(
     let broker = Broker::connect(&settings.broker, "auth").await;
     let broker = broker.map_err(failed("reach the broker"))?;
     let (bucket, copy) = follow_keys(service, &broker).await?;
-    let policies = follow_policies(service, &broker).await?;
+    let (policy_bucket, policies) = follow_policies(service, &broker).await?;
     let size = settings.signatures.replay_cache_size.bytes();
     let size = i64::try_from(size).unwrap_or(i64::MAX);
     let nonces = broker.patiently(|| Nonces::open(&broker, size)).await;
@@ -118,10 +133,14 @@ async fn assemble(
     let tokens = start_tokens(service, &broker, &key_encryption, &settings.tokens).await?;
     let tokens = Arc::new(tokens);
 
+    let limiter = Arc::new(Limiter::default());
+    lease::start(service, &broker, limiter.clone()).await?;
+
     let authenticator = Authenticator::new(
         copy.clone(),
         policies.clone(),
         key_encryption.clone(),
+        limiter,
         nonces,
         tokens.clone(),
         Timestamp::now,
@@ -130,6 +149,11 @@ async fn assemble(
         .await
         .map_err(|source| StartError::Crypto(Box::new(source)))?;
     let authenticator = Arc::new(authenticator);
+    let all_policies = Policies {
+        bucket: policy_bucket,
+        copy: policies.clone(),
+        keys: copy.clone(),
+    };
     let keys = Keys {
         bucket,
         copy,
@@ -139,8 +163,10 @@ async fn assemble(
     };
     check.pass();
     keep_up(service, broker, check, authenticator.clone());
-    let routes = grpc::routes(authenticator, tokens, keys, admin);
-    rpc::serve(service, settings.grpc.listen, routes).await?;
+    let routes = grpc::routes(authenticator, tokens, keys, all_policies, admin);
+    security
+        .serve(service, settings.grpc.listen, routes)
+        .await?;
     lifecycle::admin::serve(service, settings.process.admin_listen, telemetry).await?;
     Ok(())
 }
@@ -151,9 +177,15 @@ fn load_key_encryption(settings: &Settings) -> Result<KeyEncryptionKeys, StartEr
         Ok(Box::new(LocalKey::load(path, setting, create)?))
     };
     // Made anew, one of the others would unwrap nothing.
-    let other = |path: &PathBuf| local(path, "keys.other_key_files", false);
-    let others = keys.other_key_files.iter().map(other);
-    let mut others = others.collect::<Result<Vec<_>, _>>()?;
+    let other = |path: &PathBuf, setting, old| -> Result<Other, StartError> {
+        let key = local(path, setting, false)?;
+        Ok(Other { key, old })
+    };
+    let next = keys.other_key_files.iter();
+    let next = next.map(|path| other(path, "keys.other_key_files", false));
+    let old = keys.old_key_files.iter();
+    let old = old.map(|path| other(path, "keys.old_key_files", true));
+    let mut others = next.chain(old).collect::<Result<Vec<_>, _>>()?;
     let kms_key: Option<Box<dyn KeyEncryption>> = match kms.key_id.as_str() {
         "" => None,
         _ => Some(Box::new(KmsKey::new(kms)?)),
@@ -161,7 +193,7 @@ fn load_key_encryption(settings: &Settings) -> Result<KeyEncryptionKeys, StartEr
     let wraps = match kms_key {
         Some(key) if kms.wraps => key,
         key => {
-            others.extend(key);
+            others.extend(key.map(|key| Other { key, old: kms.old }));
             local(&keys.key_file, "keys.key_file", keys.create_if_missing)?
         }
     };
@@ -188,7 +220,7 @@ async fn follow_keys(
 async fn follow_policies(
     service: &Service,
     broker: &Broker,
-) -> Result<Copy<PolicyRecord>, StartError> {
+) -> Result<(Bucket<PolicyRecord>, Copy<PolicyRecord>), StartError> {
     let open = || broker.bucket::<PolicyRecord>(POLICIES, Duration::ZERO);
     let bucket = broker.patiently(open).await;
     let bucket = bucket.map_err(failed("open the bucket of policies"))?;
@@ -196,7 +228,7 @@ async fn follow_policies(
         .await
         .map_err(failed("store the default policies"))?;
     let copy = bucket.follow(&service.tasks, "follow policies").await;
-    copy.map_err(failed("read the policies"))
+    Ok((bucket, copy.map_err(failed("read the policies"))?))
 }
 
 async fn start_tokens(

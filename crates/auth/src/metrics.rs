@@ -9,6 +9,8 @@ const SECONDS: &str = "inkstone_auth_authenticate_seconds";
 const KEYS: &str = "inkstone_auth_active_keys";
 
 const TO_REWRAP: &str = "inkstone_auth_records_to_rewrap";
+const INSTANCES: &str = "inkstone_auth_instances";
+const LEASED: &str = "inkstone_auth_leased_keys";
 
 /// Says what each metric is.
 pub(crate) fn describe() {
@@ -22,8 +24,16 @@ pub(crate) fn describe() {
         "Keys that are accepted at present, as this instance sees it"
     );
     describe_gauge!(
+        INSTANCES,
+        "Instances that share the keys' rates, as this one sees it"
+    );
+    describe_gauge!(
+        LEASED,
+        "Keys whose rate this instance holds a share of just now"
+    );
+    describe_gauge!(
         TO_REWRAP,
-        "Records still wrapped by another key-encryption key than the one that wraps"
+        "Records still wrapped by an old key-encryption key, or by one that is not here"
     );
 }
 
@@ -41,4 +51,10 @@ pub(crate) fn active_keys(count: usize) {
 /// How many records of a bucket are still wrapped by another key.
 pub(crate) fn to_rewrap(bucket: &'static str, count: usize) {
     gauge!(TO_REWRAP, "bucket" => bucket).set(count as f64);
+}
+
+/// How many instances share the keys' rates, and how many keys this one holds a share of.
+pub(crate) fn leases(instances: usize, keys: usize) {
+    gauge!(INSTANCES).set(instances as f64);
+    gauge!(LEASED).set(keys as f64);
 }

@@ -16,6 +16,7 @@ use contract::limits::MAX_CLOCK_SKEW_SECONDS;
 use messaging::{Appended, Broker, BrokerError, EventLog, NewEvent, RetentionPolicy, StreamSpec};
 
 use crate::error::AuthError;
+use crate::receipt::Claim;
 
 /// The stream of nonces.
 const STREAM: &str = "NONCES";
@@ -47,7 +48,10 @@ impl Nonces {
             name: STREAM,
             subjects: &["inkstone.nonce.*"],
             retention: RetentionPolicy::Limits,
+            max_messages: -1,
             max_messages_per_subject: 1,
+            shares: false,
+            max_message_size: -1,
             max_age: REMEMBERED,
             max_bytes,
             refuse_when_full: true,
@@ -62,12 +66,17 @@ impl Nonces {
     /// Refuses a nonce that is known to have been used. What this lets through may still be a replay, if the two come at
     /// the same moment; [`take`](Self::take) decides. It is there so that whoever replays what it has overheard charges
     /// nothing to the key's limit.
-    pub(crate) async fn refuse_used(&self, app_key: &AppKey, nonce: &str) -> Result<(), AuthError> {
+    pub(crate) async fn refuse_used(
+        &self,
+        app_key: &AppKey,
+        nonce: &str,
+        claim: &Claim,
+    ) -> Result<(), AuthError> {
         let name = name(app_key, nonce);
         let used = match self {
             Self::Stream(log) => {
-                let last = log.last(&subject(&name)).await;
-                last.map_err(unknown)?.is_some()
+                let last = log.last(&subject(&name)).await.map_err(unknown)?;
+                last.is_some_and(|used| claim.bytes() != Some(used.payload))
             }
             #[cfg(test)]
             Self::Memory(used) => used.lock().unwrap().contains(&name),
@@ -79,20 +88,28 @@ impl Nonces {
         }
     }
 
-    /// Uses a nonce up, for all instances.
-    pub(crate) async fn take(&self, app_key: &AppKey, nonce: &str) -> Result<(), AuthError> {
+    /// Uses a nonce up, for all instances. What is shown again with the same claim has used it up itself.
+    pub(crate) async fn take(
+        &self,
+        app_key: &AppKey,
+        nonce: &str,
+        claim: &Claim,
+    ) -> Result<(), AuthError> {
         let name = name(app_key, nonce);
         let fresh = match self {
             Self::Stream(log) => {
                 // Of this attempt alone: when the broker's answer is lost, reading back tells ours from another's.
-                let mut mine = [0; NAME_BYTES];
-                rand::fill(&mut mine).map_err(|_| AuthError::NoRandomness)?;
-                let mine = Bytes::copy_from_slice(&mine);
+                let mut random = [0; NAME_BYTES];
+                rand::fill(&mut random).map_err(|_| AuthError::NoRandomness)?;
+                let mine = claim
+                    .bytes()
+                    .unwrap_or_else(|| Bytes::copy_from_slice(&random));
                 let subject = subject(&name);
-                let appended = log
-                    .create(&NewEvent::new(subject.clone(), subject, mine))
-                    .await;
-                appended.map_err(unknown)? == Appended::Created
+                let event = NewEvent::new(subject.clone(), subject, mine.clone());
+                match log.create(&event).await.map_err(unknown)? {
+                    Appended::Created => true,
+                    Appended::Exists(there) => there == mine,
+                }
             }
             #[cfg(test)]
             Self::Memory(used) => used.lock().unwrap().insert(name),

@@ -1,5 +1,4 @@
-//! Changes the key-encryption key under a running platform: whatever is wrapped by another key than the one that wraps now
-//! is wrapped anew, a record at a time, by every instance that runs. A record is replaced only as it was read, so nothing
+//! Changes the key-encryption key under a running platform: whatever is wrapped by an old key is wrapped anew by the one that wraps now, a record at a time, by every instance that runs. A record is replaced only as it was read, so nothing
 //! that someone else writes is lost; one that is left over, because an instance died or a key is missing, is found again
 //! with the next look. Authentication goes on all the while: a data key is the same under either.
 
@@ -14,7 +13,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::key_encryption::{KekId, KeyEncryption, KeyEncryptionError};
+use crate::key_encryption::{KekId, KeyEncryption, KeyEncryptionError, Standing};
 use crate::metrics;
 
 /// How often everything is looked at when nothing changes.
@@ -76,8 +75,14 @@ async fn pass<T: Wrapped>(
     let current = key_encryption.id();
     let (mut done, mut left) = (0, 0);
     for (name, record) in held {
-        if record.kek() == current {
-            continue;
+        match key_encryption.standing(record.kek()) {
+            Standing::Wraps | Standing::Other => continue,
+            Standing::Old => {}
+            Standing::Unknown => {
+                left += 1;
+                tracing::warn!(bucket = bucket_name, name, kek = %record.kek(), "a record needs a key-encryption key that is not here");
+                continue;
+            }
         }
         match one(bucket, name, key_encryption).await {
             Ok(true) => done += 1,
@@ -101,7 +106,8 @@ async fn one<T: Wrapped>(
     key_encryption: &dyn KeyEncryption,
 ) -> Result<bool, String> {
     let stored = bucket.get(name).await.map_err(|e| e.to_string())?;
-    let Some(stored) = stored.filter(|stored| stored.value.kek() != key_encryption.id()) else {
+    let is_old = |kek: &KekId| key_encryption.standing(kek) == Standing::Old;
+    let Some(stored) = stored.filter(|stored| is_old(stored.value.kek())) else {
         return Ok(false);
     };
     let mut record = stored.value;

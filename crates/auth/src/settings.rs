@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use lifecycle::{Process, ProcessSettings};
 use messaging::BrokerSettings;
+use rpc::TlsSettings;
 use secrecy::SecretString;
 use settings::{ByteSize, Millis, SettingsError};
 use telemetry::TelemetrySettings;
@@ -24,6 +25,8 @@ pub struct Settings {
     pub broker: BrokerSettings,
     /// The gRPC server.
     pub grpc: GrpcSettings,
+    /// TLS between services.
+    pub tls: TlsSettings,
     /// Where the secrets of auth itself are.
     pub keys: KeysSettings,
     /// A key-encryption key that a key management service holds.
@@ -50,6 +53,8 @@ pub struct KeysSettings {
     pub key_file: PathBuf,
     /// Key-encryption keys that unwrap and do not wrap.
     pub other_key_files: Vec<PathBuf>,
+    /// The same for those whose turn is over: what they have wrapped is wrapped anew.
+    pub old_key_files: Vec<PathBuf>,
     /// The token that `KeyService` asks for.
     pub admin_token_file: PathBuf,
     /// Whether missing files are made.
@@ -64,6 +69,8 @@ pub struct KmsSettings {
     pub key_id: String,
     /// Whether it wraps, or only unwraps.
     pub wraps: bool,
+    /// Whether what it has wrapped is wrapped anew.
+    pub old: bool,
     /// Empty: AWS's own.
     pub endpoint: String,
     /// Which region requests are signed for.
@@ -142,6 +149,9 @@ impl settings::Settings for Settings {
     const DEFAULTS: &'static str = include_str!("../config.default.toml");
 
     fn validate(&self) -> Result<(), SettingsError> {
+        if let Some((key, problem)) = self.tls.problem() {
+            return Err(Self::invalid(key, problem));
+        }
         let keys = &self.keys;
         let files = [
             ("keys.key_file", &keys.key_file),
@@ -156,11 +166,18 @@ impl settings::Settings for Settings {
             let problem = "must not be the file that keys.key_file names";
             return Err(Self::invalid("keys.admin_token_file", problem));
         }
-        if keys.other_key_files.len() > MAX_OTHER_KEYS {
-            return Err(Self::invalid(
-                "keys.other_key_files",
-                "must be at most 8 files",
-            ));
+        let lists = [
+            ("keys.other_key_files", &keys.other_key_files),
+            ("keys.old_key_files", &keys.old_key_files),
+        ];
+        for (key, files) in lists {
+            if files.len() > MAX_OTHER_KEYS {
+                return Err(Self::invalid(key, "must be at most 8 files"));
+            }
+        }
+        if self.kms.wraps && self.kms.old {
+            let problem = "must be false while kms.wraps is true: a key that wraps is not old";
+            return Err(Self::invalid("kms.old", problem));
         }
         if self.signatures.replay_cache_size.bytes() < LEAST_REPLAY_CACHE {
             let key = "signatures.replay_cache_size";

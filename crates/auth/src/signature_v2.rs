@@ -113,8 +113,10 @@ fn day_key(secret: &[u8], day: &str) -> Zeroizing<[u8; DIGEST_BYTES]> {
     key
 }
 
-/// A query in the one form that is signed: each name and value decoded (`%XX` only: a `+` is a `+`) and encoded again so
-/// that all but `A-Z a-z 0-9 - . _ ~` is `%XX` in upper case, an `=` between them in any case, sorted by name as bytes.
+/// A query in the one form that is signed: each name and value decoded as the handlers decode it (`%XX`, and `+` for a space:
+/// WHATWG URL, 5.1) and encoded again so that all but `A-Z a-z 0-9 - . _ ~` is `%XX` in upper case, an `=` between them in
+/// any case, sorted by name as bytes. So two queries that sign alike say the same; one that could be changed on its way into
+/// one that says something else would not be signed at all.
 /// Those of one name stay in the order that they were sent in: a handler may care for it, so nobody may change it.
 pub(crate) fn canonical_query(query: &str) -> String {
     let pieces = query.split('&').filter(|piece| !piece.is_empty());
@@ -135,6 +137,7 @@ fn recoded(text: &str) -> String {
     let mut rest = text.as_bytes();
     while let [first, after @ ..] = rest {
         let escaped = match rest {
+            [b'+', after @ ..] => Some((b' ', after)),
             [b'%', high, low, after @ ..] => escaped(*high, *low).map(|byte| (byte, after)),
             _ => None,
         };

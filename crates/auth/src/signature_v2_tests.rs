@@ -112,7 +112,10 @@ fn spellings_of_one_query_are_one_and_other_queries_are_others() {
         ("b=2&a=1", "a=1&b=2"),
         ("a=2&a=1", "a=2&a=1"),
         ("a=%7e%41%2f", "a=~A%2F"),
-        ("a=1+1", "a=1%2B1"),
+        ("a=1+1", "a=1%201"),
+        ("a=1%201", "a=1%201"),
+        ("a=1%2B1", "a=1%2B1"),
+        ("a+b=", "a%20b="),
         ("a=%", "a=%25"),
         ("a=%g1%2", "a=%25g1%252"),
         ("a=b=c", "a=b%3Dc"),
@@ -120,6 +123,18 @@ fn spellings_of_one_query_are_one_and_other_queries_are_others() {
     ] {
         assert_eq!(canonical_query(sent), canonical, "{sent}");
     }
+}
+
+#[test]
+fn a_plus_and_the_plus_that_it_is_not_do_not_sign_alike() {
+    // The one is read as a space and the other as a plus, so whoever carries a request must not be able to swap them.
+    let with = |query: &str| SignatureV2 {
+        query: query.to_owned(),
+        ..submission()
+    };
+    let signed = |query| with(query).signed();
+    assert_eq!(signed("cursor=a+b"), signed("cursor=a%20b"));
+    assert_ne!(signed("cursor=a+b"), signed("cursor=a%2Bb"));
 }
 
 proptest! {

@@ -159,6 +159,17 @@ pub(crate) struct Ring {
 }
 
 impl Ring {
+    /// One new key that signs from `at` on, and that nothing keeps.
+    pub(crate) async fn of_one(
+        key_encryption: &dyn KeyEncryption,
+        at: Timestamp,
+    ) -> Result<Self, KeyEncryptionError> {
+        let record = SigningKeyRecord::random(key_encryption, 1, at).await?;
+        let key = record.open(key_encryption, 1).await?;
+        let keys = BTreeMap::from([(1, Arc::new(key))]);
+        Ok(Self { keys })
+    }
+
     /// The key that signs now: the latest whose time has come.
     pub(crate) fn signer(&self, now: Timestamp) -> Option<&SigningKey> {
         let mut keys = self.keys.values().rev();

@@ -3,7 +3,6 @@ use jsonwebtoken::{DecodingKey, EncodingKey};
 use proptest::prelude::*;
 use serde_json::json;
 
-use super::ring::SigningKeyRecord;
 use super::*;
 use crate::key_encryption::{KeyEncryption, LocalKey};
 
@@ -16,15 +15,9 @@ fn stopped_clock() -> Timestamp {
 impl Tokens {
     /// One signing key that signs since ever, and no broker.
     pub(crate) async fn for_test(key_encryption: &dyn KeyEncryption, clock: Clock) -> Self {
-        let mut ring = Ring::default();
-        let at = Timestamp::UNIX_EPOCH;
-        let record = SigningKeyRecord::random(key_encryption, 1, at)
-            .await
-            .unwrap();
-        let key = record.open(key_encryption, 1).await.unwrap();
-        ring.keys.insert(1, Arc::new(key));
+        let ring = Ring::of_one(key_encryption, Timestamp::UNIX_EPOCH);
         Self {
-            ring: watch::channel(Arc::new(ring)).1,
+            ring: watch::channel(Arc::new(ring.await.unwrap())).1,
             issuer: "inkstone".to_owned(),
             audience: "inkstone".to_owned(),
             lifetime: Duration::from_secs(900),

@@ -9,8 +9,10 @@ use contract::Failure;
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::authenticate_request::Proof;
 use contract::auth::key_service_client::KeyServiceClient;
+use contract::auth::policy_service_client::PolicyServiceClient;
 use contract::auth::{
-    AuthenticateRequest, AuthenticateResponse, CreateKeyRequest, CreateKeyResponse, SignatureV1,
+    AuthenticateRequest, AuthenticateResponse, CreateKeyRequest, CreateKeyResponse, Receipt,
+    SignatureV1,
 };
 use lifecycle::Service;
 use nats_server::NatsServer;
@@ -42,6 +44,7 @@ pub(crate) struct Instance {
     pub(crate) service: Service,
     pub(crate) auth: AuthServiceClient<rpc::Peer>,
     pub(crate) keys: KeyServiceClient<rpc::Peer>,
+    pub(crate) policies: PolicyServiceClient<rpc::Peer>,
     token: String,
 }
 
@@ -95,6 +98,7 @@ impl Instance {
             service,
             auth: AuthServiceClient::new(peer(url)),
             keys: KeyServiceClient::new(peer(url)),
+            policies: PolicyServiceClient::new(peer(url)),
             token: read_token(token_file),
         }
     }
@@ -113,7 +117,18 @@ impl Instance {
         &mut self,
         proof: Proof,
     ) -> Result<AuthenticateResponse, Failure> {
-        let request = AuthenticateRequest { proof: Some(proof) };
+        self.authenticate_with(proof, None).await
+    }
+
+    pub(crate) async fn authenticate_with(
+        &mut self,
+        proof: Proof,
+        receipt: Option<Receipt>,
+    ) -> Result<AuthenticateResponse, Failure> {
+        let request = AuthenticateRequest {
+            proof: Some(proof),
+            receipt,
+        };
         let answer = self.auth.authenticate(request).await;
         answer
             .map(tonic::Response::into_inner)

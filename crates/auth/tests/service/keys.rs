@@ -3,8 +3,14 @@
 use std::fs;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 
+use aws_lc_rs::hmac;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use contract::ErrorCode;
-use contract::auth::{CreateKeyRequest, ListKeysRequest, RevokeKeyRequest};
+use contract::auth::{
+    CreateKeyRequest, GetWebhookSecretRequest, ListKeysRequest, RevokeKeyRequest,
+    SignWebhookRequest,
+};
 use tonic::Request;
 
 use crate::bench::{self, Bench, app_key, bearer, new_key, telemetry, with_token};
@@ -198,4 +204,52 @@ async fn a_key_file_that_opens_none_of_the_stored_keys_is_refused() {
     fs::write(bench.key_file(), kept).unwrap();
     let mut again = bench.instance().await;
     again.authenticate(bearer(&made)).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_keys_webhooks_are_signed_with_a_secret_that_only_its_owner_is_shown() {
+    let bench = Bench::new();
+    let mut auth = bench.instance().await;
+    let made = auth.create("dev-").await;
+    let ask = GetWebhookSecretRequest {
+        app_key: app_key(&made),
+    };
+    let stranger = auth.keys.get_webhook_secret(Request::new(ask.clone()));
+    let refused = bench::failure(stranger.await);
+    assert_eq!(refused.code, ErrorCode::Unauthenticated);
+    let request = auth.admin(ask.clone());
+    let secret = auth.keys.get_webhook_secret(request).await.unwrap();
+    let secret = secret.into_inner().secret;
+    assert!(secret.starts_with("whsec_"), "not in its form");
+
+    let sign = SignWebhookRequest {
+        app_key: app_key(&made),
+        tenant: "acme".to_owned(),
+        message_id: "m-1".to_owned(),
+        timestamp: 1_700_000_000,
+        body: b"{}".to_vec(),
+    };
+    let signed = auth.auth.sign_webhook(sign.clone()).await.unwrap();
+    let base64 = secret.trim_start_matches("whsec_");
+    let key = STANDARD.decode(base64).unwrap();
+    let key = hmac::Key::new(hmac::HMAC_SHA256, &key);
+    let expected = hmac::sign(&key, b"m-1.1700000000.{}");
+    let expected = format!("v1,{}", STANDARD.encode(expected));
+    assert_eq!(signed.into_inner().signature, expected);
+
+    // Another tenant cannot have its words signed with this key.
+    let foreign = SignWebhookRequest {
+        tenant: "bcme".to_owned(),
+        ..sign.clone()
+    };
+    let refused = bench::failure(auth.auth.sign_webhook(foreign).await);
+    assert_eq!(refused.code, ErrorCode::NotFound);
+    // Another instance, and the same key after it was revoked, sign alike.
+    let revoke = auth.admin(RevokeKeyRequest {
+        app_key: app_key(&made),
+    });
+    auth.keys.revoke_key(revoke).await.unwrap();
+    let mut other = bench.instance().await;
+    let again = other.auth.sign_webhook(sign).await.unwrap();
+    assert_eq!(again.into_inner().signature, expected);
 }

@@ -91,7 +91,7 @@ async fn keys_move_from_a_file_into_a_kms_while_everyone_is_let_in() {
     let key_id = moto.create_key().await;
 
     let mut by_kms = settings(&bench, &moto, &key_id);
-    by_kms.keys.other_key_files = vec![bench.key_file()];
+    by_kms.keys.old_key_files = vec![bench.key_file()];
     let mut second = bench.instance_with(by_kms).await;
     second.authenticate(bearer(&made)).await.unwrap();
     first.stop().await;

@@ -6,6 +6,8 @@
 mod bench;
 mod keys;
 mod kms;
+mod leases;
+mod policies;
 mod process;
 mod rotation;
 mod signatures;
@@ -89,7 +91,7 @@ async fn a_caller_that_shows_nothing_or_nonsense_hears_which_header_is_at_fault(
     let mut instance = bench.instance().await;
     let nothing = instance
         .auth
-        .authenticate(AuthenticateRequest { proof: None })
+        .authenticate(AuthenticateRequest::default())
         .await;
     let refused = bench::failure(nothing);
     assert_eq!(refused.code, ErrorCode::Unauthenticated);

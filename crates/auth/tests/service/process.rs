@@ -17,7 +17,7 @@ use crate::bench::{Bench, bearer, new_key, now, peer, read_token, signed, until,
 use crate::signatures::signed_v2;
 
 /// Ends with the test, whichever way that ends.
-struct Process(Child);
+pub(crate) struct Process(pub(crate) Child);
 
 impl Drop for Process {
     fn drop(&mut self) {
@@ -26,13 +26,13 @@ impl Drop for Process {
     }
 }
 
-fn start(bench: &Bench, log: &Path) -> Process {
+pub(crate) fn start(bench: &Bench, log: &Path, level: &str) -> Process {
     let set = |key: &str, value: &str| (format!("INKSTONE_AUTH__{key}"), value.to_owned());
     let settings = bench.settings();
     let child = Command::new(env!("CARGO_BIN_EXE_inkstone-auth"))
         .envs([
             set("PROCESS__ADMIN_LISTEN", "127.0.0.1:0"),
-            set("TELEMETRY__LOG", "trace"),
+            set("TELEMETRY__LOG", level),
             set("TELEMETRY__FORMAT", "json"),
             set("BROKER__URL", &settings.broker.url),
             set("GRPC__LISTEN", "127.0.0.1:0"),
@@ -50,7 +50,7 @@ fn start(bench: &Bench, log: &Path) -> Process {
 }
 
 /// Where the log says that gRPC listens.
-fn address(log: &Path) -> Option<SocketAddr> {
+pub(crate) fn address(log: &Path) -> Option<SocketAddr> {
     let text = fs::read_to_string(log).ok()?;
     let line = text.lines().find(|l| l.contains("grpc listens"))?;
     let line: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -61,7 +61,7 @@ fn address(log: &Path) -> Option<SocketAddr> {
 async fn no_secret_is_in_anything_that_a_process_logs_and_sigterm_ends_it_well() {
     let bench = Bench::new();
     let log = bench.folder.path().join("log");
-    let mut process = start(&bench, &log);
+    let mut process = start(&bench, &log, "trace");
     let (address, _) = until(Duration::from_secs(20), async || address(&log)).await;
     let peer = peer(&format!("http://{address}"));
     let token = read_token(&bench.token_file());
@@ -78,18 +78,29 @@ async fn no_secret_is_in_anything_that_a_process_logs_and_sigterm_ends_it_well()
         v2,
     ] {
         let _ = auth
-            .authenticate(AuthenticateRequest { proof: Some(proof) })
+            .authenticate(AuthenticateRequest {
+                proof: Some(proof),
+                receipt: None,
+            })
             .await;
     }
     let issue = |proof| IssueTokenRequest {
-        caller: Some(AuthenticateRequest { proof: Some(proof) }),
+        caller: Some(AuthenticateRequest {
+            proof: Some(proof),
+            receipt: None,
+        }),
         lifetime_seconds: 0,
     };
     let issued = auth.issue_token(issue(bearer(&made))).await.unwrap();
     let issued = issued.into_inner().token;
     for token in [issued.clone(), format!("{issued}x")] {
         let proof = Some(Proof::Bearer(token.clone()));
-        let _ = auth.authenticate(AuthenticateRequest { proof }).await;
+        let _ = auth
+            .authenticate(AuthenticateRequest {
+                proof,
+                receipt: None,
+            })
+            .await;
         let _ = auth.issue_token(issue(Proof::Bearer(token))).await;
     }
     let (_, signature) = issued.rsplit_once('.').unwrap();

@@ -1,12 +1,12 @@
 //! Signature v2 over several instances, and what happens when the cache of nonces cannot be asked.
 
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use aws_lc_rs::{digest, hmac};
 use contract::ErrorCode;
 use contract::auth::authenticate_request::Proof;
-use contract::auth::{CreateKeyResponse, SignatureV2};
+use contract::auth::{CreateKeyResponse, Receipt, SignatureV2};
 
 use crate::bench::{Bench, app_key, now, until};
 
@@ -149,4 +149,35 @@ async fn without_a_broker_v2_is_refused_with_a_wait_and_works_again_with_it() {
     // What was refused was not half accepted: it may still be used, once.
     instance.authenticate(proof.clone()).await.unwrap();
     instance.authenticate(proof).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_message_shown_again_is_let_in_again_and_another_with_its_nonce_is_not() {
+    let bench = Bench::new();
+    let mut auth = bench.instance().await;
+    let made = auth.create("dev-").await;
+    // It was signed and taken an hour ago, and waited.
+    let taken = now() - 3600;
+    let proof = signed_v2(&made, taken, &nonce());
+    let receipt = |at: i64, claim: &str| {
+        let at = UNIX_EPOCH + Duration::from_secs(u64::try_from(at).unwrap());
+        Some(Receipt {
+            at: Some(at.into()),
+            claim: claim.to_owned(),
+        })
+    };
+    for _ in 0..2 {
+        auth.authenticate_with(proof.clone(), receipt(taken, "INTAKE 7"))
+            .await
+            .unwrap();
+    }
+    for other in [receipt(taken, "INTAKE 8"), receipt(taken, "")] {
+        let refused = auth.authenticate_with(proof.clone(), other).await;
+        let refused = refused.unwrap_err();
+        assert_eq!(refused.field.as_deref(), Some("X-Nonce"), "{refused}");
+    }
+    // Whoever replays it later is late, whatever was forgotten meanwhile.
+    let late = auth.authenticate_with(proof, receipt(now(), "INTAKE 9"));
+    let late = late.await.unwrap_err();
+    assert_eq!(late.field.as_deref(), Some("X-Timestamp"), "{late}");
 }

@@ -19,7 +19,10 @@ pub(crate) async fn issue(
     lifetime_seconds: u32,
 ) -> Result<IssueTokenResponse, Failure> {
     let request = IssueTokenRequest {
-        caller: Some(AuthenticateRequest { proof: Some(proof) }),
+        caller: Some(AuthenticateRequest {
+            proof: Some(proof),
+            receipt: None,
+        }),
         lifetime_seconds,
     };
     let issued = instance.auth.issue_token(request).await;
