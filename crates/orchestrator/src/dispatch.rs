@@ -17,8 +17,10 @@ use prost::Message as _;
 use task_log::{Record, TaskLog, TaskLogError, TaskRef};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
-use crate::schedule::{self, Head, Turns, Version};
+use crate::aside::Aside;
+use crate::schedule::{self, Head, Room, Turns};
 use crate::settings::SchedulingSettings;
+use crate::waiting::Waiting;
 
 /// Heads of one lane in memory.
 const HEADS_PER_LANE: usize = 64;
@@ -47,6 +49,7 @@ pub(crate) async fn start(
     service: &Service,
     broker: &Broker,
     log: &TaskLog,
+    waiting: Arc<Waiting>,
     settings: &SchedulingSettings,
 ) -> Result<(), TaskLogError> {
     let (heads, arrivals) = mpsc::channel(HEADS_PER_LANE);
@@ -58,11 +61,13 @@ pub(crate) async fn start(
         .await?;
     let mut dispatcher = Dispatcher {
         log: log.clone(),
+        waiting,
         settings: settings.clone(),
         held: BTreeMap::new(),
         next_id: 0,
         turns: Turns::default(),
         gave_back: None,
+        aside: Aside::new(Instant::now()),
     };
     let stopping = service.tasks.stopping();
     service.tasks.critical("dispatcher", async move {
@@ -165,6 +170,7 @@ async fn bury_unreadable(delivery: &Delivery, log: &TaskLog) {
         at: Some(contract::now()),
         subject: delivery.subject().to_owned(),
         payload: delivery.payload().to_vec(),
+        kind: String::new(),
     };
     tracing::error!(
         subject = delivery.subject(),
@@ -178,11 +184,13 @@ async fn bury_unreadable(delivery: &Delivery, log: &TaskLog) {
 
 struct Dispatcher {
     log: TaskLog,
+    waiting: Arc<Waiting>,
     settings: SchedulingSettings,
     held: BTreeMap<u64, Held>,
     next_id: u64,
     turns: Turns,
     gave_back: Option<Instant>,
+    aside: Aside,
 }
 
 impl Dispatcher {
@@ -241,35 +249,44 @@ impl Dispatcher {
                 .iter()
                 .filter_map(|id| self.held.remove(id));
             futures::stream::iter(blocked.collect::<Vec<_>>())
-                .for_each_concurrent(CONCURRENCY, async |held| held.give_back().await)
+                .for_each_concurrent(CONCURRENCY, async |held| held.give_back(GIVE_BACK).await)
                 .await;
         }
+        let delays = self.aside.delays(decision.put_aside.len(), Instant::now());
+        let aside = decision.put_aside.iter().zip(delays);
+        let aside = aside.filter_map(|(id, delay)| Some((self.held.remove(id)?, delay)));
+        futures::stream::iter(aside.collect::<Vec<_>>())
+            .for_each_concurrent(CONCURRENCY, async |(held, delay)| {
+                held.give_back(delay).await
+            })
+            .await;
         let chosen: Vec<Held> = decision
             .dispatch
             .iter()
             .filter_map(|id| self.held.remove(id))
             .collect();
-        let log = &self.log;
+        let (log, waiting) = (&self.log, &self.waiting);
         futures::stream::iter(chosen)
             .for_each_concurrent(CONCURRENCY, async |held| {
                 let weight = lanes.get(&held.task.lane).copied().unwrap_or(1);
-                held.dispatch(log, weight).await;
+                held.dispatch(log, waiting, weight).await;
             })
             .await;
         Ok(())
     }
 
-    /// How many more dispatches each version of these heads may have.
-    async fn room(&self, heads: &[Head]) -> Result<BTreeMap<Version, usize>, TaskLogError> {
+    /// What there is room for, of what these heads are.
+    async fn room(&self, heads: &[Head]) -> Result<Room, TaskLogError> {
         let window = self.settings.window;
-        let mut room: BTreeMap<Version, usize> =
-            heads.iter().map(|h| (h.version.clone(), window)).collect();
-        for (version, depth) in self.log.work_depth().await? {
-            if let Some(left) = room.get_mut(&version) {
-                *left = window.saturating_sub(depth);
-            }
-        }
-        Ok(room)
+        let work = self.log.work().await?;
+        let left = |head: &Head| {
+            let out = work.by_version.get(&head.version).copied().unwrap_or(0);
+            (head.version.clone(), window.saturating_sub(out))
+        };
+        Ok(Room {
+            versions: heads.iter().map(left).collect(),
+            tenants: work.by_tenant,
+        })
     }
 
     async fn give_all_back(&mut self) {
@@ -293,23 +310,29 @@ impl Held {
             lane: self.task.lane.clone(),
             tenant: self.task.tenant.clone(),
             version: (model.clone(), model_version.clone()),
+            limit: match self.submitted.tasks_running {
+                0 => None,
+                limit => usize::try_from(limit).ok(),
+            },
         }
     }
 
-    async fn give_back(&self) {
-        if let Err(error) = self.delivery.give_back(GIVE_BACK).await {
+    async fn give_back(&self, delay: Duration) {
+        if let Err(error) = self.delivery.give_back(delay).await {
             tracing::debug!(%error, "a head comes back after its ack wait");
         }
     }
 
-    async fn dispatch(self, log: &TaskLog, weight: u32) {
+    async fn dispatch(self, log: &TaskLog, waiting: &Waiting, weight: u32) {
         let span = tracing::info_span!("dispatch", task = %self.task.task);
         self.delivery.continue_trace(&span);
         let handed_over = tracing::Instrument::instrument(self.hand_over(log, weight), span).await;
         if let Err(error) = handed_over {
             let error = lifecycle::chain(&error);
             tracing::warn!(task = %self.task.task, error, "not dispatched; again soon");
-            self.give_back().await;
+            self.give_back(GIVE_BACK).await;
+        } else {
+            waiting.left(&self.task.tenant);
         }
     }
 

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use contract::id::InvalidId;
 use contract::{ErrorCode, Failure};
+use egress::EgressSetupError;
 use lifecycle::admin::AdminError;
 use messaging::BrokerError;
 use rpc::RpcError;
@@ -25,6 +26,12 @@ pub enum StartError {
     /// No object store.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// No way to webhooks.
+    #[error(transparent)]
+    Egress(#[from] EgressSetupError),
+    /// The certificates for TLS between services are not good.
+    #[error("setting tls.dir")]
+    Tls(#[from] rpc::TlsError),
     /// No gRPC.
     #[error(transparent)]
     Rpc(#[from] RpcError),

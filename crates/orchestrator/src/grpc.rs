@@ -8,8 +8,11 @@ use contract::orchestrator::orchestrator_service_server::OrchestratorService;
 use contract::task::progress_event;
 use contract::v1::{self, submit_result, watch_response};
 use contract::{Failure, check_batch};
+use futures::StreamExt as _;
 use futures::future::join_all;
+use futures::stream::BoxStream;
 use lifecycle::Tasks as ServiceTasks;
+use rpc::Asked;
 use task_log::{Update, Watch};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -33,24 +36,82 @@ fn status(error: CallError) -> Status {
     Failure::from(error).into()
 }
 
-fn missing(field: &str) -> Status {
-    Failure::invalid(field, format!("{field} is missing")).into()
+fn missing(field: &str) -> Failure {
+    Failure::invalid(field, format!("{field} is missing"))
+}
+
+async fn submit(tasks: &Tasks, request: api::SubmitRequest) -> Result<(v1::Task, bool), CallError> {
+    let caller: Caller = request.caller.ok_or_else(|| missing("caller"))?;
+    let task = request.task.ok_or_else(|| missing("task"))?;
+    tasks.submit(&caller, &task).await
+}
+
+fn decode_call(call: api::SubmitCall) -> Asked<api::SubmitRequest> {
+    Asked {
+        question: call.request.unwrap_or_default(),
+        timeout: Duration::from_millis(call.timeout_ms.into()),
+        traceparent: call.traceparent,
+    }
+}
+
+fn encode_answer((call, answer): (u32, Result<(v1::Task, bool), Failure>)) -> api::SubmitAnswer {
+    let result = Some(encode_result(answer));
+    api::SubmitAnswer { call, result }
+}
+
+fn encode_result(accepted: Result<(v1::Task, bool), Failure>) -> v1::SubmitResult {
+    let result = match accepted {
+        Ok((task, existing)) => submit_result::Result::Accepted(v1::SubmitResponse {
+            task: Some(task),
+            existing,
+        }),
+        Err(failure) => submit_result::Result::Refused(failure.into()),
+    };
+    let result = Some(result);
+    v1::SubmitResult { result }
 }
 
 #[tonic::async_trait]
 impl OrchestratorService for Grpc {
+    type SubmitEachStream = BoxStream<'static, Result<api::SubmitEachResponse, Status>>;
     type WatchStream = ReceiverStream<Result<api::WatchResponse, Status>>;
 
     async fn submit(
         &self,
         request: Request<api::SubmitRequest>,
     ) -> Result<Response<api::SubmitResponse>, Status> {
-        let api::SubmitRequest { caller, task } = request.into_inner();
-        let caller: Caller = caller.ok_or_else(|| missing("caller"))?;
-        let task = task.ok_or_else(|| missing("task"))?;
-        let (task, existing) = self.tasks.submit(&caller, &task).await.map_err(status)?;
+        let submitted = submit(&self.tasks, request.into_inner()).await;
+        let (task, existing) = submitted.map_err(status)?;
         let task = Some(task);
         Ok(Response::new(api::SubmitResponse { task, existing }))
+    }
+
+    async fn submit_each(
+        &self,
+        request: Request<api::SubmitEachRequest>,
+    ) -> Result<Response<Self::SubmitEachStream>, Status> {
+        let calls = request.into_inner().calls.into_iter().map(decode_call);
+        let tasks = self.tasks.clone();
+        let answers = rpc::each("SubmitEach", calls.collect(), move |request| {
+            let tasks = tasks.clone();
+            async move { submit(&tasks, request).await.map_err(Failure::from) }
+        });
+        let answers = answers.await?.map(|some| {
+            let answers = some.into_iter().map(encode_answer).collect();
+            Ok(api::SubmitEachResponse { answers })
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn check(
+        &self,
+        request: Request<api::CheckRequest>,
+    ) -> Result<Response<api::CheckResponse>, Status> {
+        let api::CheckRequest { caller, task } = request.into_inner();
+        let caller: Caller = caller.ok_or_else(|| missing("caller"))?;
+        let task = task.ok_or_else(|| missing("task"))?;
+        self.tasks.check(&caller, &task).map_err(status)?;
+        Ok(Response::new(api::CheckResponse {}))
     }
 
     async fn submit_batch(
@@ -62,16 +123,7 @@ impl OrchestratorService for Grpc {
         check_batch(tasks.len())?;
         let submitted = tasks.iter().map(async |task| {
             let accepted = self.tasks.submit(&caller, task).await;
-            let result = match accepted {
-                Ok((task, existing)) => submit_result::Result::Accepted(v1::SubmitResponse {
-                    task: Some(task),
-                    existing,
-                }),
-                Err(error) => submit_result::Result::Refused(Failure::from(error).into()),
-            };
-            v1::SubmitResult {
-                result: Some(result),
-            }
+            encode_result(accepted.map_err(Failure::from))
         });
         let results = join_all(submitted).await;
         Ok(Response::new(api::SubmitBatchResponse { results }))
@@ -105,18 +157,27 @@ impl OrchestratorService for Grpc {
         &self,
         request: Request<api::ListRequest>,
     ) -> Result<Response<api::ListResponse>, Status> {
-        let request = request.into_inner();
-        let page = self.tasks.list(
-            &request.tenant,
-            request.page_size,
-            &request.page_token,
-            request.phase(),
-        );
-        let (tasks, next_page_token) = page.await.map_err(status)?;
+        let page = self.tasks.list(request.into_inner()).await;
+        let (tasks, next_page_token) = page.map_err(status)?;
         Ok(Response::new(api::ListResponse {
             tasks,
             next_page_token,
         }))
+    }
+
+    async fn feedback(
+        &self,
+        request: Request<api::FeedbackRequest>,
+    ) -> Result<Response<api::FeedbackResponse>, Status> {
+        let api::FeedbackRequest {
+            tenant,
+            task_id,
+            feedback,
+        } = request.into_inner();
+        let feedback = feedback.ok_or_else(|| missing("feedback"))?;
+        let task = self.tasks.feedback(&tenant, &task_id, feedback).await;
+        let task = Some(task.map_err(status)?);
+        Ok(Response::new(api::FeedbackResponse { task }))
     }
 
     async fn watch(

@@ -2,14 +2,20 @@
 //!
 //! Lanes take turns in proportion to their weights (smooth weighted round robin, as in nginx); inside a lane the tenant
 //! that was served longest ago goes first. A model version without room blocks its own tasks and, while its heads fill a lane, for
-//! some seconds those behind them.
+//! some seconds those behind them. A tenant that has as many tasks at workers as its policy allows blocks nobody: all but a few of
+//! its heads are put aside.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeInclusive;
 
 use contract::{Lane, TenantId};
 
 /// A model version, as (model, version).
 pub(crate) type Version = (String, String);
+
+/// Heads that a tenant at its limit keeps in a lane, so that the next ones are at hand when tasks of its end: as many as its limit, within
+/// these.
+const KEPT_AT_LIMIT: RangeInclusive<usize> = 4..=16;
 
 /// One waiting task that could run next.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +25,36 @@ pub(crate) struct Head {
     pub(crate) lane: Lane,
     pub(crate) tenant: TenantId,
     pub(crate) version: Version,
+    /// Tasks of its tenant that workers may have at once.
+    pub(crate) limit: Option<usize>,
+}
+
+/// What there is room for.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Room {
+    /// How many more dispatches each version may have; a version not named has none.
+    pub(crate) versions: BTreeMap<Version, usize>,
+    /// How many dispatches each tenant has.
+    pub(crate) tenants: BTreeMap<TenantId, usize>,
+}
+
+impl Room {
+    fn within_limit(&self, head: &Head) -> bool {
+        let out = self.tenants.get(&head.tenant).copied().unwrap_or(0);
+        head.limit.is_none_or(|limit| out < limit)
+    }
+
+    fn can_run(&self, head: &Head) -> bool {
+        let left = self.versions.get(&head.version);
+        left.is_some_and(|&left| left > 0) && self.within_limit(head)
+    }
+
+    fn take(&mut self, head: &Head) {
+        if let Some(left) = self.versions.get_mut(&head.version) {
+            *left -= 1;
+        }
+        *self.tenants.entry(head.tenant.clone()).or_default() += 1;
+    }
 }
 
 /// What fairness remembers between decisions.
@@ -38,14 +74,15 @@ pub(crate) struct Decision {
     pub(crate) dispatch: Vec<u64>,
     /// To be put back into the backlog, because they block others of their lane from being seen.
     pub(crate) give_back: Vec<u64>,
+    /// The same, because their tenant is at its limit: for longer, for nobody knows when one of its tasks ends.
+    pub(crate) put_aside: Vec<u64>,
 }
 
-/// Decides. `room` says how many more dispatches each version may have; a version not named has none.
-/// `heads_per_lane` is how many heads a lane can hold: a full lane of which nothing can run gives half of it back.
+/// Decides. `heads_per_lane` is how many heads a lane can hold: a full lane of which nothing can run gives half of it back.
 pub(crate) fn decide(
     heads: &[Head],
     weights: &BTreeMap<Lane, u32>,
-    room: &BTreeMap<Version, usize>,
+    room: &Room,
     heads_per_lane: usize,
     turns: &mut Turns,
 ) -> Decision {
@@ -54,12 +91,12 @@ pub(crate) fn decide(
     let mut decision = Decision::default();
     while let Some(at) = pick(&waiting, weights, &room, turns) {
         let head = waiting.remove(at);
-        if let Some(left) = room.get_mut(&head.version) {
-            *left -= 1;
-        }
+        room.take(head);
         decision.dispatch.push(head.id);
     }
     turns.forget_absent(heads);
+    decision.put_aside = at_limit(&waiting, &room);
+    waiting.retain(|head| !decision.put_aside.contains(&head.id));
     decision.give_back = blocked(&waiting, heads_per_lane);
     decision
 }
@@ -68,10 +105,10 @@ pub(crate) fn decide(
 fn pick(
     waiting: &[&Head],
     weights: &BTreeMap<Lane, u32>,
-    room: &BTreeMap<Version, usize>,
+    room: &Room,
     turns: &mut Turns,
 ) -> Option<usize> {
-    let can_run = |head: &Head| room.get(&head.version).is_some_and(|&left| left > 0);
+    let can_run = |head: &Head| room.can_run(head);
     let lanes: BTreeSet<&Lane> = waiting
         .iter()
         .filter(|head| can_run(head))
@@ -121,6 +158,21 @@ impl Turns {
     }
 }
 
+/// What tenants at their limit have in each lane beyond a few: behind it others wait who could run.
+fn at_limit(waiting: &[&Head], room: &Room) -> Vec<u64> {
+    let mut kept: BTreeMap<(&Lane, &TenantId), usize> = BTreeMap::new();
+    let mut over: Vec<&&Head> = waiting.iter().filter(|h| !room.within_limit(h)).collect();
+    // The oldest stay.
+    over.sort_unstable_by_key(|head| head.id);
+    over.retain(|head| {
+        let kept = kept.entry((&head.lane, &head.tenant)).or_default();
+        *kept += 1;
+        let limit = head.limit.unwrap_or_default();
+        *kept > limit.clamp(*KEPT_AT_LIMIT.start(), *KEPT_AT_LIMIT.end())
+    });
+    over.into_iter().map(|head| head.id).collect()
+}
+
 /// The younger half of every lane that is full of heads that cannot run, if there are several versions among them: behind heads
 /// of one version alone there is most likely more of the same, and putting them back would only turn the backlog over.
 fn blocked(waiting: &[&Head], heads_per_lane: usize) -> Vec<u64> {
@@ -159,6 +211,15 @@ mod tests {
             lane: lane.parse().unwrap(),
             tenant: tenant.parse().unwrap(),
             version: version(model),
+            limit: None,
+        }
+    }
+
+    fn room<const N: usize>(versions: [(&str, usize); N]) -> Room {
+        let versions = versions.map(|(model, left)| (version(model), left));
+        Room {
+            versions: versions.into(),
+            tenants: BTreeMap::new(),
         }
     }
 
@@ -172,7 +233,7 @@ mod tests {
         let heads: Vec<_> = (0..80)
             .map(|i| head(i, if i % 2 == 0 { "fast" } else { "slow" }, "t", "m"))
             .collect();
-        let room = BTreeMap::from([(version("m"), 40)]);
+        let room = room([("m", 40)]);
         let decision = decide(&heads, &weights(), &room, 100, &mut Turns::default());
         let fast = decision.dispatch.iter().filter(|id| *id % 2 == 0).count();
         assert_eq!((fast, decision.dispatch.len()), (30, 40));
@@ -182,7 +243,7 @@ mod tests {
     fn a_tenant_with_one_task_does_not_wait_behind_anothers_many() {
         let mut heads: Vec<_> = (0..20).map(|i| head(i, "fast", "many", "m")).collect();
         heads.push(head(20, "fast", "one", "m"));
-        let room = BTreeMap::from([(version("m"), 2)]);
+        let room = room([("m", 2)]);
         let decision = decide(&heads, &weights(), &room, 100, &mut Turns::default());
         assert_eq!(decision.dispatch, [0, 20]);
     }
@@ -190,7 +251,7 @@ mod tests {
     #[test]
     fn a_version_without_room_blocks_only_its_own() {
         let heads = [head(0, "fast", "t", "full"), head(1, "fast", "t", "free")];
-        let room = BTreeMap::from([(version("full"), 0), (version("free"), 1)]);
+        let room = room([("full", 0), ("free", 1)]);
         let decision = decide(&heads, &weights(), &room, 100, &mut Turns::default());
         assert_eq!(decision.dispatch, [1]);
         assert!(decision.give_back.is_empty());
@@ -205,7 +266,7 @@ mod tests {
         let decision = decide(
             &heads,
             &weights(),
-            &BTreeMap::new(),
+            &Room::default(),
             4,
             &mut Turns::default(),
         );
@@ -215,12 +276,66 @@ mod tests {
     #[test]
     fn a_backlog_of_one_version_is_not_turned_over() {
         let heads: Vec<_> = (0..4).map(|i| head(i, "fast", "t", "full")).collect();
-        let none = BTreeMap::new();
+        let none = Room::default();
         let decision = decide(&heads, &weights(), &none, 4, &mut Turns::default());
         assert!(decision.give_back.is_empty());
     }
 
+    fn limited(id: u64, tenant: &str, limit: usize) -> Head {
+        Head {
+            limit: Some(limit),
+            ..head(id, "fast", tenant, "m")
+        }
+    }
+
+    #[test]
+    fn a_tenant_at_its_limit_runs_no_more_and_keeps_nobody_from_being_seen() {
+        let mut heads: Vec<_> = (0..10).map(|id| limited(id, "many", 3)).collect();
+        heads.push(head(10, "fast", "one", "m"));
+        let room = Room {
+            tenants: [("many".parse().unwrap(), 2)].into(),
+            ..room([("m", 16)])
+        };
+        let decision = decide(&heads, &weights(), &room, 11, &mut Turns::default());
+        assert_eq!(decision.dispatch, [0, 10]);
+        // 1 to 4 are next when one of its tasks ends.
+        assert_eq!(decision.put_aside, [5, 6, 7, 8, 9]);
+        assert!(decision.give_back.is_empty());
+    }
+
     proptest! {
+        #[test]
+        fn no_tenant_gets_more_than_its_limit_and_whoever_may_run_does(
+            spec in prop::collection::vec((0..3usize, 0..2usize), 0..60),
+            limits in prop::array::uniform3(0..8usize),
+            out in prop::array::uniform3(0..8usize),
+        ) {
+            let names = ["a", "b", "c"];
+            let heads: Vec<_> = spec.iter().enumerate().map(|(id, &(tenant, lane))| Head {
+                limit: (limits[tenant] > 0).then_some(limits[tenant]),
+                ..head(id as u64, ["fast", "slow"][lane], names[tenant], "m")
+            }).collect();
+            let tenants = names.iter().zip(out).map(|(name, out)| (name.parse().unwrap(), out));
+            let room = Room { tenants: tenants.collect(), ..room([("m", 1000)]) };
+            let decision = decide(&heads, &weights(), &room, 1000, &mut Turns::default());
+            for (at, name) in names.iter().enumerate() {
+                let of = |ids: &[u64]| {
+                    ids.iter().filter(|&&id| heads[id as usize].tenant.as_str() == *name).count()
+                };
+                let wanted = spec.iter().filter(|(tenant, _)| *tenant == at).count();
+                let sent = of(&decision.dispatch);
+                let may = match limits[at] {
+                    0 => wanted,
+                    limit => limit.saturating_sub(out[at]).min(wanted),
+                };
+                prop_assert_eq!(sent, may);
+                // In both lanes together.
+                let left = wanted - sent;
+                let kept = limits[at].max(*KEPT_AT_LIMIT.start());
+                prop_assert!(left - of(&decision.put_aside) <= 2 * kept);
+            }
+        }
+
         #[test]
         fn room_is_never_exceeded_and_never_left_while_someone_could_run(
             spec in prop::collection::vec((0..2usize, 0..3usize, 0..2usize), 0..40),
@@ -229,9 +344,9 @@ mod tests {
             let heads: Vec<_> = spec.iter().enumerate().map(|(i, &(lane, tenant, model))| {
                 head(i as u64, ["fast", "slow"][lane], ["a", "b", "c"][tenant], ["m", "n"][model])
             }).collect();
-            let room = BTreeMap::from([(version("m"), left), (version("n"), other)]);
+            let room = room([("m", left), ("n", other)]);
             let decision = decide(&heads, &weights(), &room, 100, &mut Turns::default());
-            for (version, &room) in &room {
+            for (version, &room) in &room.versions {
                 let of = |h: &&Head| &h.version == version;
                 let sent = decision.dispatch.iter().filter(|&&id| of(&&heads[id as usize])).count();
                 prop_assert_eq!(sent, room.min(heads.iter().filter(of).count()));
@@ -248,7 +363,7 @@ mod tests {
                     heads.push(head(heads.len() as u64, "fast", tenant, "m"));
                 }
             }
-            let room = BTreeMap::from([(version("m"), 3)]);
+            let room = room([("m", 3)]);
             let decision = decide(&heads, &weights(), &room, 100, &mut Turns::default());
             let tenants: BTreeSet<_> =
                 decision.dispatch.iter().map(|&id| heads[id as usize].tenant.clone()).collect();

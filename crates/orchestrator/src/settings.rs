@@ -2,12 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use contract::Lane;
+use egress::EgressSettings;
 use lifecycle::ProcessSettings;
 use messaging::BrokerSettings;
-use rpc::PeerSettings;
-use settings::{Millis, SettingsError};
+use rpc::{PeerSettings, TlsSettings};
+use settings::{ByteSize, Millis, SettingsError};
 use storage::StorageSettings;
 use task_log::StreamSettings;
 use telemetry::TelemetrySettings;
@@ -26,12 +28,36 @@ pub struct Settings {
     pub storage: StorageSettings,
     /// Where it is called.
     pub grpc: GrpcSettings,
+    /// TLS between services.
+    pub tls: TlsSettings,
     /// The model registry.
     pub registry: PeerSettings,
     /// TASKS, WORK and DEAD.
     pub streams: StreamSettings,
     /// What runs next.
     pub scheduling: SchedulingSettings,
+    /// Who vouches for producers, and signs webhooks.
+    pub auth: PeerSettings,
+    /// Submissions over NATS.
+    pub intake: IntakeSettings,
+    /// What producers hear.
+    pub notices: NoticeSettings,
+    /// Webhooks.
+    pub webhooks: WebhookSettings,
+    /// The way to addresses that callers name.
+    pub egress: EgressSettings,
+    /// Files that callers have sent.
+    pub inputs: InputSettings,
+}
+
+/// Files that callers have sent for tasks to begin from.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct InputSettings {
+    /// How long one stays after it was last sent.
+    pub keep: Millis,
+    /// Between two sweeps.
+    pub sweep_every: Millis,
 }
 
 /// Where it is called.
@@ -56,14 +82,86 @@ pub struct SchedulingSettings {
     pub lanes: BTreeMap<Lane, u32>,
 }
 
+/// Submissions over NATS.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct IntakeSettings {
+    /// Whether they are taken.
+    pub enabled: bool,
+    /// One message, headers included.
+    pub max_message_size: ByteSize,
+    /// Messages that wait, in all.
+    pub max_messages: u32,
+    /// Messages of one tenant that wait.
+    pub max_messages_per_tenant: u32,
+    /// Bytes of all that wait.
+    pub max_size: ByteSize,
+    /// After which one that nobody took vanishes.
+    pub max_age: Millis,
+    /// For how long one may wait for a limit, or for a part of the platform.
+    pub max_wait: Millis,
+    /// Messages worked on at once.
+    pub max_concurrent: u32,
+    /// How long a silent orchestrator keeps one.
+    pub ack_wait: Millis,
+}
+
+/// What producers hear.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NoticeSettings {
+    /// In front of pictures' paths, in outcomes and webhooks; may be empty.
+    pub public_url: String,
+    /// How long outcomes are kept.
+    pub outcome_retention: Millis,
+    /// Outcomes that are kept.
+    pub max_outcomes: u32,
+    /// Bytes of them.
+    pub outcomes_max_size: ByteSize,
+}
+
+/// Webhooks.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WebhookSettings {
+    /// Before the second, third … attempt; the last goes on.
+    pub pauses: Vec<Millis>,
+    /// After which an end is told no more.
+    pub give_up_after: Millis,
+    /// For one attempt.
+    pub timeout: Millis,
+    /// Attempts at once.
+    pub max_concurrent: u32,
+    /// Attempts at once for one tenant, and to one host.
+    pub max_per_tenant: u32,
+    /// Ends that wait to be told, in all.
+    pub max_waiting: u32,
+    /// Ends of one tenant that wait.
+    pub max_waiting_per_tenant: u32,
+    /// Bytes of all that wait.
+    pub max_size: ByteSize,
+}
+
+impl WebhookSettings {
+    pub(crate) fn pauses(&self) -> Vec<Duration> {
+        self.pauses.iter().map(|pause| pause.duration()).collect()
+    }
+}
+
 /// The lanes that every tier without its own falls back to.
 pub(crate) const FALLBACK_TIER: &str = "standard";
+
+/// The longest that a message may wait: auth takes no older proof.
+const MAX_AGE: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 
 impl settings::Settings for Settings {
     const SERVICE: &'static str = "orchestrator";
     const DEFAULTS: &'static str = include_str!("../config.default.toml");
 
     fn validate(&self) -> Result<(), SettingsError> {
+        if let Some((key, problem)) = self.tls.problem() {
+            return Err(Self::invalid(key, problem));
+        }
         let scheduling = &self.scheduling;
         if !(1..=4096).contains(&scheduling.window) {
             return Err(Self::invalid("scheduling.window", "must be 1 to 4096"));
@@ -77,6 +175,13 @@ impl settings::Settings for Settings {
                 "weights must be 1 to 1000",
             ));
         }
+        if self.inputs.keep.duration().as_secs() < 2 {
+            return Err(Self::invalid("inputs.keep", "must be 2s at least"));
+        }
+        if self.inputs.sweep_every.duration().is_zero() {
+            let problem = "must be longer than nothing";
+            return Err(Self::invalid("inputs.sweep_every", problem));
+        }
         for class in ["image", "hd"] {
             let fallback = format!("{FALLBACK_TIER}-{class}");
             if !scheduling.lanes.keys().any(|l| l.as_str() == fallback) {
@@ -84,7 +189,67 @@ impl settings::Settings for Settings {
                 return Err(Self::invalid("scheduling.lanes", problem));
             }
         }
-        Ok(())
+        self.validate_exchange()
+    }
+}
+
+impl Settings {
+    /// What producers and receivers of webhooks have to do with.
+    fn validate_exchange(&self) -> Result<(), SettingsError> {
+        use settings::Settings as _;
+        const SOME: &str = "must be at least 1";
+        let Self {
+            intake, webhooks, ..
+        } = self;
+        let counts = [
+            ("intake.max_messages", intake.max_messages),
+            ("intake.max_concurrent", intake.max_concurrent),
+            (
+                "intake.max_messages_per_tenant",
+                intake.max_messages_per_tenant,
+            ),
+            ("notices.max_outcomes", self.notices.max_outcomes),
+            ("webhooks.max_concurrent", webhooks.max_concurrent),
+            ("webhooks.max_per_tenant", webhooks.max_per_tenant),
+            ("webhooks.max_waiting", webhooks.max_waiting),
+            (
+                "webhooks.max_waiting_per_tenant",
+                webhooks.max_waiting_per_tenant,
+            ),
+        ];
+        if let Some((key, _)) = counts.into_iter().find(|(_, count)| *count == 0) {
+            return Err(Self::invalid(key, SOME));
+        }
+        if intake.max_wait >= intake.max_age {
+            let problem = "must be shorter than intake.max_age, or submissions vanish unanswered";
+            return Err(Self::invalid("intake.max_wait", problem));
+        }
+        if intake.max_age.duration() > MAX_AGE {
+            let problem = "must be 8d at most: auth takes no older signature";
+            return Err(Self::invalid("intake.max_age", problem));
+        }
+        if intake.ack_wait.duration().as_secs() < 1 {
+            return Err(Self::invalid("intake.ack_wait", "must be 1s at least"));
+        }
+        if webhooks.pauses.is_empty() || webhooks.pauses().iter().any(Duration::is_zero) {
+            let problem = "must hold one at least, each longer than nothing";
+            return Err(Self::invalid("webhooks.pauses", problem));
+        }
+        if webhooks.timeout.duration().is_zero() {
+            return Err(Self::invalid(
+                "webhooks.timeout",
+                "must be longer than nothing",
+            ));
+        }
+        let url = &self.notices.public_url;
+        let good = url.is_empty() || url.starts_with("http://") || url.starts_with("https://");
+        if !good || url.ends_with('/') {
+            let problem =
+                "must be empty or begin with http:// or https://, without a slash at its end";
+            return Err(Self::invalid("notices.public_url", problem));
+        }
+        let checked = self.egress.validate();
+        checked.map_err(|(key, problem)| Self::invalid(key, problem))
     }
 }
 

@@ -1,21 +1,28 @@
-//! What callers can do with tasks: submit, get, cancel, list, watch, find pictures.
+//! What callers can do with tasks: submit, get, cancel, list, watch, judge, find pictures.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 
 use aws_lc_rs::{constant_time, digest, rand};
-use contract::auth::Caller;
-use contract::limits::{DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE};
-use contract::task::{Cancelled, Done, StoredImage, Submitted, done};
-use contract::v1::{self, SubmitTask, TaskPhase};
-use contract::{ErrorCode, Failure, TaskId, TenantId};
+use contract::auth::{Caller, Policy};
+use contract::orchestrator::ListRequest;
+use contract::task::{Cancelled, Done, Producer, StoredImage, Submitted, done};
+use contract::v1::{self, Feedback, SubmitTask};
+use contract::{ErrorCode, Failure, TaskId, TenantId, validate_feedback};
+use egress::{Egress, EgressError};
 use lifecycle::Health;
 use prost::Message as _;
 use task_log::{Ended, Intake, Record, Submission, TaskLog, Watch};
 
 use crate::admit;
 use crate::error::{CallError, task_not_found};
+use crate::inputs::Inputs;
+use crate::meter::{Account, Charge, Meter};
 use crate::models::{self, Models};
+use crate::page::Asked;
 use crate::settings::SchedulingSettings;
+use crate::usage::{DayLimit, Use};
+use crate::waiting::{Place, Waiting};
 
 /// How long callers are asked to wait when a part that tasks need is down.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
@@ -25,27 +32,64 @@ const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 pub(crate) struct Tasks {
     pub(crate) log: TaskLog,
     pub(crate) intake: Intake,
+    pub(crate) waiting: Arc<Waiting>,
+    pub(crate) meter: Arc<Meter>,
     pub(crate) models: Models,
     pub(crate) health: Health,
+    pub(crate) inputs: Inputs,
     pub(crate) settings: Arc<SchedulingSettings>,
+    /// What webhooks go by.
+    pub(crate) egress: Egress,
 }
 
 impl Tasks {
+    /// Whether a task would be made, as far as its request and the caller's policy tell. Nothing is stored.
+    pub(crate) fn check(&self, caller: &Caller, request: &SubmitTask) -> Result<(), CallError> {
+        self.admit(caller, request)?;
+        self.check_health()
+    }
+
     /// Makes a task (invariant I1). True beside it when the same submission made it before.
     pub(crate) async fn submit(
         &self,
         caller: &Caller,
         request: &SubmitTask,
     ) -> Result<(v1::Task, bool), CallError> {
-        let submitted = self.admit(caller, request)?;
+        self.submit_for(caller, request, None).await
+    }
+
+    /// The same; a producer hears of the task's end.
+    pub(crate) async fn submit_for(
+        &self,
+        caller: &Caller,
+        request: &SubmitTask,
+        producer: Option<Producer>,
+    ) -> Result<(v1::Task, bool), CallError> {
+        let submitted = Submitted {
+            producer,
+            ..self.admit(caller, request)?
+        };
+        self.check_webhook(request)?;
         // Checked last, so that a bad request hears what is wrong with it whatever the platform's state.
-        if let Some(problem) = self.health.problem() {
-            tracing::warn!(problem, "a submission was refused");
-            let text = "pictures cannot be made just now; try again";
-            return Err(Failure::unavailable(text, RETRY_AFTER).into());
-        }
+        self.check_health()?;
+        self.hold_source(&submitted, request).await?;
+        let policy = caller.policy.clone().unwrap_or_default();
+        let allowed = match self.allow(&submitted, &policy).await {
+            Ok(allowed) => allowed,
+            // Whoever asks again for what was accepted asks for nothing new.
+            Err(refused) => {
+                let keyed = !request.idempotency_key.is_empty();
+                return match self.existing(&submitted, keyed).await? {
+                    Some(record) => Ok((record.view(), true)),
+                    None => Err(refused),
+                };
+            }
+        };
+        // From here on the task may be there, whatever is heard of it: an answer may be lost, and a caller may not wait for one.
+        let in_doubt = InDoubt(Some(allowed));
         let existing = match self.intake.submit(&submitted).await? {
             Submission::Accepted => {
+                drop(in_doubt);
                 metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
                 tracing::info!(
                     task = submitted.task_id,
@@ -56,21 +100,106 @@ impl Tasks {
                     submitted,
                     state: None,
                     done: None,
+                    feedback: None,
                 };
                 return Ok((record.view(), false));
             }
-            Submission::Existing(existing) => existing,
-        };
-        if existing.request_digest != submitted.request_digest {
-            let text = "this idempotency key was used for another request";
-            return Err(Failure {
-                field: Some("idempotency_key".to_owned()),
-                ..Failure::new(ErrorCode::IdempotencyConflict, text)
+            Submission::Existing(existing) => {
+                in_doubt.not_made();
+                existing
             }
-            .into());
-        }
+        };
+        same_request(&existing, &submitted)?;
         let record = self.read(&existing.tenant, &existing.task_id).await?;
         Ok((record.view(), true))
+    }
+
+    /// Whether a webhook could be told, as far as its URL says.
+    fn check_webhook(&self, request: &SubmitTask) -> Result<(), Failure> {
+        let Some(webhook) = &request.webhook else {
+            return Ok(());
+        };
+        let checked = self.egress.check_url(&webhook.url);
+        checked.map(drop).map_err(|error| {
+            let text = match error {
+                EgressError::Url { problem } => format!("webhook.url {problem}"),
+                error => format!("webhook.url: {error}"),
+            };
+            Failure::invalid("webhook", text)
+        })
+    }
+
+    fn check_health(&self) -> Result<(), CallError> {
+        let Some(problem) = self.health.problem() else {
+            return Ok(());
+        };
+        tracing::warn!(problem, "a submission was refused");
+        let text = "pictures cannot be made just now; try again";
+        Err(Failure::unavailable(text, RETRY_AFTER).into())
+    }
+
+    /// Lets what the task begins from stay. A task that is there already has what it needed, even if that is gone now.
+    async fn hold_source(
+        &self,
+        submitted: &Submitted,
+        request: &SubmitTask,
+    ) -> Result<(), CallError> {
+        let tenant: TenantId = submitted.tenant.parse()?;
+        let held = self.inputs.hold(&tenant, request.source.as_ref()).await;
+        let Err(failure) = held else { return Ok(()) };
+        let keyed = !request.idempotency_key.is_empty();
+        if keyed
+            && self
+                .log
+                .read(&tenant, submitted.task_id.parse()?)
+                .await?
+                .is_some()
+        {
+            return Ok(());
+        }
+        Err(failure.into())
+    }
+
+    /// What the caller's policy allows at once and in a day: a place among the tasks that wait, and the day's charge. Both are given
+    /// back if the task is not made.
+    async fn allow(
+        &self,
+        submitted: &Submitted,
+        policy: &Policy,
+    ) -> Result<Allowed<'_>, CallError> {
+        let tenant: TenantId = submitted.tenant.parse()?;
+        let place = match policy.tasks_waiting.and_then(NonZeroU32::new) {
+            Some(limit) => Some(self.waiting.enter(&tenant, limit).await?),
+            None => None,
+        };
+        let limit = DayLimit::of(policy);
+        let charge = if limit.is_none() {
+            None
+        } else {
+            let ask = submitted.request.as_ref().map(Use::of);
+            let policy = policy.name.clone();
+            let account = Account { tenant, policy };
+            let charged = self.meter.charge(&account, limit, ask.unwrap_or_default());
+            Some(charged.await?)
+        };
+        Ok(Allowed { place, charge })
+    }
+
+    /// The task that this submission made before, if it names itself and has.
+    async fn existing(
+        &self,
+        submitted: &Submitted,
+        keyed: bool,
+    ) -> Result<Option<Record>, CallError> {
+        if !keyed {
+            return Ok(None);
+        }
+        let (tenant, task) = (submitted.tenant.parse()?, submitted.task_id.parse()?);
+        let record = self.log.read(&tenant, task).await?;
+        if let Some(record) = &record {
+            same_request(&record.submitted, submitted)?;
+        }
+        Ok(record)
     }
 
     /// The event that would make the task.
@@ -114,6 +243,8 @@ impl Tasks {
             model_version: version.version.clone(),
             at: Some(contract::now()),
             access_token: hex::encode(token),
+            producer: None,
+            tasks_running: policy.tasks_running.unwrap_or(0),
         })
     }
 
@@ -159,35 +290,42 @@ impl Tasks {
     /// A page of a tenant's tasks, newest first, and the token of the next.
     pub(crate) async fn list(
         &self,
-        tenant: &str,
-        page_size: u32,
-        page_token: &str,
-        phase: TaskPhase,
+        mut request: ListRequest,
     ) -> Result<(Vec<v1::Task>, String), CallError> {
-        let tenant: TenantId = tenant.parse()?;
-        let size = match page_size {
-            0 => DEFAULT_PAGE_SIZE,
-            size if size <= MAX_PAGE_SIZE => size,
-            size => {
-                let text = format!("page_size must be at most {MAX_PAGE_SIZE}, not {size}");
-                return Err(Failure::invalid("page_size", text).into());
-            }
-        };
-        let before = match page_token {
-            "" => None,
-            token => Some(token.parse().map_err(|_| {
-                Failure::invalid("page_token", "page_token is not one that a page gave")
-            })?),
-        };
-        let page = self.log.list(&tenant, before, size as usize).await?;
-        let wanted = |record: &&Record| phase == TaskPhase::Unspecified || record.phase() == phase;
-        let tasks = page
-            .records
-            .iter()
-            .filter(wanted)
-            .map(Record::view)
-            .collect();
-        Ok((tasks, page.next.map(|n| n.to_string()).unwrap_or_default()))
+        let tenant: TenantId = request.tenant.parse()?;
+        // Tasks hold the name, whatever alias they were asked for by.
+        if let Some(model) = models::find(&self.models.all(), &request.model) {
+            request.model = model.name.clone();
+        }
+        let asked = Asked::read(&request)?;
+        let page = self
+            .log
+            .list(&tenant, &asked.wanted, asked.before, asked.size);
+        let page = page.await?;
+        let tasks = page.records.iter().map(Record::view).collect();
+        let next = page.next.map(|sequence| asked.token(sequence));
+        Ok((tasks, next.unwrap_or_default()))
+    }
+
+    /// Keeps what a caller says of a task that has ended.
+    pub(crate) async fn feedback(
+        &self,
+        tenant: &str,
+        task: &str,
+        mut feedback: Feedback,
+    ) -> Result<v1::Task, CallError> {
+        validate_feedback(&feedback)?;
+        let mut record = self.read(tenant, task).await?;
+        if record.done.is_none() {
+            let text = "the task has not ended: there is nothing to judge yet";
+            return Err(Failure::new(ErrorCode::NotReady, text).into());
+        }
+        feedback.at = Some(contract::now());
+        self.log
+            .set_feedback(&record.task_ref()?, &feedback)
+            .await?;
+        record.feedback = Some(feedback);
+        Ok(record.view())
     }
 
     /// Follows a task.
@@ -240,4 +378,53 @@ impl Tasks {
         // A wrong token must not tell whether the task is there.
         record.filter(right).ok_or_else(|| task_not_found(task))
     }
+}
+
+/// What a submission has taken of what its caller may.
+struct Allowed<'a> {
+    place: Option<Place<'a>>,
+    charge: Option<Charge>,
+}
+
+impl Allowed<'_> {
+    /// The task is made.
+    fn used(self) {
+        if let Some(place) = self.place {
+            place.taken();
+        }
+        if let Some(charge) = self.charge {
+            charge.keep();
+        }
+    }
+}
+
+/// What a task uses while it is not known whether it was made. Dropped, it counts as used: a caller who makes its answers get lost must not
+/// get its pictures for nothing.
+struct InDoubt<'a>(Option<Allowed<'a>>);
+
+impl InDoubt<'_> {
+    /// It was not.
+    fn not_made(mut self) {
+        drop(self.0.take());
+    }
+}
+
+impl Drop for InDoubt<'_> {
+    fn drop(&mut self) {
+        if let Some(allowed) = self.0.take() {
+            allowed.used();
+        }
+    }
+}
+
+fn same_request(existing: &Submitted, submitted: &Submitted) -> Result<(), CallError> {
+    if existing.request_digest == submitted.request_digest {
+        return Ok(());
+    }
+    let text = "this idempotency key was used for another request";
+    Err(Failure {
+        field: Some("idempotency_key".to_owned()),
+        ..Failure::new(ErrorCode::IdempotencyConflict, text)
+    }
+    .into())
 }

@@ -1,0 +1,222 @@
+//! Files that callers have sent for tasks to begin from: how long they stay, and that none goes which a task still needs.
+//!
+//! A file stays `inputs.keep` after it was last sent, and longer where a task that has not ended may need it. The rule that makes
+//! this cheap: a submission renews what it begins from unless that is younger than half of `keep`. So whatever a task needs was
+//! written later than half of `keep` before the task, and what is older than half of `keep` before the oldest task that has not
+//! ended is needed by none. That oldest task is found without an index (`task_log`); nobody keeps count of files.
+//!
+//! Every orchestrator sweeps by itself. Removing what another has removed is no error.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use contract::limits::MAX_SOURCE_BYTES;
+use contract::v1::Source;
+use contract::{Failure, Lane, TenantId};
+use futures::{StreamExt as _, TryStreamExt as _};
+use lifecycle::Service;
+use storage::{Aged, Key, Storage, StorageError};
+use task_log::{TaskLog, TaskLogError};
+
+use crate::settings::InputSettings;
+
+/// Files that one sweep removes at most; the next one takes the rest.
+const MAX_SWEPT: usize = 10_000;
+/// Files removed at the same time.
+const REMOVALS: usize = 8;
+/// Suggested wait when the object store does not answer.
+const RETRY_AFTER: Duration = Duration::from_secs(2);
+
+/// What callers have sent. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Inputs {
+    storage: Storage,
+    keep: Duration,
+}
+
+/// Why a sweep did not come to its end.
+#[derive(Debug, thiserror::Error)]
+enum SweepError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("cannot tell what tasks still need")]
+    TaskLog(#[from] TaskLogError),
+}
+
+impl Inputs {
+    pub(crate) fn new(storage: Storage, settings: &InputSettings) -> Self {
+        let keep = settings.keep.duration();
+        Self { storage, keep }
+    }
+
+    /// Lets what a task is to begin from stay for as long as the task may need it.
+    ///
+    /// # Errors
+    /// [`Failure`] that names `source` when it is not there any more; unavailable when the store does not answer.
+    pub(crate) async fn hold(
+        &self,
+        tenant: &TenantId,
+        source: Option<&Source>,
+    ) -> Result<(), Failure> {
+        let Some(source) = source else { return Ok(()) };
+        for text in [&source.image_key, &source.mask_key] {
+            // That the others are this tenant's is checked on admission.
+            if let Some(key) = Key::input_of(tenant, text) {
+                self.hold_one(&key).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn hold_one(&self, key: &Key) -> Result<(), Failure> {
+        let unavailable = |error: StorageError| {
+            tracing::warn!(error = lifecycle::chain(&error), "answered unavailable");
+            let text = "pictures to begin from cannot be read just now; try again";
+            Failure::unavailable(text, RETRY_AFTER)
+        };
+        let gone = || {
+            let text = "source names a file that is not stored any more; send it again";
+            Failure::invalid("source", text)
+        };
+        match self.storage.age(key).await.map_err(unavailable)? {
+            None => Err(gone()),
+            Some(age) if is_fresh(age, self.keep) => Ok(()),
+            Some(_) => match self.storage.renew(key, MAX_SOURCE_BYTES).await {
+                Ok(()) => Ok(()),
+                Err(StorageError::Missing { .. }) => Err(gone()),
+                Err(error) => Err(unavailable(error)),
+            },
+        }
+    }
+
+    /// Removes what has expired, and says how much that was.
+    async fn sweep(&self, log: &TaskLog, lanes: &[Lane]) -> Result<usize, SweepError> {
+        let now = SystemTime::now();
+        let old = now.checked_sub(self.keep).unwrap_or(SystemTime::UNIX_EPOCH);
+        let old = self.storage.inputs_before(old, MAX_SWEPT).await?;
+        if old.is_empty() {
+            return Ok(0);
+        }
+        let before = expiry(now, log.open_since(lanes).await?, self.keep);
+        let expired = old.into_iter().filter(|one| one.written < before);
+        let removed = futures::stream::iter(expired)
+            .map(|one| self.remove(one, now))
+            .buffer_unordered(REMOVALS)
+            .try_fold(0, async |sum, removed| Ok(sum + usize::from(removed)));
+        Ok(removed.await?)
+    }
+
+    /// Removes a file, unless it was sent again since it was listed at `listed`.
+    async fn remove(&self, one: Aged, listed: SystemTime) -> Result<bool, StorageError> {
+        let since = listed.duration_since(one.written).unwrap_or_default();
+        match self.storage.age(&one.key).await? {
+            Some(age) if age >= since => {
+                self.storage.delete(&one.key).await?;
+                Ok(true)
+            }
+            _ => Ok(false),
+        }
+    }
+}
+
+/// Whether a file is new enough for a task that is submitted now.
+fn is_fresh(age: Duration, keep: Duration) -> bool {
+    age < keep / 2
+}
+
+/// Files that were last written before this are needed by no task and have been kept long enough.
+fn expiry(now: SystemTime, open_since: Option<SystemTime>, keep: Duration) -> SystemTime {
+    let earlier =
+        |time: SystemTime, by: Duration| time.checked_sub(by).unwrap_or(SystemTime::UNIX_EPOCH);
+    let kept = earlier(now, keep);
+    match open_since {
+        Some(oldest) => kept.min(earlier(oldest, keep / 2)),
+        None => kept,
+    }
+}
+
+/// Sweeps now and then for as long as the service runs.
+pub(crate) fn start(
+    service: &Service,
+    inputs: Inputs,
+    log: TaskLog,
+    lanes: Vec<Lane>,
+    settings: &InputSettings,
+) {
+    let every = settings.sweep_every.duration();
+    let stopping = service.tasks.stopping();
+    let lanes: Arc<[Lane]> = lanes.into();
+    let sweeps = async move {
+        let mut next = tokio::time::interval(every);
+        next.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            next.tick().await;
+            match inputs.sweep(&log, &lanes).await {
+                Ok(removed) => {
+                    metrics::counter!("inkstone_orchestrator_input_sweeps_total").increment(1);
+                    metrics::counter!("inkstone_orchestrator_inputs_removed_total")
+                        .increment(removed as u64);
+                    if removed > 0 {
+                        tracing::info!(removed, "pictures that callers had sent have expired");
+                    }
+                }
+                Err(error) => {
+                    let error = lifecycle::chain(&error);
+                    tracing::warn!(error, "pictures that callers have sent stay for now");
+                }
+            }
+        }
+    };
+    service.tasks.critical("inputs", async move {
+        tokio::select! {
+            () = stopping => {}
+            () = sweeps => {}
+        }
+        Ok::<(), std::convert::Infallible>(())
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn without_open_tasks_files_stay_as_long_as_the_setting_says() {
+        let keep = Duration::from_secs(100);
+        assert_eq!(expiry(at(1000), None, keep), at(900));
+        assert_eq!(expiry(at(1000), Some(at(990)), keep), at(900));
+        assert_eq!(expiry(at(1000), Some(at(500)), keep), at(450));
+        assert!(expiry(at(1000), Some(at(0)), keep) <= at(0));
+    }
+
+    proptest! {
+        #[test]
+        fn no_file_expires_that_an_open_task_may_need(
+            keep in 2u64..100_000,
+            written in 0u64..1_000_000,
+            age in 0u64..100_000,
+            older in 0u64..1_000_000,
+            wait in 0u64..1_000_000,
+        ) {
+            let keep = Duration::from_secs(keep);
+            let submitted = written + age;
+            // Otherwise the submission has renewed it.
+            prop_assume!(is_fresh(Duration::from_secs(age), keep));
+            let oldest = submitted.saturating_sub(older);
+            let now = at(submitted + wait);
+            prop_assert!(at(written) >= expiry(now, Some(at(oldest)), keep));
+        }
+
+        #[test]
+        fn everything_expires_once_no_task_is_open(keep in 1u64..100_000, written in 0u64..1_000_000) {
+            let now = at(written + keep + 1);
+            prop_assert!(at(written) < expiry(now, None, Duration::from_secs(keep)));
+        }
+    }
+}

@@ -1,0 +1,175 @@
+use aws_lc_rs::digest;
+use proptest::prelude::*;
+
+use super::*;
+
+const BEARER: (&str, &str) = ("Authorization", "Bearer ink_dev-a_b");
+const JSON: (&str, &str) = ("Content-Type", "application/json");
+
+fn read(headers: &[(&str, &str)], payload: &[u8]) -> Message {
+    Message::read(&Raw {
+        subject: "inkstone.intake.acme",
+        headers: headers.to_vec(),
+        payload,
+        sequence: 7,
+        taken: 1,
+    })
+    .unwrap()
+}
+
+fn request() -> SubmitTask {
+    SubmitTask {
+        prompt: "a cat".to_owned(),
+        ..SubmitTask::default()
+    }
+}
+
+#[test]
+fn the_same_request_as_json_and_as_protobuf_is_the_same_request() {
+    let json = read(&[BEARER, JSON], br#"{"prompt":"a cat"}"#);
+    let protobuf = read(&[BEARER], &request().encode_to_vec());
+    assert!(json.json && !protobuf.json);
+    assert_eq!(json.request.unwrap(), protobuf.request.unwrap());
+    assert_eq!(json.task, protobuf.task);
+    assert!(matches!(json.proof, Ok(Proof::Bearer(_))));
+}
+
+#[test]
+fn what_a_message_is_known_by_makes_its_task() {
+    let payload = request().encode_to_vec();
+    let acme: TenantId = "acme".parse().unwrap();
+    let key = read(
+        &[BEARER, ("Idempotency-Key", "k"), ("Nats-Msg-Id", "m")],
+        &payload,
+    );
+    assert_eq!(key.reference, "k");
+    assert_eq!(key.task, TaskId::derived(&acme, "k"));
+    let id = read(&[BEARER, ("Nats-Msg-Id", "m")], &payload);
+    assert_eq!(id.reference, "m");
+    assert_eq!(id.task, TaskId::derived(&acme, "m"));
+    let mut keyed = request();
+    keyed.idempotency_key = "k".to_owned();
+    let field = read(&[BEARER], &keyed.encode_to_vec());
+    assert_eq!((field.task, field.reference), (key.task, key.reference));
+    // Without any, each message makes one of its own, and the same one whenever it is delivered.
+    let (none, again) = (read(&[BEARER], &payload), read(&[BEARER], &payload));
+    assert_eq!((none.task, none.reference.as_str()), (again.task, ""));
+    assert!(none.task != key.task && none.task != id.task);
+    let two = read(
+        &[BEARER, ("Idempotency-Key", "other")],
+        &keyed.encode_to_vec(),
+    );
+    assert_eq!(
+        two.request.unwrap_err().field.as_deref(),
+        Some("idempotency_key")
+    );
+}
+
+#[test]
+fn a_signed_message_is_the_same_task_however_often_it_is_published() {
+    let payload = request().encode_to_vec();
+    let digest = hex::encode(digest::digest(&digest::SHA256, &payload));
+    let signed = |digest| {
+        [
+            ("x-app-key", "dev-a"),
+            ("X-Timestamp", "1"),
+            ("X-Nonce", "n"),
+            ("X-Content-SHA256", digest),
+            ("X-Signature", "ff"),
+        ]
+    };
+    let message = |sequence, headers: &[(&str, &str)]| {
+        Message::read(&Raw {
+            subject: "inkstone.intake.acme",
+            headers: headers.to_vec(),
+            payload: &payload,
+            sequence,
+            taken: u128::from(sequence),
+        })
+        .unwrap()
+    };
+    let (one, two) = (message(1, &signed(&digest)), message(2, &signed(&digest)));
+    assert_eq!(one.task, two.task);
+    let Ok(Proof::SignatureV2(proof)) = one.proof else {
+        panic!("not signed");
+    };
+    let target = (
+        proof.method.as_str(),
+        proof.path.as_str(),
+        proof.query.as_str(),
+    );
+    assert_eq!(target, ("PUBLISH", "inkstone.intake.acme", ""));
+    let other = message(1, &signed(&"0".repeat(64)));
+    let refused = other.proof.unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("X-Content-SHA256"));
+}
+
+#[test]
+fn what_is_wrong_is_told_and_the_message_is_known_all_the_same() {
+    let id = ("Nats-Msg-Id", "m");
+    let known = read(&[BEARER, id], &request().encode_to_vec()).task;
+    let code = |headers: &[(&str, &str)], payload: &[u8]| {
+        let message = read(headers, payload);
+        assert_eq!(message.task, known);
+        message.request.unwrap_err().code
+    };
+    let invalid = ErrorCode::InvalidArgument;
+    assert_eq!(code(&[BEARER, id], b"\xff\xff"), invalid);
+    assert_eq!(code(&[BEARER, id], b""), invalid);
+    assert_eq!(code(&[BEARER, id, JSON], b"{"), invalid);
+    assert_eq!(
+        code(&[BEARER, id, JSON], br#"{"prompt":"x","promt":"y"}"#),
+        invalid
+    );
+    let text = ("Content-Type", "text/plain");
+    assert_eq!(
+        code(&[BEARER, id, text], b"x"),
+        ErrorCode::UnsupportedMediaType
+    );
+    let without = read(&[id], &request().encode_to_vec()).proof.unwrap_err();
+    assert_eq!(without.code, ErrorCode::Unauthenticated);
+    let long = "x".repeat(257);
+    let message = read(
+        &[BEARER, ("Nats-Msg-Id", &long)],
+        &request().encode_to_vec(),
+    );
+    assert_eq!(
+        message.request.unwrap_err().field.as_deref(),
+        Some("idempotency_key")
+    );
+}
+
+#[test]
+fn a_subject_without_a_tenant_is_nobodys() {
+    for subject in [
+        "inkstone.intake.ACME",
+        "inkstone.intake.",
+        "inkstone.intake.a.b",
+        "x",
+    ] {
+        let raw = Raw {
+            subject,
+            headers: vec![BEARER],
+            payload: b"",
+            sequence: 1,
+            taken: 1,
+        };
+        assert!(Message::read(&raw).is_none(), "{subject}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn no_message_makes_the_reader_panic_and_what_is_read_is_within_the_limits(
+        names in prop::collection::vec("(?i)(idempotency-key|nats-msg-id|content-type|authorization|x-nonce|x-app-key|\\PC{0,8})", 0..6),
+        value in "\\PC{0,20}|application/json|Bearer x",
+        payload in prop::collection::vec(any::<u8>(), 0..200),
+    ) {
+        let headers: Vec<_> = names.iter().map(|name| (name.as_str(), value.as_str())).collect();
+        let message = read(&headers, &payload);
+        if let Ok(request) = message.request {
+            prop_assert!(validate(&request).is_ok());
+            prop_assert!(!request.idempotency_key.is_empty());
+        }
+    }
+}

@@ -1,0 +1,302 @@
+//! The day's use of each tenant under each policy, the same for all orchestrators and safe from restarts.
+//!
+//! The bucket `USAGE` has one record a day, policy and tenant: what is used or set aside. An orchestrator sets aside a little more
+//! than it needs, by compare and set, and charges from that without asking again; what it does not use it puts back after a while,
+//! and when it stops. One that is killed leaves what it had set aside as used, which is a small part of the day's.
+//! Policies without such limits cost nothing.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use contract::{Failure, TenantId};
+use futures::StreamExt as _;
+use lifecycle::Service;
+use messaging::{Broker, BrokerError, Bucket};
+use tokio::sync::Mutex as Turn;
+
+use crate::usage::{DayLimit, Use};
+
+/// The bucket of days.
+const USAGE: &str = "USAGE";
+/// How long a day's record is kept.
+const KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
+/// How long what was set aside waits to be used.
+const IDLE: Duration = Duration::from_secs(5);
+/// Attempts to write a record that others write, too.
+const MAX_TRIES: usize = 32;
+/// Records written at the same time when putting back.
+const CONCURRENCY: usize = 16;
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+const DAY: u64 = 24 * 3600;
+
+/// Whose use, under which policy.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Account {
+    pub(crate) tenant: TenantId,
+    pub(crate) policy: String,
+}
+
+/// Seconds since 1970. A plain function, so that tests can choose the day.
+pub(crate) type Clock = fn() -> u64;
+
+/// The system's time.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// What is set aside here and not used.
+#[derive(Debug)]
+struct Spare {
+    day: u64,
+    left: Use,
+    used_at: Instant,
+}
+
+struct Held {
+    spare: Mutex<Spare>,
+    /// Held by whoever writes the record.
+    turn: Turn<()>,
+}
+
+impl Held {
+    fn spare(&self) -> MutexGuard<'_, Spare> {
+        // After a panic it still holds whole values.
+        self.spare.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Takes from what is set aside; false where that is too little.
+    fn take(&self, day: u64, ask: Use) -> bool {
+        let mut spare = self.spare();
+        if spare.day != day {
+            spare.day = day;
+            spare.left = Use::default();
+        }
+        spare.used_at = Instant::now();
+        let enough = spare.left.holds(ask);
+        if enough {
+            spare.left = spare.left.less(ask);
+        }
+        enough
+    }
+
+    fn put(&self, day: u64, more: Use) {
+        let mut spare = self.spare();
+        if spare.day == day {
+            spare.left = spare.left.plus(more);
+        }
+    }
+}
+
+/// All accounts that were used lately.
+pub(crate) struct Meter {
+    bucket: Bucket<Use>,
+    accounts: Mutex<HashMap<Account, Arc<Held>>>,
+    clock: Clock,
+}
+
+/// Something charged. Dropped without being [kept](Charge::keep) it is given back.
+pub(crate) struct Charge {
+    held: Arc<Held>,
+    day: u64,
+    charged: Use,
+}
+
+impl Charge {
+    /// What it was charged for is there.
+    pub(crate) fn keep(mut self) {
+        self.charged = Use::default();
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        if self.charged != Use::default() {
+            self.held.put(self.day, self.charged);
+        }
+    }
+}
+
+impl Meter {
+    /// Opens the bucket.
+    pub(crate) async fn open(broker: &Broker, clock: Clock) -> Result<Self, BrokerError> {
+        let open = || broker.bucket(USAGE, KEPT);
+        Ok(Self {
+            bucket: broker.patiently(open).await?,
+            accounts: Mutex::default(),
+            clock,
+        })
+    }
+
+    /// Puts back what is not used, now and then and when the service stops.
+    pub(crate) fn keep_up(self: Arc<Self>, service: &Service) {
+        let stopping = service.tasks.stopping();
+        service.tasks.critical("usage", async move {
+            tokio::pin!(stopping);
+            loop {
+                tokio::select! {
+                    () = &mut stopping => break,
+                    () = tokio::time::sleep(IDLE) => self.put_back(IDLE).await,
+                }
+            }
+            self.put_back(Duration::ZERO).await;
+            Ok::<(), std::convert::Infallible>(())
+        });
+    }
+
+    /// Charges an account for today.
+    ///
+    /// # Errors
+    /// When the day has not so much left, when no day has, and when the record cannot be written.
+    pub(crate) async fn charge(
+        &self,
+        account: &Account,
+        limit: DayLimit,
+        ask: Use,
+    ) -> Result<Charge, Failure> {
+        if let Some(exceeded) = limit.never(ask) {
+            return Err(exceeded.on_any_day());
+        }
+        let now = (self.clock)();
+        let day = now / DAY;
+        let held = self.account(account);
+        if !held.take(day, ask) {
+            let _turn = held.turn.lock().await;
+            // Whoever had the turn before may have set enough aside.
+            if !held.take(day, ask) {
+                let until_midnight = Duration::from_secs(DAY - now % DAY);
+                self.set_aside(account, &held, day, limit, ask, until_midnight)
+                    .await?;
+            }
+        }
+        Ok(Charge {
+            held,
+            day,
+            charged: ask,
+        })
+    }
+
+    fn account(&self, account: &Account) -> Arc<Held> {
+        let mut accounts = self.accounts();
+        let new = || {
+            Arc::new(Held {
+                spare: Mutex::new(Spare {
+                    day: 0,
+                    left: Use::default(),
+                    used_at: Instant::now(),
+                }),
+                turn: Turn::default(),
+            })
+        };
+        accounts.entry(account.clone()).or_insert_with(new).clone()
+    }
+
+    fn accounts(&self) -> MutexGuard<'_, HashMap<Account, Arc<Held>>> {
+        self.accounts.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Sets enough aside for what is asked, and takes that.
+    async fn set_aside(
+        &self,
+        account: &Account,
+        held: &Held,
+        day: u64,
+        limit: DayLimit,
+        ask: Use,
+        until_midnight: Duration,
+    ) -> Result<(), Failure> {
+        let name = name(account, day);
+        for _ in 0..MAX_TRIES {
+            let needed = ask.less(held.spare().left);
+            let stored = self.bucket.get(&name).await.map_err(unavailable)?;
+            let used = stored.as_ref().map_or(Use::default(), |entry| entry.value);
+            let more = limit.set_aside(used, needed);
+            let more = more.map_err(|exceeded| exceeded.today(until_midnight))?;
+            let all = used.plus(more);
+            let written = match stored {
+                None => self.bucket.create(&name, &all).await,
+                Some(entry) => self.bucket.update(&name, &all, entry.revision).await,
+            };
+            match written {
+                Ok(_) => {
+                    held.put(day, more);
+                    if held.take(day, ask) {
+                        return Ok(());
+                    }
+                    // Others took from it meanwhile: again.
+                }
+                Err(BrokerError::Conflict { .. }) => {}
+                Err(error) => return Err(unavailable(error)),
+            }
+        }
+        let text = "the day's use is being counted by too many at once; try again";
+        Err(Failure::unavailable(text, RETRY_AFTER))
+    }
+
+    /// Puts back what accounts have set aside that were not used for `idle`, and forgets them.
+    async fn put_back(&self, idle: Duration) {
+        let all: Vec<_> = {
+            let accounts = self.accounts();
+            let idle = |held: &Held| held.spare().used_at.elapsed() >= idle;
+            let idle = accounts.iter().filter(|(_, held)| idle(held));
+            idle.map(|(account, held)| (account.clone(), held.clone()))
+                .collect()
+        };
+        futures::stream::iter(all)
+            .for_each_concurrent(CONCURRENCY, async |(account, held)| {
+                let _turn = held.turn.lock().await;
+                if let Err(error) = self.put_back_one(&account, &held).await {
+                    // It counts as used; nothing else is wrong.
+                    tracing::debug!(%error, "what was set aside of a day is not put back");
+                }
+                // Two: the table's and ours. Who has another may be about to charge.
+                let mut accounts = self.accounts();
+                if Arc::strong_count(&held) <= 2 && held.spare().left == Use::default() {
+                    accounts.remove(&account);
+                }
+            })
+            .await;
+    }
+
+    async fn put_back_one(&self, account: &Account, held: &Held) -> Result<(), BrokerError> {
+        let (day, spare) = {
+            let mut spare = held.spare();
+            (spare.day, std::mem::take(&mut spare.left))
+        };
+        if spare == Use::default() || day != (self.clock)() / DAY {
+            return Ok(());
+        }
+        let name = name(account, day);
+        for _ in 0..MAX_TRIES {
+            let Some(stored) = self.bucket.get(&name).await? else {
+                return Ok(());
+            };
+            let all = stored.value.less(spare);
+            match self.bucket.update(&name, &all, stored.revision).await {
+                Err(BrokerError::Conflict { .. }) => {}
+                done => return done.map(drop),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// A day's record. Days are counted from 1970-01-01.
+fn name(account: &Account, day: u64) -> String {
+    let Account { tenant, policy } = account;
+    format!("{day}.{policy}.{tenant}")
+}
+
+fn unavailable(error: BrokerError) -> Failure {
+    tracing::warn!(
+        error = lifecycle::chain(&error),
+        "the day's use cannot be counted"
+    );
+    let text = "the day's use cannot be counted just now; try again";
+    Failure::unavailable(text, RETRY_AFTER)
+}
+
+#[cfg(test)]
+#[path = "meter_tests.rs"]
+mod tests;

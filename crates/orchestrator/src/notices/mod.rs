@@ -1,0 +1,283 @@
+//! Who hears of a task's end without asking: its producer over NATS, and its webhook.
+//!
+//! A durable consumer, shared by all orchestrators, reads the ends in the log. An end is acknowledged only when all that follows from it
+//! is stored: the outcome in OUTCOMES, the delivery in WEBHOOKS. From there [`webhook`] carries deliveries out.
+
+mod busy;
+mod outcome;
+mod retry;
+pub(crate) mod webhook;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use contract::json::TaskEventJson;
+use contract::task::{DeadLetter, WebhookDelivery};
+use contract::v1::{self, TaskEvent, TaskPhase};
+use contract::{ErrorCode, TaskId, TenantId};
+use lifecycle::Tasks as ServiceTasks;
+use messaging::{Broker, BrokerError, Delivery, Outgoing, Puller, WorkQueue};
+use prost::Message as _;
+use task_log::{Record, TaskLog, TaskLogError};
+use tokio::sync::Semaphore;
+
+use crate::exchange;
+
+pub(crate) use outcome::{Outcomes, Target};
+
+/// Ends that are handled at once.
+const CONCURRENCY: usize = 64;
+/// How long one orchestrator may keep an end.
+const ACK_WAIT: Duration = Duration::from_secs(30);
+/// Before the broker is asked again after it failed.
+const PULL_AGAIN: Duration = Duration::from_millis(500);
+/// Before an end is seen again that could not be told.
+const GIVE_BACK: Duration = Duration::from_secs(2);
+
+/// Tells ends.
+struct Notices {
+    log: TaskLog,
+    outcomes: Outcomes,
+    webhooks: WorkQueue,
+    /// In front of the paths of pictures.
+    public_url: String,
+}
+
+/// Starts to tell ends.
+///
+/// # Errors
+/// When the consumer cannot be opened.
+pub(crate) async fn start(
+    service: &ServiceTasks,
+    broker: &Broker,
+    log: &TaskLog,
+    outcomes: Outcomes,
+    public_url: &str,
+) -> Result<(), TaskLogError> {
+    let puller = log.ends_of_all(ACK_WAIT).await?;
+    let notices = Arc::new(Notices {
+        log: log.clone(),
+        outcomes,
+        webhooks: broker.queue(exchange::WEBHOOKS),
+        public_url: public_url.to_owned(),
+    });
+    let stopping = service.stopping();
+    let jobs = service.clone();
+    service.critical("notices", async move {
+        tokio::select! {
+            () = stopping => {}
+            () = pull(&jobs, &puller, &notices) => {}
+        }
+        Ok::<(), TaskLogError>(())
+    });
+    Ok(())
+}
+
+async fn pull(jobs: &ServiceTasks, puller: &Puller, notices: &Arc<Notices>) {
+    let room = Arc::new(Semaphore::new(CONCURRENCY));
+    loop {
+        let Ok(mut permits) = room.clone().acquire_owned().await else {
+            return;
+        };
+        let more = u32::try_from(room.available_permits()).unwrap_or(0);
+        if let Ok(more) = room.clone().try_acquire_many_owned(more) {
+            permits.merge(more);
+        }
+        match puller.pull(permits.num_permits()).await {
+            Ok(ends) => {
+                for end in ends {
+                    let permit = permits.split(1);
+                    let notices = notices.clone();
+                    jobs.job("notice", async move {
+                        notices.handle(&end).await;
+                        drop(permit);
+                    });
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "pulling ends again");
+                drop(permits);
+                tokio::time::sleep(PULL_AGAIN).await;
+            }
+        }
+    }
+}
+
+impl Notices {
+    async fn handle(&self, end: &Delivery) {
+        let settled = match self.settle(end).await {
+            // A record that cannot be read now never can be: it must not hold up the others.
+            Err(error @ (TaskLogError::Decode { .. } | TaskLogError::Id(_))) => {
+                let (subject, error) = (end.subject(), lifecycle::chain(&error));
+                tracing::error!(subject, error, "an end cannot be told");
+                Ok(())
+            }
+            settled => settled,
+        };
+        let acknowledged = match settled {
+            Ok(()) => end.ack().await,
+            Err(error) => {
+                tracing::warn!(error = lifecycle::chain(&error), "an end is told again");
+                end.give_back(GIVE_BACK).await
+            }
+        };
+        if let Err(error) = acknowledged {
+            tracing::debug!(%error, "an end comes back after its ack wait");
+        }
+    }
+
+    async fn settle(&self, end: &Delivery) -> Result<(), TaskLogError> {
+        // inkstone.task.<tenant>.<lane>.<task>.done
+        let mut tokens = end.subject().split('.').skip(2);
+        let tenant: TenantId = tokens.next().unwrap_or_default().parse()?;
+        let task: TaskId = tokens.nth(1).unwrap_or_default().parse()?;
+        let Some(record) = self.log.read(&tenant, task).await? else {
+            // The log has let go of it meanwhile.
+            return Ok(());
+        };
+        let Some(event) = event_of(record.phase()) else {
+            return Ok(());
+        };
+        if let Some(producer) = &record.submitted.producer {
+            let outcome = v1::Outcome {
+                r#type: event.into(),
+                task_id: task.to_string(),
+                reference: producer.reference.clone(),
+                sequence: producer.sequence,
+                at: record.done.as_ref().and_then(|done| done.at),
+                result: Some(v1::outcome::Result::Task(record.view())),
+            };
+            let target = Target {
+                tenant: tenant.as_str(),
+                json: producer.json,
+            };
+            self.outcomes.tell(target, &outcome).await?;
+        }
+        self.queue_webhook(&record, event).await
+    }
+
+    async fn queue_webhook(&self, record: &Record, event: TaskEvent) -> Result<(), TaskLogError> {
+        let Some(delivery) = delivery(record, event, &self.public_url) else {
+            return Ok(());
+        };
+        let message = Outgoing {
+            subject: format!("inkstone.webhook.{}", delivery.tenant),
+            id: Some(webhook::message_id(&delivery)),
+            headers: Vec::new(),
+            payload: delivery.encode_to_vec().into(),
+        };
+        match self.webhooks.send(message).await {
+            Ok(_) => Ok(()),
+            // The tenant has too many waiting: it must not hold up what others hear.
+            Err(BrokerError::Full { .. }) => {
+                let reason = "too many webhooks of the tenant wait already".to_owned();
+                metrics::counter!("inkstone_orchestrator_webhooks_total", "outcome" => "no_room")
+                    .increment(1);
+                self.log.bury(&letter(&delivery, reason)).await
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// What is heard of a phase; nothing of one that is no end.
+fn event_of(phase: TaskPhase) -> Option<TaskEvent> {
+    match phase {
+        TaskPhase::Succeeded => Some(TaskEvent::Succeeded),
+        TaskPhase::Failed => Some(TaskEvent::Failed),
+        TaskPhase::Cancelled => Some(TaskEvent::Cancelled),
+        _ => None,
+    }
+}
+
+/// What a task's webhook is to be told of its end, if it wants to hear of it.
+fn delivery(record: &Record, event: TaskEvent, public_url: &str) -> Option<WebhookDelivery> {
+    let submitted = &record.submitted;
+    let webhook = submitted.request.as_ref()?.webhook.as_ref()?;
+    let wanted = webhook.events.is_empty() || webhook.events().any(|wanted| wanted == event);
+    if !wanted {
+        return None;
+    }
+    let at = record.done.as_ref().and_then(|done| done.at);
+    let view = record.view();
+    let body = TaskEventJson::new(event, at.as_ref(), &view, public_url);
+    Some(WebhookDelivery {
+        task_id: submitted.task_id.clone(),
+        tenant: submitted.tenant.clone(),
+        app_key: submitted.app_key.clone(),
+        event: event.into(),
+        url: webhook.url.clone(),
+        body: body.to_vec(),
+        at: Some(at.unwrap_or_else(contract::now)),
+    })
+}
+
+/// What is kept of a delivery that was given up.
+fn letter(delivery: &WebhookDelivery, reason: String) -> DeadLetter {
+    DeadLetter {
+        task_id: delivery.task_id.clone(),
+        tenant: delivery.tenant.clone(),
+        code: ErrorCode::Unavailable.to_string(),
+        reason,
+        at: Some(contract::now()),
+        subject: format!("inkstone.webhook.{}", delivery.tenant),
+        payload: delivery.encode_to_vec(),
+        kind: "webhook".to_owned(),
+        ..DeadLetter::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::task::{Cancelled, Done, Submitted, done};
+
+    use super::*;
+
+    fn record(events: &[TaskEvent]) -> Record {
+        let webhook = v1::Webhook {
+            url: "https://example.com/hook".to_owned(),
+            events: events.iter().map(|&event| event.into()).collect(),
+        };
+        Record {
+            submitted: Submitted {
+                task_id: "t".to_owned(),
+                request: Some(v1::SubmitTask {
+                    webhook: Some(webhook),
+                    ..v1::SubmitTask::default()
+                }),
+                ..Submitted::default()
+            },
+            state: None,
+            done: Some(Done {
+                outcome: Some(done::Outcome::Cancelled(Cancelled::default())),
+                ..Done::default()
+            }),
+            feedback: None,
+        }
+    }
+
+    #[test]
+    fn a_webhook_is_told_of_the_ends_that_it_wants_and_without_a_wish_of_all() {
+        let told = |events: &[TaskEvent]| {
+            let record = record(events);
+            let event = event_of(record.phase()).unwrap();
+            delivery(&record, event, "https://images.example.com")
+        };
+        let all = told(&[]).unwrap();
+        assert!(told(&[TaskEvent::Failed, TaskEvent::Cancelled]).is_some());
+        assert!(told(&[TaskEvent::Succeeded]).is_none());
+        let body: serde_json::Value = serde_json::from_slice(&all.body).unwrap();
+        assert_eq!(body["type"], "task.cancelled");
+        assert_eq!(body["data"]["phase"], "cancelled");
+        let mut none = record(&[]);
+        none.submitted.request = Some(v1::SubmitTask::default());
+        assert!(delivery(&none, TaskEvent::Cancelled, "").is_none());
+    }
+
+    #[test]
+    fn what_has_not_ended_is_no_event() {
+        for phase in [TaskPhase::Queued, TaskPhase::Scheduled, TaskPhase::Running] {
+            assert_eq!(event_of(phase), None);
+        }
+    }
+}
