@@ -8,12 +8,15 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use contract::auth::{Caller, RateLimit};
+use contract::json::submission_with_key;
 use contract::v1::submit_result;
 use contract::{Failure, check_batch, v1, validate};
 use serde::{Deserialize, Serialize};
 
 use crate::edge::Edge;
 use crate::json::{self, Fields};
+use crate::openapi::submission::Batch;
+use crate::openapi::task::BatchAnswer;
 use crate::problem::{Problem, Refused, json as json_answer};
 use crate::task_json::TaskJson;
 use crate::tasks;
@@ -23,7 +26,7 @@ pub(crate) type Answer = Result<(v1::Task, bool), Failure>;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct BatchJson {
+pub(crate) struct BatchJson {
     tasks: Vec<Fields>,
 }
 
@@ -48,6 +51,18 @@ enum AnswerJson<'a> {
 }
 
 /// `POST /v1/tasks/batch`
+#[utoipa::path(
+    post,
+    path = "/v1/tasks/batch",
+    operation_id = "createTasks",
+    summary = "Submit many tasks",
+    description = "Counts as so many requests against the rate limit, all or none. The fastest way in: what comes together is stored together.",
+    request_body(content = Batch, example = json!({"tasks": [{"prompt": "a 3d cat", "steps": 2, "idempotency_key": "order-1"}]})),
+    responses(
+        (status = 200, description = "That there is an answer for each, in the request's order.", body = BatchAnswer),
+        (status = 400, description = "invalid_argument")
+    )
+)]
 pub(crate) async fn create(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -61,9 +76,7 @@ pub(crate) async fn create(
         return Err(Failure::invalid("idempotency_key", message).into());
     }
     let bytes = json::read_bytes(body, &edge.http).await?;
-    let batch: BatchJson = json::parse(&bytes)?;
-    check_batch(batch.tasks.len())?;
-    let requests = batch.tasks.into_iter().map(decode).collect();
+    let requests = decode_all(json::parse(&bytes)?)?;
     let (answers, limit) = submit(&edge, &caller, requests).await?;
     let base = edge.public_url(&uri, &headers);
     let results = answers.iter().map(|answer| json_of(answer, &base));
@@ -75,11 +88,12 @@ pub(crate) async fn create(
     Ok(response)
 }
 
-/// Where one alone has a header, one of many has a field.
-fn decode(fields: Fields) -> Result<v1::SubmitTask, Failure> {
-    let mut fields = fields.once()?;
-    let key = fields.text("idempotency_key")?.unwrap_or_default();
-    tasks::decode(fields, key)
+/// The submissions of a batch, each by itself.
+pub(crate) fn decode_all(
+    batch: BatchJson,
+) -> Result<Vec<Result<v1::SubmitTask, Failure>>, Failure> {
+    check_batch(batch.tasks.len())?;
+    Ok(batch.tasks.into_iter().map(submission_with_key).collect())
 }
 
 fn json_of<'a>(answer: &'a Answer, base: &str) -> AnswerJson<'a> {

@@ -1,67 +1,94 @@
 //! What every handler has at hand.
 
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, OnceLock};
+use std::time::Instant;
 
 use axum::http::{HeaderMap, Uri, header};
+use bytes::Bytes;
 use contract::Failure;
+use egress::Egress;
 use lifecycle::{Health, Tasks};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::answers::Unread;
+use crate::crowd::Crowd;
 use crate::platform::Platform;
+use crate::room::{Class, Place, Room, Share};
 use crate::settings::{HttpSettings, Settings};
 
-/// Suggested wait when a limit of this gateway is reached: load moves in seconds.
-const BUSY_WAIT: Duration = Duration::from_secs(1);
-
 /// Pictures of callers that are decoded at once: one takes a core, and up to 16 bytes a pixel for a moment.
-const MAX_DECODES: u32 = 4;
+const MAX_DECODES: usize = 4;
 
 /// The gateway's own state: limits and clocks, nothing that a restart would lose.
 pub(crate) struct Edge {
     pub(crate) http: HttpSettings,
     pub(crate) platform: Platform,
+    /// To pictures that callers name by URL.
+    pub(crate) egress: Egress,
     pub(crate) tasks: Tasks,
     pub(crate) health: Health,
     /// Cancelled when waiting requests and streams have to end because the gateway does.
     pub(crate) drained: CancellationToken,
+    /// The description of what HTTP callers can reach, once the router that it is made with is there.
+    pub(crate) document: OnceLock<Bytes>,
     started: Instant,
-    requests: Arc<Semaphore>,
-    streams: Arc<Semaphore>,
-    uploads: Arc<Semaphore>,
+    submissions: Room,
+    reads: Room,
+    streams: Room,
+    uploads: Room,
     /// Turns at decoding pictures that callers have sent.
     pub(crate) decodes: Arc<Semaphore>,
+    /// Who is connected.
+    pub(crate) crowd: Arc<Crowd>,
+    /// Room for the bytes of bodies that arrive.
+    pub(crate) bodies: Arc<Semaphore>,
+    /// Bytes of answers that are on their way out.
+    pub(crate) unread: Arc<Unread>,
 }
 
 /// The right to hold one stream of events open.
 pub(crate) struct OpenStream {
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
+    _share: Share,
 }
 
 /// The right to hold one body with pictures in memory.
 #[derive(Debug, Clone)]
-pub(crate) struct Upload(#[expect(dead_code, reason = "it is held")] Arc<OwnedSemaphorePermit>);
+pub(crate) struct Upload(#[expect(dead_code, reason = "it is held")] Arc<(Place, Share)>);
 
 impl Edge {
     pub(crate) fn new(
         settings: &Settings,
         platform: Platform,
+        egress: Egress,
         tasks: Tasks,
         health: Health,
     ) -> Self {
-        let limit = |count: u32| Arc::new(Semaphore::new(count as usize));
+        let http = &settings.http;
+        let room = |what, places| Room::new(what, places, http.tenant_share);
+        // Validated to be no more than a semaphore counts.
+        let bodies = usize::try_from(http.max_body_bytes.bytes()).unwrap_or(usize::MAX);
         Self {
             platform,
+            egress,
             tasks,
             health,
             drained: CancellationToken::new(),
+            document: OnceLock::new(),
             started: Instant::now(),
-            requests: limit(settings.http.max_concurrent_requests),
-            streams: limit(settings.http.max_event_streams),
-            uploads: limit(settings.http.max_uploads),
-            decodes: limit(MAX_DECODES),
-            http: settings.http.clone(),
+            submissions: room("submissions are under way", http.max_concurrent_requests),
+            reads: room("requests are under way", http.max_concurrent_reads),
+            streams: room("streams are open", http.max_event_streams),
+            uploads: room("pictures arrive at once", http.max_uploads),
+            decodes: Arc::new(Semaphore::new(MAX_DECODES)),
+            crowd: Arc::new(Crowd::new(
+                http.max_connections,
+                http.max_connections_per_address,
+            )),
+            bodies: Arc::new(Semaphore::new(bodies)),
+            unread: Arc::default(),
+            http: http.clone(),
         }
     }
 
@@ -70,27 +97,28 @@ impl Edge {
         self.started.elapsed().as_secs()
     }
 
-    /// Room for one more request, for as long as the permit lives.
-    pub(crate) fn admit(&self) -> Result<OwnedSemaphorePermit, Failure> {
-        let busy =
-            |_| Failure::unavailable("too many requests are under way; try again", BUSY_WAIT);
-        self.requests.clone().try_acquire_owned().map_err(busy)
+    /// Where requests of a class have their places.
+    pub(crate) fn room(&self, class: Class) -> &Room {
+        match class {
+            Class::Submission => &self.submissions,
+            Class::Read => &self.reads,
+        }
     }
 
-    /// Room for one more stream of events.
-    pub(crate) fn open_stream(&self) -> Result<OpenStream, Failure> {
-        let busy = |_| Failure::unavailable("too many streams are open; try again", BUSY_WAIT);
-        let permit = self.streams.clone().try_acquire_owned().map_err(busy)?;
+    /// Room for one more stream of a tenant's events.
+    pub(crate) fn open_stream(&self, tenant: &str) -> Result<OpenStream, Failure> {
+        let (place, share) = (self.streams.enter()?, self.streams.share(tenant)?);
         metrics::gauge!("inkstone_gateway_event_streams").increment(1);
-        Ok(OpenStream { _permit: permit })
+        Ok(OpenStream {
+            _place: place,
+            _share: share,
+        })
     }
 
-    /// Room for one more body with pictures, for as long as the permit lives.
-    pub(crate) fn open_upload(&self) -> Result<Upload, Failure> {
-        let busy =
-            |_| Failure::unavailable("too many pictures arrive at once; try again", BUSY_WAIT);
-        let permit = self.uploads.clone().try_acquire_owned().map_err(busy)?;
-        Ok(Upload(Arc::new(permit)))
+    /// Room for one more of a tenant's bodies with pictures, for as long as the upload lives.
+    pub(crate) fn open_upload(&self, tenant: &str) -> Result<Upload, Failure> {
+        let (place, share) = (self.uploads.enter()?, self.uploads.share(tenant)?);
+        Ok(Upload(Arc::new((place, share))))
     }
 
     /// What goes in front of a path that an answer names: scheme and authority, no slash at the end.
@@ -101,9 +129,14 @@ impl Edge {
         // HTTP/2 has the authority in the URI, HTTP/1.1 in a header.
         let host = uri.authority().map(|a| a.as_str());
         let host = host.or_else(|| headers.get(header::HOST).and_then(|v| v.to_str().ok()));
+        let scheme = if self.http.tls.is_on() {
+            "https"
+        } else {
+            "http"
+        };
         match host.filter(|host| is_host(host)) {
-            Some(host) => format!("http://{host}"),
-            None => format!("http://{}", self.http.listen),
+            Some(host) => format!("{scheme}://{host}"),
+            None => format!("{scheme}://{}", self.http.listen),
         }
     }
 }

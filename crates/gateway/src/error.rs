@@ -14,6 +14,12 @@ pub enum StartError {
         #[source]
         source: std::io::Error,
     },
+    /// The certificates for TLS between services are not good.
+    #[error("setting tls.dir")]
+    Tls(#[from] rpc::TlsError),
+    /// The certificate of the public port is not good.
+    #[error("settings http.tls.cert and http.tls.key")]
+    HttpTls(#[source] rpc::TlsError),
     /// A service's URL is not one.
     #[error("cannot make a channel to {peer}")]
     Peer {
@@ -26,6 +32,9 @@ pub enum StartError {
     /// The object store cannot be opened as it is set up.
     #[error("cannot open the object store")]
     Storage(#[from] storage::StorageError),
+    /// Nothing can be fetched from addresses that callers name.
+    #[error(transparent)]
+    Egress(#[from] egress::EgressSetupError),
     /// The admin port could not be opened.
     #[error(transparent)]
     Admin(#[from] lifecycle::admin::AdminError),

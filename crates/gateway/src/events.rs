@@ -4,7 +4,8 @@ use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
 
-use axum::http::{HeaderName, HeaderValue};
+use aws_lc_rs::digest;
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
@@ -49,12 +50,59 @@ pub(crate) fn answer<S: Source>(edge: &Edge, source: S) -> Response {
     ([NO_BUFFERING], events).into_response()
 }
 
+/// What an event's `id` says: how many there were, and as what the task was last shown. A client that comes back repeats the last
+/// that it saw, to whichever gateway; so it says all that there is to know of the client.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Seen {
+    count: u64,
+    task: String,
+}
+
+/// Between the two parts of an `id`.
+const ID_PARTS: char = '-';
+/// The header that repeats an `id`.
+const LAST_EVENT_ID: HeaderName = HeaderName::from_static("last-event-id");
+/// Of a digest, how many bytes tell two states of one task apart.
+const DIGEST_BYTES: usize = 8;
+
+impl Seen {
+    /// What the headers say; one that is none of ours says nothing.
+    pub(crate) fn of(headers: &HeaderMap) -> Self {
+        let text = headers.get(LAST_EVENT_ID).and_then(|v| v.to_str().ok());
+        let parts = text.and_then(|text| text.split_once(ID_PARTS));
+        let seen = parts.and_then(|(count, task)| {
+            let count = count.parse().ok()?;
+            let task = task.to_owned();
+            Some(Self { count, task })
+        });
+        seen.unwrap_or_default()
+    }
+
+    /// Whether the task was last shown as it is in `task`.
+    pub(crate) fn knows(&self, task: &v1::Task) -> bool {
+        self.task == shown_as(task)
+    }
+
+    /// The `id` of the next event.
+    fn next(&mut self) -> String {
+        self.count = self.count.saturating_add(1);
+        format!("{}{ID_PARTS}{}", self.count, self.task)
+    }
+}
+
+/// A digest of a task as it is shown.
+fn shown_as(task: &v1::Task) -> String {
+    let text = text(&TaskJson::new(task, ""));
+    let digest = digest::digest(&digest::SHA256, text.as_bytes());
+    hex::encode(&digest.as_ref()[..DIGEST_BYTES])
+}
+
 /// A task's events in our own dialect.
 pub(crate) struct TaskEvents {
     watch: Watch,
     base: String,
     format: v1::OutputFormat,
-    sent: u64,
+    seen: Seen,
     over: bool,
     _open: OpenStream,
 }
@@ -74,7 +122,7 @@ struct PreviewJson {
 }
 
 impl TaskEvents {
-    /// The events of `task` from now on; `base` goes in front of its pictures' paths.
+    /// The events of `task` from now on, behind what was `seen`; `base` goes in front of its pictures' paths.
     pub(crate) fn new(
         edge: &Arc<Edge>,
         open: OpenStream,
@@ -82,24 +130,31 @@ impl TaskEvents {
         task: TaskId,
         previews: bool,
         base: String,
+        seen: Seen,
     ) -> Self {
         let deadline = Instant::now() + edge.http.stream_timeout.duration();
         Self {
             watch: Watch::new(edge.clone(), tenant, task, previews, deadline),
             base,
             format: v1::OutputFormat::Unspecified,
-            sent: 0,
+            seen,
             over: false,
             _open: open,
         }
     }
 
-    fn show(&mut self, event: Event) -> Sent {
-        match event {
+    /// An event as it is sent; none for a task that the client knows so.
+    fn show(&mut self, event: Event) -> Option<Sent> {
+        Some(match event {
             Event::Task(task) => {
                 if let Some(request) = &task.request {
                     self.format = request.output_format();
                 }
+                let now = shown_as(&task);
+                if self.seen.task == now {
+                    return None;
+                }
+                self.seen.task = now;
                 let data = text(&TaskJson::new(&task, &self.base));
                 Sent::default().event("task").data(data)
             }
@@ -116,7 +171,7 @@ impl TaskEvents {
                 });
                 Sent::default().event("preview").data(data)
             }
-        }
+        })
     }
 
     fn complain(&mut self, failure: &Failure) -> Sent {
@@ -131,11 +186,53 @@ impl Source for TaskEvents {
         if self.over {
             return None;
         }
-        let event = match self.watch.next().await {
-            Ok(event) => self.show(event?),
-            Err(failure) => self.complain(&failure),
+        loop {
+            let event = match self.watch.next().await {
+                Ok(event) => self.show(event?),
+                Err(failure) => Some(self.complain(&failure)),
+            };
+            if let Some(event) = event {
+                return Some(event.id(self.seen.next()));
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_says_how_many_events_there_were_and_as_what_the_task_was_shown() {
+        let mut task = v1::Task {
+            id: "t".to_owned(),
+            ..Default::default()
         };
-        self.sent += 1;
-        Some(event.id(self.sent.to_string()))
+        let mut seen = Seen {
+            task: shown_as(&task),
+            ..Default::default()
+        };
+        seen.next();
+        let id = seen.next();
+        assert!(id.starts_with("2-"), "{id}");
+        let headers = |id: &str| {
+            let value = HeaderValue::from_str(id).unwrap();
+            HeaderMap::from_iter([(LAST_EVENT_ID, value)])
+        };
+        let back = Seen::of(&headers(&id));
+        assert_eq!(back, seen);
+        assert!(back.knows(&task));
+        task.attempt = 1;
+        assert!(!back.knows(&task));
+    }
+
+    #[test]
+    fn an_id_of_another_makes_is_as_good_as_none() {
+        for text in ["", "7", "x-y", "-", "18446744073709551616-00"] {
+            let value = HeaderValue::from_static(text);
+            let headers = HeaderMap::from_iter([(LAST_EVENT_ID, value)]);
+            assert_eq!(Seen::of(&headers), Seen::default(), "{text}");
+        }
+        assert!(!Seen::default().knows(&v1::Task::default()));
     }
 }

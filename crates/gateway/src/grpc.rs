@@ -8,7 +8,7 @@ use std::sync::Arc;
 use contract::auth::Caller;
 use contract::proto::PUBLIC_DESCRIPTORS;
 use contract::v1::image_service_server::{ImageService, ImageServiceServer};
-use contract::{ErrorCode, Failure, v1, validate};
+use contract::{ErrorCode, Failure, v1, validate, validate_feedback};
 use futures::stream::{self, Stream};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
@@ -132,6 +132,20 @@ impl ImageService for Images {
         Ok(Response::new(v1::CancelResponse { task }))
     }
 
+    async fn feedback(
+        &self,
+        request: Request<v1::FeedbackRequest>,
+    ) -> Result<Response<v1::FeedbackResponse>, Status> {
+        let caller = caller(&request)?;
+        let request = request.into_inner();
+        let task = task_id(&request.task_id)?;
+        let feedback = request.feedback.unwrap_or_default();
+        validate_feedback(&feedback)?;
+        let platform = &self.edge.platform;
+        let task = Some(platform.feedback(&caller.tenant, task, feedback).await?);
+        Ok(Response::new(v1::FeedbackResponse { task }))
+    }
+
     async fn list(
         &self,
         request: Request<v1::ListRequest>,
@@ -149,7 +163,7 @@ impl ImageService for Images {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let task = task_id(&request.task_id)?;
-        let open = self.edge.open_stream()?;
+        let open = self.edge.open_stream(&caller.tenant)?;
         // A task that is not there is a status, not a stream.
         self.edge.platform.get(&caller.tenant, task).await?;
         let deadline = Instant::now() + self.edge.http.stream_timeout.duration();

@@ -15,9 +15,12 @@ use serde::Serialize;
 use tokio::sync::watch;
 use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
+use utoipa::ToSchema;
 
 use crate::edge::Edge;
 use crate::grpc::IMAGE_SERVICE;
+use crate::openapi::params::{params, query};
+use crate::openapi::schema::text;
 use crate::problem::json;
 use crate::settings::HealthSettings;
 
@@ -30,21 +33,40 @@ const RETRY: Duration = Duration::from_secs(1);
 /// The longest that one probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Health)]
 struct Healthz {
+    /// `ok`.
     status: &'static str,
     version: &'static str,
     uptime_seconds: u64,
+    /// With `?verbose`.
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<BTreeMap<String, DependencyJson>>, nullable = false)]
     dependencies: Option<BTreeMap<&'static str, DependencyJson>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Dependency)]
 struct DependencyJson {
     ok: bool,
 }
 
+params!(
+    /// Whether to look behind the gateway.
+    HealthParams,
+    [query("verbose", "Adds the dependencies, as they were last seen.", text())]
+);
+
 /// `GET /healthz`: that the gateway runs. It waits for nothing and nobody.
+#[utoipa::path(
+    get,
+    path = "/healthz",
+    operation_id = "healthz",
+    summary = "That the gateway runs",
+    params(HealthParams),
+    responses((status = 200, description = "It does.", body = Healthz))
+)]
 pub(crate) async fn healthz(State(edge): State<Arc<Edge>>, RawQuery(query): RawQuery) -> Response {
     let verbose = query.is_some_and(|query| {
         query
@@ -194,7 +216,7 @@ fn report(service: &Service, reporter: HealthReporter) {
 
 async fn auth_answers(edge: Arc<Edge>) -> Result<(), Failure> {
     // No proof at all: whoever refuses it is alive.
-    match edge.platform.authenticate(None).await {
+    match edge.platform.probe_auth().await {
         Ok(_) => Ok(()),
         Err(failure) => match failure.code {
             ErrorCode::Unauthenticated | ErrorCode::InvalidArgument => Ok(()),

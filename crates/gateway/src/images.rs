@@ -3,36 +3,79 @@
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::extract::rejection::{PathRejection, QueryRejection};
-use axum::extract::{Path, Query, State};
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use contract::words::{FORMATS, word};
 use contract::{ErrorCode, Failure, v1};
-use serde::Deserialize;
 
 use crate::auth;
 use crate::edge::Edge;
+use crate::openapi::params::{
+    TaskIdParam, header as header_param, params, path as path_param, query,
+};
+use crate::openapi::schema::{component, count, file, text};
 use crate::platform::{Picture, Reader};
 use crate::problem::Refused;
+use crate::query::Parameters;
+use crate::room::Class;
 use crate::task_json::media_type;
-use crate::tasks::{read_query, task_id};
+use crate::tasks::task_id;
 
 /// A picture never changes, but only its tenant's caches may keep it.
 const CACHE_CONTROL: &str = "private, max-age=86400, immutable";
 
-/// The query of a picture.
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct PictureQuery {
-    token: Option<String>,
-}
+component!(
+    /// A picture as it is.
+    PictureFile,
+    "PictureFile",
+    [],
+    file()
+);
+
+params!(
+    /// Which picture, and what is known of it.
+    PictureParams,
+    [
+        path_param("index", "Which of the task's pictures, from 0.", count()),
+        query(
+            "token",
+            "The token of the picture's URL, instead of credentials.",
+            text()
+        ),
+        header_param("If-None-Match", "The `ETag` of a picture that is at hand.", text()),
+    ]
+);
 
 /// `GET /v1/tasks/{id}/images/{index}`: for whoever may see the task, or holds its access token.
+#[utoipa::path(
+    get,
+    path = "/v1/tasks/{id}/images/{index}",
+    operation_id = "getPicture",
+    summary = "Fetch a picture",
+    params(TaskIdParam, PictureParams),
+    security(("pictureToken" = [])),
+    responses(
+        (
+            status = 200,
+            description = "The file. It never changes.",
+            content((PictureFile = "image/png"), (PictureFile = "image/jpeg"), (PictureFile = "image/webp")),
+            headers(
+                ("ETag" = String, description = "The file's SHA-256."),
+                ("Cache-Control" = String),
+                ("Content-Disposition" = String)
+            )
+        ),
+        (status = 304, description = "It is the one of `If-None-Match`."),
+        (status = 400, description = "invalid_argument"),
+        (status = 404, description = "task_not_found not_found"),
+        (status = 409, description = "not_ready")
+    )
+)]
 pub(crate) async fn get(
     State(edge): State<Arc<Edge>>,
     path: Result<Path<(String, String)>, PathRejection>,
-    query: Result<Query<PictureQuery>, QueryRejection>,
     (method, uri): (Method, Uri),
     headers: HeaderMap,
 ) -> Response {
@@ -46,7 +89,9 @@ pub(crate) async fn get(
             )
         })?;
         // An empty token is none: to the orchestrator it would mean that a tenant has been authenticated.
-        let token = read_query(query)?.token.filter(|token| !token.is_empty());
+        let mut query = Parameters::of(&uri)?;
+        let token = query.take("token").filter(|token| !token.is_empty());
+        query.nothing_else(&["token"])?;
         Ok((task, index, token))
     };
     let (task, index, token) = match read.await {
@@ -54,6 +99,11 @@ pub(crate) async fn get(
         Err(failure) => return Refused(failure).into_response(),
     };
     if let Some(token) = token {
+        // Whose task it is is not known here. One picture that all the world looks at leaves room for others.
+        let _share = match edge.room(Class::Read).share(&task.to_string()) {
+            Ok(share) => share,
+            Err(failure) => return Refused(failure).into_response(),
+        };
         let picture = edge
             .platform
             .picture(Reader::Token(&token), task, index)
@@ -61,12 +111,16 @@ pub(crate) async fn get(
         return answer(&headers, &task.to_string(), picture);
     }
     // A signed body is not looked at: no body has a say in which picture it is.
-    let known = match auth::Proven::read(&method, &uri, &headers) {
+    let known = match auth::proven_by(&method, &uri, &headers) {
         Ok(proven) => auth::identify(&edge, proven.proof).await,
         Err(failure) => Err(failure),
     };
     match known {
         Ok((caller, limit)) => {
+            let _share = match edge.room(Class::Read).share(&caller.tenant) {
+                Ok(share) => share,
+                Err(failure) => return auth::refuse(failure),
+            };
             let reader = Reader::Tenant(&caller.tenant);
             let picture = edge.platform.picture(reader, task, index).await;
             let mut response = answer(&headers, &task.to_string(), picture);

@@ -4,25 +4,21 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use contract::{ErrorCode, Failure};
-use futures::StreamExt as _;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::edge::Edge;
 use crate::json;
-use crate::openai;
 use crate::problem::{self, Dialect, Refused};
+use crate::room::Class;
 
 /// Carries a request's id in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
-/// How much of a body over the limit is taken and thrown away, and for how long, before it is refused.
-const LINGER_BYTES: usize = 16 * 1024 * 1024;
-const LINGER_TIME: Duration = Duration::from_secs(3);
 
 /// The id of the request that is being answered.
 #[derive(Debug, Clone)]
@@ -111,46 +107,6 @@ pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     Refused(Failure::new(ErrorCode::Internal, message)).into_response()
 }
 
-/// Refuses a body that announces more than the limit before any of it is read. One that does not announce its length
-/// is cut off where it is read.
-pub(crate) async fn body_limit(
-    State(edge): State<Arc<Edge>>,
-    request: Request,
-    next: Next,
-) -> Response {
-    let announced = request.headers().get(header::CONTENT_LENGTH);
-    let announced = announced.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
-    let limit = match request.uri().path() {
-        openai::EDITS => edge.http.max_upload,
-        _ => edge.http.max_body,
-    };
-    if announced.is_some_and(|bytes| bytes > limit.bytes()) {
-        let waits = request.headers().contains_key(header::EXPECT);
-        if !waits {
-            linger(request.into_body()).await;
-        }
-        return Refused(json::too_large(limit)).into_response();
-    }
-    next.run(request).await
-}
-
-/// Throws away what a caller is in the middle of sending, so that it comes to read the answer: a connection closed
-/// under a sender loses the answer with it. Bounded, for those who would send for ever.
-async fn linger(body: axum::body::Body) {
-    let drain = async {
-        let mut body = body.into_data_stream();
-        let mut left = LINGER_BYTES;
-        while let Some(Ok(chunk)) = body.next().await {
-            match left.checked_sub(chunk.len()) {
-                Some(less) => left = less,
-                None => break,
-            }
-        }
-    };
-    // Either way the answer goes out now.
-    let _ = tokio::time::timeout(LINGER_TIME, drain).await;
-}
-
 /// Ends a request that takes longer than one that answers at once may.
 pub(crate) async fn deadline(
     State(edge): State<Arc<Edge>>,
@@ -209,10 +165,23 @@ async fn until(most: Duration, request: Request, next: Next) -> Response {
     }
 }
 
-/// Refuses at once what there is no room for, rather than let everything become slow.
-pub(crate) async fn shed(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
-    match edge.admit() {
-        Ok(_room) => next.run(request).await,
+/// Refuses at once what there is no room for, rather than let everything become slow. Requests that make tasks and those that
+/// look have places of their own. Who asks is not known yet; what one tenant may hold is looked at once it is.
+pub(crate) async fn shed(
+    State(edge): State<Arc<Edge>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    if let Err(failure) = edge.unread.admit(edge.http.max_unread_bytes) {
+        return Refused(failure).into_response();
+    }
+    let path = request.uri().path();
+    let class = Class::of(request.method(), path, request.headers());
+    match edge.room(class).enter() {
+        Ok(_place) => {
+            request.extensions_mut().insert(class);
+            next.run(request).await
+        }
         Err(failure) => Refused(failure).into_response(),
     }
 }

@@ -1,6 +1,6 @@
 //! The public edge: every dialect in, one internal request out.
 //!
-//! One port speaks HTTP/1.1, HTTP/2 (cleartext) and gRPC. A request is authenticated, limited, decoded from its
+//! One port speaks HTTP/1.1, HTTP/2 and gRPC, in the clear or with TLS. A request is authenticated, limited, decoded from its
 //! dialect into `SubmitTask`, validated once, and handed to the orchestrator; the answer is put
 //! back into the words of the dialect. Pictures come from the object store, by keys that the orchestrator vouches for.
 //!
@@ -8,22 +8,33 @@
 //! for nobody; everything a caller can make grow has a limit in the settings (connections, requests, streams, heads,
 //! bodies, time); a failure is put into words in one place (`problem.rs`); the gateway knows no broker.
 
+mod answers;
 mod auth;
 mod batch;
+mod bodies;
+mod crowd;
 mod dashscope;
 mod edge;
 mod error;
 mod events;
+mod feedback;
+#[doc(hidden)]
+pub mod fuzz;
 mod grpc;
 mod health;
 mod images;
 mod json;
 mod layers;
+mod list;
 mod models;
 mod oip;
 mod openai;
+mod openapi;
+mod pictures;
 mod platform;
 mod problem;
+mod query;
+mod room;
 mod router;
 mod server;
 mod settings;
@@ -37,11 +48,13 @@ mod welcome;
 
 use std::sync::Arc;
 
+use egress::Egress;
 use lifecycle::Service;
+use rpc::{Identity, Security};
 use telemetry::Telemetry;
 
 pub use error::StartError;
-pub use settings::{HealthSettings, HttpSettings, Settings};
+pub use settings::{HealthSettings, HttpSettings, HttpTlsSettings, Settings};
 
 use edge::Edge;
 use platform::Platform;
@@ -65,9 +78,11 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
 /// # Errors
 /// As [`start`].
 pub async fn serve(service: &mut Service, settings: &Settings) -> Result<(), StartError> {
-    let platform = Platform::new(settings)?;
+    let security = Security::start(service, Identity::Gateway, &settings.tls)?;
     let (tasks, health) = (service.tasks.clone(), service.health.clone());
-    let edge = Arc::new(Edge::new(settings, platform, tasks, health));
+    let platform = Platform::new(settings, &security, &tasks)?;
+    let egress = Egress::new(&settings.egress)?;
+    let edge = Arc::new(Edge::new(settings, platform, egress, tasks, health));
     let (grpc, reporter) = router::grpc(&edge)?;
     let http = router::http(&edge);
     server::serve(service, &edge, App { http, grpc }).await?;

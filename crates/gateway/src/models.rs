@@ -9,26 +9,38 @@ use axum::response::Response;
 use contract::auth::{Caller, Policy};
 use contract::{ErrorCode, Failure, registry, v1};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::edge::Edge;
 use crate::json::shorten;
+use crate::openapi::params::ModelParam;
 use crate::problem::{Refused, json};
 use crate::task_json::unix_seconds;
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = ModelList)]
 struct ListJson<'a> {
+    /// `list`.
     object: &'static str,
     data: Vec<ModelJson<'a>>,
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = Model)]
 struct ModelJson<'a> {
+    /// Its name.
     id: &'a str,
+    /// `model`.
     object: &'static str,
+    /// Unix seconds.
     created: i64,
     owned_by: &'static str,
     description: &'a str,
+    /// Other names for it.
+    #[schema(value_type = Vec<String>)]
     aliases: &'a [String],
+    /// Those that take requests.
+    #[schema(value_type = Vec<String>)]
     versions: &'a [String],
     default_width: u32,
     default_height: u32,
@@ -55,6 +67,13 @@ impl<'a> ModelJson<'a> {
 }
 
 /// `GET /v1/models`
+#[utoipa::path(
+    get,
+    path = "/v1/models",
+    operation_id = "listModels",
+    summary = "List models",
+    responses((status = 200, description = "Those that the key may use.", body = ListJson))
+)]
 pub(crate) async fn list(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -66,7 +85,18 @@ pub(crate) async fn list(
     }))
 }
 
-/// `GET /v1/models/{name}`: by name or alias.
+/// `GET /v1/models/{model}`: by name or alias.
+#[utoipa::path(
+    get,
+    path = "/v1/models/{model}",
+    operation_id = "getModel",
+    summary = "Read a model",
+    params(ModelParam),
+    responses(
+        (status = 200, description = "The model.", body = ModelJson),
+        (status = 404, description = "model_not_found")
+    )
+)]
 pub(crate) async fn get(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,

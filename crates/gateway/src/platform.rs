@@ -1,16 +1,22 @@
 //! What the services behind the gateway do for it, without their dialect: calls in, [`Failure`]s out.
 
+use std::convert::Infallible;
+use std::time::Duration;
+
 use bytes::Bytes;
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::{
-    AuthenticateRequest, AuthenticateResponse, Caller, ChargeRequest, IssueTokenRequest,
-    IssueTokenResponse, ListTokenKeysRequest, RateLimit, TokenKey, authenticate_request::Proof,
+    AuthenticateCall, AuthenticateEachRequest, AuthenticateRequest, AuthenticateResponse, Caller,
+    ChargeRequest, IssueTokenRequest, IssueTokenResponse, ListTokenKeysRequest, RateLimit,
+    TokenKey, authenticate_answer, authenticate_request::Proof,
 };
 use contract::orchestrator::orchestrator_service_client::OrchestratorServiceClient;
 use contract::registry::registry_service_client::RegistryServiceClient;
 use contract::v1::submit_result;
 use contract::{ErrorCode, Failure, TaskId, TenantId, orchestrator, registry, v1};
-use rpc::{BreakerState, Peer, PeerSettings};
+use futures::{FutureExt as _, StreamExt as _};
+use lifecycle::Tasks;
+use rpc::{Answers, Asked, BreakerState, Gather, Identity, Peer, PeerSettings, Security};
 use storage::{Key, Storage, StorageError};
 use tokio::sync::watch;
 use tonic::{Request, Status, Streaming};
@@ -20,6 +26,8 @@ use crate::settings::Settings;
 
 /// The largest picture that is read, bytes: what one gRPC answer carries.
 const MAX_PICTURE_BYTES: u64 = 32 * 1024 * 1024;
+/// How old a stored file of a caller may be and still do as it is. The orchestrator renews older ones that are about to expire.
+const FRESH: std::time::Duration = std::time::Duration::from_secs(60 * 60);
 const NO_SENSE: &str = "a part of the platform gave an answer that makes no sense";
 
 /// The services behind. Cheap to clone.
@@ -28,6 +36,11 @@ pub(crate) struct Platform {
     auth: AuthServiceClient<Peer>,
     orchestrator: OrchestratorServiceClient<Peer>,
     registry: RegistryServiceClient<Peer>,
+    /// Proofs on their way to auth.
+    proofs: Gather<Proof, AuthenticateResponse>,
+    /// Submissions on their way to the orchestrator: those that may be sent twice, because they have a key, and those that may not.
+    keyed: Gather<orchestrator::SubmitRequest, (v1::Task, bool)>,
+    keyless: Gather<orchestrator::SubmitRequest, (v1::Task, bool)>,
     storage: Storage,
     breakers: [(&'static str, watch::Receiver<BreakerState>); 3],
 }
@@ -47,26 +60,37 @@ pub(crate) enum Reader<'a> {
 }
 
 impl Platform {
-    /// Makes the channels; nothing is connected yet.
-    pub(crate) fn new(settings: &Settings) -> Result<Self, StartError> {
-        let peer = |peer: &'static str, settings: &PeerSettings| {
-            rpc::peer(peer, settings).map_err(|source| StartError::Peer { peer, source })
+    /// Makes the channels; nothing is connected yet. What calls by them runs in `tasks`.
+    pub(crate) fn new(
+        settings: &Settings,
+        security: &Security,
+        tasks: &Tasks,
+    ) -> Result<Self, StartError> {
+        let peer = |peer: &'static str, who: Identity, settings: &PeerSettings| {
+            let made = security.peer(peer, who, settings);
+            made.map_err(|source| StartError::Peer { peer, source })
         };
-        let auth = peer("auth", &settings.auth)?;
-        let orchestrator = peer("orchestrator", &settings.orchestrator)?;
-        let registry = peer("registry", &settings.registry)?;
+        let auth = peer("auth", Identity::Auth, &settings.auth)?;
+        let orchestrator = &settings.orchestrator;
+        let orchestrator = peer("orchestrator", Identity::Orchestrator, orchestrator)?;
+        let registry = peer("registry", Identity::ModelRegistry, &settings.registry)?;
         let breakers = [
             ("auth", auth.breaker()),
             ("orchestrator", orchestrator.breaker()),
             ("model-registry", registry.breaker()),
         ];
         let auth = AuthServiceClient::new(auth);
-        let tasks = OrchestratorServiceClient::new(orchestrator);
+        let auth = rpc::with_limits!(auth);
+        let orchestrator = OrchestratorServiceClient::new(orchestrator);
+        let orchestrator = rpc::with_limits!(orchestrator);
         let models = RegistryServiceClient::new(registry);
         Ok(Self {
             breakers,
-            auth: rpc::with_limits!(auth),
-            orchestrator: rpc::with_limits!(tasks),
+            proofs: gather_proofs(&auth, settings.auth.timeout.duration(), tasks),
+            keyed: gather_submissions(&orchestrator, settings, tasks, rpc::idempotent),
+            keyless: gather_submissions(&orchestrator, settings, tasks, Request::new),
+            auth,
+            orchestrator,
             registry: rpc::with_limits!(models),
             storage: Storage::open(&settings.storage)?,
         })
@@ -79,11 +103,13 @@ impl Platform {
     }
 
     /// Verifies a proof and charges one request to the caller's limit.
-    pub(crate) async fn authenticate(
-        &self,
-        proof: Option<Proof>,
-    ) -> Result<AuthenticateResponse, Failure> {
-        let request = AuthenticateRequest { proof };
+    pub(crate) async fn authenticate(&self, proof: Proof) -> Result<AuthenticateResponse, Failure> {
+        self.proofs.ask(proof).await
+    }
+
+    /// How auth refuses a call without a proof, as it does when it is well.
+    pub(crate) async fn probe_auth(&self) -> Result<AuthenticateResponse, Failure> {
+        let request = AuthenticateRequest::default();
         let answer = self.auth.clone().authenticate(request).await;
         Ok(answer.map_err(heard("authenticate"))?.into_inner())
     }
@@ -95,7 +121,10 @@ impl Platform {
         lifetime_seconds: u32,
     ) -> Result<IssueTokenResponse, Failure> {
         let request = IssueTokenRequest {
-            caller: Some(AuthenticateRequest { proof: Some(proof) }),
+            caller: Some(AuthenticateRequest {
+                proof: Some(proof),
+                receipt: None,
+            }),
             lifetime_seconds,
         };
         let answer = self.auth.clone().issue_token(request).await;
@@ -116,19 +145,34 @@ impl Platform {
         caller: &Caller,
         task: v1::SubmitTask,
     ) -> Result<(v1::Task, bool), Failure> {
-        let keyed = !task.idempotency_key.is_empty();
+        // With an idempotency key, the second time finds what the first has made.
+        let submissions = match task.idempotency_key.as_str() {
+            "" => &self.keyless,
+            _ => &self.keyed,
+        };
         let request = orchestrator::SubmitRequest {
             caller: Some(caller.clone()),
             task: Some(task),
         };
-        // With an idempotency key, the second time finds what the first has made.
-        let request = match keyed {
-            true => rpc::idempotent(request),
-            false => Request::new(request),
+        submissions.ask(request).await
+    }
+
+    /// Whether a task would be accepted as it stands, whatever it begins from. Nothing is stored or charged.
+    pub(crate) async fn check(
+        &self,
+        caller: &Caller,
+        task: &v1::SubmitTask,
+    ) -> Result<(), Failure> {
+        let task = v1::SubmitTask {
+            source: None,
+            ..task.clone()
         };
-        let answer = self.orchestrator.clone().submit(request).await;
-        let answer = answer.map_err(heard("submit"))?.into_inner();
-        Ok((task_of(answer.task)?, answer.existing))
+        let request = rpc::idempotent(orchestrator::CheckRequest {
+            caller: Some(caller.clone()),
+            task: Some(task),
+        });
+        let answer = self.orchestrator.clone().check(request).await;
+        answer.map(drop).map_err(heard("check"))
     }
 
     /// Charges the requests of a batch beyond the first, which was charged when its caller was let in.
@@ -172,13 +216,7 @@ impl Platform {
         if results.len() != count {
             return Err(broken_answer("another number of tasks"));
         }
-        let each = results.into_iter().map(|one| match one.result {
-            Some(submit_result::Result::Accepted(accepted)) => {
-                Ok((task_of(accepted.task)?, accepted.existing))
-            }
-            Some(submit_result::Result::Refused(refusal)) => Err(refusal.into()),
-            None => Err(broken_answer("no result for a task")),
-        });
+        let each = results.into_iter().map(|one| submitted(one.result));
         Ok(each.collect())
     }
 
@@ -216,6 +254,23 @@ impl Platform {
         task_of(answer.map_err(heard("cancel"))?.into_inner().task)
     }
 
+    /// Keeps what a caller says of its pictures.
+    pub(crate) async fn feedback(
+        &self,
+        tenant: &str,
+        task: TaskId,
+        feedback: v1::Feedback,
+    ) -> Result<v1::Task, Failure> {
+        let request = orchestrator::FeedbackRequest {
+            tenant: tenant.to_owned(),
+            task_id: task.to_string(),
+            feedback: Some(feedback),
+        };
+        let request = rpc::idempotent(request);
+        let answer = self.orchestrator.clone().feedback(request).await;
+        task_of(answer.map_err(heard("feedback"))?.into_inner().task)
+    }
+
     /// Reads one page of a tenant's tasks.
     pub(crate) async fn list(
         &self,
@@ -227,6 +282,10 @@ impl Platform {
             page_size: page.page_size,
             page_token: page.page_token,
             phase: page.phase,
+            model: page.model,
+            created_after: page.created_after,
+            created_before: page.created_before,
+            phases: page.phases,
         };
         let answer = self
             .orchestrator
@@ -288,12 +347,19 @@ impl Platform {
     }
 
     /// Keeps a file that a caller has sent, and gives the key by which its tasks can begin from it. The same file again is
-    /// the same object.
+    /// the same object, and written again only when it has lain there for a while: how long it stays counts from then.
     pub(crate) async fn keep_input(&self, tenant: &str, data: Bytes) -> Result<String, Failure> {
         let tenant = tenant.parse::<TenantId>().ok();
         let key = tenant.and_then(|tenant| Key::input(&tenant, &storage::sha256_hex(&data)));
         let key = key.ok_or_else(|| broken_answer("a tenant that cannot be one"))?;
-        self.storage.put(&key, data).await.map_err(|error| {
+        let keep = async {
+            let age = self.storage.age(&key).await?;
+            if age.is_some_and(|age| age < FRESH) {
+                return Ok(());
+            }
+            self.storage.put(&key, data).await
+        };
+        keep.await.map_err(|error: StorageError| {
             tracing::warn!(
                 error = &error as &dyn std::error::Error,
                 "cannot store a picture to begin from"
@@ -318,6 +384,107 @@ impl Platform {
     pub(crate) async fn probe_storage(&self) -> Result<(), StorageError> {
         self.storage.probe().await
     }
+}
+
+fn gather_proofs(
+    auth: &AuthServiceClient<Peer>,
+    timeout: Duration,
+    tasks: &Tasks,
+) -> Gather<Proof, AuthenticateResponse> {
+    let auth = auth.clone();
+    let (gather, gatherer) = Gather::new("auth", timeout, move |asked: Vec<Asked<Proof>>| {
+        let mut auth = auth.clone();
+        let call = |one: Asked<Proof>| AuthenticateCall {
+            request: Some(AuthenticateRequest {
+                proof: Some(one.question),
+                receipt: None,
+            }),
+            timeout_ms: whole_millis(one.timeout),
+            traceparent: one.traceparent,
+        };
+        let calls = asked.into_iter().map(call).collect();
+        async move {
+            let answer = auth.authenticate_each(AuthenticateEachRequest { calls });
+            let answers = answer.await.map_err(heard("authenticate"))?.into_inner();
+            let answers = answers.map(|some| {
+                let some = some.map_err(heard("authenticate"))?.answers;
+                let each = some.into_iter().map(|one| (one.call, admitted(one.answer)));
+                Ok(each.collect())
+            });
+            Ok(answers.boxed() as Answers<AuthenticateResponse>)
+        }
+        .boxed()
+    });
+    tasks.critical("proofs", async move {
+        // Until nobody can ask any more: those who wait are answered, even while the gateway stops.
+        gatherer.run().await;
+        Ok::<(), Infallible>(())
+    });
+    gather
+}
+
+fn admitted(answer: Option<authenticate_answer::Answer>) -> Result<AuthenticateResponse, Failure> {
+    match answer {
+        Some(authenticate_answer::Answer::Admitted(admitted)) => Ok(admitted),
+        Some(authenticate_answer::Answer::Refused(refusal)) => Err(refusal.into()),
+        None => Err(broken_answer("no answer to a proof")),
+    }
+}
+
+/// `request` says whether what goes in one call may be sent twice.
+fn gather_submissions(
+    orchestrator: &OrchestratorServiceClient<Peer>,
+    settings: &Settings,
+    tasks: &Tasks,
+    request: fn(orchestrator::SubmitEachRequest) -> Request<orchestrator::SubmitEachRequest>,
+) -> Gather<orchestrator::SubmitRequest, (v1::Task, bool)> {
+    let orchestrator = orchestrator.clone();
+    let timeout = settings.orchestrator.timeout.duration();
+    let call = move |asked: Vec<Asked<orchestrator::SubmitRequest>>| {
+        let mut orchestrator = orchestrator.clone();
+        let call = |one: Asked<orchestrator::SubmitRequest>| orchestrator::SubmitCall {
+            request: Some(one.question),
+            timeout_ms: whole_millis(one.timeout),
+            traceparent: one.traceparent,
+        };
+        let calls = asked.into_iter().map(call).collect();
+        async move {
+            let answer =
+                orchestrator.submit_each(request(orchestrator::SubmitEachRequest { calls }));
+            let answers = answer.await.map_err(heard("submit"))?.into_inner();
+            let answers = answers.map(|some| {
+                let some = some.map_err(heard("submit"))?.answers;
+                let each = some.into_iter().map(|one| {
+                    let result = one.result.and_then(|result| result.result);
+                    (one.call, submitted(result))
+                });
+                Ok(each.collect())
+            });
+            Ok(answers.boxed() as Answers<(v1::Task, bool)>)
+        }
+        .boxed()
+    };
+    let (gather, gatherer) = Gather::new("orchestrator", timeout, call);
+    tasks.critical("submissions", async move {
+        gatherer.run().await;
+        Ok::<(), Infallible>(())
+    });
+    gather
+}
+
+fn submitted(result: Option<submit_result::Result>) -> Result<(v1::Task, bool), Failure> {
+    match result {
+        Some(submit_result::Result::Accepted(accepted)) => {
+            Ok((task_of(accepted.task)?, accepted.existing))
+        }
+        Some(submit_result::Result::Refused(refusal)) => Err(refusal.into()),
+        None => Err(broken_answer("no result for a task")),
+    }
+}
+
+/// Never more than there is, and never none.
+fn whole_millis(time: Duration) -> u32 {
+    u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1)
 }
 
 // The words of a transport are for this log; callers hear a failure of the closed list.

@@ -34,7 +34,11 @@ impl Dialect {
         if is_grpc(request.headers()) {
             return Self::Grpc;
         }
-        let path = request.uri().path();
+        Self::of_path(request.uri().path())
+    }
+
+    /// The dialect of what is not gRPC, by its path.
+    pub(crate) fn of_path(path: &str) -> Self {
         let under = |root: &str| {
             path.strip_prefix(root)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -183,10 +187,7 @@ pub(crate) fn in_words(dialect: Dialect, request_id: &str, mut response: Respons
 
 /// Whole seconds until a retry makes sense; never 0, which would mean at once.
 fn retry_after(failure: &Failure) -> Option<u64> {
-    let tells = matches!(
-        failure.code,
-        ErrorCode::Unavailable | ErrorCode::RateLimited
-    );
+    let tells = matches!(failure.code.http().as_u16(), 429 | 503);
     let wait = match failure.retry_after {
         Some(wait) => wait,
         None if tells => Duration::from_secs(1),

@@ -7,67 +7,43 @@ use axum::extract::Request;
 use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
-use axum::routing::{MethodRouter, delete, get, post};
 use contract::{ErrorCode, Failure};
-use tonic::service::Routes;
+use tonic::service::Routes as Services;
 use tonic_health::server::HealthReporter;
 use tower_http::catch_panic::CatchPanicLayer;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
 
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::json::shorten;
-use crate::problem::Refused;
+use crate::openapi::{Routes, also_at, answers, with_version};
+use crate::problem::{Refused, text};
 use crate::{
-    auth, batch, dashscope, grpc, health, images, layers, models, oip, openai, tasks, tokens,
-    welcome,
+    auth, batch, bodies, dashscope, feedback, grpc, health, images, layers, list, models, oip,
+    openai, openapi, tasks, tokens, welcome,
 };
 
-/// Everything that HTTP callers can reach.
+/// Everything that HTTP callers can reach, and the description of it that goes with it.
 pub(crate) fn http(edge: &Arc<Edge>) -> Router {
-    let quick = |methods| quick(edge, methods);
-    let guarded = |methods| guarded(edge, methods);
-    Router::new()
-        // These wait for nothing: no credentials, no room, no other service.
-        .route("/", get(welcome::page))
-        .route("/healthz", get(health::healthz))
-        .route("/docs/errors/{code}", get(welcome::error_page))
-        // Authenticates itself, because auth must see the proof with the wish.
-        .route("/v1/token", quick(roomy(edge, post(tokens::issue))))
-        // For everyone.
+    let (router, mut document) = described(edge).split_for_parts();
+    openapi::finish(&mut document);
+    // Made once: the router does not change while it serves.
+    let _ = edge.document.set(text(&document).into());
+    router
+        // The package's asynchronous classes put a slash at the end.
         .route(
-            "/.well-known/jwks.json",
-            quick(roomy(edge, get(tokens::keys))),
-        )
-        // Our own dialect.
-        .route(
-            "/v1/tasks",
-            quick(guarded(get(tasks::list)).merge(json(guarded(post(tasks::create))))),
+            "/api/v1/tasks/{id}/",
+            quick(edge, guarded(edge, routes!(dashscope::poll))).2,
         )
         .route(
-            "/v1/tasks/{id}",
-            quick(guarded(get(tasks::get)).merge(guarded(delete(tasks::cancel)))),
+            "/api/v1/tasks/{id}/cancel/",
+            quick(edge, guarded(edge, routes!(dashscope::cancel))).2,
         )
-        .route("/v1/tasks/batch", quick(json(guarded(post(batch::create)))))
-        .route("/v1/tasks/{id}/events", quick(guarded(get(tasks::watch))))
-        // Authenticates itself, because a token in the query will do.
-        .route(
-            "/v1/tasks/{id}/images/{index}",
-            quick(roomy(edge, get(images::get))),
-        )
-        // OpenAI's. A generation has its own, longer deadline.
-        .route(
-            "/v1/images/generations",
-            json(guarded(post(openai::generate))),
-        )
-        .route(openai::EDITS, guarded(post(openai::edit)))
-        .route("/v1/models", quick(guarded(get(models::list))))
-        .route("/v1/models/{name}", quick(guarded(get(models::get))))
-        .merge(dashscope_paths(edge))
-        .merge(oip_paths(edge))
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_this_way)
         // From the inside out: a body over the limit is refused before anyone works for it, …
-        .layer(from_fn_with_state(edge.clone(), layers::body_limit))
+        .layer(from_fn_with_state(edge.clone(), bodies::limit))
         // … a panic anywhere inside becomes an answer like any other, …
         .layer(CatchPanicLayer::custom(layers::panicked))
         // … and outermost, whatever comes out gets its words, its request id and its place in the metrics.
@@ -75,76 +51,92 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         .with_state(edge.clone())
 }
 
+/// The paths, each where its handler's attribute says.
+fn described(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
+    let quick = |routes| quick(edge, routes);
+    let guarded = |routes| guarded(edge, routes);
+    OpenApiRouter::with_openapi(openapi::base())
+        // These wait for nothing: no credentials, no room, no other service.
+        .routes(routes!(welcome::page))
+        .routes(routes!(health::healthz))
+        .routes(routes!(welcome::error_page))
+        .routes(routes!(openapi::document))
+        .routes(routes!(openapi::page))
+        // Authenticates itself, because auth must see the proof with the wish.
+        .routes(quick(proves_itself(
+            edge,
+            without_body(routes!(tokens::issue)),
+        )))
+        // For everyone.
+        .routes(quick(roomy(edge, routes!(tokens::keys))))
+        // Our own dialect.
+        .routes(quick(guarded(routes!(list::list))))
+        .routes(quick(json(guarded(routes!(tasks::create)))))
+        .routes(quick(guarded(routes!(tasks::get, tasks::cancel))))
+        .routes(quick(json(guarded(routes!(batch::create)))))
+        .routes(quick(json(guarded(routes!(feedback::give)))))
+        .routes(quick(guarded(routes!(tasks::watch))))
+        // Authenticates itself, because a token in the query will do.
+        .routes(quick(proves_itself(edge, routes!(images::get))))
+        // OpenAI's. A generation has its own, longer deadline.
+        .routes(json(guarded(routes!(openai::generate))))
+        .routes(guarded(routes!(openai::edits::edit)))
+        .routes(quick(guarded(routes!(models::list))))
+        .routes(quick(guarded(routes!(models::get))))
+        .merge(dashscope_paths(edge))
+        .merge(oip_paths(edge))
+}
+
 /// DashScope's. A request that waits for its pictures has its own, longer deadline.
-fn dashscope_paths(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
-    const SERVICES: &str = "/api/v1/services/aigc";
-    let quick = |methods| quick(edge, methods);
-    let guarded = |methods| guarded(edge, methods);
-    let poll = quick(guarded(get(dashscope::poll)));
-    let cancel = quick(guarded(post(dashscope::cancel)));
-    Router::new()
-        .route(
-            &format!("{SERVICES}/text2image/image-synthesis"),
-            quick(json(guarded(post(dashscope::synthesize)))),
-        )
-        .route(
-            &format!("{SERVICES}/image-generation/generation"),
-            quick(json(guarded(post(dashscope::generate)))),
-        )
-        .route(
-            &format!("{SERVICES}/multimodal-generation/generation"),
-            json(guarded(post(dashscope::converse))),
-        )
-        .route("/api/v1/tasks", quick(guarded(get(dashscope::tasks))))
-        // The package's asynchronous classes put a slash at the end.
-        .route("/api/v1/tasks/{id}", poll.clone())
-        .route("/api/v1/tasks/{id}/", poll)
-        .route("/api/v1/tasks/{id}/cancel", cancel.clone())
-        .route("/api/v1/tasks/{id}/cancel/", cancel)
+fn dashscope_paths(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
+    let quick = |routes| quick(edge, routes);
+    let guarded = |routes| guarded(edge, routes);
+    OpenApiRouter::new()
+        .routes(quick(json(guarded(routes!(dashscope::synthesize)))))
+        .routes(quick(json(guarded(also_at(
+            "/api/v1/services/aigc/image2image/image-synthesis",
+            "FromPicture",
+            routes!(dashscope::synthesize),
+        )))))
+        .routes(quick(json(guarded(routes!(dashscope::generate)))))
+        .routes(json(guarded(routes!(dashscope::converse))))
+        .routes(quick(guarded(routes!(dashscope::tasks))))
+        .routes(quick(guarded(routes!(dashscope::poll))))
+        .routes(quick(guarded(routes!(dashscope::cancel))))
 }
 
 /// The Open Inference Protocol's. What a model draws has its own, longer deadline; the server's own state needs no key.
-fn oip_paths(edge: &Arc<Edge>) -> Router<Arc<Edge>> {
-    let quick = |methods| quick(edge, methods);
-    let guarded = |methods| guarded(edge, methods);
-    let mut paths = Router::new()
-        .route("/v2", get(oip::http::server))
-        .route("/v2/health/live", get(oip::http::live))
-        .route("/v2/health/ready", get(oip::http::ready))
-        .route(
-            "/v2/repository/index",
-            quick(guarded(post(oip::http::index))),
-        );
-    for model in [
-        "/v2/models/{model}",
-        "/v2/models/{model}/versions/{version}",
-    ] {
-        let described = quick(guarded(get(oip::http::metadata)));
-        let ready = quick(guarded(get(oip::http::model_ready)));
-        let config = quick(guarded(get(oip::http::config)));
-        paths = paths
-            .route(model, described)
-            .route(&format!("{model}/ready"), ready)
-            .route(&format!("{model}/config"), config)
-            .route(
-                &format!("{model}/infer"),
-                guarded(post(oip::http::infer_model)),
-            );
-    }
-    paths
+fn oip_paths(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
+    let quick = |routes| quick(edge, routes);
+    let guarded = |routes| guarded(edge, routes);
+    OpenApiRouter::new()
+        .routes(routes!(oip::http::server))
+        .routes(routes!(oip::http::live))
+        .routes(routes!(oip::http::ready))
+        .routes(quick(guarded(routes!(oip::http::index))))
+        .routes(quick(guarded(routes!(oip::http::metadata))))
+        .routes(quick(guarded(routes!(oip::http::model_ready))))
+        .routes(quick(guarded(routes!(oip::http::config))))
+        .routes(guarded(routes!(oip::http::infer_model)))
+        .routes(quick(guarded(with_version(routes!(oip::http::metadata)))))
+        .routes(quick(guarded(with_version(routes!(
+            oip::http::model_ready
+        )))))
+        .routes(quick(guarded(with_version(routes!(oip::http::config)))))
+        .routes(guarded(with_version(routes!(oip::http::infer_model))))
 }
 
 /// Everything that gRPC callers can reach.
 pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartError> {
     let (reporter, health) = tonic_health::server::health_reporter();
-    let calls = Routes::new(grpc::Images::server(edge.clone()))
+    let calls = Services::new(grpc::Images::server(edge.clone()))
         .into_axum_router()
         // As over HTTP: room first, because to verify a proof is work as well.
         .layer(from_fn_with_state(edge.clone(), auth::authenticate))
         .layer(from_fn_with_state(edge.clone(), layers::shed))
         .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline));
     // Without a fallback of their own: the one of `calls`, behind the same door, answers what nobody knows.
-    let open = Routes::builder()
+    let open = Services::builder()
         .routes()
         .add_service(health.max_decoding_message_size(grpc::SMALL_MESSAGE))
         .add_service(grpc::reflection()?)
@@ -154,7 +146,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline))
         .reset_fallback();
     // Some of its calls need no key, and others wait for pictures.
-    let inference = Routes::new(oip::grpc::Inference::server(edge.clone()))
+    let inference = Services::new(oip::grpc::Inference::server(edge.clone()))
         .into_axum_router()
         .layer(from_fn_with_state(edge.clone(), oip::grpc::admit))
         .layer(from_fn_with_state(edge.clone(), layers::shed))
@@ -171,27 +163,49 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
     Ok((all, reporter))
 }
 
+// Each of these puts a layer around handlers and says in their description what the layer may answer instead of them.
+
 /// For callers that auth knows.
-fn guarded(edge: &Arc<Edge>, methods: MethodRouter<Arc<Edge>>) -> MethodRouter<Arc<Edge>> {
-    roomy(
-        edge,
-        methods.route_layer(from_fn_with_state(edge.clone(), auth::authenticate)),
-    )
+fn guarded(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
+    answers::guarded(&mut paths);
+    let layer = from_fn_with_state(edge.clone(), auth::authenticate);
+    roomy(edge, (schemas, paths, methods.route_layer(layer)))
+}
+
+/// For handlers that ask auth themselves.
+fn proves_itself(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
+    answers::guarded(&mut paths);
+    roomy(edge, (schemas, paths, methods))
+}
+
+/// For handlers that do with nothing in the body.
+fn without_body((schemas, mut paths, methods): Routes) -> Routes {
+    answers::without_body(&mut paths);
+    (schemas, paths, methods)
 }
 
 /// Sheds load before anything is done for a request, its authentication included.
-fn roomy(edge: &Arc<Edge>, methods: MethodRouter<Arc<Edge>>) -> MethodRouter<Arc<Edge>> {
-    methods.route_layer(from_fn_with_state(edge.clone(), layers::shed))
+fn roomy(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
+    answers::roomy(&mut paths);
+    let layer = from_fn_with_state(edge.clone(), layers::shed);
+    (schemas, paths, methods.route_layer(layer))
 }
 
 /// For what answers at once; outside of [`guarded`], so that the deadline covers all of it.
-fn quick(edge: &Arc<Edge>, methods: MethodRouter<Arc<Edge>>) -> MethodRouter<Arc<Edge>> {
-    methods.route_layer(from_fn_with_state(edge.clone(), layers::deadline))
+fn quick(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
+    answers::quick(&mut paths);
+    let layer = from_fn_with_state(edge.clone(), layers::deadline);
+    (schemas, paths, methods.route_layer(layer))
 }
 
 /// For what takes JSON. Headers tell, so it costs the caller nothing of its rate limit.
-fn json(methods: MethodRouter<Arc<Edge>>) -> MethodRouter<Arc<Edge>> {
-    methods.route_layer(from_fn(layers::only_json))
+fn json((schemas, mut paths, methods): Routes) -> Routes {
+    answers::json(&mut paths);
+    (
+        schemas,
+        paths,
+        methods.route_layer(from_fn(layers::only_json)),
+    )
 }
 
 async fn nothing_here(uri: Uri) -> impl IntoResponse {

@@ -2,34 +2,51 @@
 //!
 //! HTTP/1.1 and HTTP/2 are told apart by the client's first bytes, gRPC by each request's content type.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
+use axum::http::{Version, header};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use lifecycle::Service;
+use rpc::tls::Public;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::watch;
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tower::ServiceExt as _;
 
+use crate::answers::{Answer, Noted, Pace};
+use crate::bodies::{self, Arriving};
+use crate::crowd::{Member, UnderWay};
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::problem::is_grpc;
-use crate::settings::HttpSettings;
+use crate::settings::{HttpSettings, HttpTlsSettings};
 
 /// For the last bytes of answers, after everything that waits has been told that the gateway stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Pause after the operating system would not give a connection (no file handles left, mostly): it needs time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// What a client may send over HTTP/2 before anyone reads it, bytes: a request's and a connection's. Callers that nobody has
+/// vouched for can fill it, so it is no larger than uploads need.
+const STREAM_WINDOW: u32 = 256 * 1024;
+const CONNECTION_WINDOW: u32 = 512 * 1024;
+/// What is taken over from a stream's answer before the connection can write it, bytes.
+const SEND_BUFFER: usize = 128 * 1024;
+/// Requests that a client may take back before they are looked at, and those that may be ended for its errors: more, and
+/// the connection ends (CVE-2023-44487, CVE-2025-8671).
+const MAX_RESET_STREAMS: usize = 20;
+const MAX_ERROR_STREAMS: usize = 128;
 
 /// What the port serves.
 #[derive(Clone)]
@@ -49,34 +66,53 @@ pub(crate) async fn serve(
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     service.listens("http", bound);
+    let tls = certificate(service, &edge.http.tls)?;
     service
         .tasks
-        .critical("http", accept(listener, edge.clone(), app));
+        .critical("http", accept(listener, tls, edge.clone(), app));
     Ok(bound)
 }
 
-async fn accept(listener: TcpListener, edge: Arc<Edge>, app: App) -> io::Result<()> {
-    let most = edge.http.max_connections;
-    let room = Arc::new(Semaphore::new(most as usize));
+/// What the port shows to callers, as it is at each moment.
+type Certificate = watch::Receiver<Arc<Public>>;
+
+fn certificate(
+    service: &Service,
+    tls: &HttpTlsSettings,
+) -> Result<Option<Certificate>, StartError> {
+    if !tls.is_on() {
+        return Ok(None);
+    }
+    let every = tls.check_every.duration();
+    let followed = Public::follow(service, &tls.cert, &tls.key, every);
+    Ok(Some(followed.map_err(StartError::HttpTls)?))
+}
+
+async fn accept(
+    listener: TcpListener,
+    tls: Option<Certificate>,
+    edge: Arc<Edge>,
+    app: App,
+) -> io::Result<()> {
     let stop = edge.tasks.stop_token();
     loop {
-        // Room first: without it, clients wait in the operating system's queue and cost nothing here.
+        // One waits here where the house is full, and the others in the operating system's queue, where they cost nothing.
         let next = async {
-            // Only closing the semaphore could fail it, and nobody does.
-            let permit = room
-                .clone()
-                .acquire_owned()
-                .await
-                .map_err(io::Error::other)?;
-            listener.accept().await.map(|(stream, _)| (stream, permit))
+            let (stream, address) = listener.accept().await?;
+            Ok((stream, address.ip(), edge.crowd.room().await))
         };
-        match stop.run_until_cancelled(next).await {
+        let next: Option<io::Result<_>> = stop.run_until_cancelled(next).await;
+        match next {
             None => break,
-            Some(Ok((stream, permit))) => {
+            Some(Ok((stream, address, room))) => {
+                // Whoever has too many already is closed without a word.
+                let Some(member) = edge.crowd.join(room, address) else {
+                    continue;
+                };
                 let (edge, app) = (edge.clone(), app.clone());
+                let tls = tls.as_ref().map(|tls| tls.borrow().clone());
                 edge.tasks.clone().job("connection", async move {
-                    let _counted = Counted::new(permit);
-                    connection(stream, &edge, app).await;
+                    greet(stream, tls, member, &edge, app).await;
                 });
             }
             Some(Err(error)) => {
@@ -86,58 +122,73 @@ async fn accept(listener: TcpListener, edge: Arc<Edge>, app: App) -> io::Result<
         }
     }
     drop(listener);
-    drain(&room, most, &edge.drained, edge.http.drain.duration()).await;
+    // Until every connection is gone, then what still waits or streams is ended.
+    let grace = edge.http.drain.duration();
+    let _ = tokio::time::timeout(grace, edge.crowd.empty()).await;
+    edge.drained.cancel();
     Ok(())
 }
 
-/// Waits until every connection is gone, `grace` at most, then ends what still waits or streams.
-async fn drain(room: &Semaphore, most: u32, drained: &CancellationToken, grace: Duration) {
-    // All the room there is means that no connection holds any.
-    let _ = tokio::time::timeout(grace, room.acquire_many(most)).await;
-    drained.cancel();
-}
-
-/// An open connection, for as long as it is one, however it ends.
-struct Counted {
-    _permit: OwnedSemaphorePermit,
-}
-
-impl Counted {
-    fn new(permit: OwnedSemaphorePermit) -> Self {
-        metrics::gauge!("inkstone_gateway_connections").increment(1);
-        Self { _permit: permit }
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        metrics::gauge!("inkstone_gateway_connections").decrement(1);
-    }
-}
-
-async fn connection(stream: TcpStream, edge: &Edge, app: App) {
+/// Shakes hands where TLS is spoken, within its time, and serves the connection.
+async fn greet(
+    stream: TcpStream,
+    tls: Option<Arc<Public>>,
+    member: Member,
+    edge: &Arc<Edge>,
+    app: App,
+) {
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection was gone before it began");
         return;
     }
-    let asked = Arc::new(AtomicU64::new(0));
-    let service = {
-        let asked = asked.clone();
-        service_fn(move |request: hyper::Request<Incoming>| {
-            asked.fetch_add(1, Ordering::Relaxed);
-            let app = &app;
-            let router = if is_grpc(request.headers()) {
-                &app.grpc
-            } else {
-                &app.http
-            };
-            router.clone().oneshot(request)
-        })
+    let Some(tls) = tls else {
+        return connection(stream, member, edge, app).await;
     };
+    let limit = edge.http.tls.handshake_timeout.duration();
+    let shaking = tokio::time::timeout(limit, tls.accept(stream));
+    let stop = edge.tasks.stop_token();
+    let outcome = tokio::select! {
+        () = stop.cancelled() => return,
+        // In a full house whoever has not even shaken hands goes first.
+        () = member.line.makes_way.cancelled() => "made_way",
+        shaken = shaking => match shaken {
+            Ok(Ok(stream)) => {
+                handshake("done");
+                return connection(stream, member, edge, app).await;
+            }
+            Ok(Err(error)) => {
+                tracing::debug!(%error, "a handshake failed");
+                "failed"
+            }
+            Err(_) => "slow",
+        },
+    };
+    handshake(outcome);
+}
+
+fn handshake(outcome: &'static str) {
+    metrics::counter!("inkstone_gateway_handshakes_total", "outcome" => outcome).increment(1);
+}
+
+async fn connection<S>(stream: S, member: Member, edge: &Arc<Edge>, app: App)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let line = &member.line;
+    let service = service_fn(|request: hyper::Request<Incoming>| {
+        let router = if is_grpc(request.headers()) {
+            &app.grpc
+        } else {
+            &app.http
+        };
+        carry(edge.clone(), router.clone(), line.begin(), request)
+    });
     let server = protocols(&edge.http);
-    let mut serving = pin!(server.serve_connection(TokioIo::new(stream), service));
+    let stream = TokioIo::new(Noted::new(stream, line.clone()));
+    let mut serving = pin!(server.serve_connection(stream, service));
     let stop = edge.tasks.stop_token();
     let mut patience = Patience::new(&edge.http);
+    let mut pace = Pace::new(edge.http.read_timeout.duration(), Instant::now());
     let mut closing = false;
     let last_words = async {
         edge.drained.cancelled().await;
@@ -158,8 +209,16 @@ async fn connection(stream: TcpStream, edge: &Edge, app: App) {
                 closing = true;
                 serving.as_mut().graceful_shutdown();
             }
+            () = line.makes_way.cancelled(), if !closing => {
+                if line.is_quiet() {
+                    return;
+                }
+                // A request has come just now.
+                closing = true;
+                serving.as_mut().graceful_shutdown();
+            }
             () = tokio::time::sleep_until(patience.next) => {
-                match patience.look(asked.load(Ordering::Relaxed), Instant::now()) {
+                match patience.look(line.asked(), Instant::now()) {
                     Verdict::Stay => {}
                     Verdict::Close if closing => {}
                     Verdict::Close => {
@@ -169,8 +228,40 @@ async fn connection(stream: TcpStream, edge: &Edge, app: App) {
                     Verdict::Cut => return,
                 }
             }
+            () = tokio::time::sleep_until(pace.next) => {
+                let written = line.written.load(Ordering::Relaxed);
+                if pace.is_too_slow(line.owes(), written, Instant::now()) {
+                    metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => "slow_reader").increment(1);
+                    return;
+                }
+            }
         }
     }
+}
+
+/// One request from the connection to the router, and its answer back.
+async fn carry(
+    edge: Arc<Edge>,
+    router: Router,
+    under_way: UnderWay,
+    request: hyper::Request<Incoming>,
+) -> Result<hyper::Response<Answer>, Infallible> {
+    let old = request.version() < Version::HTTP_2;
+    let waits = request.headers().contains_key(header::EXPECT);
+    let (head, body) = request.into_parts();
+    let (body, rest) = Arriving::new(Body::new(body), waits, edge.bodies.clone());
+    let request = hyper::Request::from_parts(head, Body::new(body));
+    let response = router.oneshot(request).await?;
+    let refused = response.status().is_client_error() || response.status().is_server_error();
+    // Over HTTP/2 a stream is closed without hurting what was written to it.
+    if let (true, true, Some(body)) = (old, refused, rest.take()) {
+        let stop = edge.tasks.stop_token();
+        edge.tasks.job("linger", async move {
+            stop.run_until_cancelled(bodies::linger(body)).await;
+        });
+    }
+    let unread = edge.unread.clone();
+    Ok(response.map(|body| Answer::new(body, under_way, unread)))
 }
 
 fn protocols(http: &HttpSettings) -> auto::Builder<TokioExecutor> {
@@ -188,6 +279,11 @@ fn protocols(http: &HttpSettings) -> auto::Builder<TokioExecutor> {
         .keep_alive_interval(http.keep_alive.duration())
         .keep_alive_timeout(http.keep_alive_timeout.duration())
         .max_concurrent_streams(http.max_streams_per_connection)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
+        .max_pending_accept_reset_streams(MAX_RESET_STREAMS)
+        .max_local_error_reset_streams(MAX_ERROR_STREAMS)
         .max_header_list_size(header_bytes);
     builder
 }

@@ -4,9 +4,9 @@
 //! compressed if the caller compressed it): in both cases what a caller hands to the connection. A body that is signed is
 //! held in memory, so it is bounded like every other.
 
-use aws_lc_rs::{constant_time, digest};
 use axum::body::Body;
 use axum::extract::Request;
+use contract::proof::SignedBody;
 use contract::{ErrorCode, Failure};
 use settings::ByteSize;
 
@@ -20,26 +20,13 @@ use crate::tokens;
 /// What gRPC puts in front of a message: whether it is compressed, and its length.
 const GRPC_PREFIX_BYTES: u64 = 5;
 
-/// The digest that a caller has signed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct SignedBody([u8; digest::SHA256_OUTPUT_LEN]);
-
-impl SignedBody {
-    /// Reads a digest in hexadecimal digits. One that is none fits no body; auth refuses it before that matters.
-    pub(crate) fn new(text: &str) -> Option<Self> {
-        let mut bytes = [0; digest::SHA256_OUTPUT_LEN];
-        // All zeros is the digest of nothing that anyone knows.
-        let _ = hex::decode_to_slice(text, &mut bytes);
-        Some(Self(bytes))
-    }
-}
-
-/// The request again, its body read and found to be the one that was signed; untouched where none was.
+/// The request of a tenant again, its body read and found to be the one that was signed; untouched where none was.
 ///
 /// # Errors
 /// A body that is another, is over the limit, or does not arrive.
 pub(crate) async fn check(
     edge: &Edge,
+    tenant: &str,
     request: Request,
     signed: Option<SignedBody>,
 ) -> Result<Request, Failure> {
@@ -52,7 +39,7 @@ pub(crate) async fn check(
         limit = tokens::MAX_BODY;
     } else if request.uri().path() == openai::EDITS {
         // For as long as the pictures are in memory: whoever reads them on finds it.
-        let upload = edge.open_upload()?;
+        let upload = edge.open_upload(tenant)?;
         request.extensions_mut().insert(upload);
         limit = edge.http.max_upload;
     }
@@ -72,8 +59,7 @@ async fn compare(
         0
     };
     let bytes = json::read_at_most(body, limit.plus(prefix), http).await?;
-    let received = digest::digest(&digest::SHA256, &bytes);
-    if constant_time::verify_slices_are_equal(received.as_ref(), &signed.0).is_err() {
+    if !signed.is(&bytes) {
         let message = "the body is not the one whose SHA-256 X-Content-SHA256 names; the digest is that of the bytes as \
                        they are sent, over gRPC with the five bytes in front of the message";
         return Err(Failure {
@@ -86,6 +72,8 @@ async fn compare(
 
 #[cfg(test)]
 mod tests {
+    use aws_lc_rs::digest;
+
     use super::*;
 
     fn http(max_body: &str) -> HttpSettings {

@@ -7,13 +7,16 @@ use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use contract::auth::TokenKey;
+use contract::proof::Proven;
 use contract::{ErrorCode, Failure};
 use serde::Serialize;
 use settings::ByteSize;
+use utoipa::ToSchema;
 
-use crate::auth::{self, Proven};
+use crate::auth;
 use crate::edge::Edge;
 use crate::json::{self, Fields};
+use crate::openapi::submission::TokenWish;
 use crate::problem;
 use crate::signed_body;
 
@@ -22,25 +25,43 @@ pub(crate) const PATH: &str = "/v1/token";
 /// How large that body may be, and how long it may take: it is read before auth has vouched for anybody.
 pub(crate) const MAX_BODY: ByteSize = ByteSize::of(1024);
 const PATIENCE: Duration = Duration::from_secs(2);
+/// Whose request it is, as long as auth has not said so.
+const NOBODY: &str = "";
 /// What the body may hold.
-const LIFETIME: &str = "lifetime_seconds";
+pub(crate) const LIFETIME: &str = "lifetime_seconds";
 /// Five minutes: auth publishes a key an hour before it signs.
 const KEYS_CACHE_CONTROL: &str = "public, max-age=300";
 
 /// OAuth's names (RFC 6749, 5.1): clients know them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Token<'a> {
     access_token: &'a str,
+    /// `Bearer`.
     token_type: &'static str,
+    /// Seconds.
     expires_in: u32,
 }
 
 /// `POST /v1/token`. It authenticates itself: the proof goes to auth with the wish for a token, so that the gateway cannot
 /// have one made for a key that was not shown.
+#[utoipa::path(
+    post,
+    path = "/v1/token",
+    operation_id = "issueToken",
+    summary = "Get a token for a key",
+    description = "A token stands for the key until it expires or the key is revoked. The body may be left out.",
+    request_body = TokenWish,
+    responses(
+        (status = 200, description = "The token.", body = Token, headers(("Cache-Control" = String, description = "`no-store`."))),
+        (status = 400, description = "invalid_argument"),
+        (status = 403, description = "permission_denied"),
+        (status = 504, description = "deadline_exceeded")
+    )
+)]
 pub(crate) async fn issue(State(edge): State<Arc<Edge>>, request: Request) -> Response {
     let read = async {
-        let Proven { proof, body } = Proven::of(&request)?;
-        let request = signed_body::check(&edge, request, body).await?;
+        let Proven { proof, body } = auth::proven(&request)?;
+        let request = signed_body::check(&edge, NOBODY, request, body).await?;
         let body = json::read_at_most(request.into_body(), MAX_BODY, &edge.http).await?;
         Ok((proof, lifetime(&body)?))
     };
@@ -77,19 +98,23 @@ fn lifetime(body: &[u8]) -> Result<u32, Failure> {
     if body.is_empty() {
         return Ok(0);
     }
-    let mut fields = Fields::parse(body)?;
+    lifetime_of(Fields::parse(body)?)
+}
+
+/// The same, from a body that is there.
+pub(crate) fn lifetime_of(mut fields: Fields) -> Result<u32, Failure> {
     let lifetime = fields.small(LIFETIME)?;
     fields.nothing_else(&[LIFETIME])?;
     Ok(lifetime.unwrap_or(0))
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct KeySet {
     keys: Vec<Jwk>,
 }
 
 /// An Ed25519 public key (RFC 8037).
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
 struct Jwk {
     kty: &'static str,
     crv: &'static str,
@@ -100,6 +125,14 @@ struct Jwk {
 }
 
 /// `GET /.well-known/jwks.json`: for everyone.
+#[utoipa::path(
+    get,
+    path = "/.well-known/jwks.json",
+    operation_id = "tokenKeys",
+    summary = "The public keys of tokens",
+    description = "A JWK set (RFC 7517), to be kept for five minutes.",
+    responses((status = 200, description = "The keys.", body = KeySet, headers(("Cache-Control" = String))))
+)]
 pub(crate) async fn keys(State(edge): State<Arc<Edge>>) -> Response {
     let keys = match edge.platform.token_keys().await {
         Ok(keys) => keys,

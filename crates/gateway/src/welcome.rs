@@ -6,14 +6,40 @@ use axum::http::header;
 use axum::response::{Html, IntoResponse, Response};
 use contract::{ErrorCode, Failure};
 
+use crate::openapi::params::{params, path as path_param};
+use crate::openapi::task::codes;
 use crate::problem::Refused;
 
 /// `GET /`
+#[utoipa::path(
+    get,
+    path = "/",
+    operation_id = "welcome",
+    summary = "A page with an example",
+    responses((status = 200, description = "The page.", body = String, content_type = "text/html; charset=utf-8"))
+)]
 pub(crate) async fn page() -> Html<&'static str> {
     Html(include_str!("welcome.html"))
 }
 
+params!(
+    /// The code that a page is about.
+    CodeParam,
+    [path_param("code", "An error code.", codes())]
+);
+
 /// `GET /docs/errors/{code}`: where the `type` of a problem leads.
+#[utoipa::path(
+    get,
+    path = "/docs/errors/{code}",
+    operation_id = "errorCode",
+    summary = "What an error code means",
+    params(CodeParam),
+    responses(
+        (status = 200, description = "A page.", body = String, content_type = "text/markdown; charset=utf-8"),
+        (status = 404, description = "not_found")
+    )
+)]
 pub(crate) async fn error_page(path: Result<Path<String>, PathRejection>) -> Response {
     let code = path.map(|Path(code)| code).unwrap_or_default();
     match ErrorCode::from_text(code.trim_end_matches(".md")) {
@@ -53,6 +79,8 @@ pages! {
     IdempotencyConflict "idempotency_conflict"
     NotReady "not_ready"
     RateLimited "rate_limited"
+    TooManyTasks "too_many_tasks"
+    QuotaExceeded "quota_exceeded"
     Unavailable "unavailable"
     DeadlineExceeded "deadline_exceeded"
     Cancelled "cancelled"

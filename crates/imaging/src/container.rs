@@ -73,7 +73,7 @@ fn png(file: &[u8]) -> Result<Container<'_>, InspectError> {
         bytes: &file[PNG_SIGNATURE.len()..],
         format: Format::Png,
     };
-    let (mut size, mut packet) = (None::<[u32; 2]>, None);
+    let (mut size, mut packet, mut animated) = (None::<[u32; 2]>, None, false);
     loop {
         let length = u32::from_be_bytes(rest.array()?) as usize;
         let kind: [u8; 4] = rest.array()?;
@@ -96,6 +96,8 @@ fn png(file: &[u8]) -> Result<Container<'_>, InspectError> {
             (_, None) => return rest.damaged("it does not begin with IHDR"),
             (b"IHDR", Some(_)) => return rest.damaged("it has two IHDR chunks"),
             (b"iTXt", _) if packet.is_none() => packet = itxt(data),
+            // PNG, third edition, 11.3.6.1: it may say one frame, and then there is nothing to move.
+            (b"acTL", _) => animated = !data.starts_with(&[0, 0, 0, 1]),
             (b"IEND", Some([width, height])) => {
                 return Ok(Container {
                     format: Format::Png,
@@ -103,7 +105,7 @@ fn png(file: &[u8]) -> Result<Container<'_>, InspectError> {
                     height,
                     packet,
                     body: &file[..file.len() - rest.bytes.len()],
-                    animated: false,
+                    animated,
                 });
             }
             _ => {}

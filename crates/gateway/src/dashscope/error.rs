@@ -4,14 +4,18 @@ use std::borrow::Cow;
 
 use contract::{ErrorCode, Failure};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// The field of a complaint about the task that a path names.
 pub(super) const TASK: &str = "task_id";
 
 /// DashScope's error object.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeError)]
 pub(crate) struct Error<'a> {
+    /// DashScope's word.
     code: &'static str,
+    #[schema(value_type = String)]
     message: Cow<'a, str>,
     request_id: &'a str,
 }
@@ -56,6 +60,8 @@ pub(super) fn word(code: ErrorCode, field: Option<&str>) -> &'static str {
         ErrorCode::MethodNotAllowed | ErrorCode::NotReady => "UnsupportedOperation",
         ErrorCode::IdempotencyConflict => "Conflict",
         ErrorCode::RateLimited => "Throttling.RateQuota",
+        ErrorCode::QuotaExceeded => "Throttling.AllocationQuota",
+        ErrorCode::TooManyTasks => "Throttling",
         ErrorCode::Unavailable => "ModelUnavailable",
         ErrorCode::DeadlineExceeded => "RequestTimeOut",
         ErrorCode::Cancelled => "TaskCanceled",

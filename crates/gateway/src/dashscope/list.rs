@@ -1,22 +1,27 @@
 //! `GET /api/v1/tasks`: pages by number, where the platform's own go from one to the next.
 //!
-//! A numbered page means walking there from the newest task, so how far is bounded.
+//! A numbered page means walking there from the newest task, so how far is bounded. How many tasks there are in all is not known without
+//! walking past all of them: `total` counts to the end of the page and a little further, so that clients that turn pages until `total_page`
+//! see them all.
 
 use contract::limits::MAX_PAGE_SIZE;
 use contract::v1::TaskPhase;
 use contract::{Failure, v1};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use super::response::{ZONE, status};
 use crate::edge::Edge;
 use crate::json::shorten;
 use crate::task_json::unix_millis;
 
-/// Tasks that one list looks at, newest first. Older ones are reached with `end_time`, or through our own dialect.
-const MAX_LOOKED_AT: usize = 1000;
+/// How far pages by number go, newest first. Older tasks are reached with `end_time`, or through our own dialect.
+pub(super) const MAX_LOOKED_AT: usize = 1000;
+/// Questions to the platform for one list: those for [`MAX_LOOKED_AT`] tasks, and as many that find little. The first page takes one.
+const MAX_CALLS: usize = 2 * MAX_LOOKED_AT / MAX_PAGE_SIZE as usize;
 /// Tasks on a page when the caller does not say, as its client does.
 const DEFAULT_SIZE: u32 = 10;
-const STATUSES: &[&str] = &["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELED"];
+pub(super) const STATUSES: &[&str] = &["PENDING", "RUNNING", "SUCCEEDED", "FAILED", "CANCELED"];
 
 /// The query. `api_key_id` and `region` are taken and without effect: a tenant has neither.
 #[derive(Debug, Default, Deserialize)]
@@ -105,22 +110,53 @@ fn time(name: &str, text: Option<String>) -> Result<Option<i64>, Failure> {
 }
 
 impl Wanted {
-    fn matches(&self, task: &v1::Task) -> bool {
-        let submitted = unix_millis(task.submitted_at.as_ref()).unwrap_or_default();
-        let model = task.request.as_ref().map_or("", |r| r.model.as_str());
-        (self.from..self.until).contains(&submitted)
-            && self.model.as_ref().is_none_or(|wanted| wanted == model)
-            && self
-                .status
-                .is_none_or(|wanted| wanted == status(task.phase()))
+    /// Tasks on the pages before this one.
+    fn skip(&self) -> usize {
+        (self.page_no as usize - 1) * self.page_size as usize
     }
 
-    fn is_before(&self, task: &v1::Task) -> bool {
-        unix_millis(task.submitted_at.as_ref()).is_some_and(|time| time < self.from)
+    /// What is asked of the platform: the next tasks of those that are wanted.
+    fn next(&self, page_token: String) -> v1::ListRequest {
+        v1::ListRequest {
+            page_size: MAX_PAGE_SIZE,
+            page_token,
+            model: self.model.clone().unwrap_or_default(),
+            created_after: time_of(self.from),
+            created_before: time_of(self.until),
+            phases: self
+                .status
+                .map_or(&[][..], phases)
+                .iter()
+                .map(|&p| p.into())
+                .collect(),
+            ..v1::ListRequest::default()
+        }
+    }
+}
+
+/// The bound that a number of milliseconds is; none where it bounds nothing.
+fn time_of(millis: i64) -> Option<prost_types::Timestamp> {
+    let time = jiff::Timestamp::from_millisecond(millis).ok()?;
+    Some(prost_types::Timestamp {
+        seconds: time.as_second(),
+        nanos: time.subsec_nanosecond(),
+    })
+}
+
+/// The phases that one of DashScope's words stands for.
+fn phases(word: &str) -> &'static [TaskPhase] {
+    match word {
+        "PENDING" => &[TaskPhase::Queued, TaskPhase::Scheduled],
+        "RUNNING" => &[TaskPhase::Running],
+        "SUCCEEDED" => &[TaskPhase::Succeeded],
+        "FAILED" => &[TaskPhase::Failed],
+        "CANCELED" => &[TaskPhase::Cancelled],
+        _ => &[],
     }
 }
 
 /// A page of tasks.
+#[derive(Debug)]
 pub(super) struct Listed {
     tasks: Vec<v1::Task>,
     page_no: u32,
@@ -128,36 +164,33 @@ pub(super) struct Listed {
     total: usize,
 }
 
-/// Walks the tenant's tasks, newest first, as far as the query and [`MAX_LOOKED_AT`] let it.
+/// Walks the tenant's tasks, newest first, to the end of the page and at least one task further. The platform filters; what is
+/// walked over are the pages before.
 pub(super) async fn list(edge: &Edge, tenant: &str, wanted: &Wanted) -> Result<Listed, Failure> {
-    let skip = (wanted.page_no as usize - 1) * wanted.page_size as usize;
+    let skip = wanted.skip();
     let mut listed = Listed {
         tasks: Vec::new(),
         page_no: wanted.page_no,
         page_size: wanted.page_size,
         total: 0,
     };
+    if wanted.from >= wanted.until {
+        // No time lies between; the platform would complain of fields that its caller does not know.
+        return Ok(listed);
+    }
     let mut page_token = String::new();
     // The platform's pages may have fewer tasks than asked for, never more.
-    for _ in 0..MAX_LOOKED_AT.div_ceil(MAX_PAGE_SIZE as usize) {
-        let page = v1::ListRequest {
-            page_size: MAX_PAGE_SIZE,
-            page_token,
-            phase: TaskPhase::Unspecified.into(),
-        };
-        let page = edge.platform.list(tenant, page).await?;
-        let over = page.tasks.last().is_some_and(|task| wanted.is_before(task));
+    for _ in 0..MAX_CALLS {
+        let request = wanted.next(page_token);
+        let page = edge.platform.list(tenant, request).await?;
         for task in page.tasks {
-            if !wanted.matches(&task) {
-                continue;
-            }
             if listed.total >= skip && listed.tasks.len() < wanted.page_size as usize {
                 listed.tasks.push(task);
             }
             listed.total += 1;
         }
         page_token = page.next_page_token;
-        if over || page_token.is_empty() {
+        if page_token.is_empty() || listed.total > skip + wanted.page_size as usize {
             break;
         }
     }
@@ -165,7 +198,8 @@ pub(super) async fn list(edge: &Edge, tenant: &str, wanted: &Wanted) -> Result<L
 }
 
 /// The answer to a list.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeList)]
 pub(super) struct ListAnswer<'a> {
     request_id: &'a str,
     page_no: u32,
@@ -175,7 +209,8 @@ pub(super) struct ListAnswer<'a> {
     data: Vec<Row<'a>>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeListed)]
 struct Row<'a> {
     task_id: &'a str,
     status: &'static str,
@@ -237,29 +272,40 @@ mod tests {
     }
 
     #[test]
-    fn a_task_is_listed_by_time_model_and_status() {
+    fn the_platform_filters_by_time_model_and_status() {
         let mut asked = wanted(ListQuery::default()).unwrap();
-        let mut task = v1::Task {
-            request: Some(v1::SubmitTask {
-                model: "m".to_owned(),
-                ..Default::default()
-            }),
-            submitted_at: Some(prost_types::Timestamp {
-                seconds: 7,
-                nanos: 0,
-            }),
-            ..Default::default()
-        };
-        task.set_phase(TaskPhase::Scheduled);
-        assert!(asked.matches(&task));
-        asked.status = Some("PENDING");
-        (asked.from, asked.until) = (7000, 7001);
+        let request = asked.next(String::new());
+        assert_eq!(
+            (request.created_after, request.created_before),
+            (None, None)
+        );
+        assert!(request.model.is_empty() && request.phases.is_empty());
+        (asked.from, asked.until) = (1500, 7000);
         asked.model = Some("m".to_owned());
-        assert!(asked.matches(&task));
-        asked.from = 7001;
-        assert!(!asked.matches(&task) && asked.is_before(&task));
-        (asked.from, asked.status) = (0, Some("RUNNING"));
-        assert!(!asked.matches(&task));
+        asked.status = Some("PENDING");
+        let request = asked.next("t".to_owned());
+        let time = |seconds, nanos| Some(prost_types::Timestamp { seconds, nanos });
+        assert_eq!(request.created_after, time(1, 500_000_000));
+        assert_eq!(request.created_before, time(7, 0));
+        assert_eq!(
+            (request.model.as_str(), request.page_token.as_str()),
+            ("m", "t")
+        );
+        assert_eq!(
+            request.phases,
+            [TaskPhase::Queued as i32, TaskPhase::Scheduled as i32]
+        );
+    }
+
+    #[test]
+    fn every_status_is_the_word_of_its_phases() {
+        for word in STATUSES {
+            assert!(!phases(word).is_empty(), "{word}");
+            assert!(
+                phases(word).iter().all(|&phase| status(phase) == *word),
+                "{word}"
+            );
+        }
     }
 
     #[test]

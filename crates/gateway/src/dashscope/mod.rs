@@ -2,10 +2,13 @@
 //!
 //! Where that API and the platform differ: a task that runs is cancelled too, not only one that waits; a prompt is drawn as
 //! it stands, whatever `prompt_extend` says; a task answers a poll both with `results` and with `choices`, because what
-//! kind of request made it is not kept. What is not there yet (pictures as input, a visible watermark) is refused by name.
+//! kind of request made it is not kept. A picture to begin from is fetched while its caller waits, so that a bad one is refused and not
+//! accepted to fail. What is not there yet (masks, sketches, several pictures, a visible watermark) is refused by name.
 //! See `docs/adr/0019-two-more-dialects.md`.
 
+mod described;
 mod error;
+pub(crate) mod fuzz;
 mod list;
 mod request;
 mod response;
@@ -21,19 +24,22 @@ use axum::http::{HeaderMap, HeaderName, Uri};
 use axum::response::Response;
 use contract::auth::Caller;
 use contract::v1::TaskPhase;
-use contract::{ErrorCode, Failure, validate};
+use contract::{ErrorCode, Failure, v1, validate};
 use tokio::time::Instant;
 
 use crate::edge::Edge;
 use crate::json::{self, shorten};
 use crate::layers::RequestId;
+use crate::openapi::params::{AnyTaskIdParam, IdempotencyKeyParam, TaskIdParam};
+use crate::pictures;
 use crate::problem::{Refused, json as json_answer};
 use crate::tasks::{idempotency_key, name_task, read_query, task_id};
 use crate::waiting;
 
+use described::{AsyncParam, ListParams, Message, Synthesis};
 pub(crate) use error::Error;
 use list::list;
-use request::Form;
+use request::{Form, Wish};
 use response::{Accepted, Cancelled, Drawn, Polled};
 
 /// Says that the caller does not wait for the pictures.
@@ -42,7 +48,22 @@ const ASYNC: HeaderName = HeaderName::from_static("x-dashscope-async");
 const NOT_SYNCHRONOUS: &str = "current user api does not support synchronous calls.";
 const NOT_ASYNCHRONOUS: &str = "current user api does not support asynchronous calls.";
 
-/// `POST /api/v1/services/aigc/text2image/image-synthesis`
+/// `POST /api/v1/services/aigc/text2image/image-synthesis` and `…/image2image/image-synthesis`
+#[utoipa::path(
+    post,
+    path = "/api/v1/services/aigc/text2image/image-synthesis",
+    operation_id = "dashScopeSynthesize",
+    summary = "Submit a task",
+    params(AsyncParam, IdempotencyKeyParam),
+    request_body(content = Synthesis, example = json!({"input": {"prompt": "a 3d cat"}, "parameters": {"size": "128*128", "seed": 7, "steps": 2}})),
+    responses(
+        (status = 200, description = "The task is stored.", body = Accepted, headers(("X-Inkstone-Task-Id" = String, description = "The task's id."))),
+        (status = 400, description = "invalid_argument"),
+        (status = 403, description = "permission_denied"),
+        (status = 404, description = "model_not_found"),
+        (status = 409, description = "idempotency_conflict")
+    )
+)]
 pub(crate) async fn synthesize(
     edge: State<Arc<Edge>>,
     caller: Extension<Caller>,
@@ -54,6 +75,21 @@ pub(crate) async fn synthesize(
 }
 
 /// `POST /api/v1/services/aigc/image-generation/generation`
+#[utoipa::path(
+    post,
+    path = "/api/v1/services/aigc/image-generation/generation",
+    operation_id = "dashScopeGenerate",
+    summary = "Submit a task, in the shape of a message",
+    params(AsyncParam, IdempotencyKeyParam),
+    request_body(content = Message, example = json!({"input": {"messages": [{"role": "user", "content": [{"text": "a 3d cat"}]}]}, "parameters": {"steps": 2}})),
+    responses(
+        (status = 200, description = "The task is stored.", body = Accepted, headers(("X-Inkstone-Task-Id" = String, description = "The task's id."))),
+        (status = 400, description = "invalid_argument"),
+        (status = 403, description = "permission_denied"),
+        (status = 404, description = "model_not_found"),
+        (status = 409, description = "idempotency_conflict")
+    )
+)]
 pub(crate) async fn generate(
     edge: State<Arc<Edge>>,
     caller: Extension<Caller>,
@@ -76,15 +112,51 @@ async fn submit(
         return Err(Failure::new(ErrorCode::PermissionDenied, NOT_SYNCHRONOUS).into());
     }
     let fields = json::read(body, &edge.http).await?;
-    let task = request::decode(fields, form, idempotency_key(headers)?)?;
-    validate(&task)?;
+    let wish = request::decode(fields, form, idempotency_key(headers)?)?;
+    let task = complete(&edge, &caller, wish).await?;
     let (task, _) = edge.platform.submit(&caller, task).await?;
     let answer = json_answer(&Accepted::new(&task, &request_id.0));
     Ok(name_task(answer, &task.id))
 }
 
+/// The task that a caller wishes for, with what it begins from stored.
+async fn complete(
+    edge: &Arc<Edge>,
+    caller: &Caller,
+    wish: Wish,
+) -> Result<v1::SubmitTask, Failure> {
+    let Wish { mut task, source } = wish;
+    match source {
+        None => validate(&task)?,
+        Some(source) => {
+            let upload = edge.open_upload(&caller.tenant)?;
+            pictures::begin_from(edge, caller, &mut task, source, upload).await?;
+        }
+    }
+    Ok(task)
+}
+
 /// `POST /api/v1/services/aigc/multimodal-generation/generation`: answers when the pictures are there. A caller that hangs
 /// up cancels its task, as in OpenAI's dialect.
+#[utoipa::path(
+    post,
+    path = "/api/v1/services/aigc/multimodal-generation/generation",
+    operation_id = "dashScopeConverse",
+    summary = "Draw pictures, in the shape of a message",
+    description = "Answers when the pictures are there. `X-DashScope-Async: enable` is refused here.",
+    params(IdempotencyKeyParam),
+    request_body(content = Message, example = json!({"input": {"messages": [{"role": "user", "content": "a 3d cat"}]}, "parameters": {"steps": 2}})),
+    responses(
+        (status = 200, description = "The pictures.", body = Drawn, headers(("X-Inkstone-Task-Id" = String, description = "The task's id."))),
+        (status = 400, description = "invalid_argument"),
+        (status = 403, description = "permission_denied"),
+        (status = 404, description = "model_not_found"),
+        (status = 409, description = "idempotency_conflict cancelled"),
+        (status = 422, description = "picture_too_large"),
+        (status = 500, description = "engine_failed attempts_exhausted"),
+        (status = 504, description = "deadline_exceeded")
+    )
+)]
 pub(crate) async fn converse(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -98,8 +170,8 @@ pub(crate) async fn converse(
         return Err(Failure::new(ErrorCode::PermissionDenied, NOT_ASYNCHRONOUS).into());
     }
     let fields = json::read(body, &edge.http).await?;
-    let task = request::decode(fields, Form::Messages, idempotency_key(&headers)?)?;
-    validate(&task)?;
+    let wish = request::decode(fields, Form::Messages, idempotency_key(&headers)?)?;
+    let task = complete(&edge, &caller, wish).await?;
     let task = waiting::draw(&edge, &caller, task, deadline).await?;
     let base = edge.public_url(&uri, &headers);
     let answer = json_answer(&Drawn::new(&task, &base, &request_id.0));
@@ -107,6 +179,15 @@ pub(crate) async fn converse(
 }
 
 /// `GET /api/v1/tasks/{id}`. A task that is not there is one whose status is UNKNOWN, as in DashScope.
+#[utoipa::path(
+    get,
+    path = "/api/v1/tasks/{id}",
+    operation_id = "dashScopePoll",
+    summary = "Read a task",
+    description = "One that is not there has the status `UNKNOWN`.",
+    params(AnyTaskIdParam),
+    responses((status = 200, description = "The task.", body = Polled))
+)]
 pub(crate) async fn poll(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -132,6 +213,18 @@ pub(crate) async fn poll(
 }
 
 /// `POST /api/v1/tasks/{id}/cancel`
+#[utoipa::path(
+    post,
+    path = "/api/v1/tasks/{id}/cancel",
+    operation_id = "dashScopeCancel",
+    summary = "Cancel a task",
+    params(TaskIdParam),
+    responses(
+        (status = 200, description = "It is cancelled.", body = Cancelled),
+        (status = 400, description = "invalid_argument"),
+        (status = 404, description = "task_not_found")
+    )
+)]
 pub(crate) async fn cancel(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -155,6 +248,18 @@ fn is_async(headers: &HeaderMap) -> bool {
 }
 
 /// `GET /api/v1/tasks`
+#[utoipa::path(
+    get,
+    path = "/api/v1/tasks",
+    operation_id = "dashScopeList",
+    summary = "List tasks",
+    description = "Looks at the newest 1000.",
+    params(ListParams),
+    responses(
+        (status = 200, description = "A page.", body = list::ListAnswer),
+        (status = 400, description = "invalid_argument")
+    )
+)]
 pub(crate) async fn tasks(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,

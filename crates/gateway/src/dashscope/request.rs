@@ -6,6 +6,7 @@ use contract::words::{FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS};
 use contract::{Failure, v1};
 
 use crate::json::{Fields, shorten};
+use crate::pictures::{self, Picture, Source};
 
 /// Where a request has its prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -16,21 +17,33 @@ pub(super) enum Form {
     Messages,
 }
 
-/// Inputs that are or describe pictures.
-const PICTURES: &[&str] = &[
-    "ref_img",
-    "ref_image_url",
-    "images",
-    "base_image_url",
-    "mask_image_url",
-    "sketch_image_url",
-    "function",
+/// What a caller of this dialect wants.
+#[derive(Debug)]
+pub(super) struct Wish {
+    /// The request as the platform knows it.
+    pub(super) task: v1::SubmitTask,
+    /// What it begins from.
+    pub(super) source: Option<Source>,
+}
+
+/// Inputs that are or describe pictures in a way that is not understood here.
+const OTHER_PICTURES: &[(&str, &str)] = &[
+    (
+        "ref_image_url",
+        "a picture to begin from is named by ref_img",
+    ),
+    (
+        "mask_image_url",
+        "masks are taken by /v1/images/edits, as transparency",
+    ),
+    ("sketch_image_url", "pictures cannot be drawn from sketches"),
 ];
+/// What `function` can be: each is a picture led to what the prompt says.
+const FUNCTIONS: &[(&str, ())] = &[("description_edit", ()), ("stylization_all", ())];
+const REF_MODES: &[(&str, bool)] = &[("repaint", true), ("refonly", false)];
 /// Parameters that would change the picture and cannot.
 const NOT_YET: &[(&str, &str)] = &[
-    ("ref_strength", "pictures cannot be drawn from pictures yet"),
-    ("ref_mode", "pictures cannot be drawn from pictures yet"),
-    ("bbox_list", "pictures cannot be drawn from pictures yet"),
+    ("bbox_list", "parts of a picture cannot be chosen by boxes"),
     ("color_palette", "palettes cannot be chosen yet"),
     (
         "enable_sequential",
@@ -60,15 +73,19 @@ pub(super) fn decode(
     mut fields: Fields,
     form: Form,
     idempotency_key: String,
-) -> Result<v1::SubmitTask, Failure> {
+) -> Result<Wish, Failure> {
     let model = fields.text("model")?.unwrap_or_default();
     let mut input = fields.object("input")?;
     let mut parameters = fields.object("parameters")?;
     refuse_what_is_not_there(&input, &parameters)?;
-    let prompt = match form {
-        Form::Prompt => input.text("prompt")?.unwrap_or_default(),
-        Form::Messages => prompt(input.objects("messages")?)?,
+    let (prompt, image) = match form {
+        Form::Prompt => {
+            let image = named_picture(&mut input)?;
+            (input.text("prompt")?.unwrap_or_default(), image)
+        }
+        Form::Messages => read_message(input.objects("messages")?)?,
     };
+    let source = source(image, &mut parameters)?;
     // The older requests have it in their input, the newer ones in their parameters.
     let negative_prompt = match input.text("negative_prompt")? {
         Some(text) => Some(text),
@@ -92,7 +109,72 @@ pub(super) fn decode(
     (task.width, task.height, task.images) = (width, height, images);
     task.style_tags = style_tags;
     task.idempotency_key = idempotency_key;
-    Ok(task)
+    Ok(Wish { task, source })
+}
+
+/// The picture that a request's input names, by whichever of DashScope's names.
+fn named_picture(input: &mut Fields) -> Result<Option<Picture>, Failure> {
+    let given: Vec<_> = ["ref_img", "base_image_url", "images"]
+        .into_iter()
+        .filter(|name| input.says(name))
+        .collect();
+    if input.says("function") && !given.contains(&"base_image_url") {
+        let message = "function needs base_image_url: the picture that it is done to";
+        return Err(Failure::invalid("function", message));
+    }
+    if input.says("function") {
+        input.word("function", FUNCTIONS)?;
+    }
+    let Some(&field) = given.first() else {
+        return Ok(None);
+    };
+    if let Some(other) = given.get(1) {
+        let message = format!("{other} must be left out beside {field}: one picture is begun from");
+        return Err(Failure::invalid(*other, message));
+    }
+    let (place, text) = match field {
+        "images" => ("images[0]", pictures::only(field, input.texts(field)?)?),
+        field => (field, input.text(field)?.unwrap_or_default()),
+    };
+    Picture::named(field, place, text).map(Some)
+}
+
+/// What a task begins from, and how far it is led away from it.
+fn source(image: Option<Picture>, parameters: &mut Fields) -> Result<Option<Source>, Failure> {
+    let lonely = ["ref_strength", "ref_mode", "strength"];
+    let lonely = lonely.into_iter().find(|name| parameters.says(name));
+    let mode = parameters.word("ref_mode", REF_MODES)?;
+    // DashScope counts how much stays, the platform how much goes.
+    let stays = parameters.number("ref_strength")?;
+    let strength = parameters.number("strength")?;
+    let Some(image) = image else {
+        return match lonely {
+            Some(name) => {
+                let message =
+                    format!("{name} must be left out where there is no picture to begin from");
+                Err(Failure::invalid(name, message))
+            }
+            None => Ok(None),
+        };
+    };
+    if mode == Some(false) {
+        let message = "ref_mode must be repaint: a style cannot be taken from a picture yet";
+        return Err(Failure::invalid("ref_mode", message));
+    }
+    if let Some(share) = stays.filter(|share| !(0.0..1.0).contains(share)) {
+        let message = format!("ref_strength must be at least 0 and less than 1, not {share}");
+        return Err(Failure::invalid("ref_strength", message));
+    }
+    if strength.is_some() && stays.is_some() {
+        let message =
+            "strength must be left out beside ref_strength: they are two names of one thing";
+        return Err(Failure::invalid("strength", message));
+    }
+    Ok(Some(Source {
+        image,
+        mask: None,
+        strength: strength.or(stays.map(|share| 1.0 - share)),
+    }))
 }
 
 /// The parameters that have the same name and meaning here as in our own dialect; all but `seed` are ours.
@@ -125,12 +207,9 @@ fn knobs(parameters: &mut Fields) -> Result<v1::SubmitTask, Failure> {
 }
 
 fn refuse_what_is_not_there(input: &Fields, parameters: &Fields) -> Result<(), Failure> {
-    if let Some(name) = PICTURES.iter().find(|name| input.says(name)) {
-        let message =
-            format!("{name} must be left out: pictures cannot be drawn from pictures yet");
-        return Err(Failure::invalid(*name, message));
-    }
-    if let Some((name, why)) = NOT_YET.iter().find(|(name, _)| parameters.says(name)) {
+    let other = OTHER_PICTURES.iter().find(|(name, _)| input.says(name));
+    let not_yet = NOT_YET.iter().find(|(name, _)| parameters.says(name));
+    if let Some((name, why)) = other.or(not_yet) {
         return Err(Failure::invalid(
             *name,
             format!("{name} must be left out: {why}"),
@@ -139,43 +218,46 @@ fn refuse_what_is_not_there(input: &Fields, parameters: &Fields) -> Result<(), F
     Ok(())
 }
 
-/// The text of the one message that a request for pictures consists of.
-fn prompt(messages: Vec<Fields>) -> Result<String, Failure> {
-    let invalid = |message: String| Err(Failure::invalid("messages", message));
+/// The text of the one message that a request for pictures consists of, and the picture in it.
+fn read_message(messages: Vec<Fields>) -> Result<(String, Option<Picture>), Failure> {
+    let invalid = |message: String| Failure::invalid("messages", message);
     let count = messages.len();
     let mut messages = messages.into_iter();
     let (Some(mut message), None) = (messages.next(), messages.next()) else {
-        return invalid(format!(
+        return Err(invalid(format!(
             "messages must have exactly one message, not {count}"
-        ));
+        )));
     };
     match message.text("role")?.as_deref() {
         None | Some("user") => {}
         Some(role) => {
             let role = shorten(role);
-            return invalid(format!("messages[0].role must be user, not {role:?}"));
+            return Err(invalid(format!(
+                "messages[0].role must be user, not {role:?}"
+            )));
         }
     }
     if message.is_text("content") {
-        return Ok(message.text("content")?.unwrap_or_default());
+        return Ok((message.text("content")?.unwrap_or_default(), None));
     }
-    let mut found = None;
-    for mut part in message.objects("content")? {
-        if part.says("image") {
-            let why = "pictures cannot be drawn from pictures yet";
-            return invalid(format!("messages[0].content must have no image: {why}"));
-        }
-        match part.text("text")? {
-            Some(text) if found.is_none() => found = Some(text),
-            Some(_) => {
-                return invalid("messages[0].content must have one text, not several".to_owned());
-            }
-            None => {}
+    let (mut texts, mut images) = (Vec::new(), Vec::new());
+    for (i, mut part) in message.objects("content")?.into_iter().enumerate() {
+        texts.extend(part.text("text")?);
+        if let Some(image) = part.text("image")? {
+            let place = format!("messages[0].content[{i}].image");
+            images.push(Picture::named("messages", place, image)?);
         }
     }
-    match found {
-        Some(text) => Ok(text),
-        None => invalid("messages[0].content must have a text: what to draw".to_owned()),
+    let image = match images.is_empty() {
+        true => None,
+        false => Some(pictures::only("messages", images)?),
+    };
+    let count = texts.len();
+    match (texts.pop(), texts.is_empty()) {
+        (Some(text), true) => Ok((text, image)),
+        _ => Err(invalid(format!(
+            "messages[0].content must have one text, not {count}: what to draw"
+        ))),
     }
 }
 
@@ -204,6 +286,10 @@ mod tests {
     use super::*;
 
     fn read(form: Form, body: &str) -> Result<v1::SubmitTask, Failure> {
+        wish(form, body).map(|wish| wish.task)
+    }
+
+    fn wish(form: Form, body: &str) -> Result<Wish, Failure> {
         decode(Fields::parse(body.as_bytes())?, form, String::new())
     }
 
@@ -261,7 +347,9 @@ mod tests {
             r#"[{"role":"system","content":[{"text":"a"}]}]"#,
             r#"[{"content":[{"text":"a"}]},{"content":[{"text":"b"}]}]"#,
             r#"[{"content":[{"text":"a"},{"text":"b"}]}]"#,
-            r#"[{"content":[{"text":"a"},{"image":"http://h/x.png"}]}]"#,
+            r#"[{"content":[{"image":"https://h/x.png"}]}]"#,
+            r#"[{"content":[{"text":"a"},{"image":"https://h/x.png"},{"image":"https://h/y.png"}]}]"#,
+            r#"[{"content":[{"text":"a"},{"image":"data:image/png,x"}]}]"#,
             r#"[{"content":[]}]"#,
             r#"["a"]"#,
             r#""a""#,
@@ -273,7 +361,7 @@ mod tests {
 
     #[test]
     fn what_is_not_there_yet_is_refused_by_its_name_and_nothing_said_is_let_through() {
-        for name in PICTURES {
+        for (name, _) in OTHER_PICTURES {
             let body = format!(r#"{{"input":{{"prompt":"p","{name}":"http://h/x.png"}}}}"#);
             assert_eq!(field(Form::Prompt, &body), *name);
             let body = format!(r#"{{"input":{{"prompt":"p","{name}":""}}}}"#);
@@ -285,6 +373,62 @@ mod tests {
             let body = format!(r#"{{"input":{{"prompt":"p"}},"parameters":{{"{name}":null}}}}"#);
             assert!(read(Form::Prompt, &body).is_ok());
         }
+    }
+
+    #[test]
+    fn a_picture_is_named_by_each_of_dashscopes_names() {
+        let strength = |form, body: &str| wish(form, body).unwrap().source.unwrap().strength;
+        let body = r#"{"input":{"prompt":"p","ref_img":"https://h/x"},"parameters":{"ref_strength":0.75,"ref_mode":"repaint"}}"#;
+        assert_eq!(strength(Form::Prompt, body), Some(0.25));
+        let body = r#"{"input":{"prompt":"p","base_image_url":"https://h/x","function":"description_edit"}}"#;
+        assert_eq!(strength(Form::Prompt, body), None);
+        let body =
+            r#"{"input":{"prompt":"p","images":["https://h/x"]},"parameters":{"strength":0.5}}"#;
+        assert_eq!(strength(Form::Prompt, body), Some(0.5));
+        let body =
+            r#"{"input":{"messages":[{"content":[{"image":"data:;base64,AA"},{"text":"p"}]}]}}"#;
+        assert_eq!(strength(Form::Messages, body), None);
+        assert_eq!(read(Form::Messages, body).unwrap().prompt, "p");
+        assert!(
+            wish(Form::Prompt, r#"{"input":{"prompt":"p"}}"#)
+                .unwrap()
+                .source
+                .is_none()
+        );
+    }
+
+    #[test]
+    fn a_picture_that_cannot_be_begun_from_is_refused_by_name() {
+        let input = |rest: &str| {
+            field(
+                Form::Prompt,
+                &format!(r#"{{"input":{{"prompt":"p",{rest}}}}}"#),
+            )
+        };
+        assert_eq!(input(r#""images":["https://h/x","https://h/y"]"#), "images");
+        assert_eq!(
+            input(r#""ref_img":"https://h/x","base_image_url":"https://h/y""#),
+            "base_image_url"
+        );
+        assert_eq!(input(r#""function":"description_edit""#), "function");
+        assert_eq!(
+            input(r#""base_image_url":"https://h/x","function":"expand""#),
+            "function"
+        );
+        let parameters = |rest: &str| {
+            let body = format!(
+                r#"{{"input":{{"prompt":"p","ref_img":"https://h/x"}},"parameters":{{{rest}}}}}"#
+            );
+            field(Form::Prompt, &body)
+        };
+        assert_eq!(parameters(r#""ref_mode":"refonly""#), "ref_mode");
+        assert_eq!(parameters(r#""ref_strength":1"#), "ref_strength");
+        assert_eq!(
+            parameters(r#""ref_strength":0.5,"strength":0.5"#),
+            "strength"
+        );
+        let alone = r#"{"input":{"prompt":"p"},"parameters":{"ref_strength":0.5}}"#;
+        assert_eq!(field(Form::Prompt, alone), "ref_strength");
     }
 
     #[test]
@@ -318,7 +462,7 @@ mod tests {
 
         #[test]
         fn no_values_make_the_decoder_panic(
-            name in "prompt|messages|size|n|seed|style|content|text",
+            name in "prompt|messages|size|n|seed|style|content|text|ref_img|images|function|ref_strength",
             value in "null|-1|1e400|\"[0-9]{0,6}\\*[0-9]{0,6}\"|\\[1\\]|\\[\\{\\}\\]|\\{\\}|true|\\[\\{\"content\":\\[\\{\"text\":1\\}\\]\\}\\]",
         ) {
             for form in [Form::Prompt, Form::Messages] {

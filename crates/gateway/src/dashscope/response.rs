@@ -4,6 +4,7 @@ use contract::v1::TaskPhase;
 use contract::{ErrorCode, v1};
 use jiff::tz::Offset;
 use serde::{Serialize, Serializer};
+use utoipa::ToSchema;
 
 use super::error;
 
@@ -23,13 +24,15 @@ pub(super) fn status(phase: TaskPhase) -> &'static str {
 }
 
 /// The answer to a submission.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeAccepted)]
 pub(super) struct Accepted<'a> {
     output: AcceptedOutput<'a>,
     request_id: &'a str,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeAcceptedOutput)]
 struct AcceptedOutput<'a> {
     task_status: &'static str,
     task_id: &'a str,
@@ -46,7 +49,8 @@ impl<'a> Accepted<'a> {
 }
 
 /// The answer to a cancel.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeCancelled)]
 pub(super) struct Cancelled<'a> {
     request_id: &'a str,
 }
@@ -58,7 +62,8 @@ impl<'a> Cancelled<'a> {
 }
 
 /// The answer to a poll.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopePolled)]
 pub(super) struct Polled<'a> {
     request_id: &'a str,
     output: PolledOutput<'a>,
@@ -66,15 +71,19 @@ pub(super) struct Polled<'a> {
     usage: Option<Usage>,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
+#[schema(as = DashScopePolledOutput)]
 struct PolledOutput<'a> {
     task_id: &'a str,
     task_status: &'static str,
     #[serde(skip_serializing_if = "Time::is_none")]
+    #[schema(value_type = Option<String>)]
     submit_time: Time<'a>,
     #[serde(skip_serializing_if = "Time::is_none")]
+    #[schema(value_type = Option<String>)]
     scheduled_time: Time<'a>,
     #[serde(skip_serializing_if = "Time::is_none")]
+    #[schema(value_type = Option<String>)]
     end_time: Time<'a>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     results: Vec<Place>,
@@ -88,13 +97,15 @@ struct PolledOutput<'a> {
     task_metrics: Option<Metrics>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopePlace)]
 struct Place {
     url: String,
 }
 
 /// Pictures of a task, by what became of them.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeMetrics)]
 #[serde(rename_all = "UPPERCASE")]
 struct Metrics {
     total: usize,
@@ -153,7 +164,8 @@ impl<'a> Polled<'a> {
 }
 
 /// What was drawn. The tokens are there because clients read them; nothing here is counted in tokens.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeUsage)]
 struct Usage {
     image_count: usize,
     width: u32,
@@ -178,31 +190,36 @@ impl Usage {
 }
 
 /// The answer to a request that waits.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeDrawn)]
 pub(super) struct Drawn<'a> {
     request_id: &'a str,
     output: DrawnOutput,
     usage: Usage,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeDrawnOutput)]
 struct DrawnOutput {
     choices: Vec<Choice>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeChoice)]
 struct Choice {
     finish_reason: &'static str,
     message: Message,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopeAnswer)]
 struct Message {
     role: &'static str,
     content: [Part; 1],
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = DashScopePart)]
 struct Part {
     r#type: &'static str,
     image: String,

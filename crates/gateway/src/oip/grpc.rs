@@ -229,11 +229,12 @@ impl GrpcInferenceService for Inference {
         request: Request<Streaming<ModelInferRequest>>,
     ) -> Result<Response<Answers>, Status> {
         let caller = caller(&request)?;
+        let open = self.edge.open_stream(&caller.tenant)?;
         let answering = Answering {
             opened_by: Some(caller),
             edge: self.edge.clone(),
             headers: request.metadata().clone().into_headers(),
-            _open: self.edge.open_stream()?,
+            _open: open,
             deadline: Instant::now() + self.edge.http.stream_timeout.duration(),
             requests: request.into_inner(),
         };

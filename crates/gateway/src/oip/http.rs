@@ -11,13 +11,16 @@ use axum::response::{IntoResponse, Response};
 use contract::Failure;
 use contract::auth::Caller;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
+use super::described::{Binary, Inference, InferenceParams};
 use super::infer::infer;
-use super::json::{JSON_BYTES, decode, encode};
+use super::json::{AnswerJson, JSON_BYTES, decode, encode};
 use super::model::{Config, EXTENSIONS, Metadata, PLATFORM, READY, find};
 use crate::edge::Edge;
 use crate::json::{check_coding, read_bytes};
 use crate::models::allowed;
+use crate::openapi::params::{IdempotencyKeyParam, ModelParam};
 use crate::problem::{Refused, json as json_answer};
 use crate::tasks::idempotency_key;
 
@@ -41,14 +44,23 @@ fn named(path: Named) -> ModelPath {
     path.map(|Path(path)| path).unwrap_or_default()
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = InferServer)]
 struct ServerJson {
     name: &'static str,
     version: &'static str,
+    #[schema(value_type = Vec<String>)]
     extensions: &'static [&'static str],
 }
 
 /// `GET /v2`
+#[utoipa::path(
+    get,
+    path = "/v2",
+    operation_id = "inferServer",
+    summary = "What the server is",
+    responses((status = 200, description = "Name, version and extensions.", body = ServerJson))
+)]
 pub(crate) async fn server() -> Response {
     json_answer(&ServerJson {
         name: PLATFORM,
@@ -58,11 +70,25 @@ pub(crate) async fn server() -> Response {
 }
 
 /// `GET /v2/health/live`: that the gateway runs.
+#[utoipa::path(
+    get,
+    path = "/v2/health/live",
+    operation_id = "inferLive",
+    summary = "That the server runs",
+    responses((status = 200, description = "It does."))
+)]
 pub(crate) async fn live() -> StatusCode {
     StatusCode::OK
 }
 
 /// `GET /v2/health/ready`: that everything behind the gateway is well, as it last looked.
+#[utoipa::path(
+    get,
+    path = "/v2/health/ready",
+    operation_id = "inferReady",
+    summary = "That the platform is ready",
+    responses((status = 200, description = "It is."), (status = 503, description = "unavailable"))
+)]
 pub(crate) async fn ready(State(edge): State<Arc<Edge>>) -> Result<StatusCode, Refused> {
     match edge.health.problem() {
         None => Ok(StatusCode::OK),
@@ -72,6 +98,17 @@ pub(crate) async fn ready(State(edge): State<Arc<Edge>>) -> Result<StatusCode, R
 }
 
 /// `GET /v2/models/{model}[/versions/{version}]`
+#[utoipa::path(
+    get,
+    path = "/v2/models/{model}",
+    operation_id = "inferMetadata",
+    summary = "Read a model",
+    params(ModelParam),
+    responses(
+        (status = 200, description = "Its tensors.", body = Metadata),
+        (status = 404, description = "model_not_found")
+    )
+)]
 pub(crate) async fn metadata(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -84,6 +121,17 @@ pub(crate) async fn metadata(
 }
 
 /// `GET /v2/models/{model}[/versions/{version}]/config`
+#[utoipa::path(
+    get,
+    path = "/v2/models/{model}/config",
+    operation_id = "inferConfig",
+    summary = "Read a model's configuration",
+    params(ModelParam),
+    responses(
+        (status = 200, description = "As far as a client can need it.", body = Config),
+        (status = 404, description = "model_not_found")
+    )
+)]
 pub(crate) async fn config(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -96,6 +144,17 @@ pub(crate) async fn config(
 }
 
 /// `GET /v2/models/{model}[/versions/{version}]/ready`
+#[utoipa::path(
+    get,
+    path = "/v2/models/{model}/ready",
+    operation_id = "inferModelReady",
+    summary = "That a model takes requests",
+    params(ModelParam),
+    responses(
+        (status = 200, description = "It does."),
+        (status = 404, description = "model_not_found")
+    )
+)]
 pub(crate) async fn model_ready(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -107,7 +166,8 @@ pub(crate) async fn model_ready(
     Ok(StatusCode::OK)
 }
 
-#[derive(Serialize)]
+#[derive(Serialize, ToSchema)]
+#[schema(as = InferIndexed)]
 struct IndexJson<'a> {
     name: &'a str,
     version: &'a str,
@@ -116,6 +176,13 @@ struct IndexJson<'a> {
 }
 
 /// `POST /v2/repository/index`: each version that the caller may use.
+#[utoipa::path(
+    post,
+    path = "/v2/repository/index",
+    operation_id = "inferIndex",
+    summary = "List models",
+    responses((status = 200, description = "Each version that the key may use.", body = Vec<IndexJson>))
+)]
 pub(crate) async fn index(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -134,6 +201,37 @@ pub(crate) async fn index(
 }
 
 /// `POST /v2/models/{model}[/versions/{version}]/infer`: answers when the pictures are there.
+#[utoipa::path(
+    post,
+    path = "/v2/models/{model}/infer",
+    operation_id = "infer",
+    summary = "Draw a batch",
+    description = "Answers when the pictures are there. Each is a task of its own, and counts as a request against the rate limit.",
+    params(ModelParam, InferenceParams, IdempotencyKeyParam),
+    request_body(content(
+        (Inference = "application/json", example = json!({"inputs": [
+            {"name": "PROMPT", "shape": [1], "datatype": "BYTES", "data": ["a 3d cat"]},
+            {"name": "STEPS", "shape": [1], "datatype": "INT32", "data": [2]}
+        ]})),
+        (Binary = "application/octet-stream")
+    )),
+    responses(
+        (
+            status = 200,
+            description = "The pictures.",
+            content((AnswerJson = "application/json"), (Binary = "application/octet-stream")),
+            headers(("Inference-Header-Content-Length" = u32, description = "How many bytes are JSON, where raw data is behind it."))
+        ),
+        (status = 400, description = "invalid_argument"),
+        (status = 403, description = "permission_denied"),
+        (status = 404, description = "model_not_found"),
+        (status = 409, description = "idempotency_conflict cancelled"),
+        (status = 422, description = "picture_too_large"),
+        (status = 500, description = "engine_failed attempts_exhausted"),
+        (status = 504, description = "deadline_exceeded"),
+        (status = 415, description = "unsupported_media_type")
+    )
+)]
 pub(crate) async fn infer_model(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,

@@ -14,11 +14,12 @@ use bytes::Bytes;
 use contract::{ErrorCode, Failure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use utoipa::ToSchema;
 
 use super::infer::{Answer, Content};
 use super::request::{Asked, IMAGE_FORMAT};
 use super::tensor::{Datatype, Tensor, Values, invalid, read_raw};
-use crate::json::shorten;
+use crate::json::{shorten, told};
 use crate::problem::text;
 
 /// How many bytes of a body are JSON.
@@ -73,7 +74,7 @@ impl Binary {
 pub(super) fn decode(body: &Bytes, json_bytes: Option<&str>) -> Result<(Asked, Binary), Failure> {
     let (json, mut raw) = split(body, json_bytes)?;
     let request: RequestJson = serde_json::from_slice(&json).map_err(|error| {
-        let message = format!("the body is not the JSON expected: {error}");
+        let message = format!("the body is not the JSON expected: {}", told(&error));
         Failure::new(ErrorCode::InvalidArgument, message)
     })?;
     let mut inputs = Vec::with_capacity(request.inputs.len());
@@ -133,11 +134,12 @@ fn split(body: &Bytes, json_bytes: Option<&str>) -> Result<(Bytes, Bytes), Failu
 }
 
 fn read_input(input: InputJson, raw: &mut Bytes) -> Result<Tensor, Failure> {
-    let name = input.name;
-    let datatype = Datatype::read(&name, &input.datatype)?;
+    // Whatever is wrong with it, its name is not repeated whole.
+    let shown = shorten(&input.name);
+    let datatype = Datatype::read(&shown, &input.datatype)?;
     if input.parameters.contains_key("shared_memory_region") {
-        let message = format!("{name} must come with the request: there is no shared memory");
-        return Err(invalid(&name, message));
+        let message = format!("{shown} must come with the request: there is no shared memory");
+        return Err(invalid(&shown, message));
     }
     let values = match (input.parameters.get("binary_data_size"), input.data) {
         (Some(size), None) => {
@@ -146,21 +148,22 @@ fn read_input(input: InputJson, raw: &mut Bytes) -> Result<Tensor, Failure> {
             let Some(size) = size.filter(fits) else {
                 let left = raw.len();
                 let message = format!(
-                    "binary_data_size of {name} must be a number of bytes up to the {left} that are left in the body"
+                    "binary_data_size of {shown} must be a number of bytes up to the {left} that are left in the body"
                 );
-                return Err(invalid(&name, message));
+                return Err(invalid(&shown, message));
             };
-            read_raw(&name, datatype, &raw.split_to(size))?
+            read_raw(&shown, datatype, &raw.split_to(size))?
         }
-        (None, Some(data)) => read_data(&name, datatype, data)?,
+        (None, Some(data)) => read_data(&shown, datatype, data)?,
         _ => {
-            let message = format!("{name} must have either data or the parameter binary_data_size");
-            return Err(invalid(&name, message));
+            let message =
+                format!("{shown} must have either data or the parameter binary_data_size");
+            return Err(invalid(&shown, message));
         }
     };
     let shape = input.shape;
     Ok(Tensor {
-        name,
+        name: input.name,
         shape,
         values,
     })
@@ -222,8 +225,9 @@ fn flatten(data: Value, flat: &mut Vec<Value>) {
     }
 }
 
-#[derive(Debug, Serialize)]
-struct AnswerJson {
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = InferAnswer)]
+pub(super) struct AnswerJson {
     model_name: String,
     model_version: String,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -231,7 +235,8 @@ struct AnswerJson {
     outputs: Vec<AnsweredJson>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = InferOutput)]
 struct AnsweredJson {
     name: &'static str,
     datatype: &'static str,
@@ -239,10 +244,12 @@ struct AnsweredJson {
     #[serde(skip_serializing_if = "Option::is_none")]
     parameters: Option<AnsweredParameters>,
     #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Vec<Value>>)]
     data: Option<DataJson>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = InferOutputParameters)]
 #[serde(rename_all = "snake_case")]
 enum AnsweredParameters {
     BinaryDataSize(usize),

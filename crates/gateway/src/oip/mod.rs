@@ -7,6 +7,8 @@
 //! let through without effect; there is no shared memory, and models are not loaded or unloaded by callers.
 //! A caller that hangs up cancels its tasks. See `docs/adr/0019-two-more-dialects.md`.
 
+mod described;
+pub(crate) mod fuzz;
 pub(crate) mod grpc;
 pub(crate) mod http;
 mod infer;
@@ -18,9 +20,11 @@ mod tensor;
 
 use contract::Failure;
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// The protocol's error object.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = InferError)]
 pub(crate) struct Error<'a> {
     error: &'a str,
 }

@@ -2,6 +2,7 @@
 
 use contract::{ErrorCode, Failure, v1};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use crate::json::shorten;
 
@@ -124,19 +125,23 @@ pub(super) fn check_sole(model: &v1::ModelSummary, version: &str) -> Result<(), 
 }
 
 /// A model's metadata.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = InferMetadata)]
 pub(super) struct Metadata<'a> {
     name: &'a str,
+    #[schema(value_type = Vec<String>)]
     versions: &'a [String],
     platform: &'static str,
     inputs: Vec<TensorJson>,
     outputs: Vec<TensorJson>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = InferTensor)]
 struct TensorJson {
     name: &'static str,
     datatype: &'static str,
+    #[schema(value_type = Vec<i64>)]
     shape: [i64; 1],
 }
 
@@ -159,7 +164,8 @@ impl<'a> Metadata<'a> {
 
 /// A model's configuration, as far as a client can need it. `max_batch_size` is 0, Triton's way to say that shapes are
 /// given whole, batch included.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = InferConfig)]
 pub(super) struct Config<'a> {
     name: &'a str,
     platform: &'static str,
@@ -169,10 +175,12 @@ pub(super) struct Config<'a> {
     output: Vec<ConfigTensor>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = InferConfigTensor)]
 struct ConfigTensor {
     name: &'static str,
     data_type: String,
+    #[schema(value_type = Vec<i64>)]
     dims: [i64; 1],
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     optional: bool,

@@ -17,6 +17,7 @@ use super::infer::Answer;
 use super::model::{Described, INPUTS, OUTPUTS, PLATFORM, READY, config_type};
 use super::request::{Asked, IMAGE_FORMAT};
 use super::tensor::{Datatype, Tensor, Values, invalid, read_raw};
+use crate::json::shorten;
 
 /// Reads a request.
 pub(super) fn decode(request: ModelInferRequest) -> Result<Asked, Failure> {
@@ -57,23 +58,24 @@ pub(super) fn decode(request: ModelInferRequest) -> Result<Asked, Failure> {
 }
 
 fn read_input(input: InferInputTensor, raw: Option<Bytes>) -> Result<Tensor, Failure> {
-    let name = input.name;
-    let datatype = Datatype::read(&name, &input.datatype)?;
+    // Whatever is wrong with it, its name is not repeated whole.
+    let shown = shorten(&input.name);
+    let datatype = Datatype::read(&shown, &input.datatype)?;
     if input.parameters.contains_key("shared_memory_region") {
-        let message = format!("{name} must come with the request: there is no shared memory");
-        return Err(invalid(&name, message));
+        let message = format!("{shown} must come with the request: there is no shared memory");
+        return Err(invalid(&shown, message));
     }
     let values = match (raw, input.contents) {
-        (Some(raw), None) => read_raw(&name, datatype, &raw)?,
+        (Some(raw), None) => read_raw(&shown, datatype, &raw)?,
         (None, Some(contents)) => typed(datatype, contents),
         _ => {
-            let message = format!("{name} must have either contents or raw contents");
-            return Err(invalid(&name, message));
+            let message = format!("{shown} must have either contents or raw contents");
+            return Err(invalid(&shown, message));
         }
     };
     let shape = input.shape;
     Ok(Tensor {
-        name,
+        name: input.name,
         shape,
         values,
     })

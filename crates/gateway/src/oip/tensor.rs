@@ -19,7 +19,7 @@ pub(super) enum Datatype {
 }
 
 /// The protocol's words.
-const DATATYPES: &[(&str, Datatype)] = &[
+pub(super) const DATATYPES: &[(&str, Datatype)] = &[
     ("BYTES", Datatype::Bytes),
     ("UINT8", Datatype::Whole(1, false)),
     ("UINT16", Datatype::Whole(2, false)),

@@ -1,7 +1,7 @@
 //! `POST /v1/images/edits`: a picture drawn from another, all of it or what a mask leaves open.
 //!
-//! The form's files are looked at here, so that a bad one is refused before there is a task; they are stored under the
-//! caller's tenant by their digests, and the task names them.
+//! The picture comes as a file of a form, or is named in JSON by a URL, which may be a `data:` URL. OpenAI's models take several
+//! pictures; the ones here draw from one, so a list of one is taken and a longer one refused with the limit.
 
 use std::sync::Arc;
 
@@ -11,16 +11,19 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use bytes::Bytes;
+use contract::Failure;
 use contract::auth::Caller;
-use contract::limits::{MAX_SOURCE_BYTES, MAX_SOURCE_PIXELS};
-use contract::{ErrorCode, Failure, v1, validate};
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
+use super::described::{Edit, EditByReference, Event};
 use super::multipart::{self, Part};
+use super::response::{Answer, Kind};
 use super::{carry_out, request};
 use crate::edge::{Edge, Upload};
-use crate::json::{Fields, check_coding, read_at_most, shorten};
+use crate::json::{self, Fields, check_coding, read_at_most, shorten};
+use crate::openapi::params::IdempotencyKeyParam;
+use crate::pictures::{self, Picture, Source};
 use crate::problem::Refused;
 use crate::tasks::idempotency_key;
 
@@ -35,10 +38,38 @@ const NUMBERS: &[&str] = &[
     "partial_images",
     "strength",
 ];
-/// Pictures that one edit may begin from.
-const MAX_PICTURES: usize = 1;
+/// What would change the picture and cannot.
+const NOT_HERE: &[(&str, &str)] = &[(
+    "markup",
+    "a drawing over the picture is not understood by the models here",
+)];
 
 /// `POST /v1/images/edits`
+#[utoipa::path(
+    post,
+    path = "/v1/images/edits",
+    operation_id = "editImage",
+    summary = "Draw from a picture",
+    description = "As a form with files, or as JSON that names them by `https:` or `data:` URLs.",
+    params(IdempotencyKeyParam),
+    request_body(content((Edit = "multipart/form-data"), (EditByReference = "application/json"))),
+    responses(
+        (
+            status = 200,
+            description = "The pictures; events where `stream` is true: `image_edit.partial_image`, and `image_edit.completed` at the end.",
+            content((Answer = "application/json"), (Event = "text/event-stream")),
+            headers(("X-Inkstone-Task-Id" = String, description = "The task's id."))
+        ),
+        (status = 400, description = "invalid_argument"),
+        (status = 403, description = "permission_denied"),
+        (status = 404, description = "model_not_found"),
+        (status = 409, description = "idempotency_conflict cancelled"),
+        (status = 422, description = "picture_too_large"),
+        (status = 500, description = "engine_failed attempts_exhausted"),
+        (status = 504, description = "deadline_exceeded"),
+        (status = 415, description = "unsupported_media_type")
+    )
+)]
 pub(crate) async fn edit(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -49,95 +80,118 @@ pub(crate) async fn edit(
 ) -> Result<Response, Refused> {
     let deadline = Instant::now() + edge.http.generation_timeout.duration();
     check_coding(&headers)?;
-    let boundary = multipart::boundary(&headers)?;
+    let shape = Shape::of(&headers)?;
     let key = idempotency_key(&headers)?;
-    // Held until the files are stored, which is as long as they are in memory.
     let upload = match held {
         // A body that was signed is here already.
         Some(Extension(upload)) => upload,
-        None => edge.open_upload()?,
+        None => edge.open_upload(&caller.tenant)?,
     };
     let body = read_at_most(body, edge.http.max_upload, &edge.http).await?;
-    let form = unpack(&edge, body, boundary).await?;
-    let Form {
-        mut fields,
-        image,
-        mask,
-    } = form;
+    let read = move || shape.read(&body);
+    let (mut fields, image, mask) = pictures::in_turn(&edge, read).await??;
     let strength = fields.number("strength")?;
     let mut wish = request::decode(fields, key)?;
-    if wish.stream {
-        let message = "stream must be false here: edits cannot be streamed yet";
-        return Err(Failure::invalid("stream", message).into());
+    wish.kind = Kind::Edit;
+    if !wish.stream {
+        // There would be no one to show them to.
+        wish.task.partial_images = 0;
     }
-    // There would be no one to show them to.
-    wish.task.partial_images = 0;
-    wish.task.source = Some(v1::Source {
-        // Named when it is stored; until then, that there is one is all that can be checked.
-        image_key: "image".to_owned(),
-        mask_key: String::new(),
+    let source = Source {
+        image,
+        mask,
         strength,
-    });
-    validate(&wish.task)?;
-    let image_key = edge.platform.keep_input(&caller.tenant, image).await?;
-    let mask_key = match mask {
-        Some(mask) => edge.platform.keep_input(&caller.tenant, mask).await?,
-        None => String::new(),
     };
-    drop(upload);
-    wish.task.source = Some(v1::Source {
-        image_key,
-        mask_key,
-        strength,
-    });
+    pictures::begin_from(&edge, &caller, &mut wish.task, source, upload).await?;
     let base = edge.public_url(&uri, &headers);
     Ok(carry_out(&edge, caller, wish, base, deadline).await?)
 }
 
-/// A form whose files can be drawn from.
-#[derive(Debug)]
-struct Form {
-    fields: Fields,
-    image: Bytes,
-    mask: Option<Bytes>,
+/// What a request holds: its fields, the picture, the mask.
+type Read = (Fields, Picture, Option<Picture>);
+
+/// How a body holds them.
+enum Shape {
+    /// Until this boundary.
+    Form(String),
+    Json,
 }
 
-/// Reads a form and looks at its files, off the runtime's threads and a few at a time: decoding takes memory and a core.
-async fn unpack(edge: &Arc<Edge>, body: Bytes, boundary: String) -> Result<Form, Failure> {
-    let broken = || Failure::new(ErrorCode::Internal, "the form was not read");
-    let turn = edge.decodes.clone().acquire_owned().await;
-    let turn = turn.map_err(|_| broken())?;
-    let work = move || {
-        let _turn = turn;
-        let form = sort(multipart::parse(&body, &boundary)?)?;
-        look_at(&form)?;
-        Ok(form)
+impl Shape {
+    fn of(headers: &HeaderMap) -> Result<Self, Failure> {
+        match json::check_media_type(headers) {
+            Ok(()) => Ok(Self::Json),
+            Err(_) => multipart::boundary(headers).map(Self::Form),
+        }
+    }
+
+    fn read(&self, body: &Bytes) -> Result<Read, Failure> {
+        match self {
+            Self::Form(boundary) => sort(multipart::parse(body, boundary)?),
+            Self::Json => named(Fields::parse(body)?),
+        }
+    }
+}
+
+/// Pictures that JSON names: `{"images":[{"image_url":"…"}],"mask":{"image_url":"…"}}`.
+pub(super) fn named(mut fields: Fields) -> Result<Read, Failure> {
+    if let Some((name, _)) = NOT_HERE.iter().find(|(name, _)| fields.says(name)) {
+        return Err(not_here(name));
+    }
+    if fields.says("image") {
+        let message =
+            "image must be sent in a form; in JSON images names it: [{\"image_url\": \"…\"}]";
+        return Err(Failure::invalid("image", message));
+    }
+    let image = pictures::only("images", fields.objects("images")?)?;
+    let image = reference("images", "images[0]", image)?;
+    // One that says nothing is not taken for none: all of the picture would be drawn anew.
+    let mask = match fields.is_given("mask") {
+        true => Some(reference("mask", "mask", fields.object("mask")?)?),
+        false => None,
     };
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(|_| broken())?
+    Ok((fields, image, mask))
 }
 
-fn sort(parts: Vec<Part>) -> Result<Form, Failure> {
+fn reference(field: &'static str, place: &str, mut fields: Fields) -> Result<Picture, Failure> {
+    if fields.says("file_id") {
+        let message =
+            format!("{place}.file_id must be left out: files are not kept here; send image_url");
+        return Err(Failure::invalid(field, message));
+    }
+    let url = fields.text("image_url").map_err(|failure| Failure {
+        field: Some(field.to_owned()),
+        message: format!("{place}.{}", failure.message),
+        ..failure
+    })?;
+    match url {
+        Some(url) if !url.is_empty() => Picture::named(field, format!("{place}.image_url"), url),
+        _ => {
+            let message = format!("{place}.image_url is missing: a https:// or data: URL");
+            Err(Failure::invalid(field, message))
+        }
+    }
+}
+
+fn not_here(name: &str) -> Failure {
+    let why = NOT_HERE.iter().find(|(known, _)| *known == name);
+    let why = why.map_or("it is not there", |(_, why)| why);
+    Failure::invalid(name, format!("{name} must be left out: {why}"))
+}
+
+/// The parts of a form by what they are.
+fn sort(parts: Vec<Part>) -> Result<Read, Failure> {
     let (mut images, mut mask, mut fields) = (Vec::new(), None, Map::new());
     for Part { name, data } in parts {
         match name.as_str() {
             "image" | "image[]" => images.push(data),
-            "mask" if mask.is_none() => mask = Some(data),
+            "mask" if mask.is_none() => mask = Some(Picture::file("mask", data)),
+            name if NOT_HERE.iter().any(|(known, _)| *known == name) => return Err(not_here(name)),
             name => field(name, &data, &mut fields)?,
         }
     }
-    let count = images.len();
-    let Some(image) = images.pop().filter(|_| count <= MAX_PICTURES) else {
-        let message = format!("image must be {MAX_PICTURES} file, not {count}");
-        return Err(Failure::invalid("image", message));
-    };
-    let fields = Fields::of(fields);
-    Ok(Form {
-        fields,
-        image,
-        mask,
-    })
+    let image = Picture::file("image", pictures::only("image", images)?);
+    Ok((Fields::of(fields), image, mask))
 }
 
 /// A field of a form, as it would be in JSON.
@@ -172,37 +226,12 @@ fn field(name: &str, data: &Bytes, fields: &mut Map<String, Value>) -> Result<()
     Ok(())
 }
 
-/// Whether the files are pictures that go together, within the limits of both.
-fn look_at(form: &Form) -> Result<(), Failure> {
-    let small = |name: &str, file: &Bytes| {
-        let bytes = file.len() as u64;
-        if bytes <= MAX_SOURCE_BYTES {
-            return Ok(());
-        }
-        let message = format!("{name} must be at most {MAX_SOURCE_BYTES} bytes, not {bytes}");
-        Err(Failure::invalid(name, message))
-    };
-    let undecoded = |name: &'static str| {
-        move |error: imaging::DecodeError| {
-            let why = lifecycle::chain(&error);
-            let message = format!("{name} must be a PNG, JPEG or WebP file: {why}");
-            Failure::invalid(name, message)
-        }
-    };
-    small("image", &form.image)?;
-    let decoded = imaging::decode(&form.image, MAX_SOURCE_PIXELS);
-    let (width, height, _) = decoded.map_err(undecoded("image"))?;
-    let Some(mask) = &form.mask else {
-        return Ok(());
-    };
-    small("mask", mask)?;
-    let decoded = imaging::decode_mask(mask, MAX_SOURCE_PIXELS);
-    let (w, h, _) = decoded.map_err(undecoded("mask"))?;
-    if (w, h) != (width, height) {
-        let message = format!("mask must have the size of image, {width}x{height}, not {w}x{h}");
-        return Err(Failure::invalid("mask", message));
-    }
-    Ok(())
+/// What a form asks for, its files looked at, for `fuzz.rs`.
+pub(super) fn fuzz(parts: Vec<Part>) -> Result<contract::v1::SubmitTask, Failure> {
+    let (mut fields, image, mask) = sort(parts)?;
+    pictures::fuzz(&image, mask.as_ref())?;
+    fields.number("strength")?;
+    Ok(request::decode(fields, String::new())?.task)
 }
 
 #[cfg(test)]
@@ -217,6 +246,10 @@ mod tests {
         Part { name, data }
     }
 
+    fn json(body: &str) -> Result<Read, Failure> {
+        Shape::Json.read(&Bytes::copy_from_slice(body.as_bytes()))
+    }
+
     #[test]
     fn a_forms_texts_become_what_they_would_be_in_json() {
         let form = sort(vec![
@@ -227,7 +260,7 @@ mod tests {
             part("style_tags[]", b"a"),
             part("style_tags[]", b"b"),
         ]);
-        let wish = request::decode(form.unwrap().fields, String::new()).unwrap();
+        let wish = request::decode(form.unwrap().0, String::new()).unwrap();
         assert_eq!((wish.task.prompt.as_str(), wish.task.images), ("7", 2));
         assert_eq!(wish.task.guidance_scale, Some(2.5));
         assert_eq!(wish.task.style_tags, ["a", "b"]);
@@ -243,14 +276,86 @@ mod tests {
         );
         assert_eq!(field(vec![part("n", b"1"), part("n", b"2")]), "n");
         assert_eq!(field(vec![part("prompt", b"\xff")]), "prompt");
+        assert_eq!(field(vec![part("markup", b"\xff")]), "markup");
+        assert!(sort(vec![part("image[]", b"x")]).is_ok());
     }
 
     #[test]
-    fn what_is_no_picture_is_refused_by_its_name() {
-        let form = sort(vec![part("image", b"GIF89a")]).unwrap();
-        let failure = look_at(&form).unwrap_err();
-        assert_eq!(failure.field.as_deref(), Some("image"));
-        assert!(failure.message.contains("PNG, JPEG or WebP"), "{failure}");
+    fn json_names_its_picture_and_its_mask() {
+        let body = r#"{"prompt":"p","n":2,"images":[{"image_url":"https://h/x.png"}],"mask":{"image_url":"data:;base64,"}}"#;
+        let (fields, _, mask) = json(body).unwrap();
+        assert!(mask.is_some());
+        assert_eq!(
+            request::decode(fields, String::new()).unwrap().task.images,
+            2
+        );
+    }
+
+    #[test]
+    fn what_json_cannot_name_is_refused_by_its_parameter() {
+        for (body, param, says) in [
+            (r#"{}"#, "images", "1 picture, not 0"),
+            (
+                r#"{"images":[{"image_url":"a"},{"image_url":"b"}]}"#,
+                "images",
+                "1 picture, not 2",
+            ),
+            (
+                r#"{"images":[{"file_id":"f"}]}"#,
+                "images",
+                "images[0].file_id must be left out",
+            ),
+            (
+                r#"{"images":[{"image_url":7}]}"#,
+                "images",
+                "images[0].image_url must be a string",
+            ),
+            (
+                r#"{"images":[{}]}"#,
+                "images",
+                "images[0].image_url is missing",
+            ),
+            (
+                r#"{"images":["https://h/x"]}"#,
+                "images",
+                "images[0] must be an object",
+            ),
+            (r#"{"image":"https://h/x"}"#, "image", "in a form"),
+            (
+                r#"{"images":[{"image_url":"a"}],"mask":{"file_id":"f"}}"#,
+                "mask",
+                "mask.file_id",
+            ),
+            (
+                r#"{"images":[{"image_url":"a"}],"mask":"x"}"#,
+                "mask",
+                "an object",
+            ),
+            (
+                r#"{"images":[{"image_url":"a"}],"mask":[]}"#,
+                "mask",
+                "an object",
+            ),
+            (
+                r#"{"images":[{"image_url":"a"}],"mask":{}}"#,
+                "mask",
+                "mask.image_url is missing",
+            ),
+            (
+                r#"{"images":[{"image_url":"a"}],"markup":{"image_url":"x"}}"#,
+                "markup",
+                "left out",
+            ),
+            (
+                r#"{"images":[{"image_url":"data:image/png,x"}]}"#,
+                "images",
+                "base64",
+            ),
+        ] {
+            let failure = json(body).unwrap_err();
+            assert_eq!(failure.field.as_deref(), Some(param), "{body}");
+            assert!(failure.message.contains(says), "{body}: {failure}");
+        }
     }
 
     proptest! {
@@ -259,10 +364,18 @@ mod tests {
             name in "image|mask|n|stream|style_tags\\[\\]|\\PC{0,6}",
             data in proptest::collection::vec(any::<u8>(), 0..40),
         ) {
-            if let Ok(form) = sort(vec![part("image", &data), part(&name, &data)]) {
-                let _ = look_at(&form);
-                let _ = request::decode(form.fields, String::new());
+            if let Ok((fields, _, _)) = sort(vec![part("image", &data), part(&name, &data)]) {
+                let _ = request::decode(fields, String::new());
             }
+        }
+
+        #[test]
+        fn no_json_makes_the_reader_panic(
+            name in "images|mask|image|markup",
+            value in "null|1|\\[\\{\"image_url\":(1|\"\\PC{0,8}\"|null)\\}\\]|\\{\"image_url\":\\[\\]\\}|\\[\\[\\]\\]",
+        ) {
+            let _ = json(&format!("{{\"images\":[{{\"image_url\":\"a\"}}],\"{name}\":{value}}}"));
+            let _ = json(&format!("{{\"{name}\":{value}}}"));
         }
     }
 }

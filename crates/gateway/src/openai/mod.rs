@@ -6,7 +6,9 @@
 //! `style_tags`) ride along. A caller that hangs up cancels its task, unless it sent an `Idempotency-Key` to come back
 //! with.
 
-mod edits;
+mod described;
+pub(crate) mod edits;
+pub(crate) mod fuzz;
 mod multipart;
 mod request;
 mod response;
@@ -23,16 +25,18 @@ use contract::auth::Caller;
 use contract::{ErrorCode, Failure, TaskId, v1, validate};
 use serde::Serialize;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 
 use crate::edge::Edge;
 use crate::events;
 use crate::json;
+use crate::openapi::params::IdempotencyKeyParam;
 use crate::problem::{Refused, json as json_answer};
 use crate::tasks::{idempotency_key, name_task, task_id};
 use crate::waiting;
 use crate::watch::{Abandon, Watch};
 
-pub(crate) use edits::edit;
+use described::{Event, Generation};
 use request::{Delivery, Wish};
 use response::{Answer, Item, Terms};
 use stream::Partials;
@@ -43,6 +47,31 @@ pub(crate) const EDITS: &str = "/v1/images/edits";
 const MAX_INLINE_BYTES: u64 = 64 * 1024 * 1024;
 
 /// `POST /v1/images/generations`
+#[utoipa::path(
+    post,
+    path = "/v1/images/generations",
+    operation_id = "generateImages",
+    summary = "Draw pictures",
+    description = "Answers when the pictures are there, or streams. Fields that are not known are let through unread. Who hangs up cancels \
+        the task, unless the request had an Idempotency-Key.",
+    params(IdempotencyKeyParam),
+    request_body(content = Generation, example = json!({"prompt": "a 3d cat", "size": "128x128", "seed": 7, "steps": 2})),
+    responses(
+        (
+            status = 200,
+            description = "The pictures; events where `stream` is true: `image_generation.partial_image`, and `image_generation.completed` at the end.",
+            content((Answer = "application/json"), (Event = "text/event-stream")),
+            headers(("X-Inkstone-Task-Id" = String, description = "The task's id."))
+        ),
+        (status = 400, description = "invalid_argument"),
+        (status = 403, description = "permission_denied"),
+        (status = 404, description = "model_not_found"),
+        (status = 409, description = "idempotency_conflict cancelled"),
+        (status = 422, description = "picture_too_large"),
+        (status = 500, description = "engine_failed attempts_exhausted"),
+        (status = 504, description = "deadline_exceeded")
+    )
+)]
 pub(crate) async fn generate(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
@@ -71,7 +100,7 @@ async fn carry_out(
     deadline: Instant,
 ) -> Result<Response, Failure> {
     let open = if wish.stream {
-        Some(edge.open_stream()?)
+        Some(edge.open_stream(&caller.tenant)?)
     } else {
         None
     };
@@ -141,16 +170,21 @@ impl Job {
 }
 
 /// OpenAI's error object.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenAiError)]
 pub(crate) struct Error<'a> {
     error: ErrorBody<'a>,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = OpenAiErrorBody)]
 struct ErrorBody<'a> {
     message: &'a str,
     r#type: &'static str,
+    /// OpenAI's name of the field at fault.
+    #[schema(required = true)]
     param: Option<&'a str>,
+    /// Our code.
     code: &'static str,
 }
 
@@ -161,7 +195,10 @@ impl<'a> Error<'a> {
             error: ErrorBody {
                 message: &failure.message,
                 r#type: kind(failure.code),
-                param: failure.field.as_deref().map(param),
+                param: failure
+                    .field
+                    .as_deref()
+                    .map(|field| param(failure.code, field)),
                 code: failure.code.as_str(),
             },
         }
@@ -179,10 +216,11 @@ fn kind(code: ErrorCode) -> &'static str {
 }
 
 /// OpenAI's name of a field of the contract.
-fn param(field: &str) -> &str {
+fn param(code: ErrorCode, field: &str) -> &str {
     match field {
         "width" | "height" => "size",
-        "images" => "n",
+        // What is wrong with `n` is said where it is read; what else is invalid about images is the pictures of an edit.
+        "images" if code != ErrorCode::InvalidArgument => "n",
         "source" => "image",
         other => other,
     }
@@ -199,6 +237,13 @@ mod tests {
         let expected = serde_json::json!({"error": {"message": "height must be a multiple of 32",
             "type": "invalid_request_error", "param": "size", "code": "invalid_argument"}});
         assert_eq!(shown(&failure), expected);
+        let failure = Failure::invalid("images", "images must be 1 picture, not 2");
+        assert_eq!(shown(&failure)["error"]["param"], "images");
+        let failure = Failure {
+            code: ErrorCode::RateLimited,
+            ..failure
+        };
+        assert_eq!(shown(&failure)["error"]["param"], "n");
         let failure = Failure::new(ErrorCode::RateLimited, "slower");
         assert_eq!(shown(&failure)["error"]["type"], "rate_limit_error");
         assert_eq!(shown(&failure)["error"]["param"], serde_json::Value::Null);

@@ -31,7 +31,8 @@ pub(super) fn boundary(headers: &HeaderMap) -> Result<String, Failure> {
     if !essence.trim().eq_ignore_ascii_case("multipart/form-data") {
         let shown = shorten(given);
         let message = format!(
-            "the body must be a form with the picture: send Content-Type: multipart/form-data, not {shown:?}"
+            "the body must be a form with the picture, or JSON that names it: send Content-Type: multipart/form-data or \
+             application/json, not {shown:?}"
         );
         return Err(refuse(message));
     }

@@ -2,10 +2,12 @@
 //!
 //! Fields that are not known are let through: OpenAI's clients send what their newest models take.
 
+use contract::limits::MAX_IMAGES;
 use contract::v1::Quality;
 use contract::words::{FORMATS, PROMPT_SYNTAXES, SCHEDULERS};
 use contract::{Failure, v1};
 
+use super::response::Kind;
 use crate::json::{Fields, shorten};
 
 /// What a caller of this dialect wants.
@@ -13,6 +15,8 @@ use crate::json::{Fields, shorten};
 pub(super) struct Wish {
     /// The request as the platform knows it.
     pub(super) task: v1::SubmitTask,
+    /// What it is called in events.
+    pub(super) kind: Kind,
     /// How the pictures are handed over.
     pub(super) delivery: Delivery,
     /// As events, with previews.
@@ -50,8 +54,9 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
         Some(text) => size(text)?,
     };
     let images = fields.small("n")?.unwrap_or(1);
-    if images == 0 {
-        return Err(Failure::invalid("n", "n must be at least 1"));
+    if !(1..=MAX_IMAGES).contains(&images) {
+        let message = format!("n must be 1 to {MAX_IMAGES}, not {images}");
+        return Err(Failure::invalid("n", message));
     }
     let stream = fields.truth("stream")?.unwrap_or(false);
     let partial_images = fields.small("partial_images")?.unwrap_or(0);
@@ -101,9 +106,11 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
             .into(),
         guidance_rescale: fields.number("guidance_rescale")?,
         source: None,
+        webhook: None,
     };
     Ok(Wish {
         task,
+        kind: Kind::Generation,
         delivery: delivery.unwrap_or(Delivery::Inline),
         stream,
         quality,

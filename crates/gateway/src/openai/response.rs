@@ -5,12 +5,14 @@ use base64::engine::general_purpose::STANDARD;
 use contract::v1;
 use contract::words::{FORMATS, QUALITIES, word};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 use super::request::Wish;
 use crate::task_json::unix_seconds;
 
 /// What was drawn, in the words that every answer and event repeats.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Serialize, ToSchema)]
+#[schema(as = ImageTerms)]
 pub(super) struct Terms {
     pub(super) size: String,
     pub(super) quality: &'static str,
@@ -33,7 +35,8 @@ impl Terms {
 }
 
 /// Tokens, all none: nothing here is charged by them.
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
+#[schema(as = ImageUsage)]
 pub(super) struct Usage {
     input_tokens: u32,
     output_tokens: u32,
@@ -41,14 +44,16 @@ pub(super) struct Usage {
     input_tokens_details: TokenDetails,
 }
 
-#[derive(Debug, Default, Serialize)]
+#[derive(Debug, Default, Serialize, ToSchema)]
+#[schema(as = ImageTokenDetails)]
 struct TokenDetails {
     text_tokens: u32,
     image_tokens: u32,
 }
 
 /// One picture of an answer.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ImageItem)]
 pub(super) enum Item {
     #[serde(rename = "b64_json")]
     Inline(String),
@@ -63,8 +68,10 @@ impl Item {
 }
 
 /// The answer to a request that does not stream.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Serialize, ToSchema)]
+#[schema(as = ImageAnswer)]
 pub(super) struct Answer {
+    /// Unix seconds.
     created: i64,
     data: Vec<Item>,
     #[serde(flatten)]
@@ -83,10 +90,32 @@ impl Answer {
     }
 }
 
-/// The name and type of an event that carries a picture on its way.
-pub(super) const PARTIAL: &str = "image_generation.partial_image";
-/// The name and type of the event that carries the finished picture.
-pub(super) const COMPLETED: &str = "image_generation.completed";
+/// What is being answered; its events have names of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// A picture from words.
+    Generation,
+    /// A picture from a picture.
+    Edit,
+}
+
+impl Kind {
+    /// The name and type of an event that carries a picture on its way.
+    pub(super) fn partial(self) -> &'static str {
+        match self {
+            Self::Generation => "image_generation.partial_image",
+            Self::Edit => "image_edit.partial_image",
+        }
+    }
+
+    /// The name and type of the event that carries the finished picture.
+    pub(super) fn completed(self) -> &'static str {
+        match self {
+            Self::Generation => "image_generation.completed",
+            Self::Edit => "image_edit.completed",
+        }
+    }
+}
 
 /// An event of a stream.
 #[derive(Debug, Serialize)]
@@ -103,9 +132,9 @@ pub(super) struct ImageEvent<'a> {
 }
 
 impl<'a> ImageEvent<'a> {
-    pub(super) fn partial(index: u32, data: &[u8], terms: &'a Terms) -> Self {
+    pub(super) fn partial(kind: Kind, index: u32, data: &[u8], terms: &'a Terms) -> Self {
         Self {
-            r#type: PARTIAL,
+            r#type: kind.partial(),
             b64_json: STANDARD.encode(data),
             created_at: contract::now().seconds,
             terms,
@@ -114,9 +143,9 @@ impl<'a> ImageEvent<'a> {
         }
     }
 
-    pub(super) fn completed(task: &v1::Task, data: &[u8], terms: &'a Terms) -> Self {
+    pub(super) fn completed(kind: Kind, task: &v1::Task, data: &[u8], terms: &'a Terms) -> Self {
         Self {
-            r#type: COMPLETED,
+            r#type: kind.completed(),
             b64_json: STANDARD.encode(data),
             created_at: unix_seconds(task.ended_at.as_ref()),
             terms,
@@ -136,6 +165,7 @@ mod tests {
     fn drawn() -> (Wish, v1::Task) {
         let wish = Wish {
             task: v1::SubmitTask::default(),
+            kind: Kind::Generation,
             delivery: Delivery::Inline,
             stream: false,
             quality: None,
@@ -178,18 +208,24 @@ mod tests {
     fn events_have_openais_shape() {
         let (wish, task) = drawn();
         let terms = Terms::new(&wish, &task);
-        let mut partial = serde_json::to_value(ImageEvent::partial(1, b"\xff", &terms)).unwrap();
+        let kind = Kind::Generation;
+        let partial = ImageEvent::partial(kind, 1, b"\xff", &terms);
+        let mut partial = serde_json::to_value(partial).unwrap();
         assert!(partial["created_at"].as_i64().unwrap() > 0);
         partial["created_at"] = 0.into();
         let expected = json!({"type": "image_generation.partial_image", "b64_json": "/w==", "created_at": 0,
             "size": "128x96", "quality": "standard", "background": "opaque", "output_format": "webp",
             "partial_image_index": 1});
         assert_eq!(partial, expected);
-        let completed =
-            serde_json::to_value(ImageEvent::completed(&task, b"\xff", &terms)).unwrap();
+        let completed = ImageEvent::completed(kind, &task, b"\xff", &terms);
+        let completed = serde_json::to_value(completed).unwrap();
         let expected = json!({"type": "image_generation.completed", "b64_json": "/w==", "created_at": 7,
             "size": "128x96", "quality": "standard", "background": "opaque", "output_format": "webp",
             "usage": no_tokens()});
         assert_eq!(completed, expected);
+        let edited = ImageEvent::completed(Kind::Edit, &task, b"\xff", &terms);
+        assert_eq!(edited.r#type, "image_edit.completed");
+        let edited = ImageEvent::partial(Kind::Edit, 0, b"\xff", &terms);
+        assert_eq!(edited.r#type, "image_edit.partial_image");
     }
 }

@@ -4,7 +4,7 @@ use axum::response::sse::Event as Sent;
 use contract::v1::watch_response::Event;
 use contract::{Failure, v1};
 
-use super::response::{COMPLETED, ImageEvent, PARTIAL, Terms};
+use super::response::{ImageEvent, Terms};
 use super::{Error, Job};
 use crate::edge::OpenStream;
 use crate::events::Source;
@@ -43,8 +43,9 @@ impl Partials {
             return None;
         }
         self.next_partial = preview.preview_index + 1;
-        let event = ImageEvent::partial(preview.preview_index, &preview.data, terms);
-        Some(Sent::default().event(PARTIAL).data(text(&event)))
+        let kind = self.job.wish.kind;
+        let event = ImageEvent::partial(kind, preview.preview_index, &preview.data, terms);
+        Some(Sent::default().event(kind.partial()).data(text(&event)))
     }
 
     async fn completed(&self, task: &v1::Task) -> Result<Sent, Failure> {
@@ -53,8 +54,9 @@ impl Partials {
         }
         let data = self.job.picture(0).await?;
         let terms = Terms::new(&self.job.wish, task);
-        let event = ImageEvent::completed(task, &data, &terms);
-        Ok(Sent::default().event(COMPLETED).data(text(&event)))
+        let kind = self.job.wish.kind;
+        let event = ImageEvent::completed(kind, task, &data, &terms);
+        Ok(Sent::default().event(kind.completed()).data(text(&event)))
     }
 
     async fn advance(&mut self) -> Result<Option<Sent>, Failure> {

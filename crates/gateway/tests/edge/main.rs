@@ -4,9 +4,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod client;
+mod document;
 mod grpc;
 mod http;
 mod patience;
+mod tls;
 
 use std::net::SocketAddr;
 use std::time::Duration;

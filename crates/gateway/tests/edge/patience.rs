@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
 use crate::Edge;
-use crate::client::ask;
+use crate::client::{ask, send};
 
 /// How long the gateway holds a connection on which only `said` was sent.
 async fn borne(edge: &Edge, said: &[u8]) -> Duration {
@@ -86,5 +86,47 @@ async fn a_head_over_the_limit_is_refused() {
         answer.is_empty() || answer.starts_with("HTTP/1.1 431"),
         "{answer}"
     );
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn submissions_that_fill_their_room_take_none_from_who_looks() {
+    // It takes connections and says nothing, so that whoever has a key waits.
+    let auth = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", auth.local_addr().unwrap());
+    let edge = Edge::start(&[("auth.url", &url), ("http.max_concurrent_requests", "1")]).await;
+    let mut waiting = TcpStream::connect(edge.address).await.unwrap();
+    let submission = "POST /v1/tasks HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\n\
+                      Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
+    waiting.write_all(submission.as_bytes()).await.unwrap();
+    let json = ["Content-Type: application/json"];
+    let until = Instant::now() + Duration::from_secs(30);
+    let full = loop {
+        // Without credentials: 401 as long as there is room.
+        let answer = send(edge.address, "POST /v1/tasks", &json, "{}").await;
+        if answer.status != 401 {
+            break answer;
+        }
+        assert!(Instant::now() < until, "the first has no place");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    };
+    assert_eq!(full.status, 503, "{}", full.body);
+    assert_eq!(full.header("retry-after"), Some("1"));
+    assert!(
+        full.body.contains("submissions are under way"),
+        "{}",
+        full.body
+    );
+    // Whoever looks finds room, and is asked who it is.
+    for line in [
+        "GET /v1/tasks",
+        "GET /v1/tasks/x",
+        "GET /v1/models",
+        "DELETE /v1/tasks/x",
+    ] {
+        assert_eq!(ask(edge.address, line).await.status, 401, "{line}");
+    }
+    assert_eq!(ask(edge.address, "GET /healthz").await.status, 200);
+    drop(waiting);
     edge.stop().await;
 }

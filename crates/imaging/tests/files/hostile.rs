@@ -99,6 +99,26 @@ fn a_webp_whose_frame_is_larger_than_its_canvas_is_refused() {
 }
 
 #[test]
+fn an_animated_png_is_inspected_and_not_decoded() {
+    let still = file(Format::Png, 8, 8);
+    // Signature and IHDR; then how many frames there are, and how often they are shown.
+    let (head, rest) = still.split_at(33);
+    let frames = |count: u8| {
+        let chunk = [
+            0, 0, 0, 8, b'a', b'c', b'T', b'L', 0, 0, 0, count, 0, 0, 0, 0,
+        ];
+        // The checksum is the decoder's to look at, and it is not asked.
+        [head, &chunk, &[0; 4], rest].concat()
+    };
+    assert!(inspect(&frames(2)).is_ok());
+    assert!(matches!(decode(&frames(2), 64), Err(DecodeError::Animated)));
+    assert!(!matches!(
+        decode(&frames(1), 64),
+        Err(DecodeError::Animated)
+    ));
+}
+
+#[test]
 fn an_animated_webp_is_inspected_and_not_decoded() {
     let mut file = file(Format::WebP, 8, 8);
     file[20] |= 2;
@@ -276,5 +296,75 @@ proptest! {
         bytes in proptest::collection::vec(any::<u8>(), 0..200),
     ) {
         try_both(&[signature, &bytes].concat())?;
+    }
+}
+
+/// Zeros that deflate packs as tightly as it can: 13 bits for 258 of them (RFC 1950 and 1951).
+fn zeros_packed(bytes: usize) -> Vec<u8> {
+    let (mut packed, mut bits, mut count) = (vec![0x78, 0xda], 0u32, 0);
+    // Codes are sent from their highest bit, everything else from its lowest.
+    let mut push = |value: u32, width: u32| {
+        bits |= value << count;
+        count += width;
+        while count >= 8 {
+            packed.push(bits as u8);
+            bits >>= 8;
+            count -= 8;
+        }
+    };
+    // The last block, with the codes that the RFC fixes; a zero byte, and then copies of it: length 258, distance 1.
+    push(1, 1);
+    push(1, 2);
+    push(0x30u32.reverse_bits() >> 24, 8);
+    for _ in 0..bytes / 258 {
+        push(0xc5u32.reverse_bits() >> 24, 8);
+        push(0, 5);
+    }
+    // The end of the block, and of the last byte.
+    push(0, 7);
+    push(0, 8);
+    packed
+}
+
+fn png_chunk(kind: &[u8; 4], data: &[u8]) -> Vec<u8> {
+    let checked = [&kind[..], data].concat();
+    let length = u32::try_from(data.len()).unwrap().to_be_bytes();
+    [&length[..], &checked, &crc32(&checked).to_be_bytes()].concat()
+}
+
+/// The most memory that this process has had, in bytes.
+fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"));
+    let kib = line.and_then(|line| line.split_whitespace().nth(1)?.parse::<u64>().ok());
+    kib.unwrap() * 1024
+}
+
+#[test]
+fn a_small_file_that_unpacks_to_hundreds_of_megabytes_takes_no_memory_for_them() {
+    const UNPACKED: usize = 400 << 20;
+    let bomb = zeros_packed(UNPACKED);
+    assert!(bomb.len() < 3 << 20);
+    let named = |name: &[u8]| [name, b"\0\0", &bomb].concat();
+    let small = file(Format::Png, 8, 8);
+    // Signature and IHDR.
+    let (head, rest) = small.split_at(33);
+    let profile = png_chunk(b"iCCP", &named(b"profile"));
+    let text = png_chunk(b"zTXt", &named(b"Comment"));
+    let end = png_chunk(b"IEND", b"");
+    let pixels = png_chunk(b"IDAT", &bomb);
+    for file in [
+        [head, &pixels, &end].concat(),
+        [head, &profile, rest].concat(),
+        [head, &text, rest].concat(),
+    ] {
+        let before = peak_memory();
+        let _ = inspect(&file);
+        let decoded = decode(&file, 4096 * 4096);
+        if let Ok((width, height, _)) = decoded {
+            assert_eq!((width, height), (8, 8));
+        }
+        let taken = peak_memory() - before;
+        assert!(taken < 64 << 20, "{taken} bytes");
     }
 }

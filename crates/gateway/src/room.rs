@@ -1,0 +1,271 @@
+//! How much this gateway does at once, and how much of that for one tenant.
+//!
+//! Each kind of thing has places of its own, so that what waits for pictures takes none from who asks how they are doing; and
+//! one tenant can hold a share of each kind only, so that the others find some. What is over a limit is refused at once:
+//! to let it wait would make everything slow.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use axum::http::{HeaderMap, Method};
+use contract::{ErrorCode, Failure};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use crate::problem::is_grpc;
+use crate::tokens;
+
+/// Suggested wait when a limit of this gateway is reached: load moves in seconds.
+const BUSY_WAIT: Duration = Duration::from_secs(1);
+
+/// What a request does with its place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// It makes tasks, and may wait for their pictures.
+    Submission,
+    /// It looks, or ends something, and is soon done.
+    Read,
+}
+
+/// The calls over gRPC that make tasks.
+const SUBMITTING_CALLS: [&str; 4] = ["Submit", "SubmitBatch", "ModelInfer", "ModelStreamInfer"];
+/// What is asked by POST and makes no tasks, by the last part of the path.
+const LOOKING_POSTS: [&str; 3] = ["cancel", "feedback", "index"];
+
+impl Class {
+    /// Tells from a request's head alone: nothing is known of its caller yet.
+    pub(crate) fn of(method: &Method, path: &str, headers: &HeaderMap) -> Self {
+        let last = path.trim_end_matches('/').rsplit('/').next();
+        let last = last.unwrap_or_default();
+        let submits = if is_grpc(headers) {
+            SUBMITTING_CALLS.contains(&last)
+        } else {
+            method == Method::POST && path != tokens::PATH && !LOOKING_POSTS.contains(&last)
+        };
+        if submits {
+            Self::Submission
+        } else {
+            Self::Read
+        }
+    }
+}
+
+/// Places of one kind.
+#[derive(Debug)]
+pub(crate) struct Room {
+    what: &'static str,
+    places: Arc<Semaphore>,
+    shares: Arc<Shares>,
+}
+
+/// A place, for as long as it is held.
+#[derive(Debug)]
+pub(crate) struct Place(#[expect(dead_code, reason = "it is held")] OwnedSemaphorePermit);
+
+impl Room {
+    /// So many places, of which one tenant may hold `percent`, one at least. `what` are they for: such as `streams are open`.
+    pub(crate) fn new(what: &'static str, places: u32, percent: u32) -> Self {
+        Self {
+            what,
+            places: Arc::new(Semaphore::new(places as usize)),
+            shares: Arc::new(Shares {
+                what,
+                most: share(places, percent),
+                held: Mutex::default(),
+            }),
+        }
+    }
+
+    /// A place for someone who is not known yet.
+    ///
+    /// # Errors
+    /// Unavailable when all are taken.
+    pub(crate) fn enter(&self) -> Result<Place, Failure> {
+        let what = self.what;
+        let place = self.places.clone().try_acquire_owned();
+        place.map(Place).map_err(|_| {
+            refused(what, "full");
+            Failure::unavailable(format!("too many {what}; try again"), BUSY_WAIT)
+        })
+    }
+
+    /// One more of those that a tenant may hold. To be held together with a place, which bounds how many tenants are known.
+    ///
+    /// # Errors
+    /// Over the limit when it holds its share already.
+    pub(crate) fn share(&self, tenant: &str) -> Result<Share, Failure> {
+        self.shares.take(tenant)
+    }
+}
+
+fn refused(what: &'static str, why: &'static str) {
+    metrics::counter!("inkstone_gateway_shed_total", "what" => what, "why" => why).increment(1);
+}
+
+/// So many percent of `places`, one at least.
+fn share(places: u32, percent: u32) -> u32 {
+    let share = u64::from(places) * u64::from(percent) / 100;
+    u32::try_from(share)
+        .unwrap_or(places)
+        .clamp(1, places.max(1))
+}
+
+/// How many places each tenant holds. Those who hold none are not in it.
+#[derive(Debug)]
+struct Shares {
+    what: &'static str,
+    most: u32,
+    held: Mutex<HashMap<Arc<str>, u32>>,
+}
+
+impl Shares {
+    fn held(&self) -> MutexGuard<'_, HashMap<Arc<str>, u32>> {
+        // Every change leaves it whole.
+        self.held.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn take(self: &Arc<Self>, tenant: &str) -> Result<Share, Failure> {
+        let mut held = self.held();
+        let tenant = match held.get_key_value(tenant) {
+            Some((known, _)) => known.clone(),
+            None => Arc::from(tenant),
+        };
+        let count = held.entry(tenant.clone()).or_default();
+        if *count >= self.most {
+            let (what, most) = (self.what, self.most);
+            refused(what, "share");
+            let message = format!(
+                "too many {what} for one tenant, which may have {most} at this gateway; try again"
+            );
+            return Err(Failure {
+                retry_after: Some(BUSY_WAIT),
+                ..Failure::new(ErrorCode::RateLimited, message)
+            });
+        }
+        *count += 1;
+        let shares = self.clone();
+        Ok(Share { shares, tenant })
+    }
+}
+
+/// One of the places that a tenant holds.
+#[derive(Debug)]
+pub(crate) struct Share {
+    shares: Arc<Shares>,
+    tenant: Arc<str>,
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        let mut held = self.shares.held();
+        match held.get_mut(&self.tenant) {
+            Some(count) if *count > 1 => *count -= 1,
+            _ => {
+                held.remove(&self.tenant);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::http::HeaderValue;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn class(method: &str, path: &str, grpc: bool) -> Class {
+        let mut headers = HeaderMap::new();
+        if grpc {
+            let kind = HeaderValue::from_static("application/grpc");
+            headers.insert("content-type", kind);
+        }
+        Class::of(&method.parse().unwrap(), path, &headers)
+    }
+
+    #[test]
+    fn what_makes_tasks_and_what_only_looks_are_told_apart() {
+        for path in [
+            "/v1/tasks",
+            "/v1/tasks/batch",
+            "/v1/images/generations",
+            "/v1/images/edits",
+            "/api/v1/services/aigc/text2image/image-synthesis",
+            "/v2/models/m/infer",
+        ] {
+            assert_eq!(class("POST", path, false), Class::Submission, "{path}");
+            assert_eq!(class("GET", path, false), Class::Read, "{path}");
+        }
+        for path in [
+            "/v1/token",
+            "/v2/repository/index",
+            "/api/v1/tasks/x/cancel",
+            "/api/v1/tasks/x/cancel/",
+        ] {
+            assert_eq!(class("POST", path, false), Class::Read, "{path}");
+        }
+        assert_eq!(class("DELETE", "/v1/tasks/x", false), Class::Read);
+        let call = |name: &str| class("POST", &format!("/inkstone.v1.ImageService/{name}"), true);
+        assert_eq!(call("Submit"), Class::Submission);
+        assert_eq!(call("SubmitBatch"), Class::Submission);
+        assert_eq!(call("Get"), Class::Read);
+        assert_eq!(
+            class("POST", "/grpc.health.v1.Health/Check", true),
+            Class::Read
+        );
+    }
+
+    #[test]
+    fn a_tenant_at_its_share_is_refused_and_another_is_not() {
+        let room = Room::new("things are done", 4, 50);
+        let first = room.share("a").unwrap();
+        let _second = room.share("a").unwrap();
+        let refused = room.share("a").unwrap_err();
+        assert_eq!(refused.code, ErrorCode::RateLimited);
+        assert_eq!(refused.retry_after, Some(BUSY_WAIT));
+        assert!(refused.message.contains("may have 2"), "{refused}");
+        room.share("b").unwrap();
+        drop(first);
+        room.share("a").unwrap();
+    }
+
+    #[test]
+    fn a_room_that_is_full_refuses_until_a_place_is_left() {
+        let room = Room::new("things are done", 1, 100);
+        let place = room.enter().unwrap();
+        let refused = room.enter().unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Unavailable);
+        drop(place);
+        room.enter().unwrap();
+    }
+
+    proptest! {
+        #[test]
+        fn no_tenant_ever_holds_more_than_its_share_and_nobody_is_remembered_who_holds_none(
+            places in 1..20u32,
+            percent in 1..=100u32,
+            steps in prop::collection::vec((0..3usize, any::<bool>()), 1..200),
+        ) {
+            let room = Room::new("things are done", places, percent);
+            let most = share(places, percent);
+            prop_assert!(most >= 1 && most <= places);
+            let mut held: [Vec<Share>; 3] = Default::default();
+            for (tenant, take) in steps {
+                let mine = held[tenant].len() as u32;
+                if take {
+                    match room.share(["a", "b", "c"][tenant]) {
+                        Ok(share) => held[tenant].push(share),
+                        Err(_) => prop_assert_eq!(mine, most),
+                    }
+                } else {
+                    held[tenant].pop();
+                }
+                prop_assert!(held[tenant].len() as u32 <= most);
+            }
+            let holding = held.iter().filter(|shares| !shares.is_empty()).count();
+            prop_assert_eq!(room.shares.held().len(), holding);
+            drop(held);
+            prop_assert_eq!(room.shares.held().len(), 0);
+        }
+    }
+}
