@@ -37,6 +37,9 @@ pub enum StartError {
     /// The object store cannot be opened.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The certificates for TLS between services are not good.
+    #[error("setting tls.dir")]
+    Tls(#[from] rpc::TlsError),
     /// The registry's address is not one.
     #[error("setting registry.url")]
     Registry(#[source] RpcError),

@@ -42,6 +42,7 @@ use std::time::Duration;
 use diffusion::{Device, GpuError};
 use lifecycle::{Check, Service, admin};
 use messaging::Broker;
+use rpc::{Identity, Security};
 use storage::Storage;
 use task_log::TaskLog;
 use telemetry::Telemetry;
@@ -75,8 +76,10 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     // Before anything else: a worker without its device must not look alive.
     let device = device(settings.engine.device)?;
     let storage = Storage::open(&settings.storage)?;
-    let registry = rpc::peer("registry", &settings.registry).map_err(StartError::Registry)?;
     let mut service = Service::new("gpu-worker");
+    let security = Security::start(&service, Identity::GpuWorker, &settings.tls)?;
+    let registry = security.peer("registry", Identity::ModelRegistry, &settings.registry);
+    let registry = registry.map_err(StartError::Registry)?;
     let checks = Checks::of(&service);
     admin::serve(&mut service, settings.process.admin_listen, &telemetry).await?;
     let broker = Broker::connect(&settings.broker, "gpu-worker").await?;

@@ -8,7 +8,7 @@ use contract::ModelName;
 use diffusion::DType;
 use lifecycle::{Process, ProcessSettings};
 use messaging::BrokerSettings;
-use rpc::PeerSettings;
+use rpc::{PeerSettings, TlsSettings};
 use serde::{Deserialize, Deserializer, de};
 use settings::{ByteSize, Millis, SettingsError};
 use storage::StorageSettings;
@@ -31,6 +31,8 @@ pub struct Settings {
     pub broker: BrokerSettings,
     /// `[storage]`
     pub storage: StorageSettings,
+    /// `[tls]`
+    pub tls: TlsSettings,
     /// `[registry]`
     pub registry: PeerSettings,
     /// `[worker]`
@@ -212,6 +214,9 @@ impl settings::Settings for Settings {
     const DEFAULTS: &'static str = include_str!("../config.default.toml");
 
     fn validate(&self) -> Result<(), SettingsError> {
+        if let Some((key, problem)) = self.tls.problem() {
+            return Err(Self::invalid(key, problem));
+        }
         let worker = &self.worker;
         let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_';
         if worker.name.len() > MAX_NAME || !worker.name.bytes().all(plain) {
@@ -258,6 +263,9 @@ impl settings::Settings for Settings {
 const MAX_PRODUCER: usize = 256;
 
 impl Process for Settings {
+    // It sees prompts and no secrets, and a driver's crash is found out by nothing else.
+    const CORE_DUMPS: bool = true;
+
     fn process(&self) -> &ProcessSettings {
         &self.process
     }

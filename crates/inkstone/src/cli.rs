@@ -9,7 +9,7 @@ use contract::v1::Scheduler;
 use contract::words::{SCHEDULERS, meaning};
 
 use crate::error::CliError;
-use crate::{client, demo, doctor, generate, inspect, keys, models, up};
+use crate::{client, demo, doctor, generate, inspect, keys, models, policies, up};
 
 /// Text to image, from prompt to picture.
 #[derive(Debug, Parser)]
@@ -55,11 +55,24 @@ enum Command {
         command: KeysCommand,
         #[command(flatten)]
         auth: AuthArgs,
+        #[command(flatten)]
+        tls: TlsArgs,
+    },
+    /// List, change and remove policies: what keys may do, by their prefix.
+    Policies {
+        #[command(subcommand)]
+        command: PoliciesCommand,
+        #[command(flatten)]
+        auth: AuthArgs,
+        #[command(flatten)]
+        tls: TlsArgs,
     },
     /// List models, publish versions, shift traffic.
     Models {
         #[command(subcommand)]
         command: ModelsCommand,
+        #[command(flatten)]
+        tls: TlsArgs,
     },
     /// Read the labels in a picture file.
     Inspect {
@@ -111,6 +124,9 @@ pub(crate) struct ServerArgs {
     /// A bearer key. Default: the one that `inkstone up` made.
     #[arg(long, env = "INKSTONE_KEY", hide_env_values = true)]
     pub(crate) key: Option<String>,
+    /// The file (PEM) of the CA that issued the certificate of an https:// address. Default: those that this machine trusts.
+    #[arg(long, env = "INKSTONE_CA")]
+    pub(crate) ca: Option<PathBuf>,
 }
 
 /// Where auth itself is: keys are managed there, never through the public port.
@@ -122,6 +138,14 @@ pub(crate) struct AuthArgs {
     /// The file with auth's admin token. Default: the one in the data folder.
     #[arg(long, global = true, env = "INKSTONE_ADMIN_TOKEN_FILE")]
     pub(crate) admin_token_file: Option<PathBuf>,
+}
+
+/// How services are reached that ask for certificates.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct TlsArgs {
+    /// The folder with ca.pem, cert.pem and key.pem of operator.inkstone. Default: in the clear.
+    #[arg(long, global = true, env = "INKSTONE_TLS_DIR")]
+    pub(crate) tls_dir: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]
@@ -189,11 +213,88 @@ pub(crate) enum KeysCommand {
         #[arg(long, default_value = "")]
         tenant: String,
     },
+    /// Show what the webhooks of a key's tasks are verified with. It is the same every time.
+    WebhookSecret {
+        /// The public half of the key.
+        app_key: String,
+    },
     /// Revoke a key: every service refuses it within a second.
     Revoke {
         /// The public half of the key.
         app_key: String,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum PoliciesCommand {
+    /// List policies.
+    List,
+    /// Show one policy.
+    Show {
+        /// The prefix of its keys, such as prod-.
+        prefix: String,
+    },
+    /// Change a policy, or make one. What is not given stays as it is; in force everywhere within a second.
+    Set(PolicyArgs),
+    /// Remove a policy. Keys that fall under it are turned away.
+    Remove {
+        /// The prefix of its keys, such as prod-.
+        prefix: String,
+        /// Though there are such keys.
+        #[arg(long)]
+        even_if_used: bool,
+    },
+}
+
+/// A policy's fields. A new policy needs models and requests a second.
+#[derive(Debug, Default, Args)]
+pub(crate) struct PolicyArgs {
+    /// The prefix of its keys, such as prod-.
+    pub(crate) prefix: String,
+    /// Model names or aliases, separated by commas; * is all.
+    #[arg(long, value_delimiter = ',')]
+    pub(crate) models: Option<Vec<String>>,
+    /// Whether HD quality is allowed: true or false. New: false.
+    #[arg(long)]
+    pub(crate) hd: Option<bool>,
+    /// Requests a second of each key.
+    #[arg(long)]
+    pub(crate) requests_per_second: Option<u32>,
+    /// Requests at once after a pause. New: as many as in a second.
+    #[arg(long)]
+    pub(crate) burst: Option<u32>,
+    /// Scheduling tier. New: standard.
+    #[arg(long)]
+    pub(crate) tier: Option<String>,
+    /// Tasks of a tenant that may wait for a worker; none: no limit.
+    #[arg(long, value_parser = limit::<u32>)]
+    pub(crate) tasks_waiting: Option<Limit<u32>>,
+    /// Tasks of a tenant that workers have at once; none: no limit.
+    #[arg(long, value_parser = limit::<u32>)]
+    pub(crate) tasks_running: Option<Limit<u32>>,
+    /// Pictures of a tenant in a day (UTC); none: no limit.
+    #[arg(long, value_parser = limit::<u64>)]
+    pub(crate) images_per_day: Option<Limit<u64>>,
+    /// Pixels times steps of a tenant in a day (UTC), over all pictures; none: no limit.
+    #[arg(long, value_parser = limit::<u64>)]
+    pub(crate) pixel_steps_per_day: Option<Limit<u64>>,
+}
+
+/// A limit, or that there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit<T> {
+    /// No limit.
+    None,
+    /// At most so many.
+    Most(T),
+}
+
+fn limit<T: std::str::FromStr>(text: &str) -> Result<Limit<T>, String> {
+    if text == "none" {
+        return Ok(Limit::None);
+    }
+    let most = text.parse().map(Limit::Most);
+    most.map_err(|_| "a limit is a whole number, or none".to_owned())
 }
 
 #[derive(Debug, Subcommand)]
@@ -256,8 +357,11 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Generate(args) => generate::run(&data, &args).await,
         Command::Watch { task, server } => client::watch(&data, &server, &task).await,
         Command::Cancel { task, server } => client::cancel(&data, &server, &task).await,
-        Command::Keys { command, auth } => keys::run(&data, &auth, command).await,
-        Command::Models { command } => models::run(&data, command).await,
+        Command::Keys { command, auth, tls } => keys::run(&data, &auth, &tls, command).await,
+        Command::Policies { command, auth, tls } => {
+            policies::run(&data, &auth, &tls, command).await
+        }
+        Command::Models { command, tls } => models::run(&data, &tls, command).await,
         Command::Inspect { file } => inspect::run(&file),
         Command::Doctor { server } => doctor::run(&data, &server).await,
     }
@@ -294,6 +398,15 @@ mod tests {
         assert_eq!((args.weighted, args.guidance_rescale), (true, Some(0.7)));
         for bad in ["1.1", "-1", "NaN", "x"] {
             assert!(parse(&[&format!("--guidance-rescale={bad}")]).is_err());
+        }
+    }
+
+    #[test]
+    fn a_limit_is_a_number_or_none() {
+        assert_eq!(limit::<u32>("none"), Ok(Limit::None));
+        assert_eq!(limit::<u64>("5"), Ok(Limit::Most(5)));
+        for bad in ["", "-1", "many", "4294967296"] {
+            assert!(limit::<u32>(bad).is_err(), "{bad}");
         }
     }
 

@@ -5,22 +5,47 @@ use std::path::Path;
 
 use contract::v1::image_service_client::ImageServiceClient;
 use contract::v1::{CancelRequest, Task, TaskPhase, WatchRequest, watch_response};
-use rpc::{Peer, PeerSettings};
+use rpc::{Identity, Peer, PeerSettings, Security};
+use settings::Millis;
 use tonic::metadata::{Ascii, MetadataValue};
 use tonic::{Request, Response, Status};
 
-use crate::cli::ServerArgs;
+use crate::cli::{ServerArgs, TlsArgs};
 use crate::error::CliError;
+use crate::generate::not_succeeded;
 use crate::place::Place;
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 const CALL_LIMIT: &str = "30s";
 
-/// A channel to `url`.
+/// A channel in the clear to `url`.
 pub(crate) fn peer(url: &str) -> Result<Peer, CliError> {
-    let timeout = CALL_LIMIT.parse();
-    let timeout = timeout.unwrap_or_else(|_| unreachable!("{CALL_LIMIT} is a duration"));
-    Ok(rpc::peer("server", &PeerSettings::new(url, timeout))?)
+    Ok(rpc::peer("server", &PeerSettings::new(url, call_limit()))?)
+}
+
+/// A channel to the public port, which may have a certificate.
+fn public_peer(url: &str, ca: Option<&Path>) -> Result<Peer, CliError> {
+    if !url.starts_with("https://") {
+        return peer(url);
+    }
+    let security = Security::of_public(ca).map_err(CliError::Ca)?;
+    let settings = PeerSettings::new(url, call_limit());
+    Ok(security.peer("server", Identity::Gateway, &settings)?)
+}
+
+fn call_limit() -> Millis {
+    let limit = CALL_LIMIT.parse();
+    limit.unwrap_or_else(|_| unreachable!("{CALL_LIMIT} is a duration"))
+}
+
+/// A channel to a service itself, as an operator: with certificates if there is a folder of them.
+pub(crate) fn service_peer(url: &str, who: Identity, tls: &TlsArgs) -> Result<Peer, CliError> {
+    let security = match &tls.tls_dir {
+        Some(dir) => Security::of_folder(dir, Identity::Operator)?,
+        None => Security::off(),
+    };
+    let settings = PeerSettings::new(url, call_limit());
+    Ok(security.peer("server", who, &settings)?)
 }
 
 /// A request that carries `Authorization: Bearer …`.
@@ -62,12 +87,13 @@ impl Client {
             format!("http://{url}")
         };
         let key = server.key.clone().or_else(|| place.key());
-        Self::new(&url, key.ok_or(CliError::NoKey)?)
+        Self::new(&url, key.ok_or(CliError::NoKey)?, server.ca.as_deref())
     }
 
-    pub(crate) fn new(url: &str, key: String) -> Result<Self, CliError> {
+    /// `ca`: the file with whoever has issued the certificate of an https address, if it is not one whom this machine trusts.
+    pub(crate) fn new(url: &str, key: String, ca: Option<&Path>) -> Result<Self, CliError> {
         authorization(&key)?;
-        let service = ImageServiceClient::new(peer(url)?);
+        let service = ImageServiceClient::new(public_peer(url, ca)?);
         Ok(Self {
             service: rpc::with_limits!(service),
             key,
@@ -132,10 +158,11 @@ pub(crate) async fn cancel(data: &Path, server: &ServerArgs, task: &str) -> Resu
     Ok(())
 }
 
-/// `inkstone watch`.
+/// `inkstone watch`: fails when the task ends otherwise than with pictures.
 pub(crate) async fn watch(data: &Path, server: &ServerArgs, task: &str) -> Result<(), CliError> {
     let client = Client::find(data, server)?;
     let mut updates = client.watch(task).await?;
+    let mut end = None;
     while let Some(update) = updates.message().await.map_err(client.failed())? {
         match update.event {
             Some(watch_response::Event::Task(task)) => {
@@ -143,8 +170,8 @@ pub(crate) async fn watch(data: &Path, server: &ServerArgs, task: &str) -> Resul
                 for image in &task.images {
                     println!("  {}{}", client.url, image.path);
                 }
-                if let Some(error) = &task.error {
-                    println!("  {} [{}]", error.message, error.code);
+                if matches!(task.phase(), TaskPhase::Failed | TaskPhase::Cancelled) {
+                    end = Some(not_succeeded(&task));
                 }
             }
             Some(watch_response::Event::Progress(progress)) => {
@@ -153,7 +180,7 @@ pub(crate) async fn watch(data: &Path, server: &ServerArgs, task: &str) -> Resul
             Some(watch_response::Event::Preview(_)) | None => {}
         }
     }
-    Ok(())
+    end.map_or(Ok(()), Err)
 }
 
 /// A task's phase in one word.
@@ -183,6 +210,7 @@ mod tests {
         let server = ServerArgs {
             url: Some(address.to_string()),
             key: Some("ink_x".to_owned()),
+            ca: None,
         };
         let client = Client::find(Path::new("nowhere"), &server).unwrap();
         let request = client.request(ListModelsRequest {}).unwrap();

@@ -51,7 +51,7 @@ pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
 }
 
 async fn draw(platform: &Platform, args: &DemoArgs) -> Result<generate::Drawn, CliError> {
-    let client = Client::new(&platform.running.gateway, platform.key.clone())?;
+    let client = Client::new(&platform.running.gateway, platform.key.clone(), None)?;
     let request = SubmitTask {
         prompt: args.prompt.clone(),
         ..SubmitTask::default()

@@ -52,6 +52,22 @@ pub enum CliError {
     /// There is no key to call with.
     #[error("no key: give --key or INKSTONE_KEY, or make one with `inkstone keys create`")]
     NoKey,
+    /// There is no policy for a prefix.
+    #[error("there is no policy for {prefix:?}; there are {}", known.join(", "))]
+    NoSuchPolicy {
+        /// As given.
+        prefix: String,
+        /// Those that there are.
+        known: Vec<String>,
+    },
+    /// A new policy lacks something.
+    #[error("there is no policy for {prefix:?} yet; a new one needs {option}")]
+    NewPolicy {
+        /// As given.
+        prefix: String,
+        /// What is missing.
+        option: &'static str,
+    },
     /// A key that cannot be sent.
     #[error("the key is not one: it holds characters that no key has")]
     BadKey,
@@ -93,6 +109,12 @@ pub enum CliError {
     /// An address is not one.
     #[error(transparent)]
     Address(#[from] rpc::RpcError),
+    /// Certificates are not good.
+    #[error("--tls-dir")]
+    Tls(#[from] rpc::TlsError),
+    /// The CA of an https address is not one.
+    #[error("--ca")]
+    Ca(#[source] rpc::TlsError),
     /// Nobody answers at an address.
     #[error(
         "nothing answers at {url} ({reason}); start a platform there with `inkstone up`, or say where it is with {option}"

@@ -129,7 +129,7 @@ pub(crate) async fn draw(
     })
 }
 
-fn not_succeeded(task: &Task) -> CliError {
+pub(crate) fn not_succeeded(task: &Task) -> CliError {
     let reason = task
         .error
         .as_ref()

@@ -3,35 +3,54 @@
 use std::path::Path;
 
 use contract::auth::key_service_client::KeyServiceClient;
-use contract::auth::{CreateKeyRequest, KeyInfo, ListKeysRequest, RevokeKeyRequest};
+use contract::auth::{
+    CreateKeyRequest, GetWebhookSecretRequest, KeyInfo, ListKeysRequest, RevokeKeyRequest,
+};
+use rpc::Identity;
 
-use crate::cli::{AuthArgs, KeysCommand};
-use crate::client::{peer, with_bearer};
+use crate::cli::{AuthArgs, KeysCommand, TlsArgs};
+use crate::client::{service_peer, with_bearer};
 use crate::error::CliError;
 use crate::place::Place;
 
 /// Where auth's address can be given.
-const AUTH_URL: &str = "--auth-url";
+pub(crate) const AUTH_URL: &str = "--auth-url";
+
+/// Where auth is, and the token that it asks operators for.
+pub(crate) struct Operator {
+    pub(crate) url: String,
+    pub(crate) token: String,
+}
+
+impl Operator {
+    /// As given, or those of the platform that runs on the data folder.
+    pub(crate) fn of(data: &Path, args: &AuthArgs) -> Result<Self, CliError> {
+        let place = Place::at(data);
+        let local = place.running().map(|running| running.auth);
+        let url = args
+            .auth_url
+            .clone()
+            .or(local)
+            .ok_or_else(|| CliError::NotRunning {
+                data: data.to_owned(),
+            })?;
+        let file = args.admin_token_file.clone();
+        let file = file.unwrap_or_else(|| place.admin_token_file());
+        let token = std::fs::read_to_string(&file).map_err(CliError::file("read", &file))?;
+        let token = token.trim().to_owned();
+        Ok(Self { url, token })
+    }
+}
 
 pub(crate) async fn run(
     data: &Path,
     args: &AuthArgs,
+    tls: &TlsArgs,
     command: KeysCommand,
 ) -> Result<(), CliError> {
-    let place = Place::at(data);
-    let local = place.running().map(|running| running.auth);
-    let url = args
-        .auth_url
-        .clone()
-        .or(local)
-        .ok_or_else(|| CliError::NotRunning {
-            data: data.to_owned(),
-        })?;
-    let file = args.admin_token_file.clone();
-    let file = file.unwrap_or_else(|| place.admin_token_file());
-    let token = std::fs::read_to_string(&file).map_err(CliError::file("read", &file))?;
-    let token = token.trim();
-    let mut keys = KeyServiceClient::new(peer(&url)?);
+    let Operator { url, token } = Operator::of(data, args)?;
+    let token = token.as_str();
+    let mut keys = KeyServiceClient::new(service_peer(&url, Identity::Auth, tls)?);
     match command {
         KeysCommand::Create {
             tenant,
@@ -69,6 +88,14 @@ pub(crate) async fn run(
             for key in listed.into_inner().keys {
                 print_key(&key);
             }
+        }
+        KeysCommand::WebhookSecret { app_key } => {
+            let request = GetWebhookSecretRequest { app_key };
+            let found = keys
+                .get_webhook_secret(with_bearer(request, token)?)
+                .await
+                .map_err(CliError::call(&url, AUTH_URL))?;
+            println!("{}", found.into_inner().secret);
         }
         KeysCommand::Revoke { app_key } => {
             let revoked = keys

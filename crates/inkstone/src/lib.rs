@@ -18,6 +18,7 @@ mod keys;
 mod models;
 mod place;
 mod platform;
+mod policies;
 mod up;
 
 use std::process::ExitCode;

@@ -5,17 +5,21 @@ use std::path::Path;
 use contract::registry::registry_service_client::RegistryServiceClient;
 use contract::registry::{Model, RegisterVersionRequest, SetTrafficRequest, VersionWeight};
 use contract::v1::ListModelsRequest;
-use rpc::Peer;
+use rpc::{Identity, Peer};
 
-use crate::cli::ModelsCommand;
-use crate::client::{Client, peer};
+use crate::cli::{ModelsCommand, TlsArgs};
+use crate::client::{Client, service_peer};
 use crate::error::CliError;
 use crate::place::Place;
 
 /// Where the registry's address can be given.
 const REGISTRY_URL: &str = "--registry-url";
 
-pub(crate) async fn run(data: &Path, command: ModelsCommand) -> Result<(), CliError> {
+pub(crate) async fn run(
+    data: &Path,
+    tls: &TlsArgs,
+    command: ModelsCommand,
+) -> Result<(), CliError> {
     match command {
         ModelsCommand::List { server } => {
             let client = Client::find(data, &server)?;
@@ -43,7 +47,7 @@ pub(crate) async fn run(data: &Path, command: ModelsCommand) -> Result<(), CliEr
             folder,
             registry_url,
         } => {
-            let (url, mut registry) = registry(data, registry_url)?;
+            let (url, mut registry) = registry(data, tls, registry_url)?;
             let folder = std::path::absolute(&folder).map_err(CliError::file("find", &folder))?;
             let request = RegisterVersionRequest {
                 folder: folder.display().to_string(),
@@ -59,7 +63,7 @@ pub(crate) async fn run(data: &Path, command: ModelsCommand) -> Result<(), CliEr
             weights,
             registry_url,
         } => {
-            let (url, mut registry) = registry(data, registry_url)?;
+            let (url, mut registry) = registry(data, tls, registry_url)?;
             let weight = |(version, weight)| VersionWeight { version, weight };
             let request = SetTrafficRequest {
                 model,
@@ -75,13 +79,14 @@ pub(crate) async fn run(data: &Path, command: ModelsCommand) -> Result<(), CliEr
 
 fn registry(
     data: &Path,
+    tls: &TlsArgs,
     url: Option<String>,
 ) -> Result<(String, RegistryServiceClient<Peer>), CliError> {
     let local = Place::at(data).running().map(|running| running.registry);
     let url = url.or(local).ok_or_else(|| CliError::NotRunning {
         data: data.to_owned(),
     })?;
-    let client = RegistryServiceClient::new(peer(&url)?);
+    let client = RegistryServiceClient::new(service_peer(&url, Identity::ModelRegistry, tls)?);
     Ok((url, client))
 }
 

@@ -58,6 +58,8 @@ impl Platform {
                 process: running.process,
             });
         }
+        // All services are in this process, and so is what they keep secret.
+        lifecycle::forbid_core_dumps().map_err(CliError::Runtime)?;
         let models = model_folders(&options.models)?;
         let folder = place.folder();
         std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
@@ -135,7 +137,10 @@ impl Platform {
             let proof = Some(Proof::Bearer(key.clone()));
             let mut client = AuthServiceClient::new(auth.clone());
             if client
-                .authenticate(AuthenticateRequest { proof })
+                .authenticate(AuthenticateRequest {
+                    proof,
+                    receipt: None,
+                })
                 .await
                 .is_ok()
             {
@@ -219,6 +224,7 @@ async fn start_broker(place: &Place, sync_always: bool) -> Result<NatsServer, Cl
         folder: place.join("nats"),
         port: None,
         sync_always,
+        tls: None,
     };
     let started = tokio::task::spawn_blocking(|| NatsServer::start(options)).await;
     match started {
@@ -321,15 +327,24 @@ impl Starting<'_> {
         self.services.push(registry);
 
         let [broker, admin, storage] = common;
-        let of_orchestrator = [
+        let mut of_orchestrator = vec![
             broker.clone(),
             admin.clone(),
             storage.clone(),
             registry_url.clone(),
+            ("auth.url", auth_url.clone()),
             ("grpc.listen", free()),
-            // The broker sets this aside on the disk; a laptop's may be small.
+            // The broker sets these aside on the disk; a laptop's may be small.
             ("streams.task_max_size", "1GiB".to_owned()),
+            ("streams.dead_max_size", "64MiB".to_owned()),
+            ("intake.max_size", "64MiB".to_owned()),
+            ("notices.outcomes_max_size", "64MiB".to_owned()),
+            ("webhooks.max_size", "64MiB".to_owned()),
         ];
+        // A port that the system picks is not known before the gateway has it.
+        if listen.port() != 0 {
+            of_orchestrator.push(("notices.public_url", format!("http://{listen}")));
+        }
         let orchestrator = settings::load(None, &of_orchestrator)?;
         let orchestrator = orchestrator::start(orchestrator, telemetry.clone()).await;
         let orchestrator = started("orchestrator", orchestrator)?;

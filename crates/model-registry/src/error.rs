@@ -180,6 +180,9 @@ pub enum StartError {
     /// The object store cannot be opened.
     #[error("cannot open the registry's object store")]
     Storage(#[from] StorageError),
+    /// The certificates for TLS between services are not good.
+    #[error("setting tls.dir")]
+    Tls(#[from] rpc::TlsError),
     /// The gRPC address cannot be had.
     #[error("cannot serve the registry")]
     Rpc(#[from] rpc::RpcError),

@@ -25,6 +25,7 @@ use std::time::Duration;
 use contract::registry::registry_service_server::RegistryServiceServer;
 use lifecycle::{Check, Service};
 use messaging::{Broker, BrokerError, Snapshot};
+use rpc::{Identity, Security};
 use storage::{Storage, StorageError};
 use telemetry::Telemetry;
 use tokio::sync::watch;
@@ -47,6 +48,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let mut service = Service::new("model-registry");
     lifecycle::admin::serve(&mut service, settings.process.admin_listen, &telemetry).await?;
     metrics::describe();
+    let security = Security::start(&service, Identity::ModelRegistry, &settings.tls)?;
     let storage = Storage::open(&settings.storage)?;
     let broker = Broker::connect(&settings.broker, service.name).await?;
     let open = || Registry::open(&broker, storage.clone());
@@ -61,12 +63,9 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         tasks: service.tasks.clone(),
     };
     let server = rpc::with_limits!(RegistryServiceServer::new(grpc));
-    rpc::serve(
-        &mut service,
-        settings.grpc.listen,
-        tonic::service::Routes::new(server),
-    )
-    .await?;
+    let routes = tonic::service::Routes::new(server);
+    let address = settings.grpc.listen;
+    security.serve(&mut service, address, routes).await?;
     Ok(service.started())
 }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use lifecycle::{Process, ProcessSettings};
 use messaging::BrokerSettings;
+use rpc::TlsSettings;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use settings::SettingsError;
 use storage::StorageSettings;
@@ -25,6 +26,8 @@ pub struct Settings {
     pub storage: StorageSettings,
     /// Where the registry is reached.
     pub grpc: GrpcSettings,
+    /// TLS between services.
+    pub tls: TlsSettings,
     /// Which models there are from the start.
     pub models: ModelsSettings,
 }
@@ -51,6 +54,9 @@ impl settings::Settings for Settings {
     const DEFAULTS: &'static str = include_str!("../config.default.toml");
 
     fn validate(&self) -> Result<(), SettingsError> {
+        if let Some((key, problem)) = self.tls.problem() {
+            return Err(Self::invalid(key, problem));
+        }
         if self
             .models
             .bootstrap

@@ -12,7 +12,9 @@ use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
 use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
+use tracing::Level;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
+use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -93,6 +95,9 @@ impl Telemetry {
         };
         tracing_subscriber::registry()
             .with(filter)
+            .with(filter_fn(|event| {
+                may_be_told(event.target(), *event.level())
+            }))
             .with(spans)
             .with(lines)
             .try_init()
@@ -121,6 +126,12 @@ impl Telemetry {
             tracing::debug!(%error, "some spans were not exported");
         }
     }
+}
+
+/// Whether something may be logged at all, whatever the filter says. Below this level, the broker's client prints messages
+/// whole, and in them is what opens pictures to whoever has it.
+fn may_be_told(target: &str, level: Level) -> bool {
+    level <= Level::INFO || !target.starts_with("async_nats")
 }
 
 fn tracer_provider(

@@ -54,6 +54,8 @@ const RULES: &[(&str, Allowed)] = &[
     ),
     ("nats-server", Allowed::Only(&[])),
     ("storage", Allowed::Only(&["contract", "settings"])),
+    // How services reach addresses that callers name.
+    ("egress", Allowed::Only(&["settings"])),
     // What orchestrator and worker must agree on about tasks.
     (
         "task-log",
@@ -70,8 +72,9 @@ const RULES: &[(&str, Allowed)] = &[
     ("diffusion", Allowed::Only(&[])),
     ("auth", Allowed::PlatformAnd(&[])),
     // Pictures as pixels, for callers who want no file.
-    ("gateway", Allowed::PlatformAnd(&["imaging"])),
-    ("orchestrator", Allowed::PlatformAnd(&[])),
+    ("gateway", Allowed::PlatformAnd(&["imaging", "egress"])),
+    // Webhooks.
+    ("orchestrator", Allowed::PlatformAnd(&["egress"])),
     ("model-registry", Allowed::PlatformAnd(&[])),
     // The only service that draws.
     (
@@ -80,6 +83,11 @@ const RULES: &[(&str, Allowed)] = &[
     ),
     // The command line: all services in one process.
     ("inkstone", Allowed::Everything),
+    // Whatever reads what callers send.
+    (
+        "fuzz-edge",
+        Allowed::Only(&["auth", "gateway", "orchestrator"]),
+    ),
     // End-to-end tests see what a caller sees, and kill the broker.
     (
         "e2e",
@@ -99,8 +107,13 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("object_store", &["storage"]),
     ("tract-*", &["gpu-worker"]),
     ("jsonwebtoken", &["auth"]),
-    ("reqwest", &["auth"]),
+    ("reqwest", &["auth", "egress"]),
+    ("rustls", &["rpc"]),
+    ("rustls-native-certs", &["rpc"]),
+    ("rustls-webpki", &["rpc"]),
+    ("tokio-rustls", &["rpc"]),
     ("tonic-reflection", &["gateway"]),
+    ("utoipa*", &["gateway"]),
 ];
 
 /// Each dependency that is against the rules, as a sentence. Tests may use what they like, but no service another.

@@ -73,6 +73,7 @@ mod tests {
                 ..State::default()
             }),
             done: ended.then(Done::default),
+            feedback: None,
         }
     }
 

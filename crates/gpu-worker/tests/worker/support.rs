@@ -56,17 +56,14 @@ impl Platform {
     ) -> Self {
         let nats = NatsServer::scratch().unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let broker_settings = BrokerSettings {
-            url: nats.url(),
-            replicas: 1,
-            start_timeout: "20s".parse().unwrap(),
-        };
+        let broker_settings = BrokerSettings::new(nats.url(), "20s".parse().unwrap());
         let broker = Broker::connect(&broker_settings, "test").await.unwrap();
         let log = TaskLog::new(broker.clone());
         let streams = StreamSettings {
             task_retention: "1h".parse().unwrap(),
             task_max_size: "64MiB".parse().unwrap(),
             dead_retention: "1h".parse().unwrap(),
+            dead_max_size: "16MiB".parse().unwrap(),
         };
         log.ensure_streams(&streams).await.unwrap();
         let storage = Storage::open(&StorageSettings {
@@ -213,7 +210,7 @@ impl Platform {
     /// Waits until nothing is queued or being worked on.
     pub(crate) async fn work_is_settled(&self) {
         until("all work is settled", async || {
-            self.log.work_depth().await.unwrap().is_empty()
+            self.log.work().await.unwrap().by_version.is_empty()
         })
         .await;
     }

@@ -1,0 +1,241 @@
+//! `inkstone policies`: on auth's own address, with its admin token.
+
+use std::path::Path;
+
+use contract::auth::policy_service_client::PolicyServiceClient;
+use contract::auth::{
+    ListPoliciesRequest, Policy, PolicyInfo, RemovePolicyRequest, SetPolicyRequest,
+};
+use rpc::{Identity, Peer};
+
+use crate::cli::{AuthArgs, Limit, PoliciesCommand, PolicyArgs, TlsArgs};
+use crate::client::{service_peer, with_bearer};
+use crate::error::CliError;
+use crate::keys::{AUTH_URL, Operator};
+
+const NEW_TIER: &str = "standard";
+
+pub(crate) async fn run(
+    data: &Path,
+    args: &AuthArgs,
+    tls: &TlsArgs,
+    command: PoliciesCommand,
+) -> Result<(), CliError> {
+    let operator = Operator::of(data, args)?;
+    let mut policies = Policies {
+        service: PolicyServiceClient::new(service_peer(&operator.url, Identity::Auth, tls)?),
+        operator,
+    };
+    match command {
+        PoliciesCommand::List => print_all(&policies.list().await?),
+        PoliciesCommand::Show { prefix } => {
+            let all = policies.list().await?;
+            let Some(one) = all.iter().find(|policy| policy.prefix == prefix) else {
+                let known = all.into_iter().map(|policy| policy.prefix).collect();
+                return Err(CliError::NoSuchPolicy { prefix, known });
+            };
+            print_one(one);
+        }
+        PoliciesCommand::Set(change) => {
+            let all = policies.list().await?;
+            let before = all.into_iter().find(|p| p.prefix == change.prefix);
+            let revision = before.as_ref().map_or(0, |before| before.revision);
+            let request = SetPolicyRequest {
+                prefix: change.prefix.clone(),
+                policy: Some(changed(before.and_then(|before| before.policy), change)?),
+                revision,
+            };
+            let set = policies.set(request).await?;
+            print_one(&set.ok_or(CliError::Answer("a change without a policy"))?);
+        }
+        PoliciesCommand::Remove {
+            prefix,
+            even_if_used,
+        } => {
+            let request = RemovePolicyRequest {
+                prefix: prefix.clone(),
+                even_if_used,
+            };
+            let removed = policies.remove(request).await?;
+            let keys = removed.map_or(0, |policy| policy.keys);
+            println!("{prefix} removed; {keys} keys are turned away");
+        }
+    }
+    Ok(())
+}
+
+struct Policies {
+    operator: Operator,
+    service: PolicyServiceClient<Peer>,
+}
+
+impl Policies {
+    async fn list(&mut self) -> Result<Vec<PolicyInfo>, CliError> {
+        let request = with_bearer(ListPoliciesRequest {}, &self.operator.token)?;
+        let listed = self.service.list_policies(request).await;
+        let listed = listed.map_err(CliError::call(&self.operator.url, AUTH_URL))?;
+        Ok(listed.into_inner().policies)
+    }
+
+    async fn set(&mut self, request: SetPolicyRequest) -> Result<Option<PolicyInfo>, CliError> {
+        let request = with_bearer(request, &self.operator.token)?;
+        let set = self.service.set_policy(request).await;
+        let set = set.map_err(CliError::call(&self.operator.url, AUTH_URL))?;
+        Ok(set.into_inner().policy)
+    }
+
+    async fn remove(
+        &mut self,
+        request: RemovePolicyRequest,
+    ) -> Result<Option<PolicyInfo>, CliError> {
+        let request = with_bearer(request, &self.operator.token)?;
+        let removed = self.service.remove_policy(request).await;
+        let removed = removed.map_err(CliError::call(&self.operator.url, AUTH_URL))?;
+        Ok(removed.into_inner().policy)
+    }
+}
+
+/// A policy with what is given in it; what a new one needs must be given.
+fn changed(before: Option<Policy>, change: PolicyArgs) -> Result<Policy, CliError> {
+    let mut policy = match before {
+        Some(before) => before,
+        None => {
+            let needed = |option| CliError::NewPolicy {
+                prefix: change.prefix.clone(),
+                option,
+            };
+            let rate = change.requests_per_second;
+            let rate = rate.ok_or_else(|| needed("--requests-per-second"))?;
+            Policy {
+                models: change.models.clone().ok_or_else(|| needed("--models"))?,
+                requests_per_second: rate,
+                // A second's worth at once.
+                burst: rate,
+                tier: NEW_TIER.to_owned(),
+                ..Policy::default()
+            }
+        }
+    };
+    put(&mut policy.models, change.models);
+    put(&mut policy.hd, change.hd);
+    put(&mut policy.requests_per_second, change.requests_per_second);
+    put(&mut policy.burst, change.burst);
+    put(&mut policy.tier, change.tier);
+    put_limit(&mut policy.tasks_waiting, change.tasks_waiting);
+    put_limit(&mut policy.tasks_running, change.tasks_running);
+    put_limit(&mut policy.images_per_day, change.images_per_day);
+    put_limit(&mut policy.pixel_steps_per_day, change.pixel_steps_per_day);
+    Ok(policy)
+}
+
+fn put<T>(field: &mut T, given: Option<T>) {
+    if let Some(given) = given {
+        *field = given;
+    }
+}
+
+fn put_limit<T>(field: &mut Option<T>, given: Option<Limit<T>>) {
+    match given {
+        Some(Limit::Most(most)) => *field = Some(most),
+        Some(Limit::None) => *field = None,
+        None => {}
+    }
+}
+
+fn print_all(all: &[PolicyInfo]) {
+    println!(
+        "{:<14} {:>6} {:>8} {:>6} {:<5} {:<10} {:<30} MODELS",
+        "PREFIX", "KEYS", "REQ/S", "BURST", "HD", "TIER", "WAITING/RUNNING/IMAGES/WORK"
+    );
+    for info in all {
+        let Some(policy) = &info.policy else { continue };
+        let limits = [
+            shown(policy.tasks_waiting),
+            shown(policy.tasks_running),
+            shown(policy.images_per_day),
+            shown(policy.pixel_steps_per_day),
+        ];
+        println!(
+            "{:<14} {:>6} {:>8} {:>6} {:<5} {:<10} {:<30} {}",
+            info.prefix,
+            info.keys,
+            policy.requests_per_second,
+            policy.burst,
+            policy.hd,
+            policy.tier,
+            limits.join("/"),
+            policy.models.join(","),
+        );
+    }
+}
+
+fn print_one(info: &PolicyInfo) {
+    let Some(policy) = &info.policy else { return };
+    let line = |name: &str, value: String| println!("{name:<20} {value}");
+    line("prefix", info.prefix.clone());
+    line("keys", info.keys.to_string());
+    line("models", policy.models.join(","));
+    line("hd", policy.hd.to_string());
+    line(
+        "requests per second",
+        policy.requests_per_second.to_string(),
+    );
+    line("burst", policy.burst.to_string());
+    line("tier", policy.tier.clone());
+    line("tasks waiting", shown(policy.tasks_waiting));
+    line("tasks running", shown(policy.tasks_running));
+    line("images per day", shown(policy.images_per_day));
+    line("pixel steps per day", shown(policy.pixel_steps_per_day));
+}
+
+fn shown<T: ToString>(limit: Option<T>) -> String {
+    limit.map_or_else(|| "none".to_owned(), |most| most.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_given_stays_and_none_takes_a_limit_away() {
+        let before = Policy {
+            models: vec!["*".to_owned()],
+            requests_per_second: 5,
+            burst: 7,
+            images_per_day: Some(100),
+            tasks_waiting: Some(3),
+            ..Policy::default()
+        };
+        let change = PolicyArgs {
+            requests_per_second: Some(10),
+            images_per_day: Some(Limit::None),
+            tasks_running: Some(Limit::Most(2)),
+            ..PolicyArgs::default()
+        };
+        let after = changed(Some(before.clone()), change).unwrap();
+        let expected = Policy {
+            requests_per_second: 10,
+            images_per_day: None,
+            tasks_running: Some(2),
+            ..before
+        };
+        assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn a_new_policy_hears_what_it_needs() {
+        let mut new = PolicyArgs {
+            prefix: "gold-".to_owned(),
+            ..PolicyArgs::default()
+        };
+        let error = changed(None, new).unwrap_err().to_string();
+        assert!(error.contains("--requests-per-second"), "{error}");
+        new = PolicyArgs {
+            prefix: "gold-".to_owned(),
+            requests_per_second: Some(20),
+            ..PolicyArgs::default()
+        };
+        let error = changed(None, new).unwrap_err().to_string();
+        assert!(error.contains("--models"), "{error}");
+    }
+}
