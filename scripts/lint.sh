@@ -9,6 +9,11 @@ cargo xtask layers
 cargo xtask tidy
 cargo xtask settings --check
 
+# The protos: their style, and that what was released is still understood.
+buf lint proto
+buf breaking proto --against proto/baseline.binpb
+(cd proto && buf breaking --against baseline.binpb --config buf.public.yaml --path inkstone/v1 --path inference)
+
 # Licences, duplicates and sources need no network; advisories need their database.
 cargo-deny --log-level error check bans licenses sources
 if ! cargo-deny --log-level error check advisories 2>.tools/advisories.log; then

@@ -23,6 +23,7 @@ environment() {
 openai=$(environment openai)
 dashscope=$(environment dashscope)
 triton=$(environment triton)
+nats=$(environment nats)
 
 # Node itself is not installed here: there are machines without it, on which this part is skipped.
 node=.tools/clients-node
@@ -42,11 +43,25 @@ else
   node=
 fi
 
+# A certificate for a server on this machine, from which pictures are fetched in the tests.
+INKSTONE_TEST_TLS=.tools/clients-tls
+mkdir -p "$INKSTONE_TEST_TLS"
+openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=127.0.0.1 \
+  -addext subjectAltName=IP:127.0.0.1 -addext basicConstraints=critical,CA:FALSE \
+  -keyout "$INKSTONE_TEST_TLS/key.pem" -out "$INKSTONE_TEST_TLS/cert.pem" 2>/dev/null
+export INKSTONE_TEST_TLS
+export INKSTONE_GATEWAY__EGRESS__ALLOW='["127.0.0.1"]'
+export INKSTONE_GATEWAY__EGRESS__HTTPS_ONLY=false
+export INKSTONE_GATEWAY__EGRESS__CA_FILE="$PWD/$INKSTONE_TEST_TLS/cert.pem"
+
 # shellcheck source=scripts/with-platform.sh
 . scripts/with-platform.sh
 "$openai/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_openai.py $TESTS/test_openai_edits.py $TESTS/test_grpc.py
 "$dashscope/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_dashscope.py
 "$triton/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_oip.py $TESTS/test_same_picture.py
+# The messages of proto/ as a producer in Python has them.
+"$nats/bin/python" -m grpc_tools.protoc -I proto --python_out="$nats" proto/inkstone/v1/image.proto
+PYTHONPATH="$nats" "$nats/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_nats.py
 if [ -n "$node" ]; then
   (cd "$node" && node --test --test-reporter=dot openai.test.js)
 fi

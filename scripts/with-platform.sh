@@ -1,4 +1,4 @@
-# Sourced: starts `inkstone up` on a free port and a folder of its own, exports INKSTONE_URL and INKSTONE_KEY, and stops it
+# Sourced: starts `inkstone up` on a free port and a folder of its own, exports INKSTONE_URL, INKSTONE_BROKER and INKSTONE_KEY, and stops it
 # when the script ends.
 data=$(mktemp -d)
 "$CARGO_TARGET_DIR/debug/inkstone" --data "$data" up --listen 127.0.0.1:0 --log warn >"$data/up.log" 2>&1 &
@@ -13,5 +13,6 @@ for _ in $(seq 600); do
   sleep 0.1
 done
 INKSTONE_URL=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["gateway"])' "$data/run.json")
+INKSTONE_BROKER=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["broker"])' "$data/run.json")
 INKSTONE_KEY=$(cat "$data/key")
-export INKSTONE_URL INKSTONE_KEY
+export INKSTONE_URL INKSTONE_BROKER INKSTONE_KEY

@@ -133,6 +133,23 @@ def test_a_task_is_cancelled_and_one_that_has_ended_is_not():
     assert (refused.status_code, refused.code) == (HTTPStatus.BAD_REQUEST, "UnsupportedOperation")
 
 
+def test_a_picture_to_begin_from_is_named_by_its_url_in_each_request_form():
+    first = ImageSynthesis.call(MODEL, PROMPT, **OURS).output.results[0].url
+    plain = ImageSynthesis.call(MODEL, "a 3d dog", **OURS).output.results[0].url
+    drawn = {"ref_strength": 0.25} | OURS
+    repainted = ImageSynthesis.call(MODEL, "a 3d dog", ref_img=first, ref_mode="repaint", **drawn)
+    assert repainted.output.task_status == "SUCCEEDED", repainted
+    message = [{"role": "user", "content": [{"image": first}, {"text": "a 3d dog"}]}]
+    talked = MultiModalConversation.call(model=MODEL, messages=message, **drawn)
+    assert talked.status_code == HTTPStatus.OK, talked
+    edited = ImageSynthesis.call(
+        MODEL, "a 3d dog", task="image2image", function="description_edit", base_image_url=first, **drawn
+    )
+    assert edited.output.task_status == "SUCCEEDED", edited
+    pictures = [fetched(url) for url in (repainted.output.results[0].url, content(talked)[0], edited.output.results[0].url)]
+    assert pictures[0] == pictures[1] == pictures[2] != fetched(plain)
+
+
 def test_tasks_are_listed_by_status_time_and_page():
     made = {ImageSynthesis.call(MODEL, PROMPT, **OURS).output.task_id for _ in range(3)}
     soon = time.strftime("%Y%m%d%H%M%S", time.gmtime(time.time() + 8 * 3600 + 60))
@@ -146,6 +163,7 @@ def test_tasks_are_listed_by_status_time_and_page():
     assert {page["data"][0]["task_id"] for page in pages} == made
     assert pages[0]["total"] == pages[0]["total_page"] >= 3
     assert ImageSynthesis.list(start_time=soon).output["data"] == []
+    assert ImageSynthesis.list(start_time=soon, end_time="20230420000000").output["data"] == []
     assert ImageSynthesis.list(model_name="another").output["data"] == []
 
 
@@ -164,7 +182,9 @@ def test_a_task_that_is_not_there_is_unknown():
         ({"n": 11}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "n: images"),
         ({"style": "<cubism>"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "style"),
         ({"watermark": True}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "watermark"),
-        ({"ref_img": "http://127.0.0.1/x.png"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "ref_img"),
+        ({"ref_img": "http://10.0.0.1/x.png"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "ref_img"),
+        ({"mask_image_url": "http://127.0.0.1/x.png"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "mask_image_url"),
+        ({"ref_strength": 0.5}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "ref_strength"),
         ({"steps": 100_000}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "steps"),
         ({"model": "wanx-v9"}, HTTPStatus.NOT_FOUND, "ModelNotFound", "wanx-v9"),
         ({"api_key": "ink_dev-0000000000_nonsense"}, HTTPStatus.UNAUTHORIZED, "InvalidApiKey", ""),
@@ -182,7 +202,8 @@ def test_bad_input_is_answered_with_dashscopes_code_and_names_the_field(change, 
     [
         MESSAGES * 2,
         [{"role": "assistant", "content": [{"text": PROMPT}]}],
-        [{"role": "user", "content": [{"text": PROMPT}, {"image": "http://127.0.0.1/x.png"}]}],
+        [{"role": "user", "content": [{"text": PROMPT}, {"image": "http://10.0.0.1/x.png"}]}],
+        [{"role": "user", "content": [{"text": PROMPT}, {"image": "https://h/1.png"}, {"image": "https://h/2.png"}]}],
     ],
 )
 def test_messages_that_are_not_one_text_are_refused(messages):

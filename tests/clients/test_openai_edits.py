@@ -1,8 +1,16 @@
-"""Pictures drawn from pictures with the OpenAI package: INKSTONE_URL and INKSTONE_KEY name a running platform."""
+"""Pictures drawn from pictures with the OpenAI package: INKSTONE_URL and INKSTONE_KEY name a running platform.
+
+It may fetch from 127.0.0.1, and from nowhere else that is not public; INKSTONE_TEST_TLS names a folder with `cert.pem` and `key.pem` of a
+server there whose certificate it trusts.
+"""
 
 import base64
+import contextlib
+import http.server
 import io
 import os
+import ssl
+import threading
 
 import openai
 import pytest
@@ -92,7 +100,8 @@ def test_a_bad_form_raises_the_packages_own_error_and_names_the_parameter(client
         ({"prompt": " "}, "prompt"),
         ({"size": "100x100"}, "size"),
         ({"n": 11}, "n"),
-        ({"stream": True}, "stream"),
+        ({"stream": True, "n": 2}, "n"),
+        ({"extra_body": {"markup": "x"}}, "markup"),
         ({"extra_body": {"strength": 0}}, "strength"),
         ({"extra_body": {"strength": "much"}}, "strength"),
         ({"extra_body": {"steps": 100_000}}, "steps"),
@@ -100,6 +109,139 @@ def test_a_bad_form_raises_the_packages_own_error_and_names_the_parameter(client
         with pytest.raises(openai.BadRequestError) as raised:
             client.images.edit(**({"image": named(cat), "prompt": PROMPT} | change))
         assert raised.value.param == param, (change.keys(), raised.value)
+
+
+def test_partial_images_of_an_edit_are_streamed_and_the_last_event_is_the_picture(client, cat):
+    ours = {"steps": 30, "seed": 8, "strength": 0.9}
+    request = {"image": [named(cat)], "prompt": PROMPT, "extra_body": ours}
+    events = list(client.images.edit(stream=True, partial_images=2, **request))
+    *partial, last = events
+    assert partial and {event.type for event in partial} == {"image_edit.partial_image"}
+    assert [event.partial_image_index for event in partial] == sorted(event.partial_image_index for event in partial)
+    assert picture(base64.b64decode(partial[0].b64_json)).size == (128, 128)
+    assert last.type == "image_edit.completed" and last.usage.total_tokens == 0
+    assert last.b64_json == client.images.edit(**request).data[0].b64_json
+
+
+@contextlib.contextmanager
+def served(answer, tls: bool = False):
+    """A server at 127.0.0.1 that answers each GET with what `answer(path)` gives: status, headers, body."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.path)
+            status, headers, body = answer(self.path)
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                self.wfile.write(body)
+
+        def log_message(self, *_):
+            pass
+
+    asked = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        if tls:
+            folder = os.environ["INKSTONE_TEST_TLS"]
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(f"{folder}/cert.pem", f"{folder}/key.pem")
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            yield f"{'https' if tls else 'http'}://127.0.0.1:{server.server_port}", asked
+        finally:
+            server.shutdown()
+
+
+def edit_json(client, **body) -> bytes:
+    """An edit whose pictures JSON names. The package has no method for it, so it is sent as its methods send theirs."""
+    ours = {"prompt": PROMPT, "steps": 12, "seed": 8}
+    answer = client.post("/images/edits", cast_to=openai.types.ImagesResponse, body=ours | body)
+    return base64.b64decode(answer.data[0].b64_json)
+
+
+def data_url(data: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(data).decode()
+
+
+def test_json_names_pictures_by_data_url_and_draws_what_the_form_draws(client, cat):
+    assert edit_json(client, images=[{"image_url": data_url(cat)}]) == edit(client, cat)
+    mask = Image.new("RGBA", (128, 128), (0, 0, 0, 255))
+    mask.paste((0, 0, 0, 0), (64, 0, 128, 128))
+    masked = edit_json(client, images=[{"image_url": data_url(cat)}], mask={"image_url": data_url(png(mask))})
+    assert masked == edit(client, cat, mask=named(png(mask)))
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_json_names_pictures_by_the_url_of_a_server_and_draws_what_the_form_draws(client, cat, tls):
+    headers = {"content-type": "image/png", "content-length": str(len(cat))}
+    with served(lambda _: (200, headers, cat), tls) as (url, asked):
+        assert edit_json(client, images=[{"image_url": url + "/cat.png?signed=1"}]) == edit(client, cat)
+    assert asked == ["/cat.png?signed=1"]
+
+
+def refused(client, url: str) -> openai.BadRequestError:
+    with pytest.raises(openai.BadRequestError) as raised:
+        edit_json(client, images=[{"image_url": url}])
+    assert raised.value.param == "images", raised.value
+    assert "images[0].image_url" in raised.value.message, raised.value
+    return raised.value
+
+
+def test_pictures_are_not_fetched_from_inside(client, cat):
+    with served(lambda _: (200, {}, cat)) as (url, asked):
+        port = url.rsplit(":", 1)[1]
+        for host in ["127.0.0.2", "127.1.2.3", "2130706434", "0x7f.0.0.2", "[::1]", "[::ffff:7f00:2]", "0.0.0.0", "10.0.0.1",
+                     "169.254.169.254", "192.168.0.1", "[fd00:ec2::254]", "[fe80::1]", "[64:ff9b::7f00:2]"]:
+            assert "not at a public address" in refused(client, f"http://{host}:{port}/").message, host
+        assert asked == []
+    with served(lambda _: (302, {"location": "http://169.254.169.254/latest/meta-data/"}, b"")) as (url, asked):
+        assert "redirects are not followed" in refused(client, url + "/").message
+        assert asked == ["/"]
+
+
+def test_what_is_no_url_or_gives_no_picture_is_refused_with_the_reason(client):
+    for url, says in [
+        ("ftp://127.0.0.1/x", "must begin with https://"),
+        ("file:///etc/passwd", "must begin with https://"),
+        ("http://user:word@127.0.0.1/", "user name"),
+        ("http://127.0.0.1:22/", "port"),
+        ("cat.png", "must be a URL"),
+        ("data:image/png,x", "base64"),
+        ("data:image/png;base64,!", "base64"),
+        (data_url(b"no picture"), "PNG, JPEG or WebP"),
+        (data_url(png(Image.new("L", (5000, 5000)))), "more than"),
+    ]:
+        assert says in refused(client, url).message, url
+    long = 16 * 1024 * 1024 + 1
+    answers = {
+        "/missing": (404, {}, b""),
+        "/announced": (200, {"content-length": str(long)}, b""),
+        "/sent": (200, {}, bytes(long)),
+        "/text": (200, {"content-type": "image/png"}, b"<html>"),
+    }
+    with served(lambda path: answers[path]) as (url, _):
+        for path, says in [("/missing", "404"), ("/announced", "at most"), ("/sent", "at most"), ("/text", "PNG")]:
+            assert says in refused(client, url + path).message, path
+
+
+def test_a_bad_reference_names_its_parameter(client, cat):
+    one = {"image_url": data_url(cat)}
+    for body, param in [
+        ({}, "images"),
+        ({"images": []}, "images"),
+        ({"images": [one, one]}, "images"),
+        ({"images": [{"file_id": "file-1"}]}, "images"),
+        ({"image": data_url(cat)}, "image"),
+        ({"images": [one], "mask": {"file_id": "file-1"}}, "mask"),
+        ({"images": [one], "mask": one}, "mask"),
+        ({"images": [one], "size": "100x100"}, "size"),
+    ]:
+        with pytest.raises(openai.BadRequestError) as raised:
+            edit_json(client, **body)
+        assert raised.value.param == param, (body.keys(), raised.value)
 
 
 def test_a_form_over_the_limit_is_refused(client):

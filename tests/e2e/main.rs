@@ -7,7 +7,17 @@ mod bad_input;
 mod command_line;
 mod crash;
 mod edge;
+mod hook;
+mod hostile;
+mod inputs;
+mod instances;
+mod intake;
+mod limits;
+mod own_dialect;
+mod secrets;
+mod shares;
 mod signing;
+mod tls;
 
 use aws_lc_rs::digest;
 use contract::v1::{SubmitTask, Task, TaskPhase};

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::assert_whole;
 
 /// The five headers, as a caller makes them who has read docs/API.md.
-fn headers(
+pub(crate) fn headers(
     (app_key, secret): &(String, String),
     nonce: &str,
     target: [&str; 3],

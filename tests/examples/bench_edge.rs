@@ -172,8 +172,8 @@ fn grpc_clients(address: &str) -> Vec<ImageServiceClient<Channel>> {
     (0..CONNECTIONS).map(one).collect()
 }
 
-/// Submissions a second with so many callers who send again as soon as they are answered.
-async fn saturate(target: &Target, callers: usize, time: Duration) -> f64 {
+/// Submissions a second with so many callers who send again as soon as they are answered; and how many there were in all.
+async fn saturate(target: &Target, callers: usize, time: Duration) -> (f64, usize) {
     let stop = Arc::new(AtomicBool::new(false));
     let done = Arc::new(AtomicUsize::new(0));
     let mut running = Vec::new();
@@ -195,7 +195,7 @@ async fn saturate(target: &Target, callers: usize, time: Duration) -> f64 {
     for caller in running {
         caller.await.unwrap();
     }
-    rate
+    (rate, done.load(Ordering::Relaxed))
 }
 
 struct Loop {
@@ -300,6 +300,8 @@ impl Bench {
     async fn start(sync_always: bool, time: Duration) -> Self {
         let settings = [
             ("INKSTONE_ORCHESTRATOR__STREAMS__TASK_MAX_SIZE", "4GiB"),
+            // One tenant is all there is.
+            ("INKSTONE_GATEWAY__HTTP__TENANT_SHARE", "100"),
             ("INKSTONE_AUTH__TELEMETRY__LOG", "warn"),
             ("INKSTONE_GATEWAY__TELEMETRY__LOG", "warn"),
             ("INKSTONE_ORCHESTRATOR__TELEMETRY__LOG", "warn"),
@@ -318,8 +320,15 @@ impl Bench {
 
     /// Measures one way in; what it did at saturation.
     async fn measure(&self, name: &str, target: Target, callers: usize) -> f64 {
-        let most = saturate(&target, callers, self.time).await;
+        let began = self.processor();
+        let (most, done) = saturate(&target, callers, self.time).await;
         println!("{name:<44} {most:>9.0} /s at saturation, {callers} callers");
+        print!("  processor, µs a submission:");
+        for ((process, before), (_, after)) in began.iter().zip(self.processor()) {
+            let each = (after - *before).as_secs_f64() * 1e6 / done.max(1) as f64;
+            print!(" {process} {each:.0}");
+        }
+        println!();
         for part in [0.5, 0.8, 0.95] {
             let stop = Arc::new(AtomicBool::new(false));
             let health = tokio::spawn(poll(
@@ -356,6 +365,14 @@ impl Bench {
         most
     }
 
+    /// What each process has used of the processor so far.
+    fn processor(&self) -> Vec<(&'static str, Duration)> {
+        let services = SERVICES.map(|service| (service, self.platform.process_id(service)));
+        let broker = ("nats-server", self.platform.broker.process_id());
+        let all = services.into_iter().chain([broker]);
+        all.map(|(name, process)| (name, used(process))).collect()
+    }
+
     fn memory(&self) {
         print!("  peak MiB:");
         for service in SERVICES {
@@ -363,6 +380,17 @@ impl Bench {
         }
         println!(" nats-server {}", peak(self.platform.broker.process_id()));
     }
+}
+
+/// User and system time of a process (proc(5), `stat`, fields 14 and 15; a tick is 10 ms).
+fn used(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap();
+    // The name in brackets may hold anything.
+    let (_, fields) = stat.rsplit_once(") ").unwrap();
+    let ticks: u64 = (fields.split(' ').skip(11).take(2))
+        .map(|ticks| ticks.parse::<u64>().unwrap())
+        .sum();
+    Duration::from_millis(ticks * 10)
 }
 
 /// The most memory that a process has had, MiB.
@@ -428,7 +456,7 @@ async fn main() {
         let (name, place) = peer.split_once('=').unwrap();
         let (address, path) = place.split_once('/').unwrap();
         let target = over_http1(address, &format!("/{path}")).await;
-        let rate = saturate(&target, CALLERS / 2, time).await;
+        let (rate, _) = saturate(&target, CALLERS / 2, time).await;
         println!(
             "{name} answering a no-op          {rate:.0}/s; ours over HTTP, stored: {:.2} of it",
             http / rate

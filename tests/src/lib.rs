@@ -4,13 +4,17 @@
 // A test harness fails by panicking; that is what its callers want.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+mod secure;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use contract::auth::key_service_client::KeyServiceClient;
-use contract::auth::{CreateKeyRequest, CreateKeyResponse, RevokeKeyRequest};
+use contract::auth::{
+    CreateKeyRequest, CreateKeyResponse, GetWebhookSecretRequest, RevokeKeyRequest,
+};
 use contract::v1::image_service_client::ImageServiceClient;
 use contract::v1::{GetRequest, ListRequest, SubmitRequest, SubmitTask, Task, TaskPhase};
 use messaging::{Broker, BrokerSettings};
@@ -26,6 +30,15 @@ pub const SERVICES: [&str; 5] = [
     "gpu-worker",
     "gateway",
 ];
+
+/// A second auth and a second gateway that asks it, on the same broker and with the same secrets; started by
+/// [`Platform::run`], for tests of what instances have in common.
+pub const SECOND: [&str; 2] = ["auth-2", "gateway-2"];
+
+/// The service that an instance is one of.
+fn service_of(instance: &str) -> &str {
+    instance.strip_suffix("-2").unwrap_or(instance)
+}
 
 /// How long anything that must happen may take.
 pub const LIMIT: Duration = Duration::from_secs(90);
@@ -62,12 +75,21 @@ impl Platform {
         sync_always: bool,
     ) -> Self {
         let broker = NatsServer::scratch_with(sync_always).unwrap();
-        let ports = SERVICES.map(|service| (service, (free_port().unwrap(), free_port().unwrap())));
+        let mut platform = Self::on(broker, services, settings);
+        let key = platform.create_key("dev-", "acme").await;
+        platform.bearer = key.bearer;
+        platform.signing = (key.key.unwrap().app_key, key.secret);
+        platform
+    }
+
+    fn on(broker: NatsServer, services: &[&'static str], settings: &[(&str, &str)]) -> Self {
+        let all = SERVICES.into_iter().chain(SECOND);
+        let ports = all.map(|service| (service, (free_port().unwrap(), free_port().unwrap())));
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut platform = Self {
             broker,
             folder: tempfile::tempdir().unwrap(),
-            ports: ports.into_iter().collect(),
+            ports: ports.collect(),
             children: BTreeMap::new(),
             settings: settings.iter().map(own).collect(),
             bearer: String::new(),
@@ -79,9 +101,6 @@ impl Platform {
         for service in services {
             platform.wait_ready(service);
         }
-        let key = platform.create_key("dev-", "acme").await;
-        platform.bearer = key.bearer;
-        platform.signing = (key.key.unwrap().app_key, key.secret);
         platform
     }
 
@@ -99,12 +118,7 @@ impl Platform {
 
     /// Sets how many requests a second a policy allows, and at once, and waits until that is in force.
     pub async fn allow(&self, policy: &'static str, per_second: u32) {
-        let settings = BrokerSettings {
-            url: self.broker.url(),
-            replicas: 1,
-            start_timeout: "10s".parse().unwrap(),
-        };
-        let broker = Broker::connect(&settings, "test").await.unwrap();
+        let broker = self.connect().await;
         let bucket = broker.bucket::<serde_json::Value>("POLICIES", Duration::ZERO);
         let bucket = bucket.await.unwrap();
         let mut entry = bucket.get(policy).await.unwrap().unwrap();
@@ -136,6 +150,22 @@ impl Platform {
         keys.revoke_key(request).await.unwrap();
     }
 
+    /// What a key's webhooks are signed with.
+    pub async fn webhook_secret(&self, app_key: &str) -> String {
+        let request = self.admin_request(GetWebhookSecretRequest {
+            app_key: app_key.to_owned(),
+        });
+        let mut keys = KeyServiceClient::new(self.channel("auth"));
+        let found = keys.get_webhook_secret(request).await.unwrap();
+        found.into_inner().secret
+    }
+
+    /// A connection to the broker, as a producer has one.
+    pub async fn connect(&self) -> Broker {
+        let settings = BrokerSettings::new(self.broker.url(), "10s".parse().unwrap());
+        Broker::connect(&settings, "test").await.unwrap()
+    }
+
     fn admin_request<T>(&self, message: T) -> Request<T> {
         let token = std::fs::read_to_string(self.path("auth/admin-token")).unwrap();
         let token = format!("Bearer {}", token.trim());
@@ -144,6 +174,26 @@ impl Platform {
             .metadata_mut()
             .insert("authorization", token.parse().unwrap());
         request
+    }
+
+    /// Runs `inkstone` with what an operator of this platform gives it; what it printed, or its complaint.
+    ///
+    /// # Errors
+    /// What it wrote when it did not do as it was told.
+    pub fn operate(&self, arguments: &[&str]) -> Result<String, String> {
+        let auth = format!("http://127.0.0.1:{}", self.ports["auth"].0);
+        let output = Command::new(binary("inkstone"))
+            .args(arguments)
+            .args(["--auth-url", &auth, "--admin-token-file"])
+            .arg(self.path("auth/admin-token"))
+            .output()
+            .unwrap();
+        let text = |bytes| String::from_utf8(bytes).unwrap();
+        if output.status.success() {
+            Ok(text(output.stdout))
+        } else {
+            Err(text(output.stderr))
+        }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -162,7 +212,7 @@ impl Platform {
             .append(true)
             .open(self.path(&format!("{service}.log")))
             .unwrap();
-        let mut command = Command::new(binary(service));
+        let mut command = Command::new(binary(service_of(service)));
         command.envs(self.environment(service));
         command.envs(self.settings.iter().map(|(k, v)| (k, v)));
         command
@@ -173,9 +223,11 @@ impl Platform {
         self.children.insert(service, child);
     }
 
-    fn environment(&self, service: &str) -> Vec<(String, String)> {
-        let prefix = format!("INKSTONE_{}__", service.to_uppercase().replace('-', "_"));
-        let (main, admin) = self.ports[service];
+    fn environment(&self, instance: &str) -> Vec<(String, String)> {
+        let service = service_of(instance);
+        let second = instance != service;
+        let prefix = prefix(service);
+        let (main, admin) = self.ports[instance];
         let url = |service: &str| format!("http://127.0.0.1:{}", self.ports[service].0);
         let text = |path: &str| self.path(path).display().to_string();
         let objects = format!("file://{}", text("objects"));
@@ -205,6 +257,15 @@ impl Platform {
                 settings.push(("SCHEDULING__ACK_WAIT", "3s".to_owned()));
                 // The broker sets this aside on the disk.
                 settings.push(("STREAMS__TASK_MAX_SIZE", "64MiB".to_owned()));
+                settings.push(("STREAMS__DEAD_MAX_SIZE", "16MiB".to_owned()));
+                for size in [
+                    "INTAKE__MAX_SIZE",
+                    "NOTICES__OUTCOMES_MAX_SIZE",
+                    "WEBHOOKS__MAX_SIZE",
+                ] {
+                    settings.push((size, "16MiB".to_owned()));
+                }
+                settings.push(("AUTH__URL", url("auth")));
             }
             "gpu-worker" => {
                 settings.push(("WORKER__CACHE_DIR", text("cache")));
@@ -213,7 +274,8 @@ impl Platform {
             }
             "gateway" => {
                 settings.push(("HTTP__LISTEN", format!("127.0.0.1:{main}")));
-                settings.push(("AUTH__URL", url("auth")));
+                let auth = if second { "auth-2" } else { "auth" };
+                settings.push(("AUTH__URL", url(auth)));
                 settings.push(("ORCHESTRATOR__URL", url("orchestrator")));
                 settings.push(("HEALTH__INTERVAL", "500ms".to_owned()));
             }
@@ -231,6 +293,18 @@ impl Platform {
         let mut child = self.children.remove(service).unwrap();
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+
+    /// Has a service crash as a fault of its own would have it (SIGABRT), core dump and all where there is one.
+    pub fn abort(&mut self, service: &str) {
+        let mut child = self.children.remove(service).unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::ABORT).unwrap();
+        let status = child.wait().unwrap();
+        assert!(
+            !std::os::unix::process::ExitStatusExt::core_dumped(&status),
+            "{service} left its memory behind"
+        );
     }
 
     /// Asks a service to stop (SIGTERM) and waits until it has; true when it ended well.
@@ -277,10 +351,35 @@ impl Platform {
         );
     }
 
+    /// All that a service has logged.
+    pub fn whole_log(&self, service: &str) -> String {
+        let log = self.path(&format!("{service}.log"));
+        String::from_utf8_lossy(&std::fs::read(log).unwrap_or_default()).into_owned()
+    }
+
+    /// The folder with all that the services keep outside of the broker, their logs too.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// What Linux says of a service's process under `field`, such as `VmHWM` (the most memory that it has had), in KiB.
+    pub fn process_status(&self, service: &str, field: &str) -> u64 {
+        let status = format!("/proc/{}/status", self.process_id(service));
+        let status = std::fs::read_to_string(status).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let value = line.and_then(|line| line.split_whitespace().nth(1));
+        value.unwrap().parse().unwrap()
+    }
+
+    /// A service's metrics.
+    pub fn metrics(&self, service: &str) -> String {
+        let url = format!("http://127.0.0.1:{}/metrics", self.ports[service].1);
+        get(&url, &[]).unwrap().1
+    }
+
     /// The end of a service's log.
     pub fn log(&self, service: &str) -> String {
-        let text =
-            std::fs::read_to_string(self.path(&format!("{service}.log"))).unwrap_or_default();
+        let text = self.whole_log(service);
         let lines: Vec<&str> = text.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
@@ -290,9 +389,19 @@ impl Platform {
         Endpoint::from_shared(url).unwrap().connect_lazy()
     }
 
+    /// Where a service serves its metrics.
+    pub fn metrics_url(&self, service: &str) -> String {
+        format!("http://127.0.0.1:{}/metrics", self.ports[service].1)
+    }
+
     /// The public address.
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.ports["gateway"].0)
+        self.url_of("gateway")
+    }
+
+    /// Where an instance serves.
+    pub fn url_of(&self, instance: &str) -> String {
+        format!("http://127.0.0.1:{}", self.ports[instance].0)
     }
 
     /// `Authorization: Bearer …` of the tenant `acme`.
@@ -387,6 +496,11 @@ impl Drop for Platform {
             let _ = child.wait();
         }
     }
+}
+
+/// What a service's settings begin with in the environment.
+fn prefix(service: &str) -> String {
+    format!("INKSTONE_{}__", service.to_uppercase().replace('-', "_"))
 }
 
 /// True when a task has ended in any way.

@@ -44,6 +44,26 @@ test("a picture is drawn from a picture", async () => {
   assert.notEqual(edited.data[0].b64_json, drawn.data[0].b64_json);
 });
 
+test("an edit is streamed, and its last event is the picture", async () => {
+  const drawn = await client.images.generate({ prompt: PROMPT, ...OURS });
+  const image = () => toFile(bytes(drawn.data[0].b64_json), "cat.png", { type: "image/png" });
+  const request = { prompt: "a 3d dog", strength: 0.9, steps: 30, seed: 7 };
+  const events = [];
+  for await (const event of await client.images.edit({
+    image: [await image()],
+    stream: true,
+    partial_images: 2,
+    ...request,
+  })) {
+    events.push(event);
+  }
+  const last = events.pop();
+  assert.ok(events.length >= 1 && events.every((event) => event.type === "image_edit.partial_image"));
+  assert.equal(last.type, "image_edit.completed");
+  const whole = await client.images.edit({ image: await image(), ...request });
+  assert.equal(last.b64_json, whole.data[0].b64_json);
+});
+
 test("partial images are streamed and the last event is the picture", async () => {
   const request = { prompt: PROMPT, steps: 30, seed: 7 };
   const events = [];

@@ -1,0 +1,140 @@
+//! Clients that want the gateway to fall over, one kind a module. Each attack runs beside a neighbour who behaves and must be
+//! served throughout; the gateway's memory has a stated bound, and its log tells of no panic.
+
+// What was measured, for whoever runs them by hand.
+#![allow(clippy::print_stdout)]
+
+mod bodies;
+mod connections;
+mod flate;
+mod frames;
+mod heads;
+mod pictures;
+mod ssrf;
+
+use std::future::Future;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use e2e::Platform;
+
+/// All but the worker: nobody draws here.
+const FRONT: [&str; 4] = ["auth", "model-registry", "orchestrator", "gateway"];
+/// Between two requests of the neighbour; its key lets 50 a second through.
+const PAUSE: Duration = Duration::from_millis(50);
+/// For an answer of the gateway's to arrive.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A caller who behaves: each of its requests comes on a new connection and must be answered.
+struct Neighbour {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(usize, Vec<String>)>,
+}
+
+impl Neighbour {
+    fn start(platform: &Platform) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let (told, url, bearer) = (stop.clone(), platform.url(), platform.authorization());
+        let thread = std::thread::spawn(move || {
+            let (mut served, mut refused) = (0, Vec::new());
+            // One request at least, and one after the attack.
+            loop {
+                let last = told.load(Ordering::Relaxed);
+                let headers = [("authorization", bearer.as_str())];
+                match e2e::get(&format!("{url}/v1/models"), &headers) {
+                    Ok((200, _)) => served += 1,
+                    other => refused.push(format!("{other:?}")),
+                }
+                if last {
+                    return (served, refused);
+                }
+                std::thread::sleep(PAUSE);
+            }
+        });
+        Self { stop, thread }
+    }
+
+    fn finish(self) -> usize {
+        self.stop.store(true, Ordering::Relaxed);
+        let (served, refused) = self.thread.join().unwrap();
+        assert!(
+            refused.is_empty(),
+            "the neighbour was not served: {refused:?}"
+        );
+        served
+    }
+}
+
+/// Lets an attack run. The most memory that the gateway has had grows by `mib` at most, all is well with it afterwards, and the
+/// neighbour is served meanwhile.
+async fn under_attack(platform: &Platform, name: &str, mib: u64, attack: impl Future<Output = ()>) {
+    let memory = |field| platform.process_status("gateway", field) / 1024;
+    let before = memory("VmHWM");
+    let neighbour = Neighbour::start(platform);
+    attack.await;
+    let served = neighbour.finish();
+    let grown = memory("VmHWM").saturating_sub(before);
+    println!("{name}: {grown} MiB more at most, the neighbour was served {served} times");
+    assert!(
+        grown <= mib,
+        "{name}: memory grew by {grown} MiB, which may be {mib}"
+    );
+    let log = platform.whole_log("gateway");
+    assert!(
+        !log.contains("panicked"),
+        "{name}: {}",
+        platform.log("gateway")
+    );
+}
+
+/// The gateway's address.
+fn address(platform: &Platform) -> SocketAddr {
+    platform
+        .url()
+        .strip_prefix("http://")
+        .unwrap()
+        .parse()
+        .unwrap()
+}
+
+fn connect(platform: &Platform) -> TcpStream {
+    let stream = TcpStream::connect(address(platform)).unwrap();
+    stream.set_read_timeout(Some(PATIENCE)).unwrap();
+    stream.set_write_timeout(Some(PATIENCE)).unwrap();
+    stream
+}
+
+/// Sends these bytes on a connection of their own, and gives all that comes back until the gateway closes it or, after the
+/// first bytes, says nothing for a moment.
+fn exchange(platform: &Platform, bytes: &[u8]) -> String {
+    let mut stream = connect(platform);
+    // What the gateway does not want to hear, it may close the connection under.
+    let _ = stream.write_all(bytes);
+    read_answers(&mut stream)
+}
+
+fn read_answers(stream: &mut TcpStream) -> String {
+    const MOMENT: Duration = Duration::from_millis(300);
+    let (mut all, mut piece) = (Vec::new(), [0; 16 * 1024]);
+    while let Ok(read @ 1..) = stream.read(&mut piece) {
+        all.extend_from_slice(&piece[..read]);
+        stream.set_read_timeout(Some(MOMENT)).unwrap();
+    }
+    String::from_utf8_lossy(&all).into_owned()
+}
+
+/// The statuses of the HTTP/1.1 answers in a text, in their order.
+fn statuses(answers: &str) -> Vec<u16> {
+    let lines = answers.split("HTTP/1.1 ").skip(1);
+    lines.map(|line| line[..3].parse().unwrap()).collect()
+}
+
+/// A POST's head, complete, for a body that these headers describe.
+fn head(platform: &Platform, path: &str, headers: &str) -> String {
+    let bearer = platform.authorization();
+    format!("POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: {bearer}\r\n{headers}\r\n\r\n")
+}

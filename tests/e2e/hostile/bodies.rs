@@ -1,0 +1,268 @@
+//! Bodies that are too long, too deep, packed, or many at once.
+
+use std::io::{Cursor, Write as _};
+
+use e2e::Platform;
+use http_body_util::{BodyExt as _, Full};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::task::JoinSet;
+
+use super::flate::gzip_zeros;
+use super::{FRONT, address, connect, exchange, head, read_answers, statuses, under_attack};
+
+/// Every path that takes JSON.
+const JSON_PATHS: [&str; 7] = [
+    "/v1/tasks",
+    "/v1/tasks/batch",
+    "/v1/images/generations",
+    "/api/v1/services/aigc/text2image/image-synthesis",
+    "/api/v1/services/aigc/multimodal-generation/generation",
+    "/v2/models/inkstone-demo/infer",
+    "/v1/token",
+];
+const SYNTHESIS: &str = JSON_PATHS[3];
+const EDITS: &str = "/v1/images/edits";
+const GIB: usize = 1 << 30;
+
+/// The headers that JSON needs on a path.
+fn json(path: &str) -> String {
+    let kind = "content-type: application/json";
+    // Without it, DashScope's older requests are refused for that alone.
+    let more = if path == SYNTHESIS {
+        "\r\nx-dashscope-async: enable"
+    } else {
+        ""
+    };
+    format!("{kind}{more}")
+}
+
+fn post(platform: &Platform, path: &str, headers: &str, body: &[u8]) -> (Vec<u16>, String) {
+    let headers = format!(
+        "{headers}\r\ncontent-length: {}\r\nconnection: close",
+        body.len()
+    );
+    let mut request = head(platform, path, &headers).into_bytes();
+    request.extend_from_slice(body);
+    let answer = exchange(platform, &request);
+    (statuses(&answer), answer)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_of_a_gigabyte_packed_or_deep_are_refused_for_next_to_no_memory() {
+    let platform = Platform::start_services(&FRONT, &[], false).await;
+    platform.allow("dev", 1000).await;
+    let run = |name: &'static str, attack: fn(&Platform)| {
+        let platform = &platform;
+        under_attack(platform, name, 48, async move {
+            tokio::task::block_in_place(|| attack(platform));
+        })
+    };
+    run("packed bodies", packed).await;
+    under_attack(&platform, "packed messages", 48, packed_messages(&platform)).await;
+    run("deep JSON", deep).await;
+    run("an announced gigabyte", announced_gigabyte).await;
+    run("a gigabyte in chunks", chunked_gigabyte).await;
+}
+
+/// A gigabyte in a megabyte.
+fn packed(platform: &Platform) {
+    let bomb = gzip_zeros(20 << 20);
+    assert!(bomb.len() < 1 << 20);
+    for coding in [
+        "gzip",
+        "GZIP",
+        "deflate",
+        "br",
+        "zstd",
+        "gzip, gzip",
+        "x-gzip",
+    ] {
+        for path in JSON_PATHS {
+            let headers = format!("{}\r\ncontent-encoding: {coding}", json(path));
+            let (status, answer) = post(platform, path, &headers, &bomb);
+            // A token's body is too long before it is anything else.
+            let expected = if path == "/v1/token" { 413 } else { 415 };
+            assert_eq!(status, [expected], "{path} {coding}: {answer}");
+        }
+    }
+    let form = "content-type: multipart/form-data; boundary=b\r\ncontent-encoding: gzip";
+    let (status, answer) = post(platform, EDITS, form, &bomb);
+    assert_eq!(status, [415], "{answer}");
+}
+
+/// The same over gRPC, and messages that announce more than there is or may be.
+async fn packed_messages(platform: &Platform) {
+    let stream = tokio::net::TcpStream::connect(address(platform)).await;
+    let stream = TokioIo::new(stream.unwrap());
+    let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
+    let (mut sender, connection) = shaken.await.unwrap();
+    let mut connections = JoinSet::new();
+    connections.spawn(connection);
+    let bomb = gzip_zeros(20 << 20);
+    let least = bomb.len() as u32;
+    for (coding, flag, announced) in [
+        ("gzip", 1, least),
+        ("deflate", 1, least),
+        ("zstd", 1, least),
+        ("identity", 1, least),
+        ("identity", 0, 1 << 30),
+        ("identity", 0, u32::MAX),
+        ("identity", 77, least),
+    ] {
+        let mut body = vec![flag];
+        body.extend(announced.to_be_bytes());
+        body.extend(&bomb);
+        let path = "/inkstone.v1.ImageService/Submit";
+        let request = hyper::Request::post(format!("{}{path}", platform.url()))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .header("grpc-encoding", coding)
+            .header("authorization", platform.authorization())
+            .body(Full::new(Cursor::new(body)));
+        let answer = sender.send_request(request.unwrap()).await.unwrap();
+        let first = answer.headers().get("grpc-status").cloned();
+        let rest = answer.into_body().collect().await.unwrap();
+        let last = rest
+            .trailers()
+            .and_then(|trailers| trailers.get("grpc-status"));
+        let status = first.or(last.cloned()).unwrap();
+        // UNIMPLEMENTED where it is packed, OUT_OF_RANGE where it is too long, INTERNAL where it is no message at all.
+        let expected = match (coding, flag) {
+            ("identity", 0) => "11",
+            ("identity", _) => "13",
+            _ => "12",
+        };
+        assert_eq!(status, expected, "{coding} {flag} {announced}");
+    }
+}
+
+fn deep(platform: &Platform) {
+    let openings = [
+        "[".to_owned(),
+        "{\"a\":".to_owned(),
+        "[{\"a\":".to_owned(),
+        "{\"prompt\":[".to_owned(),
+        "{\"input\":{\"messages\":[".to_owned(),
+        "{\"inputs\":[{\"data\":[".to_owned(),
+    ];
+    for path in JSON_PATHS {
+        for opening in &openings {
+            let body = opening.repeat(1000 * 1000 / opening.len());
+            // A token's body is smaller than that.
+            let (status, answer) = post(platform, path, &json(path), body.as_bytes());
+            let expected = if path == "/v1/token" { 413 } else { 400 };
+            assert_eq!(status, [expected], "{path} {opening}: {answer}");
+        }
+    }
+}
+
+fn announced_gigabyte(platform: &Platform) {
+    let form = "content-type: multipart/form-data; boundary=b";
+    for (path, kind) in JSON_PATHS
+        .map(|path| (path, json(path)))
+        .into_iter()
+        .chain([(EDITS, form.to_owned())])
+    {
+        // Refused before any of it is sent, …
+        let head = head(platform, path, &format!("{kind}\r\ncontent-length: {GIB}"));
+        let mut stream = connect(platform);
+        stream.write_all(head.as_bytes()).unwrap();
+        assert_eq!(statuses(&read_answers(&mut stream)), [413], "{path}");
+        // … and to those who send without listening as well.
+        let mut stream = connect(platform);
+        stream.write_all(head.as_bytes()).unwrap();
+        send_gigabyte(&mut stream, &[b' '; 64 * 1024]);
+        assert_eq!(statuses(&read_answers(&mut stream)), [413], "{path}");
+    }
+}
+
+/// Sends a gigabyte in these pieces, or what is taken of it.
+fn send_gigabyte(stream: &mut std::net::TcpStream, piece: &[u8]) {
+    for _ in 0..GIB / piece.len() {
+        if stream.write_all(piece).is_err() {
+            return;
+        }
+    }
+    panic!("a gigabyte was taken");
+}
+
+fn chunked_gigabyte(platform: &Platform) {
+    let mut chunk = b"10000\r\n".to_vec();
+    chunk.resize(chunk.len() + 0x10000, b' ');
+    chunk.extend(b"\r\n");
+    let form = "content-type: multipart/form-data; boundary=b";
+    for (path, kind) in JSON_PATHS
+        .map(|path| (path, json(path)))
+        .into_iter()
+        .chain([(EDITS, form.to_owned())])
+    {
+        let mut stream = connect(platform);
+        let head = head(
+            platform,
+            path,
+            &format!("{kind}\r\ntransfer-encoding: chunked"),
+        );
+        stream.write_all(head.as_bytes()).unwrap();
+        send_gigabyte(&mut stream, &chunk);
+        // The answer came while the sender was sending, and is there for it to read.
+        assert_eq!(statuses(&read_answers(&mut stream)), [413], "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn bodies_that_arrive_at_once_have_so_much_memory_together_and_small_ones_always_find_room() {
+    let few = [
+        ("INKSTONE_GATEWAY__HTTP__MAX_UPLOAD", "1MiB"),
+        ("INKSTONE_GATEWAY__HTTP__MAX_BODY_BYTES", "4MiB"),
+    ];
+    let platform = Platform::start_services(&FRONT, &few, false).await;
+    platform.allow("dev", 1000).await;
+    // The bodies, and as much again for what sockets and parsers have.
+    under_attack(&platform, "many bodies", 32, async {
+        tokio::task::block_in_place(|| many_bodies(&platform));
+    })
+    .await;
+}
+
+fn many_bodies(platform: &Platform) {
+    const BODY: usize = 1 << 20;
+    let head = head(
+        platform,
+        "/v1/tasks",
+        &format!("{}\r\ncontent-length: {BODY}", json("/v1/tasks")),
+    );
+    // All but their last bytes: held for as long as the sender likes, or a request may take.
+    let mut streams: Vec<_> = (0..40)
+        .map(|_| {
+            let mut stream = connect(platform);
+            stream.write_all(head.as_bytes()).unwrap();
+            // One that is refused may be closed meanwhile.
+            let _ = stream.write_all(&vec![b' '; BODY - 10]);
+            stream
+        })
+        .collect();
+    let (status, answer) = post(
+        platform,
+        "/v1/tasks",
+        &json("/v1/tasks"),
+        br#"{"prompt": "a cat"}"#,
+    );
+    assert_eq!(status, [202], "{answer}");
+    let mut busy = 0;
+    for stream in &mut streams {
+        let _ = stream.write_all(&[b' '; 10]);
+        let answer = read_answers(stream);
+        match statuses(&answer)[..] {
+            // Nothing but spaces.
+            [400] => {}
+            [503] => {
+                assert!(answer.contains("retry-after"), "{answer}");
+                busy += 1;
+            }
+            _ => panic!("{answer}"),
+        }
+    }
+    assert!(busy >= 30, "{busy} of 40 found no room");
+    let metrics = platform.metrics("gateway");
+    assert!(metrics.contains("inkstone_gateway_bodies_refused_total"));
+}

@@ -1,0 +1,181 @@
+//! Connections that say nothing, little, or too slowly, and those that never listen.
+
+use std::io::{Read as _, Write as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use e2e::Platform;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpSocket;
+use tokio::task::JoinSet;
+
+use super::{FRONT, PATIENCE, address, connect, head, statuses, under_attack};
+
+/// Connections of the flood. Of 20,000 open files, which is what CI allows, the flood and the gateway need one each.
+const FLOOD: usize = 10_000;
+/// Half of them come from one address, many more than it may have, and the others from these many, fewer than each may have.
+const OTHERS: usize = 8;
+/// How much of a head each sends, bytes: together as much as 100,000 connections with heads of 2 KiB.
+const HALF_A_HEAD: usize = 20 * 1024;
+/// Opened at a time.
+const AT_ONCE: usize = 200;
+
+/// The `i`th connection of the flood, with half a head sent.
+async fn dribble(to: SocketAddr, i: usize) -> Option<tokio::net::TcpStream> {
+    let host = if i.is_multiple_of(2) {
+        1
+    } else {
+        2 + i / 2 % OTHERS
+    };
+    let from = Ipv4Addr::new(127, 0, 2, host as u8);
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    let mut stream = tokio::time::timeout(PATIENCE, socket.connect(to))
+        .await
+        .ok()?
+        .ok()?;
+    let half = format!(
+        "GET / HTTP/1.1\r\nhost: x\r\nx-long: {}",
+        "x".repeat(HALF_A_HEAD)
+    );
+    // Whoever has too many connections, or has to make way, is closed meanwhile.
+    let _ = stream.write_all(half.as_bytes()).await;
+    Some(stream)
+}
+
+async fn flood(to: SocketAddr) -> Vec<tokio::net::TcpStream> {
+    let (mut opening, mut open) = (JoinSet::new(), Vec::new());
+    for i in 0..FLOOD {
+        if opening.len() == AT_ONCE
+            && let Some(stream) = opening.join_next().await
+        {
+            open.extend(stream.unwrap());
+        }
+        opening.spawn(dribble(to, i));
+    }
+    open.extend(opening.join_all().await.into_iter().flatten());
+    open
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn ten_thousand_connections_with_half_a_head_each_keep_nobody_out() {
+    let platform = Platform::start_services(&FRONT, &[], false).await;
+    let to = address(&platform);
+    // 4096 connections at most, each with a head of 32 KiB at most and as much again for all else.
+    under_attack(&platform, "half a head", 4096 * 64 / 1024, async {
+        let open = flood(to).await;
+        assert!(
+            open.len() > FLOOD / 2,
+            "only {} connections came to be",
+            open.len()
+        );
+        // The gateway says nothing to any, so all that can be read of a connection is its end.
+        let is_open = |stream: &tokio::net::TcpStream| {
+            let read = stream.try_read(&mut [0]);
+            read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
+        };
+        let alive = open.iter().filter(|stream| is_open(stream)).count();
+        println!("{alive} of {} connections are still open", open.len());
+        assert!(alive <= 4096, "more than http.max_connections");
+    })
+    .await;
+    let closed = platform.metrics("gateway");
+    for reason in ["address", "crowded"] {
+        assert!(closed.contains(&format!("reason=\"{reason}\"")), "{closed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_that_dribble_their_bodies_or_never_read_are_cut_off() {
+    let quick = [
+        ("INKSTONE_GATEWAY__HTTP__REQUEST_TIMEOUT", "2s"),
+        ("INKSTONE_GATEWAY__HTTP__READ_TIMEOUT", "2s"),
+        ("INKSTONE_GATEWAY__HTTP__HEADER_READ_TIMEOUT", "2s"),
+    ];
+    let platform = Platform::start_services(&FRONT, &quick, false).await;
+    under_attack(&platform, "slow bodies", 16, async {
+        tokio::task::block_in_place(|| slow_bodies(&platform));
+    })
+    .await;
+    under_attack(&platform, "slow heads", 16, async {
+        tokio::task::block_in_place(|| slow_heads(&platform));
+    })
+    .await;
+    under_attack(&platform, "deaf clients", 64, async {
+        tokio::task::block_in_place(|| deaf_clients(&platform));
+    })
+    .await;
+    let closed = platform.metrics("gateway");
+    assert!(closed.contains("reason=\"slow_reader\""), "{closed}");
+}
+
+/// Writes a byte now and then until the gateway answers or closes the connection, and gives what it has answered.
+fn drip(stream: &mut TcpStream) -> String {
+    let began = Instant::now();
+    let mut answer = Vec::new();
+    stream
+        .set_read_timeout(Some(Duration::from_millis(100)))
+        .unwrap();
+    while began.elapsed() < PATIENCE {
+        let mut piece = [0; 4096];
+        match stream.read(&mut piece) {
+            Ok(0) => return String::from_utf8_lossy(&answer).into_owned(),
+            Ok(read) => answer.extend_from_slice(&piece[..read]),
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
+            Err(_) => return String::from_utf8_lossy(&answer).into_owned(),
+        }
+        if !answer.is_empty() {
+            return String::from_utf8_lossy(&answer).into_owned();
+        }
+        let _ = stream.write_all(b" ");
+    }
+    panic!("neither answered nor closed after {PATIENCE:?}");
+}
+
+fn slow_bodies(platform: &Platform) {
+    let head = head(
+        platform,
+        "/v1/tasks",
+        "content-type: application/json\r\ncontent-length: 1000",
+    );
+    let open = || {
+        let mut stream = connect(platform);
+        stream.write_all(head.as_bytes()).unwrap();
+        stream
+    };
+    // Fewer than the key's burst: these are let in, and then time out.
+    let mut streams: Vec<_> = (0..20).map(|_| open()).collect();
+    for stream in &mut streams {
+        assert_eq!(statuses(&drip(stream)), [504]);
+    }
+}
+
+fn slow_heads(platform: &Platform) {
+    let mut streams: Vec<_> = (0..100).map(|_| connect(platform)).collect();
+    for stream in &mut streams {
+        stream
+            .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nx-slow:")
+            .unwrap();
+    }
+    for stream in &mut streams {
+        // Closed, or told why.
+        let answer = drip(stream);
+        assert!(answer.is_empty() || statuses(&answer) == [408], "{answer}");
+    }
+}
+
+/// Asks for ever, and reads nothing.
+fn deaf_clients(platform: &Platform) {
+    let questions = "GET /docs/errors/invalid_argument HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
+    let mut streams: Vec<_> = (0..20).map(|_| connect(platform)).collect();
+    let began = Instant::now();
+    for stream in &mut streams {
+        // As soon as the gateway writes no more it reads no more, so this stops; and it ends when the gateway cuts it off.
+        while stream.write_all(questions.as_bytes()).is_ok() {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "a client that reads nothing is still borne"
+            );
+        }
+    }
+}

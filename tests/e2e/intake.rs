@@ -1,0 +1,270 @@
+//! Producers over NATS, and what they and webhooks hear: over the whole platform, and over a kill -9 in the middle.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use contract::TaskId;
+use contract::v1::{Outcome, TaskEvent, outcome};
+use e2e::{LIMIT, Platform};
+use messaging::{Broker, BrokerError, Outgoing, Puller};
+use serde_json::{Value, json};
+
+use crate::hook::Hook;
+use crate::signing::headers;
+
+/// So that what a killed orchestrator held comes back soon.
+const SOON: [(&str, &str); 1] = [("INKSTONE_ORCHESTRATOR__INTAKE__ACK_WAIT", "2s")];
+
+/// Outcomes by reference and type.
+type Heard = BTreeMap<(String, String), Value>;
+
+struct Producer {
+    broker: Broker,
+    outcomes: Puller,
+    authorization: String,
+}
+
+impl Producer {
+    async fn new(platform: &Platform) -> Self {
+        let broker = platform.connect().await;
+        let outcomes = broker.queue("OUTCOMES");
+        let wait = Duration::from_secs(30);
+        let outcomes = outcomes.puller("producer", "inkstone.outcome.acme.*", wait, 4096);
+        Self {
+            outcomes: outcomes.await.unwrap(),
+            broker,
+            authorization: platform.authorization(),
+        }
+    }
+
+    fn message(&self, id: &str, payload: Vec<u8>, json: bool) -> Outgoing {
+        let kind = if json {
+            "application/json"
+        } else {
+            "application/protobuf"
+        };
+        Outgoing {
+            subject: "inkstone.intake.acme".to_owned(),
+            id: Some(id.to_owned()),
+            headers: vec![
+                ("Authorization", self.authorization.clone()),
+                ("Content-Type", kind.to_owned()),
+            ],
+            payload: payload.into(),
+        }
+    }
+
+    async fn publish(&self, message: Outgoing) -> Result<u64, BrokerError> {
+        self.broker.queue("INTAKE").send(message).await
+    }
+
+    /// Adds outcomes in JSON until `enough` says so.
+    async fn hear(&self, heard: &mut Heard, enough: impl Fn(&Heard) -> bool) {
+        let deadline = Instant::now() + LIMIT;
+        while Instant::now() < deadline {
+            for delivery in self.outcomes.pull(256).await.unwrap_or_default() {
+                let told: Value = serde_json::from_slice(delivery.payload()).unwrap();
+                let text = |field: &str| told[field].as_str().unwrap().to_owned();
+                heard.insert((text("reference"), text("type")), told);
+                delivery.ack().await.unwrap();
+            }
+            if enough(heard) {
+                return;
+            }
+        }
+        panic!("not heard in time: {heard:?}");
+    }
+}
+
+fn picture(seed: u64) -> Value {
+    json!({"prompt": "a 3d cat", "steps": 4, "seed": seed})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_hears_what_became_of_each_message_and_a_webhook_of_the_end() {
+    let hook = Hook::start();
+    let settings = [
+        ("INKSTONE_ORCHESTRATOR__EGRESS__ALLOW", "[\"127.0.0.0/8\"]"),
+        ("INKSTONE_ORCHESTRATOR__EGRESS__HTTPS_ONLY", "false"),
+        ("INKSTONE_ORCHESTRATOR__WEBHOOKS__PAUSES", "[\"1s\"]"),
+        (
+            "INKSTONE_ORCHESTRATOR__NOTICES__PUBLIC_URL",
+            "http://images.test",
+        ),
+    ];
+    let platform = Platform::start_with(&settings).await;
+    let producer = Producer::new(&platform).await;
+    let send = async |id: &str, body: Value| {
+        let message = producer.message(id, body.to_string().into_bytes(), true);
+        producer.publish(message).await.unwrap()
+    };
+    let mut with_hook = picture(7);
+    with_hook["webhook_url"] = hook.url().into();
+    let sequence = send("good", with_hook.clone()).await;
+    send("typo", json!({"prompt": "a cat", "promt": "a dog"})).await;
+    let unreadable = producer.message("unreadable", b"{\"prompt\": ".to_vec(), true);
+    producer.publish(unreadable).await.unwrap();
+    let mut stranger = producer.message("stranger", picture(7).to_string().into_bytes(), true);
+    stranger.headers[0].1 = "Bearer ink_dev-0000000000_nonsense".to_owned();
+    producer.publish(stranger).await.unwrap();
+    let mut private = picture(8);
+    private["webhook_url"] = "http://10.0.0.1/hook".into();
+    send("private", private).await;
+    // Published twice, more than the broker's own memory apart: one task.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let again = send("good", with_hook).await;
+    assert_ne!(sequence, again);
+
+    let mut heard = Heard::new();
+    producer.hear(&mut heard, |heard| heard.len() >= 6).await;
+    let of = |reference: &str, event: &str| {
+        let found = heard.get(&(reference.to_owned(), event.to_owned()));
+        found.unwrap_or_else(|| panic!("{reference} {event}: {heard:?}"))
+    };
+    let refused = |reference: &str| {
+        let error = &of(reference, "task.refused")["error"];
+        (
+            error["code"].as_str().unwrap().to_owned(),
+            error["field"].clone(),
+        )
+    };
+    let invalid = "invalid_argument".to_owned();
+    assert_eq!(refused("typo"), (invalid.clone(), "promt".into()));
+    assert_eq!(refused("unreadable"), (invalid.clone(), Value::Null));
+    assert_eq!(refused("private"), (invalid, "webhook".into()));
+    assert_eq!(refused("stranger").0, "unauthenticated");
+    let accepted = of("good", "task.accepted");
+    let task = accepted["task_id"].as_str().unwrap();
+    let known = TaskId::derived(&"acme".parse().unwrap(), "good");
+    assert_eq!(task, known.to_string());
+    let done = of("good", "task.succeeded");
+    assert!(done["sequence"] == sequence || done["sequence"] == again);
+    let picture = &done["task"]["images"][0];
+    let url = picture["url"].as_str().unwrap();
+    assert!(url.starts_with("http://images.test/v1/tasks/"), "{url}");
+    assert_eq!(platform.list().await.len(), 1);
+    // What could not be read is kept with its reason; whoever shows no key leaves nothing.
+    let dead = producer.broker.log("DEAD");
+    let dead = dead.last_of_each("inkstone.dead.acme.>").await.unwrap();
+    let dead: Vec<&str> = dead.iter().map(|letter| letter.subject.as_str()).collect();
+    assert_eq!(dead.len(), 2, "{dead:?}");
+    assert!(
+        dead.iter().all(|subject| subject.ends_with(".intake")),
+        "{dead:?}"
+    );
+
+    // The receiver fails first, and is told again; the message is the same, and signed anew.
+    let told = hook.wait_for(2);
+    let secret = platform.webhook_secret(&platform.signing.0).await;
+    for one in &told[..2] {
+        assert_eq!(one.header("webhook-id"), format!("{task}-task-succeeded"));
+        assert!(one.is_signed_with(&secret), "{one:?}");
+        let body: Value = serde_json::from_slice(&one.body).unwrap();
+        assert_eq!(body["type"], "task.succeeded");
+        assert_eq!(body["data"]["id"], task);
+        assert_eq!(body["data"]["images"][0]["sha256"], picture["sha256"]);
+    }
+    assert!(!told[0].is_signed_with("whsec_AAAA"));
+    // A second publication of the same message was no second end.
+    assert_eq!(hook.wait_for(2).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orchestrator_killed_among_messages_that_wait_doubles_none_and_loses_none() {
+    const MESSAGES: usize = 600;
+    let services = ["auth", "model-registry", "orchestrator", "gateway"];
+    let mut platform = Platform::start_services(&services, &SOON, false).await;
+    // So that there is a middle to be killed in.
+    platform.allow("dev", 150).await;
+    let producer = Producer::new(&platform).await;
+    for number in 0..MESSAGES {
+        let body = picture(number as u64).to_string().into_bytes();
+        let message = producer.message(&format!("m-{number}"), body, true);
+        producer.publish(message).await.unwrap();
+    }
+    let mut heard = Heard::new();
+    for killed in 1..=2 {
+        let enough = MESSAGES * killed / 3;
+        producer
+            .hear(&mut heard, |heard| heard.len() >= enough)
+            .await;
+        platform.kill("orchestrator");
+        platform.run("orchestrator");
+    }
+    platform.wait_ready("orchestrator");
+    producer
+        .hear(&mut heard, |heard| heard.len() >= MESSAGES)
+        .await;
+    let all: Vec<_> = (0..MESSAGES).map(|number| format!("m-{number}")).collect();
+    for reference in all {
+        let accepted = (reference, "task.accepted".to_owned());
+        assert!(heard.contains_key(&accepted), "{accepted:?}");
+    }
+    let tasks = producer.broker.queue("TASKS");
+    let submitted = tasks.depth("inkstone.task.*.*.*.submitted").await.unwrap();
+    assert_eq!(submitted.len(), MESSAGES);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_over_the_rate_waits_and_is_accepted_and_protobuf_is_answered_in_protobuf() {
+    let services = ["auth", "model-registry", "orchestrator", "gateway"];
+    let platform = Platform::start_services(&services, &SOON, false).await;
+    platform.allow("dev", 20).await;
+    let producer = Producer::new(&platform).await;
+    for number in 0..60 {
+        let request = contract::v1::SubmitTask {
+            prompt: "a cat".to_owned(),
+            seed: Some(number),
+            ..Default::default()
+        };
+        let payload = prost::Message::encode_to_vec(&request);
+        let message = producer.message(&format!("p-{number}"), payload, false);
+        producer.publish(message).await.unwrap();
+    }
+    let deadline = Instant::now() + LIMIT;
+    let mut accepted = std::collections::BTreeSet::new();
+    while accepted.len() < 60 && Instant::now() < deadline {
+        for delivery in producer.outcomes.pull(64).await.unwrap() {
+            let told: Outcome = prost::Message::decode(delivery.payload().clone()).unwrap();
+            assert_eq!(told.r#type(), TaskEvent::Accepted, "{told:?}");
+            assert!(matches!(told.result, Some(outcome::Result::Task(_))));
+            accepted.insert(told.reference);
+            delivery.ack().await.unwrap();
+        }
+    }
+    assert_eq!(accepted.len(), 60);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signed_message_is_taken_once_and_a_copy_of_it_is_refused() {
+    let services = ["auth", "model-registry", "orchestrator"];
+    let platform = Platform::start_services(&services, &SOON, false).await;
+    let producer = Producer::new(&platform).await;
+    let body = picture(7).to_string().into_bytes();
+    let subject = "inkstone.intake.acme";
+    let nonce = "nonce-of-the-message";
+    let signed = headers(&platform.signing, nonce, ["PUBLISH", subject, ""], &body);
+    let message = Outgoing {
+        subject: subject.to_owned(),
+        id: None,
+        headers: [
+            &signed[..],
+            &[("Content-Type", "application/json".to_owned())],
+        ]
+        .concat(),
+        payload: body.into(),
+    };
+    let first = producer.publish(message.clone()).await.unwrap();
+    let second = producer.publish(message).await.unwrap();
+    let mut heard = Heard::new();
+    producer.hear(&mut heard, |heard| heard.len() >= 2).await;
+    let of = |event: &str| &heard[&(String::new(), event.to_owned())];
+    let refused = of("task.refused");
+    // They are worked on side by side: either may have been first.
+    let mut sequences = [&of("task.accepted")["sequence"], &refused["sequence"]];
+    sequences.sort_by_key(|sequence| sequence.as_u64());
+    assert_eq!(sequences, [&Value::from(first), &Value::from(second)]);
+    assert_eq!(refused["error"]["field"], "X-Nonce");
+    // Without a key of its own, it is known by what was signed.
+    assert_eq!(refused["task_id"], of("task.accepted")["task_id"]);
+}

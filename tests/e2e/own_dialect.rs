@@ -1,0 +1,137 @@
+//! Our own dialect: streams that go on, feedback, and lists with filters.
+
+use std::io::{BufRead as _, BufReader};
+
+use e2e::{Platform, agent};
+use serde_json::{Value, json};
+
+use crate::{long_picture, short_picture};
+
+/// A caller with a key.
+struct Caller {
+    url: String,
+    bearer: String,
+}
+
+impl Caller {
+    fn of(platform: &Platform) -> Self {
+        Self {
+            url: platform.url(),
+            bearer: platform.authorization(),
+        }
+    }
+
+    fn get(&self, path: &str) -> (u16, Value) {
+        let place = format!("{}{path}", self.url);
+        let (status, body) = e2e::get(&place, &[("authorization", &self.bearer)]).unwrap();
+        (status, serde_json::from_str(&body).unwrap_or_default())
+    }
+
+    fn post(&self, path: &str, body: &Value) -> (u16, Value) {
+        let answer = agent()
+            .post(format!("{}{path}", self.url))
+            .header("authorization", &self.bearer)
+            .send_json(body);
+        let mut answer = answer.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.body_mut().read_json().unwrap())
+    }
+
+    /// The status of a stream of events, and the id and data of each that it has.
+    fn events(&self, task: &str, last: Option<&str>) -> (u16, Vec<(String, Value)>) {
+        let mut request = agent()
+            .get(format!("{}/v1/tasks/{task}/events", self.url))
+            .header("authorization", &self.bearer);
+        if let Some(last) = last {
+            request = request.header("last-event-id", last);
+        }
+        let answer = request.call().unwrap();
+        let status = answer.status().as_u16();
+        let (mut events, mut data) = (Vec::new(), Value::Null);
+        let lines = BufReader::new(answer.into_body().into_reader()).lines();
+        for line in lines.map_while(Result::ok) {
+            if let Some(text) = line.strip_prefix("data:") {
+                data = serde_json::from_str(text.trim()).unwrap();
+            } else if let Some(id) = line.strip_prefix("id:") {
+                events.push((id.trim().to_owned(), data.take()));
+            }
+        }
+        (status, events)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_goes_on_behind_the_last_event_that_was_seen() {
+    let platform = Platform::start().await;
+    let caller = Caller::of(&platform);
+    let task = platform.submit(short_picture()).await.unwrap().id;
+    let (status, events) = caller.events(&task, None);
+    assert_eq!(status, 200);
+    let (last, end) = events.last().unwrap();
+    assert_eq!(end["phase"], "succeeded");
+    let count = events.len();
+    assert!(last.starts_with(&format!("{count}-")), "{last}");
+    // Whoever saw the end has nothing to come back for, …
+    let (status, again) = caller.events(&task, Some(last));
+    assert_eq!((status, again.len()), (204, 0));
+    // … and whoever saw less hears of the rest, under numbers that go on.
+    let (status, rest) = caller.events(&task, Some(&events[0].0));
+    assert_eq!((status, rest.len()), (200, 1));
+    assert!(rest[0].0.starts_with("2-"), "{rest:?}");
+    assert_eq!(&rest[0].1, end);
+    // An id of somebody else's make is none.
+    let (status, whole) = caller.events(&task, Some("77"));
+    assert_eq!((status, whole.len()), (200, 1));
+    assert!(whole[0].0.starts_with("1-"), "{whole:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pictures_are_rated_and_tasks_found_by_filters_a_page_at_a_time() {
+    let platform = Platform::start_with(&[("INKSTONE_GPU_WORKER__WORKER__SLOTS", "1")]).await;
+    let caller = Caller::of(&platform);
+    let mut done = Vec::new();
+    for _ in 0..3 {
+        let task = platform.submit(short_picture()).await.unwrap();
+        platform.wait_ended(&task.id).await;
+        done.insert(0, task.id);
+    }
+    let waiting = platform.submit(long_picture()).await.unwrap().id;
+    let feedback = json!({"rating": 4, "comment": "the whiskers", "tags": ["sharp"]});
+    let (status, rated) = caller.post(&format!("/v1/tasks/{}/feedback", done[0]), &feedback);
+    assert_eq!((status, &rated["feedback"]["rating"]), (200, &json!(4)));
+    let (_, read) = caller.get(&format!("/v1/tasks/{}", done[0]));
+    assert_eq!(read["feedback"]["comment"], "the whiskers");
+    let (status, problem) = caller.post(&format!("/v1/tasks/{waiting}/feedback"), &feedback);
+    assert_eq!((status, &problem["code"]), (409, &json!("not_ready")));
+    let ids = |page: &Value| -> Vec<String> {
+        let tasks = page["data"].as_array().unwrap().iter();
+        tasks
+            .map(|task| task["id"].as_str().unwrap().to_owned())
+            .collect()
+    };
+    // Two of the three that have ended, and the third behind them.
+    let filters = "/v1/tasks?model=inkstone-demo&phase=succeeded&page_size=2";
+    let (mut found, mut place) = (Vec::new(), filters.to_owned());
+    loop {
+        let (status, page) = caller.get(&place);
+        assert_eq!(status, 200, "{page}");
+        assert!(ids(&page).len() <= 2);
+        found.extend(ids(&page));
+        let Some(next) = page["next_page_token"].as_str() else {
+            break;
+        };
+        place = format!("{filters}&page_token={next}");
+        // With other filters, what the token says would mean something else.
+        let (status, problem) = caller.get(&format!("/v1/tasks?phase=failed&page_token={next}"));
+        assert_eq!((status, &problem["field"]), (400, &json!("page_token")));
+    }
+    assert_eq!(found, done);
+    let (_, first) = caller.get(&format!("/v1/tasks/{}", done[2]));
+    let submitted = first["submitted_at"].as_str().unwrap();
+    let (_, none) = caller.get(&format!("/v1/tasks?created_before={submitted}"));
+    assert_eq!(ids(&none), Vec::<String>::new());
+    let (_, all) = caller.get(&format!("/v1/tasks?created_after={submitted}&limit=100"));
+    assert_eq!(ids(&all).len(), 4);
+    let (status, problem) = caller.get("/v1/tasks?modle=x");
+    assert_eq!((status, &problem["field"]), (400, &json!("modle")));
+}

@@ -1,0 +1,76 @@
+//! One tenant cannot hold everything that a gateway has to give at once.
+
+use contract::ErrorCode;
+use contract::Failure;
+use contract::v1::{SubmitRequest, WatchRequest, WatchResponse};
+use e2e::Platform;
+use tonic::{Request, Status, Streaming};
+
+use crate::short_picture;
+
+/// A tenant with its bearer.
+struct Tenant<'a> {
+    platform: &'a Platform,
+    bearer: String,
+}
+
+impl Tenant<'_> {
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let bearer = format!("Bearer {}", self.bearer).parse().unwrap();
+        request.metadata_mut().insert("authorization", bearer);
+        request
+    }
+
+    async fn task(&self) -> String {
+        let task = Some(short_picture());
+        let request = self.request(SubmitRequest { task });
+        let answer = self.platform.client().submit(request).await.unwrap();
+        answer.into_inner().task.unwrap().id
+    }
+
+    async fn watch(&self, task: &str) -> Result<Streaming<WatchResponse>, Status> {
+        let request = self.request(WatchRequest {
+            task_id: task.to_owned(),
+            previews: false,
+        });
+        let answer = self.platform.client().watch(request).await?;
+        Ok(answer.into_inner())
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_with_its_share_of_streams_is_refused_another_and_the_next_tenant_is_not() {
+    // Nobody draws, so that the streams go on.
+    let services = ["auth", "model-registry", "orchestrator", "gateway"];
+    let settings = [
+        ("INKSTONE_GATEWAY__HTTP__MAX_EVENT_STREAMS", "4"),
+        ("INKSTONE_GATEWAY__HTTP__TENANT_SHARE", "50"),
+    ];
+    let platform = Platform::start_services(&services, &settings, false).await;
+    let tenant = |bearer: String| Tenant {
+        platform: &platform,
+        bearer,
+    };
+    let greedy = tenant(platform.create_key("dev-", "greedy").await.bearer);
+    let other = tenant(platform.create_key("dev-", "other").await.bearer);
+    let task = greedy.task().await;
+    let first = greedy.watch(&task).await.unwrap();
+    let second = greedy.watch(&task).await.unwrap();
+    let refused = Failure::from(greedy.watch(&task).await.unwrap_err());
+    assert_eq!(refused.code, ErrorCode::RateLimited);
+    assert!(
+        refused.retry_after.is_some() && refused.message.contains("may have 2"),
+        "{refused}"
+    );
+    let theirs = other.task().await;
+    let third = other.watch(&theirs).await.unwrap();
+    drop((first, third));
+    // What was given back is there again, once the gateway has heard of it.
+    let deadline = std::time::Instant::now() + e2e::LIMIT;
+    while greedy.watch(&task).await.is_err() {
+        assert!(std::time::Instant::now() < deadline, "still refused");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+    drop(second);
+}
