@@ -17,6 +17,8 @@ const FLOOD: usize = 10_000;
 const OTHERS: usize = 8;
 /// How much of a head each sends, bytes: together as much as 100,000 connections with heads of 2 KiB.
 const HALF_A_HEAD: usize = 20 * 1024;
+/// `http.max_connections`.
+const MOST: usize = 4096;
 /// Opened at a time.
 const AT_ONCE: usize = 200;
 
@@ -62,7 +64,7 @@ async fn ten_thousand_connections_with_half_a_head_each_keep_nobody_out() {
     let platform = Platform::start_services(&FRONT, &[], false).await;
     let to = address(&platform);
     // 4096 connections at most, each with a head of 32 KiB at most and as much again for all else.
-    under_attack(&platform, "half a head", 4096 * 64 / 1024, async {
+    under_attack(&platform, "half a head", (MOST * 64 / 1024) as u64, async {
         let open = flood(to).await;
         assert!(
             open.len() > FLOOD / 2,
@@ -74,9 +76,15 @@ async fn ten_thousand_connections_with_half_a_head_each_keep_nobody_out() {
             let read = stream.try_read(&mut [0]);
             read.is_err_and(|error| error.kind() == std::io::ErrorKind::WouldBlock)
         };
-        let alive = open.iter().filter(|stream| is_open(stream)).count();
-        println!("{alive} of {} connections are still open", open.len());
-        assert!(alive <= 4096, "more than http.max_connections");
+        let alive = || open.iter().filter(|stream| is_open(stream)).count();
+        // Those that the operating system has taken and the gateway has not seen yet are open as well, for a moment.
+        let until = Instant::now() + PATIENCE;
+        while alive() > MOST && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let (alive, all) = (alive(), open.len());
+        println!("{alive} of {all} connections are still open");
+        assert!(alive <= MOST, "{alive}: more than http.max_connections");
     })
     .await;
     let closed = platform.metrics("gateway");
