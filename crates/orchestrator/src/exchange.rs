@@ -1,5 +1,5 @@
-//! The streams by which producers, receivers of webhooks and we reach each other: INTAKE in, OUTCOMES and WEBHOOKS out. All are bounded,
-//! in all and for each tenant.
+//! The streams by which producers, receivers of webhooks and we reach each other: INTAKE in, OUTCOMES and WEBHOOKS out. All are bounded;
+//! INTAKE and WEBHOOKS for each tenant too, OUTCOMES only in all.
 
 use std::time::Duration;
 

@@ -27,6 +27,7 @@ mod models;
 mod notices;
 mod pace;
 mod page;
+mod pulled;
 mod schedule;
 mod settings;
 mod tasks;

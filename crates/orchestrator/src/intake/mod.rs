@@ -18,15 +18,15 @@ use contract::task::{DeadLetter, Producer};
 use contract::v1::{self, TaskEvent};
 use contract::{ErrorCode, Failure, TenantId};
 use lifecycle::Tasks as ServiceTasks;
-use messaging::{Broker, BrokerError, Delivery, Puller};
+use messaging::{Broker, BrokerError, Delivery};
 use task_log::TaskLogError;
-use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 
 use crate::auth::Auth;
 use crate::exchange;
 use crate::notices::{Outcomes, Target};
 use crate::pace::Pace;
+use crate::pulled;
 use crate::settings::IntakeSettings;
 use crate::tasks::Tasks;
 use decide::Then;
@@ -34,8 +34,6 @@ use message::{Message, Raw};
 
 /// The consumer that all orchestrators share.
 const CONSUMER: &str = "intake";
-/// Before the broker is asked again after it failed.
-const PULL_AGAIN: Duration = Duration::from_millis(500);
 /// Before a message is seen again whose outcome could not be stored.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
@@ -66,48 +64,13 @@ pub(crate) async fn start(
     let most = i64::from(settings.max_messages);
     let (filter, ack_wait) = ("inkstone.intake.*", settings.ack_wait.duration());
     let puller = queue.puller(CONSUMER, filter, ack_wait, most).await?;
+    let at_once = settings.max_concurrent as usize;
     let intake = Arc::new(intake);
-    let stopping = service.stopping();
-    let jobs = service.clone();
-    service.critical("intake", async move {
-        tokio::select! {
-            () = stopping => {}
-            () = pull(&jobs, &puller, &intake) => {}
-        }
-        Ok::<(), BrokerError>(())
+    pulled::start(service, "intake", puller, at_once, move |delivery| {
+        let intake = intake.clone();
+        async move { intake.handle(&delivery).await }
     });
     Ok(())
-}
-
-/// As many at once as there is room for, so that what comes together goes into the log together.
-async fn pull(jobs: &ServiceTasks, puller: &Puller, intake: &Arc<Intake>) {
-    let room = Arc::new(Semaphore::new(intake.settings.max_concurrent as usize));
-    loop {
-        let Ok(mut permits) = room.clone().acquire_owned().await else {
-            return;
-        };
-        let more = u32::try_from(room.available_permits()).unwrap_or(0);
-        if let Ok(more) = room.clone().try_acquire_many_owned(more) {
-            permits.merge(more);
-        }
-        match puller.pull(permits.num_permits()).await {
-            Ok(deliveries) => {
-                for delivery in deliveries {
-                    let permit = permits.split(1);
-                    let intake = intake.clone();
-                    jobs.job("intake", async move {
-                        intake.handle(&delivery).await;
-                        drop(permit);
-                    });
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%error, "pulling submissions again");
-                drop(permits);
-                tokio::time::sleep(PULL_AGAIN).await;
-            }
-        }
-    }
 }
 
 impl Intake {

@@ -16,12 +16,11 @@ use contract::task::{DeadLetter, WebhookDelivery};
 use contract::v1::{self, TaskEvent, TaskPhase};
 use contract::{ErrorCode, TaskId, TenantId};
 use lifecycle::Tasks as ServiceTasks;
-use messaging::{Broker, BrokerError, Delivery, Outgoing, Puller, WorkQueue};
+use messaging::{Broker, BrokerError, Delivery, Outgoing, WorkQueue};
 use prost::Message as _;
 use task_log::{Record, TaskLog, TaskLogError};
-use tokio::sync::Semaphore;
 
-use crate::exchange;
+use crate::{exchange, pulled};
 
 pub(crate) use outcome::{Outcomes, Target};
 
@@ -29,8 +28,6 @@ pub(crate) use outcome::{Outcomes, Target};
 const CONCURRENCY: usize = 64;
 /// How long one orchestrator may keep an end.
 const ACK_WAIT: Duration = Duration::from_secs(30);
-/// Before the broker is asked again after it failed.
-const PULL_AGAIN: Duration = Duration::from_millis(500);
 /// Before an end is seen again that could not be told.
 const GIVE_BACK: Duration = Duration::from_secs(2);
 
@@ -61,46 +58,11 @@ pub(crate) async fn start(
         webhooks: broker.queue(exchange::WEBHOOKS),
         public_url: public_url.to_owned(),
     });
-    let stopping = service.stopping();
-    let jobs = service.clone();
-    service.critical("notices", async move {
-        tokio::select! {
-            () = stopping => {}
-            () = pull(&jobs, &puller, &notices) => {}
-        }
-        Ok::<(), TaskLogError>(())
+    pulled::start(service, "notices", puller, CONCURRENCY, move |end| {
+        let notices = notices.clone();
+        async move { notices.handle(&end).await }
     });
     Ok(())
-}
-
-async fn pull(jobs: &ServiceTasks, puller: &Puller, notices: &Arc<Notices>) {
-    let room = Arc::new(Semaphore::new(CONCURRENCY));
-    loop {
-        let Ok(mut permits) = room.clone().acquire_owned().await else {
-            return;
-        };
-        let more = u32::try_from(room.available_permits()).unwrap_or(0);
-        if let Ok(more) = room.clone().try_acquire_many_owned(more) {
-            permits.merge(more);
-        }
-        match puller.pull(permits.num_permits()).await {
-            Ok(ends) => {
-                for end in ends {
-                    let permit = permits.split(1);
-                    let notices = notices.clone();
-                    jobs.job("notice", async move {
-                        notices.handle(&end).await;
-                        drop(permit);
-                    });
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%error, "pulling ends again");
-                drop(permits);
-                tokio::time::sleep(PULL_AGAIN).await;
-            }
-        }
-    }
 }
 
 impl Notices {

@@ -13,16 +13,16 @@ use contract::{ErrorCode, Failure};
 use egress::{Egress, EgressError};
 use http::{HeaderMap, HeaderName, HeaderValue, header};
 use lifecycle::Tasks as ServiceTasks;
-use messaging::{Broker, BrokerError, Delivery, Puller};
+use messaging::{Broker, BrokerError, Delivery};
 use prost::Message as _;
 use task_log::{TaskLog, TaskLogError};
-use tokio::sync::Semaphore;
 
 use super::busy::Busy;
 use super::{letter, retry};
 use crate::auth::Auth;
 use crate::exchange;
 use crate::pace::Pace;
+use crate::pulled;
 use crate::settings::WebhookSettings;
 
 const CONSUMER: &str = "webhooks";
@@ -31,8 +31,6 @@ const TIMESTAMP: HeaderName = HeaderName::from_static("webhook-timestamp");
 const SIGNATURE: HeaderName = HeaderName::from_static("webhook-signature");
 /// How long a delivery may be silent beyond what its request may take.
 const ACK_WAIT_MORE: Duration = Duration::from_secs(20);
-/// Before the broker is asked again after it failed.
-const PULL_AGAIN: Duration = Duration::from_millis(500);
 /// Before a delivery is tried again for which a part of ours was not there.
 const OURS_AGAIN: Duration = Duration::from_secs(5);
 /// Between two of a tenant's that wait for one of its places.
@@ -84,47 +82,13 @@ pub(crate) async fn start(
     let queue = broker.queue(exchange::WEBHOOKS);
     let puller = queue.puller(CONSUMER, "inkstone.webhook.*", ack_wait, most);
     let puller = puller.await?;
+    let at_once = settings.max_concurrent as usize;
     let deliverer = Arc::new(deliverer);
-    let stopping = service.stopping();
-    let jobs = service.clone();
-    service.critical("webhooks", async move {
-        tokio::select! {
-            () = stopping => {}
-            () = pull(&jobs, &puller, &deliverer) => {}
-        }
-        Ok::<(), BrokerError>(())
+    pulled::start(service, "webhooks", puller, at_once, move |message| {
+        let deliverer = deliverer.clone();
+        async move { deliverer.handle(&message).await }
     });
     Ok(())
-}
-
-async fn pull(jobs: &ServiceTasks, puller: &Puller, deliverer: &Arc<Deliverer>) {
-    let room = Arc::new(Semaphore::new(deliverer.settings.max_concurrent as usize));
-    loop {
-        let Ok(mut permits) = room.clone().acquire_owned().await else {
-            return;
-        };
-        let more = u32::try_from(room.available_permits()).unwrap_or(0);
-        if let Ok(more) = room.clone().try_acquire_many_owned(more) {
-            permits.merge(more);
-        }
-        match puller.pull(permits.num_permits()).await {
-            Ok(deliveries) => {
-                for delivery in deliveries {
-                    let permit = permits.split(1);
-                    let deliverer = deliverer.clone();
-                    jobs.job("webhook", async move {
-                        deliverer.handle(&delivery).await;
-                        drop(permit);
-                    });
-                }
-            }
-            Err(error) => {
-                tracing::debug!(%error, "pulling webhooks again");
-                drop(permits);
-                tokio::time::sleep(PULL_AGAIN).await;
-            }
-        }
-    }
 }
 
 impl Deliverer {
