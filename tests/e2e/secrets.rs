@@ -244,7 +244,11 @@ async fn use_key(caller: &mut Caller<'_>, key: &(String, String), bearer: &str) 
     let time = now.to_string();
     let mut secrets = vec![
         secret("secret", shared),
-        secret("bearer key", bearer.rsplit_once('_').unwrap().1),
+        // What follows the key's name; it may have a `_` of its own.
+        secret(
+            "bearer key",
+            bearer.split_once(&format!("{app_key}_")).unwrap().1,
+        ),
     ];
     // Bearer, right and wrong: another secret of the same key, one letter more, another scheme, and in places of other things.
     assert_eq!(caller.bearer(bearer), 200);
