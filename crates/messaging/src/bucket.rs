@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
 use bytes::Bytes;
@@ -13,7 +13,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use crate::BrokerError;
+use crate::log::{MAX_BATCH, direct_get};
+use crate::{Broker, BrokerError, Event};
 
 /// How often a live copy is read anew, in case the watch missed something.
 const RECONCILE: Duration = Duration::from_secs(30);
@@ -23,6 +24,7 @@ const WATCH_PAUSE: Duration = Duration::from_millis(500);
 pub struct Bucket<T> {
     name: &'static str,
     store: kv::Store,
+    broker: Broker,
     kind: PhantomData<fn() -> T>,
 }
 
@@ -31,6 +33,7 @@ impl<T> Clone for Bucket<T> {
         Self {
             name: self.name,
             store: self.store.clone(),
+            broker: self.broker.clone(),
             kind: PhantomData,
         }
     }
@@ -43,6 +46,19 @@ pub struct Entry<T> {
     pub value: T,
     /// Which write stored it.
     pub revision: u64,
+}
+
+/// One write to a bucket, as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written<T> {
+    /// Which key.
+    pub key: String,
+    /// What was written; `None` where the key was removed.
+    pub value: Option<T>,
+    /// Which write it is; grows from write to write, over all keys of the bucket.
+    pub revision: u64,
+    /// When, by the broker's clock.
+    pub at: SystemTime,
 }
 
 /// One change of a bucket.
@@ -58,10 +74,11 @@ pub enum Change<T> {
 pub type Snapshot<T> = Arc<BTreeMap<String, T>>;
 
 impl<T> Bucket<T> {
-    pub(crate) fn new(name: &'static str, store: kv::Store) -> Self {
+    pub(crate) fn new(name: &'static str, store: kv::Store, broker: Broker) -> Self {
         Self {
             name,
             store,
+            broker,
             kind: PhantomData,
         }
     }
@@ -147,6 +164,60 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
     pub async fn delete(&self, key: &str) -> Result<(), BrokerError> {
         let deleted = self.store.delete(key).await;
         deleted.map_err(BrokerError::request("writing a bucket"))
+    }
+
+    /// Removes a key whose value was written at `revision`.
+    ///
+    /// # Errors
+    /// [`BrokerError::Conflict`] when it has changed since.
+    pub async fn delete_at(&self, key: &str, revision: u64) -> Result<(), BrokerError> {
+        let deleted = self.store.delete_expect_revision(key, Some(revision)).await;
+        deleted.map_err(|error| {
+            let error = BrokerError::request("writing a bucket")(error);
+            // The client library has no name for it here.
+            match lifecycle::chain(&error).contains("wrong last sequence") {
+                true => self.conflict(key),
+                false => error,
+            }
+        })
+    }
+
+    /// The last write of each key that was written after `revision`, in the order of their revisions, as many as one read returns:
+    /// less than [`MAX_BATCH`] means that these are all.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn written_since(&self, revision: u64) -> Result<Vec<Written<T>>, BrokerError> {
+        let filter = format!("$KV.{}.>", self.name);
+        let request = serde_json::json!({
+            "seq": revision + 1, "next_by_subj": filter, "batch": MAX_BATCH,
+        });
+        let stream = format!("KV_{}", self.name);
+        let events = direct_get(&self.broker, &stream, request).await?;
+        Ok(events
+            .iter()
+            .filter_map(|event| self.written(event))
+            .collect())
+    }
+
+    fn written(&self, event: &Event) -> Option<Written<T>> {
+        let prefix = format!("$KV.{}.", self.name);
+        let key = event.subject.strip_prefix(&prefix)?.to_owned();
+        let removed = event.header("KV-Operation").is_some() || event.payload.is_empty();
+        let value = match self.decode(&key, &event.payload) {
+            _ if removed => None,
+            Ok(value) => Some(value),
+            Err(error) => {
+                tracing::error!(%error, "left out");
+                None
+            }
+        };
+        Some(Written {
+            key,
+            value,
+            revision: event.sequence,
+            at: event.stored_at().unwrap_or(SystemTime::UNIX_EPOCH),
+        })
     }
 
     /// Every value by key. A value that cannot be decoded is logged and left out: it must not hide the others.

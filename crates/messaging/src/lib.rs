@@ -11,6 +11,7 @@ mod bucket;
 mod group;
 mod log;
 mod queue;
+mod reader;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -22,10 +23,11 @@ use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 
 pub use async_nats::jetstream::stream::RetentionPolicy;
-pub use bucket::{Bucket, Change, Entry, Snapshot};
+pub use bucket::{Bucket, Change, Entry, Snapshot, Written};
 pub use group::{MAX_GROUP, Manner, NewEvent};
-pub use log::{Appended, Event, EventLog, MAX_BATCH};
+pub use log::{Appended, Event, EventLog, MAX_BATCH, Page, Replaced};
 pub use queue::{Delivery, Outgoing, Puller, WorkQueue};
+pub use reader::Reader;
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -279,7 +281,7 @@ impl Broker {
         };
         let store = self.jetstream.create_or_update_key_value(config).await;
         let store = store.map_err(BrokerError::request("opening a bucket"))?;
-        Ok(Bucket::new(name, store))
+        Ok(Bucket::new(name, store, self.clone()))
     }
 
     /// Tells whoever listens now. May be lost.

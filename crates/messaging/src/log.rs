@@ -6,6 +6,7 @@ use async_nats::HeaderMap;
 use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::response::Response;
+use async_nats::jetstream::stream::DeleteMessageErrorKind;
 use bytes::Bytes;
 use futures::StreamExt as _;
 
@@ -14,6 +15,8 @@ use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 
 /// To which subjects `Nats-Expected-Last-Subject-Sequence` looks (nats-server 2.11); the client library has no name for it.
 pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
+/// In answers: how many events that match are still to come.
+const PENDING: &str = "Nats-Num-Pending";
 /// The most events that one read returns.
 pub const MAX_BATCH: usize = 512;
 
@@ -33,6 +36,15 @@ pub enum Appended {
     Exists(Bytes),
 }
 
+/// What came of putting an event in another's place.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Replaced {
+    /// It is stored, at this place in the stream.
+    Stored(u64),
+    /// Another one was there.
+    Refused,
+}
+
 /// One stored event.
 #[derive(Debug, Clone)]
 pub struct Event {
@@ -42,6 +54,39 @@ pub struct Event {
     pub sequence: u64,
     /// What was written.
     pub payload: Bytes,
+    pub(crate) headers: HeaderMap,
+}
+
+/// Some events, and how many more there are.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// In stream order.
+    pub events: Vec<Event>,
+    /// How many that match lie behind the last of them.
+    pub behind: u64,
+}
+
+impl Event {
+    /// Makes `span` a child of the writer's span.
+    pub fn continue_trace(&self, span: &tracing::Span) {
+        telemetry::continue_trace(span, |name| self.header(name));
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.headers.get(name).map(|value| value.as_str())
+    }
+
+    /// The writer's span, as a `traceparent`.
+    pub fn traceparent(&self) -> Option<&str> {
+        self.header("traceparent")
+    }
+
+    /// When the broker stored it.
+    pub(crate) fn stored_at(&self) -> Option<SystemTime> {
+        let time = self.headers.get(async_nats::header::NATS_TIME_STAMP)?;
+        let time = time.as_str();
+        Some(time.parse::<jiff::Timestamp>().ok()?.into())
+    }
 }
 
 impl EventLog {
@@ -84,14 +129,49 @@ impl EventLog {
             .payload(payload)
             .headers(trace_headers());
         let stored = self.publish(subject, message).await;
-        stored.map_err(BrokerError::request("writing an event"))
+        stored
+            .map(drop)
+            .map_err(BrokerError::request("writing an event"))
+    }
+
+    /// Stores `payload` at `subject` in place of the event with the sequence `after`, 0 for none; no payload is ever written twice.
+    /// An answer that got lost is settled by reading back.
+    ///
+    /// # Errors
+    /// When it is not known to be stored. Try again: one that was stored is found.
+    pub async fn replace(
+        &self,
+        subject: &str,
+        payload: Bytes,
+        after: u64,
+    ) -> Result<Replaced, BrokerError> {
+        let message = PublishMessage::build()
+            .payload(payload.clone())
+            .headers(trace_headers())
+            .expected_last_subject_sequence(after);
+        let error = match self.publish(subject, message).await {
+            Ok(sequence) => return Ok(Replaced::Stored(sequence)),
+            Err(error) => error,
+        };
+        let ambiguous = match error.kind() {
+            PublishErrorKind::WrongLastSequence => false,
+            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => true,
+            _ => return Err(BrokerError::request("writing an event")(error)),
+        };
+        match self.last(subject).await? {
+            Some(found) if found.payload == payload => Ok(Replaced::Stored(found.sequence)),
+            found if ambiguous && found.as_ref().map_or(0, |found| found.sequence) <= after => {
+                Err(BrokerError::request("writing an event")(error))
+            }
+            _ => Ok(Replaced::Refused),
+        }
     }
 
     async fn publish(
         &self,
         subject: &str,
         message: PublishMessage,
-    ) -> Result<(), async_nats::jetstream::context::PublishError> {
+    ) -> Result<u64, async_nats::jetstream::context::PublishError> {
         // Without a connection the client would keep the message and send it later, when whoever waited has been told
         // that it failed: an accepted task that nobody knows of.
         if !self.broker.is_connected() {
@@ -102,7 +182,7 @@ impl EventLog {
             .broker
             .jetstream
             .send_publish(subject.to_owned(), message);
-        sent.await?.await.map(drop)
+        sent.await?.await.map(|stored| stored.sequence)
     }
 
     /// The last event at `subject`, which may hold wildcards.
@@ -140,10 +220,58 @@ impl EventLog {
         sequence: u64,
         limit: usize,
     ) -> Result<Vec<Event>, BrokerError> {
+        Ok(self.page(filter, sequence, limit).await?.events)
+    }
+
+    /// The same, and how many more there are behind them. Counting them costs the broker time that grows with their number: where there
+    /// are very many, a [`Reader`](crate::Reader) counts them once.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn page(
+        &self,
+        filter: &str,
+        sequence: u64,
+        limit: usize,
+    ) -> Result<Page, BrokerError> {
         let batch = limit.min(MAX_BATCH);
         let request =
             serde_json::json!({ "seq": sequence.max(1), "next_by_subj": filter, "batch": batch });
-        self.direct_get(request).await
+        let events = self.direct_get(request).await?;
+        let behind = events.last().and_then(|event| {
+            let pending = event.header(PENDING)?;
+            pending.parse().ok()
+        });
+        Ok(Page {
+            events,
+            behind: behind.unwrap_or(0),
+        })
+    }
+
+    /// The first event at a subject that `filter` matches from `sequence` on. Costs the broker little, however many there are.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn next(&self, filter: &str, sequence: u64) -> Result<Option<Event>, BrokerError> {
+        const OPERATION: &str = "reading an event";
+        if !self.broker.is_connected() {
+            return Err(self.broker.unreachable());
+        }
+        let request = serde_json::json!({ "seq": sequence.max(1), "next_by_subj": filter });
+        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        let asked = self
+            .broker
+            .client
+            .request(subject, Bytes::from(request.to_string()));
+        let answer = asked.await.map_err(BrokerError::request(OPERATION))?;
+        match answer.status.map_or(200, |status| status.as_u16()) {
+            200 => event(answer).map(Some),
+            404 => Ok(None),
+            status => {
+                let text = format!("the broker answered {status}");
+                Err(BrokerError::request(OPERATION)(text))
+            }
+        }
     }
 
     /// The place of the first event that was stored at `time` or later, at a subject that `filter` matches; `None` where there is none.
@@ -207,38 +335,80 @@ impl EventLog {
         Ok(stream.cached_info().state.last_sequence)
     }
 
+    /// Removes everything in front of `sequence`.
+    ///
+    /// # Errors
+    /// When the broker does not confirm.
+    pub async fn remove_before(&self, sequence: u64) -> Result<(), BrokerError> {
+        const OPERATION: &str = "removing old events";
+        let stream = self.broker.jetstream.get_stream(self.stream).await;
+        let stream = stream.map_err(BrokerError::request(OPERATION))?;
+        let purged = stream.purge().sequence(sequence).await;
+        purged.map(drop).map_err(BrokerError::request(OPERATION))
+    }
+
+    /// Removes one event, and no other that has taken its subject since; true when this did it.
+    ///
+    /// # Errors
+    /// When the broker does not confirm.
+    pub async fn remove(&self, sequence: u64) -> Result<bool, BrokerError> {
+        const OPERATION: &str = "removing an event";
+        let stream = self.broker.jetstream.get_stream_no_info(self.stream).await;
+        let stream = stream.map_err(BrokerError::request(OPERATION))?;
+        let error = match stream.delete_message(sequence).await {
+            Ok(removed) => return Ok(removed),
+            Err(error) => error,
+        };
+        let refused = matches!(error.kind(), DeleteMessageErrorKind::JetStream(_));
+        // Versions of the server do not agree on how they refuse to remove what is not there.
+        let next = async || self.from_sequence(">", sequence, 1).await;
+        match refused && next().await?.first().map(|e| e.sequence) != Some(sequence) {
+            true => Ok(false),
+            false => Err(BrokerError::request(OPERATION)(error)),
+        }
+    }
+
     /// One request, several answers, as in NATS's ADR-31 (batched direct get), which the client library does not
     /// have: answers come to an inbox until one has an end-of-batch status.
     async fn direct_get(&self, request: serde_json::Value) -> Result<Vec<Event>, BrokerError> {
-        const OPERATION: &str = "reading events";
-        let client = &self.broker.client;
-        if !self.broker.is_connected() {
-            return Err(self.broker.unreachable());
-        }
-        let inbox = client.new_inbox();
-        let subscribed = client.subscribe(inbox.clone()).await;
-        let mut answers = subscribed.map_err(BrokerError::request(OPERATION))?;
-        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
-        let payload = Bytes::from(request.to_string());
-        let sent = client.publish_with_reply(subject, inbox, payload).await;
-        sent.map_err(BrokerError::request(OPERATION))?;
-        let mut events = Vec::new();
-        loop {
-            let answer = tokio::time::timeout(REQUEST_TIMEOUT, answers.next()).await;
-            let Ok(Some(answer)) = answer else {
-                return Err(self.broker.unreachable());
-            };
-            let status = answer.status.map_or(200, |status| status.as_u16());
-            match status {
-                200 => events.push(event(answer)?),
-                // End of batch; nothing found.
-                204 | 404 => return Ok(events),
-                503 => return Err(self.broker.unreachable()),
-                _ => {
-                    let text = answer.description.unwrap_or_default().to_string();
-                    let text = format!("the broker answered {status} {text}");
-                    return Err(BrokerError::request(OPERATION)(text));
-                }
+        direct_get(&self.broker, self.stream, request).await
+    }
+}
+
+/// The same of any stream.
+pub(crate) async fn direct_get(
+    broker: &Broker,
+    stream: &str,
+    request: serde_json::Value,
+) -> Result<Vec<Event>, BrokerError> {
+    const OPERATION: &str = "reading events";
+    let client = &broker.client;
+    if !broker.is_connected() {
+        return Err(broker.unreachable());
+    }
+    let inbox = client.new_inbox();
+    let subscribed = client.subscribe(inbox.clone()).await;
+    let mut answers = subscribed.map_err(BrokerError::request(OPERATION))?;
+    let subject = format!("$JS.API.DIRECT.GET.{}", stream);
+    let payload = Bytes::from(request.to_string());
+    let sent = client.publish_with_reply(subject, inbox, payload).await;
+    sent.map_err(BrokerError::request(OPERATION))?;
+    let mut events = Vec::new();
+    loop {
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, answers.next()).await;
+        let Ok(Some(answer)) = answer else {
+            return Err(broker.unreachable());
+        };
+        let status = answer.status.map_or(200, |status| status.as_u16());
+        match status {
+            200 => events.push(event(answer)?),
+            // End of batch; nothing found.
+            204 | 404 => return Ok(events),
+            503 => return Err(broker.unreachable()),
+            _ => {
+                let text = answer.description.unwrap_or_default().to_string();
+                let text = format!("the broker answered {status} {text}");
+                return Err(BrokerError::request(OPERATION)(text));
             }
         }
     }
@@ -254,6 +424,7 @@ fn event(message: async_nats::Message) -> Result<Event, BrokerError> {
             subject,
             sequence,
             payload: message.payload,
+            headers: message.headers.unwrap_or_default(),
         }),
         _ => Err(BrokerError::Decode {
             what: "a direct-get answer".to_owned(),

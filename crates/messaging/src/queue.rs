@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer};
+use async_nats::jetstream::context::PublishErrorKind;
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
@@ -98,6 +99,38 @@ impl WorkQueue {
         Ok(stored.sequence)
     }
 
+    /// Stores a message unless one is there at its subject, waiting or being worked on. True when this stored it. The caller must be ready
+    /// for one that is stored although an error says that this is not known.
+    ///
+    /// # Errors
+    /// When it is not known to be stored.
+    pub async fn create(
+        &self,
+        subject: &str,
+        message_id: &str,
+        payload: Bytes,
+    ) -> Result<bool, BrokerError> {
+        if !self.broker.is_connected() {
+            return Err(self.broker.unreachable());
+        }
+        let publish = PublishMessage::build()
+            .payload(payload)
+            .headers(trace_headers())
+            .expected_stream(self.stream)
+            .expected_last_subject_sequence(0)
+            .message_id(message_id);
+        let context = &self.broker.jetstream;
+        let stored = match context.send_publish(subject.to_owned(), publish).await {
+            Ok(sent) => sent.await,
+            Err(error) => Err(error),
+        };
+        match stored {
+            Ok(stored) => Ok(!stored.duplicate),
+            Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
+            Err(error) => Err(self.failed(error)),
+        }
+    }
+
     fn failed(&self, error: jetstream::context::PublishError) -> BrokerError {
         let cause = std::error::Error::source(&error);
         let refusal = cause.and_then(|cause| cause.downcast_ref::<jetstream::Error>());
@@ -128,16 +161,44 @@ impl WorkQueue {
         Ok(depths)
     }
 
-    /// Up to which sequence everything that the consumer `name` may hand out has been acknowledged.
+    /// Removes all but the last `keep` messages of those that `filter` matches; how many went.
+    ///
+    /// # Errors
+    /// When the broker does not say that it has.
+    pub async fn keep_last(&self, filter: &str, keep: u64) -> Result<u64, BrokerError> {
+        let stream = self.broker.jetstream.get_stream_no_info(self.stream).await;
+        let stream = stream.map_err(BrokerError::request("opening a queue"))?;
+        let purged = stream.purge().filter(filter).keep(keep).await;
+        let purged = purged.map_err(BrokerError::request("purging a queue"))?;
+        Ok(purged.purged)
+    }
+
+    /// The durable consumers, each with the sequence up to which everything that it may hand out has been acknowledged.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn consumers(&self) -> Result<Vec<(String, u64)>, BrokerError> {
+        let stream = self.broker.jetstream.get_stream_no_info(self.stream).await;
+        let stream = stream.map_err(BrokerError::request("opening a queue"))?;
+        let mut consumers = stream.consumers();
+        let mut all = Vec::new();
+        while let Some(info) = consumers.next().await {
+            let info = info.map_err(BrokerError::request("listing consumers"))?;
+            all.push((info.name, info.ack_floor.stream_sequence));
+        }
+        Ok(all)
+    }
+
+    /// Removes a consumer; what it had out is nobody's.
     ///
     /// # Errors
     /// When the broker does not answer, or there is no such consumer.
-    pub async fn acknowledged(&self, name: &str) -> Result<u64, BrokerError> {
-        let stream = self.broker.jetstream.get_stream_no_info(self.stream).await;
-        let stream = stream.map_err(BrokerError::request("opening a queue"))?;
-        let info = stream.consumer_info(name).await;
-        let info = info.map_err(BrokerError::request("reading a consumer's state"))?;
-        Ok(info.ack_floor.stream_sequence)
+    pub async fn remove_consumer(&self, name: &str) -> Result<(), BrokerError> {
+        let context = &self.broker.jetstream;
+        let removed = context.delete_consumer_from_stream(name, self.stream).await;
+        removed
+            .map(drop)
+            .map_err(BrokerError::request("removing a consumer"))
     }
 
     /// Opens the durable consumer `name` on subjects that `filter` matches.
@@ -323,7 +384,14 @@ impl Delivery {
     }
 
     async fn confirm(&self, kind: AckKind) -> Result<(), BrokerError> {
-        let confirmed = self.message.double_ack_with(kind).await;
-        confirmed.map_err(BrokerError::request("acknowledging work"))
+        const OPERATION: &str = "acknowledging work";
+        let Some(to) = self.message.reply.clone() else {
+            return Err(BrokerError::request(OPERATION)(
+                "it came without an address for that",
+            ));
+        };
+        // The client's own way to be confirmed subscribes for each message anew; a request has a place for its answer.
+        let confirmed = self.broker.client.request(to, kind.into()).await;
+        confirmed.map(drop).map_err(BrokerError::request(OPERATION))
     }
 }

@@ -1,12 +1,13 @@
 //! Whether a request becomes a task, and exactly which: model, limits, defaults, lane. Pure.
 
 use contract::auth::Policy;
-use contract::registry::{Model, Profile};
+use contract::registry::{Model, ModelVersion, Profile};
 use contract::v1::{OutputFormat, Quality, SubmitTask};
 use contract::{ErrorCode, Failure, Lane, TenantId, validate};
 use storage::Key;
 
 use crate::models;
+use crate::route::{self, RouteRule};
 use crate::settings::{FALLBACK_TIER, SchedulingSettings};
 
 const DEFAULT_COMPRESSION: u32 = 90;
@@ -36,7 +37,7 @@ pub(crate) fn choose_model<'a>(
             ..Failure::new(ErrorCode::ModelNotFound, text)
         });
     };
-    if allows(policy, model) {
+    if policy.allows_name(named, &model.name) {
         Ok(model)
     } else {
         Err(denied(
@@ -44,6 +45,28 @@ pub(crate) fn choose_model<'a>(
             policy,
         ))
     }
+}
+
+/// The model that the routes give to a request which leaves it open, and the version where they pin one that takes new tasks: of the first
+/// rule that matches and whose model is there and allowed. A request that names one of the models itself is not routed.
+pub(crate) fn routed<'a>(
+    models: &'a [Model],
+    request: &SubmitTask,
+    policy: &Policy,
+    routes: &[RouteRule],
+) -> Option<(&'a Model, Option<&'a ModelVersion>)> {
+    if models.iter().any(|model| model.name == request.model) {
+        return None;
+    }
+    let usable = |rule: &RouteRule| {
+        let model = models::find(models, &rule.model).filter(|model| allows(policy, model))?;
+        let Some(wanted) = &rule.version else {
+            return Some((model, None));
+        };
+        let pinned = |version: &&ModelVersion| version.version == *wanted && version.weight > 0;
+        Some((model, Some(model.versions.iter().find(pinned)?)))
+    };
+    route::routes(request, &policy.tier, routes).find_map(usable)
 }
 
 fn denied(what: &str, policy: &Policy) -> Failure {
@@ -54,6 +77,7 @@ fn denied(what: &str, policy: &Policy) -> Failure {
     }
 }
 
+/// Whether the policy allows it to a request that leaves the model open: by any of its names.
 fn allows(policy: &Policy, model: &Model) -> bool {
     policy.allows_model(&model.name, &model.aliases)
 }
@@ -148,12 +172,10 @@ pub(crate) fn check_source(tenant: &TenantId, request: &SubmitTask) -> Result<()
     Err(Failure::invalid("source", text))
 }
 
-/// The lane of a request: the policy's tier and the kind of work.
-pub(crate) fn lane(request: &SubmitTask, policy: &Policy, settings: &SchedulingSettings) -> Lane {
-    let class = if request.quality() == Quality::Hd {
-        "hd"
-    } else {
-        "image"
+/// The lane of a request with every default filled in: the policy's tier and the kind of work.
+pub(crate) fn lane(full: &SubmitTask, policy: &Policy, settings: &SchedulingSettings) -> Lane {
+    let Some(class) = route::class(full, &settings.classes) else {
+        unreachable!("the last rule of validated settings matches everything")
     };
     let wanted = format!("{}-{class}", policy.tier);
     let fallback = format!("{FALLBACK_TIER}-{class}");
@@ -300,11 +322,19 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_allows_by_name_by_alias_and_by_star() {
-        let models = [model()];
+    fn a_policy_allows_by_name_by_star_and_under_an_alias_what_is_asked_for_by_it() {
+        let models = [Model {
+            aliases: vec!["t2i-v2".to_owned(), "t2i-v1".to_owned()],
+            ..model()
+        }];
         for allowed in ["demo", "t2i-v2", "*"] {
-            assert!(choose_model(&models, "demo", "", &policy(&[allowed])).is_ok());
+            assert!(choose_model(&models, "t2i-v2", "", &policy(&[allowed])).is_ok());
             assert!(choose_model(&models, "", "demo", &policy(&[allowed])).is_ok());
+        }
+        for asked in ["demo", "t2i-v1"] {
+            let denied = choose_model(&models, asked, "", &policy(&["t2i-v2"])).unwrap_err();
+            assert_eq!(denied.code, ErrorCode::PermissionDenied, "{asked}");
+            assert!(choose_model(&models, asked, "", &policy(&["demo"])).is_ok());
         }
         let denied = choose_model(&models, "demo", "", &policy(&["i2v"])).unwrap_err();
         assert_eq!(denied.code, ErrorCode::PermissionDenied);

@@ -1,5 +1,5 @@
 //! The streams by which producers, receivers of webhooks and we reach each other: INTAKE in, OUTCOMES and WEBHOOKS out. All are bounded;
-//! INTAKE and WEBHOOKS for each tenant too, OUTCOMES only in all.
+//! INTAKE and WEBHOOKS for each tenant too by the broker, OUTCOMES by who tells them (`notices/outcome.rs`).
 
 use std::time::Duration;
 

@@ -20,6 +20,7 @@ use tonic::{Request, Response, Status};
 
 use crate::error::CallError;
 use crate::tasks::Tasks;
+use crate::waits::Waits;
 
 /// Updates that a slow watcher may be behind before progress is left out.
 const WATCH_BUFFER: usize = 32;
@@ -135,7 +136,7 @@ impl OrchestratorService for Grpc {
     ) -> Result<Response<api::GetResponse>, Status> {
         let api::GetRequest { tenant, task_id } = request.into_inner();
         let record = self.tasks.read(&tenant, &task_id).await.map_err(status)?;
-        let task = Some(record.view());
+        let task = Some(self.tasks.waits.view(&record));
         Ok(Response::new(api::GetResponse { task }))
     }
 
@@ -189,9 +190,10 @@ impl OrchestratorService for Grpc {
         let watch = watch.map_err(status)?;
         let (sender, receiver) = mpsc::channel(WATCH_BUFFER);
         let stopping = self.service.stopping();
+        let waits = self.tasks.waits.clone();
         self.service.job("watch", async move {
             tokio::select! {
-                () = forward(watch, request.previews, &sender) => {}
+                () = forward(watch, &waits, request.previews, &sender) => {}
                 () = sender.closed() => {}
                 () = stopping => {
                     let text = "this orchestrator is stopping; watch again";
@@ -225,6 +227,7 @@ impl OrchestratorService for Grpc {
 /// Sends a task's updates until its end has been sent. Progress is left out when the receiver is behind; changes wait.
 async fn forward(
     mut watch: Watch,
+    waits: &Waits,
     previews: bool,
     sender: &mpsc::Sender<Result<api::WatchResponse, Status>>,
 ) {
@@ -232,7 +235,7 @@ async fn forward(
         let event = match watch.next().await {
             Ok(None) => return,
             Ok(Some(Update::Changed(record))) => {
-                let event = watch_response::Event::Task(record.view());
+                let event = watch_response::Event::Task(waits.view(&record));
                 if sender.send(Ok(response(event))).await.is_err() {
                     return;
                 }

@@ -7,12 +7,11 @@
 //!
 //! Every orchestrator sweeps by itself. Removing what another has removed is no error.
 
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use contract::limits::MAX_SOURCE_BYTES;
 use contract::v1::Source;
-use contract::{Failure, Lane, TenantId};
+use contract::{Failure, TenantId};
 use futures::{StreamExt as _, TryStreamExt as _};
 use lifecycle::Service;
 use storage::{Aged, Key, Storage, StorageError};
@@ -90,14 +89,14 @@ impl Inputs {
     }
 
     /// Removes what has expired, and says how much that was.
-    async fn sweep(&self, log: &TaskLog, lanes: &[Lane]) -> Result<usize, SweepError> {
-        let now = SystemTime::now();
+    async fn sweep(&self, log: &TaskLog) -> Result<usize, SweepError> {
+        let now = contract::clock::system_time();
         let old = now.checked_sub(self.keep).unwrap_or(SystemTime::UNIX_EPOCH);
         let old = self.storage.inputs_before(old, MAX_SWEPT).await?;
         if old.is_empty() {
             return Ok(0);
         }
-        let before = expiry(now, log.open_since(lanes).await?, self.keep);
+        let before = expiry(now, log.open_since().await?, self.keep);
         let expired = old.into_iter().filter(|one| one.written < before);
         let removed = futures::stream::iter(expired)
             .map(|one| self.remove(one, now))
@@ -136,22 +135,15 @@ fn expiry(now: SystemTime, open_since: Option<SystemTime>, keep: Duration) -> Sy
 }
 
 /// Sweeps now and then for as long as the service runs.
-pub(crate) fn start(
-    service: &Service,
-    inputs: Inputs,
-    log: TaskLog,
-    lanes: Vec<Lane>,
-    settings: &InputSettings,
-) {
+pub(crate) fn start(service: &Service, inputs: Inputs, log: TaskLog, settings: &InputSettings) {
     let every = settings.sweep_every.duration();
     let stopping = service.tasks.stopping();
-    let lanes: Arc<[Lane]> = lanes.into();
     let sweeps = async move {
         let mut next = tokio::time::interval(every);
         next.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             next.tick().await;
-            match inputs.sweep(&log, &lanes).await {
+            match inputs.sweep(&log).await {
                 Ok(removed) => {
                     metrics::counter!("inkstone_orchestrator_input_sweeps_total").increment(1);
                     metrics::counter!("inkstone_orchestrator_inputs_removed_total")

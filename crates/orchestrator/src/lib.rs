@@ -6,33 +6,47 @@
 //! * [`admit`] says whether a request becomes a task, and exactly which (pure);
 //! * [`waiting`] and [`meter`] hold callers to what their policies allow at once and in a day;
 //! * [`tasks`] is what callers can do with tasks;
-//! * [`schedule`] says what runs next (pure);
+//! * [`backlog`] knows which queues there are, and holds the next few tasks of each;
+//! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](deadline);
+//! * [`estimate`] says how long a task waits (pure), [`waits`] tells its caller;
 //! * [`dispatch`] carries that out, from the backlog in TASKS to the workers' queue WORK;
+//! * [`partitions`] says whose queues this orchestrator does so for, where there are several;
+//! * [`letters`] lets operators look at what was given up, and try it again;
+//! * [`audit`] records who asked for what, [`retention`] lets go of what has expired;
 //! * [`intake`] takes submissions from NATS producers, [`notices`] tells them, and webhooks, what became of tasks.
 //!
 //! Invariants kept here: **I1** (accepted means stored), **I2** with a cancel as one of the possible ends, **I6** (a fixed number
 //! of heads in memory, however long the backlog).
 
 mod admit;
-mod aside;
+mod audit;
 mod auth;
+mod backlog;
+mod cost;
 mod dispatch;
 mod error;
+mod estimate;
 mod exchange;
 mod grpc;
 mod inputs;
 mod intake;
+mod learning;
+mod letters;
 mod meter;
 mod models;
 mod notices;
 mod pace;
 mod page;
+mod partitions;
 mod pulled;
+mod retention;
+mod route;
 mod schedule;
 mod settings;
 mod tasks;
 mod usage;
 mod waiting;
+mod waits;
 
 #[doc(hidden)]
 pub use intake::fuzz;
@@ -40,6 +54,7 @@ pub use intake::fuzz;
 use std::sync::Arc;
 use std::time::Duration;
 
+use contract::orchestrator::dead_letter_service_server::DeadLetterServiceServer;
 use contract::orchestrator::orchestrator_service_server::OrchestratorServiceServer;
 use egress::Egress;
 use lifecycle::Service;
@@ -49,7 +64,10 @@ use storage::Storage;
 use task_log::TaskLog;
 use telemetry::Telemetry;
 
+use crate::backlog::Backlog;
 use crate::meter::Meter;
+use crate::partitions::Partitions;
+use crate::settings::SchedulingSettings;
 use crate::waiting::Waiting;
 
 pub use error::StartError;
@@ -82,11 +100,13 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let waiting = Arc::new(Waiting::new(log.clone()));
     let meter = Arc::new(Meter::open(&broker, meter::now).await?);
     meter.clone().keep_up(&service);
-    dispatch::start(
+    let learned = learning::Learned::start(&service, &broker, &log).await?;
+    let backlog = dispatch(
         &service,
         &broker,
         &log,
-        waiting.clone(),
+        &waiting,
+        learned,
         &settings.scheduling,
     )
     .await?;
@@ -96,37 +116,65 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         committer.run().await;
         Ok::<(), std::convert::Infallible>(())
     });
-    let auth = auth::Auth::new(security.peer("auth", Identity::Auth, &settings.auth)?);
+    let peer = security.peer("auth", Identity::Auth, &settings.auth)?;
+    let auth = auth::Auth::new(peer, settings.auth.timeout.duration(), &service.tasks);
+    if settings.audit.enabled {
+        self::audit::start(&service, &broker, &storage, &log, &settings.audit).await?;
+    }
+    retention::start(&service, &storage, &log, &settings.retention);
     let inputs = inputs::Inputs::new(storage, &settings.inputs);
-    let lanes = settings.scheduling.lanes.keys().cloned().collect();
-    inputs::start(
+    inputs::start(&service, inputs.clone(), log.clone(), &settings.inputs);
+    let waits = waits::Waits::start(
         &service,
-        inputs.clone(),
-        log.clone(),
-        lanes,
-        &settings.inputs,
+        &broker,
+        Arc::new(backlog.clone()),
+        settings.scheduling.policy(),
     );
     let tasks = tasks::Tasks {
         log,
         intake,
+        backlog,
         waiting,
         meter,
         models,
         inputs,
         health: service.health.clone(),
+        waits,
         settings: Arc::new(settings.scheduling.clone()),
         egress: Egress::new(&settings.egress)?,
     };
-    exchange(&service, &broker, &settings, &auth, &tasks).await?;
+    let outcomes = exchange(&service, &broker, &settings, &auth, &tasks).await?;
+    let letters = letters::Letters::new(&broker, tasks.clone(), auth, outcomes);
+    let letters = rpc::with_limits!(DeadLetterServiceServer::new(letters));
     let grpc = grpc::Grpc {
         tasks,
         service: service.tasks.clone(),
     };
     let server = rpc::with_limits!(OrchestratorServiceServer::new(grpc));
-    let routes = tonic::service::Routes::new(server);
+    let routes = tonic::service::Routes::new(server).add_service(letters);
     let address = settings.grpc.listen;
     security.serve(&mut service, address, routes).await?;
     Ok(service.started())
+}
+
+/// Starts what brings waiting tasks to workers.
+async fn dispatch(
+    service: &Service,
+    broker: &Broker,
+    log: &TaskLog,
+    waiting: &Arc<Waiting>,
+    learned: learning::Learned,
+    settings: &SchedulingSettings,
+) -> Result<Backlog, StartError> {
+    let partitions = Partitions(settings.partitions);
+    // Another at each start: whoever was killed is someone else, whom the others know to be dead.
+    let name = contract::TaskId::random().to_string();
+    let ends = partitions::start(service, broker, partitions, name).await?;
+    let mandate = ends.mandate.clone();
+    let backlog = Backlog::open(service, broker, log, partitions, mandate).await?;
+    let (kept, numbers) = (backlog.0.clone(), (waiting.clone(), learned));
+    dispatch::start(service, broker, log, backlog, numbers, settings, ends).await?;
+    Ok(kept)
 }
 
 /// Starts what reaches producers and receivers of webhooks, and what they reach.
@@ -136,7 +184,7 @@ async fn exchange(
     settings: &Settings,
     auth: &auth::Auth,
     tasks: &tasks::Tasks,
-) -> Result<(), StartError> {
+) -> Result<notices::Outcomes, StartError> {
     let Settings {
         intake,
         notices,
@@ -145,7 +193,7 @@ async fn exchange(
     } = settings;
     exchange::ensure_streams(broker, intake, notices, webhooks).await?;
     let jobs = &service.tasks;
-    let outcomes = notices::Outcomes::new(broker, &notices.public_url);
+    let outcomes = notices::Outcomes::new(broker, notices);
     let log = &tasks.log;
     notices::start(jobs, broker, log, outcomes.clone(), &notices.public_url).await?;
     let deliverer = notices::webhook::Deliverer {
@@ -161,13 +209,15 @@ async fn exchange(
         let intake = intake::Intake {
             tasks: tasks.clone(),
             auth: auth.clone(),
-            outcomes,
+            outcomes: outcomes.clone(),
             settings: intake.clone(),
             lines: Default::default(),
+            places: pace::Pace::of_places().into(),
+            held: Default::default(),
         };
         intake::start(jobs, broker, intake).await?;
     }
-    Ok(())
+    Ok(outcomes)
 }
 
 /// Keeps the checks `broker`, `storage` and `task log` up to date, each by itself: one that hangs must not hide another.

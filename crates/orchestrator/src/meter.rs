@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use contract::{Failure, TenantId};
 use futures::StreamExt as _;
@@ -42,7 +42,7 @@ pub(crate) type Clock = fn() -> u64;
 
 /// The system's time.
 pub(crate) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since = contract::clock::system_time().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }
 
@@ -175,6 +175,23 @@ impl Meter {
             day,
             charged: ask,
         })
+    }
+
+    /// Gives back what was charged at `at`, seconds since 1970, for something that is not drawn after all. Of a day that is over nothing
+    /// is given back. At most once: a kill in the next seconds leaves it charged.
+    pub(crate) fn refund(&self, account: &Account, at: i64, charged: Use) {
+        let day = u64::try_from(at).unwrap_or(0) / DAY;
+        if day != (self.clock)() / DAY {
+            return;
+        }
+        let held = self.account(account);
+        let mut spare = held.spare();
+        if spare.day != day {
+            spare.day = day;
+            spare.left = Use::default();
+        }
+        spare.left = spare.left.plus(charged);
+        spare.used_at = Instant::now();
     }
 
     fn account(&self, account: &Account) -> Arc<Held> {

@@ -136,3 +136,22 @@ async fn accounts_that_are_not_used_are_put_back_and_forgotten() {
     assert_eq!(stored().await, 1);
     assert!(meter.accounts().is_empty());
 }
+
+#[tokio::test]
+async fn what_is_given_back_can_be_charged_again_here_and_elsewhere() {
+    let server = NatsServer::scratch().unwrap();
+    let broker = broker(&server).await;
+    let (one, two) = tokio::join!(Meter::open(&broker, noon), Meter::open(&broker, noon));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    let acme = account("acme", "prod");
+    charge(&one, &acme, 3, 3).await.unwrap();
+    charge(&one, &acme, 3, 1).await.unwrap_err();
+    // Yesterday's is gone; today's, given back by one that did not charge it, counts once.
+    two.refund(&acme, (NOON - DAY).cast_signed(), images(1));
+    charge(&two, &acme, 3, 1).await.unwrap_err();
+    two.refund(&acme, NOON.cast_signed(), images(2));
+    charge(&two, &acme, 3, 1).await.unwrap();
+    two.put_back(Duration::ZERO).await;
+    charge(&one, &acme, 3, 1).await.unwrap();
+    charge(&one, &acme, 3, 1).await.unwrap_err();
+}

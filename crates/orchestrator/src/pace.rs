@@ -5,9 +5,11 @@ use std::collections::HashMap;
 use std::hash::Hash;
 use std::time::{Duration, Instant};
 
-/// The shortest and the longest time between two that wait. A wait can be longer than what lies between two, such as that for a place
-/// among tasks that wait: it must not set the pace of all.
+/// The shortest and the longest time between two that wait. A wait can be longer than what lies between two: it must not set the pace
+/// of all.
 const GAPS: (Duration, Duration) = (Duration::from_millis(5), Duration::from_millis(250));
+/// The longest between two that wait for places, of which nobody knows when they will be free. To look is cheap.
+const LONGEST_FOR_PLACES: Duration = Duration::from_millis(50);
 /// No one is sent away for longer: limits change.
 const LONGEST: Duration = Duration::from_secs(600);
 /// Lines that are kept; whoever has none is told the plain wait.
@@ -17,6 +19,8 @@ const MAX_LINES: usize = 10_000;
 #[derive(Debug)]
 pub(crate) struct Pace<K> {
     lines: HashMap<(K, bool), Line>,
+    /// Whether the time between two is found out by who is let in, because no wait tells it.
+    places: bool,
 }
 
 #[derive(Debug)]
@@ -28,12 +32,34 @@ struct Line {
 
 impl<K> Default for Pace<K> {
     fn default() -> Self {
-        let lines = HashMap::new();
-        Self { lines }
+        Self {
+            lines: HashMap::new(),
+            places: false,
+        }
+    }
+}
+
+impl<K> Pace<K> {
+    /// For those who wait for places that become free now and then: each that is let in shortens the time between two, each that is not
+    /// lengthens it.
+    pub(crate) fn of_places() -> Self {
+        Self {
+            places: true,
+            ..Self::default()
+        }
     }
 }
 
 impl<K: Eq + Hash + Clone> Pace<K> {
+    /// One of them was let in.
+    pub(crate) fn let_in(&mut self, key: &K) {
+        for again in [false, true] {
+            if let Some(line) = self.lines.get_mut(&(key.clone(), again)) {
+                line.gap = (line.gap / 2).max(GAPS.0);
+            }
+        }
+    }
+
     /// One who comes for the first time, and need not ask, because others wait before it: when its turn is.
     pub(crate) fn join(&mut self, key: &K, now: Instant) -> Option<Duration> {
         let first = (key.clone(), false);
@@ -66,8 +92,12 @@ impl<K: Eq + Hash + Clone> Pace<K> {
             gap: GAPS.0,
             next: now,
         });
-        // The longest that anyone had to wait is nearest to the time between two.
-        line.gap = line.gap.max(wait).min(GAPS.1);
+        line.gap = if self.places {
+            (line.gap * 5 / 4).min(LONGEST_FOR_PLACES)
+        } else {
+            // The longest that anyone had to wait is nearest to the time between two.
+            line.gap.max(wait).min(GAPS.1)
+        };
         line.next = line.next.max(now + wait);
         line.turn(now)
     }
@@ -113,6 +143,28 @@ mod tests {
             .map(|_| pace.turn_away("a", now, GAP, true))
             .collect();
         assert_eq!(again, [1, 2, 3].map(|n| GAP * n));
+    }
+
+    #[test]
+    fn who_waits_for_a_place_looks_oftener_where_places_become_free() {
+        let (mut pace, now) = (Pace::of_places(), Instant::now());
+        let wait = Duration::from_secs(2);
+        let between = |pace: &mut Pace<_>| {
+            let one = pace.turn_away("a", now, wait, true);
+            pace.turn_away("a", now, wait, true) - one
+        };
+        for _ in 0..100 {
+            between(&mut pace);
+        }
+        assert_eq!(between(&mut pace), LONGEST_FOR_PLACES);
+        for _ in 0..3 {
+            pace.let_in(&"a");
+        }
+        assert!(between(&mut pace) < LONGEST_FOR_PLACES / 4);
+        for _ in 0..20 {
+            pace.let_in(&"a");
+        }
+        assert!(between(&mut pace) >= GAPS.0);
     }
 
     #[test]

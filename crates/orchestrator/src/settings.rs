@@ -14,6 +14,9 @@ use storage::StorageSettings;
 use task_log::StreamSettings;
 use telemetry::TelemetrySettings;
 
+use crate::route::{self, ClassRule, RouteRule};
+use crate::schedule::LanePolicy;
+
 /// All settings of the orchestrator.
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -48,6 +51,38 @@ pub struct Settings {
     pub egress: EgressSettings,
     /// Files that callers have sent.
     pub inputs: InputSettings,
+    /// Who asked for what.
+    pub audit: AuditSettings,
+    /// How long what was drawn stays.
+    pub retention: RetentionSettings,
+}
+
+/// How long what workers stored for tasks stays.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RetentionSettings {
+    /// Pictures, after they were drawn.
+    pub pictures: Millis,
+    /// What nobody can want, after it was stored.
+    pub grace: Millis,
+    /// Between two sweeps.
+    pub sweep_every: Millis,
+}
+
+/// Who asked for what.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AuditSettings {
+    /// Whether it is recorded.
+    pub enabled: bool,
+    /// Whether records hold the prompts themselves, beside their digests.
+    pub prompts: bool,
+    /// How long a record waits at most to be put into a file.
+    pub export_every: Millis,
+    /// A file's size.
+    pub file_size: ByteSize,
+    /// Bytes of records that wait to be put into files.
+    pub max_size: ByteSize,
 }
 
 /// Files that callers have sent for tasks to begin from.
@@ -76,10 +111,29 @@ pub struct SchedulingSettings {
     pub default_model: String,
     /// Dispatches that may be in WORK for one model version.
     pub window: usize,
-    /// How long a head may be held.
-    pub ack_wait: Millis,
+    /// Parts into which tenants are divided between orchestrators.
+    pub partitions: u16,
+    /// Device time that a tenant is served at a time.
+    pub quantum: Millis,
+    /// After which a waiting task gives its lane weight; zero never.
+    pub ageing: Millis,
+    /// Kinds of work.
+    pub classes: Vec<ClassRule>,
+    /// Where requests go that leave the model open.
+    pub routes: Vec<RouteRule>,
     /// Weight by lane.
     pub lanes: BTreeMap<Lane, u32>,
+}
+
+impl SchedulingSettings {
+    /// How lanes and tenants share.
+    pub(crate) fn policy(&self) -> LanePolicy {
+        LanePolicy {
+            weights: self.lanes.clone(),
+            quantum: u64::try_from(self.quantum.duration().as_micros()).unwrap_or(u64::MAX),
+            ageing: self.ageing.duration(),
+        }
+    }
 }
 
 /// Submissions over NATS.
@@ -116,6 +170,8 @@ pub struct NoticeSettings {
     pub outcome_retention: Millis,
     /// Outcomes that are kept.
     pub max_outcomes: u32,
+    /// Outcomes of one tenant that are kept, more or less.
+    pub max_outcomes_per_tenant: u32,
     /// Bytes of them.
     pub outcomes_max_size: ByteSize,
 }
@@ -154,6 +210,9 @@ pub(crate) const FALLBACK_TIER: &str = "standard";
 /// The longest that a message may wait: auth takes no older proof.
 const MAX_AGE: Duration = Duration::from_secs(8 * 24 * 60 * 60);
 
+/// The shortest grace: longer than a worker takes from storing a picture to naming it.
+const MIN_GRACE: Duration = Duration::from_secs(60);
+
 impl settings::Settings for Settings {
     const SERVICE: &'static str = "orchestrator";
     const DEFAULTS: &'static str = include_str!("../config.default.toml");
@@ -166,8 +225,8 @@ impl settings::Settings for Settings {
         if !(1..=4096).contains(&scheduling.window) {
             return Err(Self::invalid("scheduling.window", "must be 1 to 4096"));
         }
-        if scheduling.ack_wait.duration().as_secs() < 1 {
-            return Err(Self::invalid("scheduling.ack_wait", "must be 1s at least"));
+        if !(1..=256).contains(&scheduling.partitions) {
+            return Err(Self::invalid("scheduling.partitions", "must be 1 to 256"));
         }
         if scheduling.lanes.values().any(|w| !(1..=1000).contains(w)) {
             return Err(Self::invalid(
@@ -182,12 +241,44 @@ impl settings::Settings for Settings {
             let problem = "must be longer than nothing";
             return Err(Self::invalid("inputs.sweep_every", problem));
         }
-        for class in ["image", "hd"] {
+        if scheduling.quantum.duration().is_zero() {
+            let problem = "must be longer than nothing";
+            return Err(Self::invalid("scheduling.quantum", problem));
+        }
+        if let Err(problem) = route::check_classes(&scheduling.classes) {
+            return Err(Self::invalid("scheduling.classes", problem));
+        }
+        if let Err(problem) = route::check_routes(&scheduling.routes) {
+            return Err(Self::invalid("scheduling.routes", problem));
+        }
+        for ClassRule { name: class, .. } in &scheduling.classes {
             let fallback = format!("{FALLBACK_TIER}-{class}");
             if !scheduling.lanes.keys().any(|l| l.as_str() == fallback) {
                 let problem = format!("must hold {fallback}, where every other tier falls back to");
                 return Err(Self::invalid("scheduling.lanes", problem));
             }
+        }
+        let retention = &self.retention;
+        if retention.pictures < self.streams.task_retention {
+            let problem =
+                "must be streams.task_retention at least, or tasks name pictures that are gone";
+            return Err(Self::invalid("retention.pictures", problem));
+        }
+        if retention.grace.duration() < MIN_GRACE {
+            return Err(Self::invalid("retention.grace", "must be 1m at least"));
+        }
+        if retention.sweep_every.duration().is_zero() {
+            let problem = "must be longer than nothing";
+            return Err(Self::invalid("retention.sweep_every", problem));
+        }
+        let file = self.audit.file_size.bytes();
+        if !(1024..=64 << 20).contains(&file) {
+            let problem = "must be 1KiB to 64MiB";
+            return Err(Self::invalid("audit.file_size", problem));
+        }
+        if self.audit.max_size.bytes() < 2 * file {
+            let problem = "must be twice audit.file_size at least, or no file is ever full";
+            return Err(Self::invalid("audit.max_size", problem));
         }
         self.validate_exchange()
     }
@@ -209,6 +300,10 @@ impl Settings {
                 intake.max_messages_per_tenant,
             ),
             ("notices.max_outcomes", self.notices.max_outcomes),
+            (
+                "notices.max_outcomes_per_tenant",
+                self.notices.max_outcomes_per_tenant,
+            ),
             ("webhooks.max_concurrent", webhooks.max_concurrent),
             ("webhooks.max_per_tenant", webhooks.max_per_tenant),
             ("webhooks.max_waiting", webhooks.max_waiting),

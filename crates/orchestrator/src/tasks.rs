@@ -12,9 +12,10 @@ use contract::{ErrorCode, Failure, TaskId, TenantId, validate_feedback};
 use egress::{Egress, EgressError};
 use lifecycle::Health;
 use prost::Message as _;
-use task_log::{Ended, Intake, Record, Submission, TaskLog, Watch};
+use task_log::{Ended, Intake, Record, Submission, TaskLog, TaskLogError, TaskRef, Watch};
 
 use crate::admit;
+use crate::backlog::{Backlog, queue_of};
 use crate::error::{CallError, task_not_found};
 use crate::inputs::Inputs;
 use crate::meter::{Account, Charge, Meter};
@@ -23,6 +24,7 @@ use crate::page::Asked;
 use crate::settings::SchedulingSettings;
 use crate::usage::{DayLimit, Use};
 use crate::waiting::{Place, Waiting};
+use crate::waits::Waits;
 
 /// How long callers are asked to wait when a part that tasks need is down.
 const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
@@ -32,6 +34,7 @@ const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
 pub(crate) struct Tasks {
     pub(crate) log: TaskLog,
     pub(crate) intake: Intake,
+    pub(crate) backlog: Backlog,
     pub(crate) waiting: Arc<Waiting>,
     pub(crate) meter: Arc<Meter>,
     pub(crate) models: Models,
@@ -40,6 +43,7 @@ pub(crate) struct Tasks {
     pub(crate) settings: Arc<SchedulingSettings>,
     /// What webhooks go by.
     pub(crate) egress: Egress,
+    pub(crate) waits: Waits,
 }
 
 impl Tasks {
@@ -85,11 +89,16 @@ impl Tasks {
                 };
             }
         };
+        let queue = queue_of(&TaskRef::of(&submitted)?);
+        // Before it is stored: a task in a queue that nobody knows would wait for ever.
+        let announced = self.backlog.announce(&queue).await;
+        announced.map_err(TaskLogError::from)?;
         // From here on the task may be there, whatever is heard of it: an answer may be lost, and a caller may not wait for one.
         let in_doubt = InDoubt(Some(allowed));
         let existing = match self.intake.submit(&submitted).await? {
             Submission::Accepted => {
                 drop(in_doubt);
+                self.backlog.poke(&queue).await;
                 metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
                 tracing::info!(
                     task = submitted.task_id,
@@ -99,8 +108,10 @@ impl Tasks {
                 let record = Record {
                     submitted,
                     state: None,
+                    state_sequence: 0,
                     done: None,
                     feedback: None,
+                    sequence: 0,
                 };
                 return Ok((record.view(), false));
             }
@@ -211,13 +222,21 @@ impl Tasks {
             let text = "the models are not known just now; try again";
             return Err(Failure::unavailable(text, RETRY_AFTER).into());
         }
-        let default = &self.settings.default_model;
-        let model = admit::choose_model(&known, &request.model, default, &policy)?;
+        let routed = admit::routed(&known, request, &policy, &self.settings.routes);
+        let (model, pinned) = match routed {
+            Some(target) => target,
+            None => {
+                let default = &self.settings.default_model;
+                let model = admit::choose_model(&known, &request.model, default, &policy)?;
+                (model, None)
+            }
+        };
         let task = match request.idempotency_key.as_str() {
             "" => TaskId::random(),
             key => TaskId::derived(&tenant, key),
         };
-        let version = models::choose_version(model, task).ok_or_else(|| {
+        let version = pinned.or_else(|| models::choose_version(model, task));
+        let version = version.ok_or_else(|| {
             let text = format!("the model {} takes no tasks at present", model.name);
             Failure::unavailable(text, RETRY_AFTER)
         })?;
@@ -234,7 +253,7 @@ impl Tasks {
             task_id: task.to_string(),
             tenant: tenant.to_string(),
             app_key: caller.app_key.clone(),
-            lane: admit::lane(request, &policy, &self.settings).to_string(),
+            lane: admit::lane(&full, &policy, &self.settings).to_string(),
             request: Some(full),
             request_digest: digest::digest(&digest::SHA256, &request.encode_to_vec())
                 .as_ref()
@@ -245,6 +264,11 @@ impl Tasks {
             access_token: hex::encode(token),
             producer: None,
             tasks_running: policy.tasks_running.unwrap_or(0),
+            retry_of: String::new(),
+            charged_to: match DayLimit::of(&policy).is_none() {
+                true => String::new(),
+                false => policy.name.clone(),
+            },
         })
     }
 
@@ -280,11 +304,26 @@ impl Tasks {
         record.done = Some(match self.log.end(&record.task_ref()?, &done).await? {
             Ended::First => {
                 tracing::info!(task, "cancelled");
+                self.refund(&record.submitted);
                 done
             }
             Ended::Already(first) => *first,
         });
         Ok(record.view())
+    }
+
+    /// Gives back what a task that was cancelled was charged for.
+    fn refund(&self, submitted: &Submitted) {
+        let (Ok(tenant), Some(request)) = (submitted.tenant.parse(), &submitted.request) else {
+            return;
+        };
+        if submitted.charged_to.is_empty() {
+            return;
+        }
+        let policy = submitted.charged_to.clone();
+        let at = submitted.at.unwrap_or_default().seconds;
+        let account = Account { tenant, policy };
+        self.meter.refund(&account, at, Use::of(request));
     }
 
     /// A page of a tenant's tasks, newest first, and the token of the next.

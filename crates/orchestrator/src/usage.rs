@@ -91,6 +91,10 @@ impl DayLimit {
     /// How much to set aside for `ask` when `used` is set aside already: what is asked for, and a little more if there is much.
     pub(crate) fn set_aside(self, used: Use, ask: Use) -> Result<Use, Exceeded> {
         let part = |name, limit: Option<NonZeroU64>, used: u64, ask: u64| {
+            // There is enough of it already: what is asked for is the other one.
+            if ask == 0 {
+                return Ok(0);
+            }
             // Counted all the same: a limit may be set in the middle of a day.
             let Some(limit) = limit else { return Ok(ask) };
             let limit = limit.get();
@@ -102,8 +106,6 @@ impl DayLimit {
             };
             match left {
                 Some(left) => Ok(ask + left / PART_SET_ASIDE),
-                // Who asks for nothing passes no limit, though it was lowered below what is used.
-                None if ask == 0 => Ok(0),
                 None => Err(exceeded),
             }
         };
@@ -189,6 +191,16 @@ mod tests {
         assert_eq!(exceeded.name, "pixel_steps_per_day");
         assert!(limit(10, 100).never(used(1, 101)).is_some());
         assert!(limit(10, 100).never(used(10, 100)).is_none());
+    }
+
+    #[test]
+    fn of_what_is_not_asked_for_nothing_is_set_aside() {
+        // As when pictures are limited and set aside already, and work is not limited and has to be counted.
+        let more = limit(1000, 0).set_aside(used(9, 0), used(0, 5)).unwrap();
+        assert_eq!(more, used(0, 5));
+        // Neither where the limit was lowered below what is used.
+        let more = limit(5, 0).set_aside(used(9, 0), used(0, 5)).unwrap();
+        assert_eq!(more, used(0, 5));
     }
 
     #[test]

@@ -53,6 +53,10 @@ impl Number {
         }
     }
 
+    fn there(&self) -> i64 {
+        self.waiting.max(0) + self.coming
+    }
+
     fn is_good(&self, at_limit: bool, now: Instant) -> bool {
         let good_for = if at_limit { GOOD_FOR_REFUSAL } else { GOOD_FOR };
         let good_for = good_for.max(self.took * TIMES_ITS_COST);
@@ -118,8 +122,7 @@ impl Waiting {
                 let mut tenants = self.tenants();
                 make_room(&mut tenants, tenant);
                 let number = tenants.entry(tenant.clone()).or_insert_with(Number::new);
-                let there = number.waiting.max(0) + number.coming;
-                let full = there >= i64::from(limit.get());
+                let full = number.there() >= i64::from(limit.get());
                 if number.is_good(full, Instant::now()) {
                     if full {
                         return Err(too_many(limit).into());
@@ -135,6 +138,14 @@ impl Waiting {
             };
             self.count(tenant, turn).await?;
         }
+    }
+
+    /// How one is refused that would come now, as far as is known without counting.
+    pub(crate) fn refusal(&self, tenant: &TenantId, limit: NonZeroU32) -> Option<Failure> {
+        let tenants = self.tenants();
+        let number = tenants.get(tenant)?;
+        let full = number.there() >= i64::from(limit.get());
+        (full && number.is_good(true, Instant::now())).then(|| too_many(limit))
     }
 
     /// Counts anew; whoever comes while someone counts waits for that instead.

@@ -6,7 +6,7 @@
 //! 1987, without the timer).
 
 use std::collections::{HashSet, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use contract::task::Submitted;
 use futures::stream::{FuturesUnordered, StreamExt as _};
@@ -29,6 +29,7 @@ type Answer = oneshot::Sender<Result<Appended, BrokerError>>;
 struct Pending {
     event: NewEvent,
     answer: Answer,
+    since: Instant,
 }
 
 /// Where submissions go in. Cheap to clone.
@@ -54,7 +55,11 @@ impl Intake {
     pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
         let event = submission(submitted)?;
         let (answer, answered) = oneshot::channel();
-        let pending = Pending { event, answer };
+        let pending = Pending {
+            event,
+            answer,
+            since: Instant::now(),
+        };
         let sent = self.0.send(pending).await;
         sent.map_err(|_| TaskLogError::Stopping)?;
         let appended = answered.await.map_err(|_| TaskLogError::Stopping)?;
@@ -88,7 +93,7 @@ impl Committer {
         let mut waiting = VecDeque::new();
         let mut appends = FuturesUnordered::new();
         let mut open = true;
-        let mut manners = Manners::new(APPENDS);
+        let (mut manners, began) = (Manners::new(), Instant::now());
         while open || !waiting.is_empty() || !appends.is_empty() {
             if !waiting.is_empty() && appends.len() < APPENDS {
                 // What else has come by now goes along.
@@ -101,7 +106,7 @@ impl Committer {
                 if group.is_empty() {
                     continue;
                 }
-                let choice = manners.choose(group.len());
+                let choice = manners.choose(group.len(), began.elapsed());
                 appends.push(append(&self.log, group, choice));
             }
             let may_wait = waiting.len() < MAX_GROUP;
@@ -110,31 +115,32 @@ impl Committer {
                     Some(pending) => waiting.push_back(pending),
                     None => open = false,
                 },
-                Some((choice, took)) = appends.next() => {
-                    if let Some(took) = took {
-                        manners.observe(choice, took);
-                    }
+                Some((choice, stored)) = appends.next() => {
+                    manners.finish(&choice, began.elapsed(), stored);
                 }
             }
         }
     }
 }
 
-/// How long it took; `None` where the broker did not do it, which tells nothing of its speed.
-async fn append(log: &EventLog, group: Vec<Pending>, choice: Choice) -> (Choice, Option<Duration>) {
-    let began = Instant::now();
+/// Whether all of it is stored; a broker that did not do it tells nothing of its speed.
+async fn append(log: &EventLog, group: Vec<Pending>, choice: Choice) -> (Choice, bool) {
     metrics::histogram!("inkstone_orchestrator_commit_group_size").record(group.len() as f64);
+    if let Some(oldest) = group.first() {
+        let waited = oldest.since.elapsed().as_secs_f64();
+        metrics::histogram!("inkstone_orchestrator_commit_wait_seconds").record(waited);
+    }
     let (events, answers): (Vec<NewEvent>, Vec<Answer>) = group
         .into_iter()
         .map(|pending| (pending.event, pending.answer))
         .unzip();
     let results = log.create_each(events, choice.manner).await;
-    let took = results.iter().all(Result::is_ok).then(|| began.elapsed());
+    let stored = results.iter().all(Result::is_ok);
     for (answer, result) in answers.into_iter().zip(results) {
         // Whoever asked may be gone; the task is there all the same, as after any lost answer.
         let _ = answer.send(result);
     }
-    (choice, took)
+    (choice, stored)
 }
 
 /// The first of those that wait, as many as may go together: no two of one family, for the second must hear of the first. Those that
@@ -182,6 +188,7 @@ mod tests {
         Pending {
             event: NewEvent::new(subject, format!("f.{family}"), payload),
             answer,
+            since: Instant::now(),
         }
     }
 

@@ -9,31 +9,41 @@
 //! * **I2** a task ends exactly once; whoever comes second reads the first end: [`TaskLog::end`];
 //! * **I4** work is acknowledged only after `done` is stored: the worker acknowledges what [`TaskLog::end`] returned.
 //!
-//! Beside it lie WORK (what workers pull, [`TaskLog::dispatch`]) and DEAD (what was given up, [`TaskLog::bury`]). What may be
+//! Beside it lie WORK (what workers pull, [`TaskLog::hand_over`]) and DEAD (what was given up, [`TaskLog::bury`]). What may be
 //! lost (progress, previews) goes over plain subjects.
 
+pub mod deadline;
+mod dispatch;
 mod error;
+mod follow;
 mod intake;
+mod letters;
 mod listing;
 mod manner;
 mod open;
+mod queue;
 mod record;
 mod streams;
+pub mod transition;
 mod watch;
 
 use std::time::Duration;
 
-use contract::task::{DeadLetter, Dispatch, Done, ProgressEvent, State, Submitted};
+use contract::task::{DeadLetter, Done, ProgressEvent, State, Submitted};
 use contract::v1::Feedback;
-use contract::{Lane, ModelName, TaskId, TenantId, VersionName};
-use messaging::{Appended, Broker, EventLog, NewEvent, Puller, WorkQueue};
+use contract::{ModelName, TaskId, TenantId, VersionName};
+use messaging::{Appended, Broker, EventLog, NewEvent, Puller, Replaced, WorkQueue};
 use prost::Message;
 
+pub use dispatch::{Handed, Handover};
 pub use error::TaskLogError;
+pub use follow::{Happened, Stretch, What};
 pub use intake::{Committer, Intake};
+pub use letters::{Letter, LetterId, LetterKind, WantedLetters};
 pub use listing::{Page, Wanted};
+pub use queue::{Cursor, Queue, Touch};
 pub use record::{Record, TaskRef};
-pub use streams::{StreamSettings, Work};
+pub use streams::{Out, StreamSettings, Work};
 pub use watch::{Ends, Update, Watch};
 
 /// What came of a submission.
@@ -124,13 +134,32 @@ impl TaskLog {
         Record::from_events(&self.tasks.last_of_each(&filter).await?)
     }
 
-    /// Writes where a task stands, in place of where it stood.
+    /// Writes where a task stands, whatever stood there. For tests: two who write like this undo each other's.
     ///
     /// # Errors
     /// When it is not known to be stored.
     pub async fn set_state(&self, task: &TaskRef, state: &State) -> Result<(), TaskLogError> {
         let subject = task.subject("state");
         Ok(self.tasks.put(&subject, encode(state)).await?)
+    }
+
+    /// Writes where a task stands, in place of the state with the sequence `after`
+    /// ([`Record::state_sequence`]), 0 for none; returns the new one's. `None` when another stands there by now: whoever wrote it has
+    /// the task, and the writer, taken for dead perhaps, has not.
+    ///
+    /// # Errors
+    /// When neither is known. Try again with the same state: one that was stored is found.
+    pub async fn replace_state(
+        &self,
+        task: &TaskRef,
+        state: &State,
+        after: u64,
+    ) -> Result<Option<u64>, TaskLogError> {
+        let subject = task.subject("state");
+        match self.tasks.replace(&subject, encode(state), after).await? {
+            Replaced::Stored(sequence) => Ok(Some(sequence)),
+            Replaced::Refused => Ok(None),
+        }
     }
 
     /// Keeps what a caller says of a task, in place of what it said before.
@@ -186,37 +215,21 @@ impl TaskLog {
         Ok(self.dead.put(&subject, encode(letter)).await?)
     }
 
-    /// Hands a task to the workers of its model version. The same task and attempt within the duplicate window is handed
-    /// over once. `weight` is its lane's, for those who share a worker with it.
+    /// The dispatches that wait or are being worked on, subject by subject.
     ///
     /// # Errors
-    /// When it is not known to be stored.
-    pub async fn dispatch(
-        &self,
-        submitted: &Submitted,
-        attempt: u32,
-        weight: u32,
-    ) -> Result<(), TaskLogError> {
-        let task = TaskRef::of(submitted)?;
-        let subject = streams::work_subject(submitted, &task);
-        let message_id = format!("{}-{attempt}", task.task);
-        let dispatch = Dispatch {
-            task_id: task.task.to_string(),
-            tenant: task.tenant.to_string(),
-            lane: task.lane.to_string(),
-            weight,
-        };
-        let payload = encode(&dispatch);
-        Ok(self.work.publish(&subject, &message_id, payload).await?)
+    /// When the broker does not answer.
+    pub async fn out(&self) -> Result<Vec<Out>, TaskLogError> {
+        let depths = self.work.depth("inkstone.work.>").await?;
+        Ok(depths.into_iter().filter_map(streams::out).collect())
     }
 
-    /// The dispatches that wait or are being worked on.
+    /// The same, added up.
     ///
     /// # Errors
     /// When the broker does not answer.
     pub async fn work(&self) -> Result<Work, TaskLogError> {
-        let depths = self.work.depth("inkstone.work.>").await?;
-        Ok(streams::work(depths))
+        Ok(streams::work(self.out().await?))
     }
 
     /// How many tasks of a tenant have not ended and wait for a worker to be handed to. It is counted anew, which costs the broker
@@ -227,13 +240,17 @@ impl TaskLog {
     pub async fn waiting(&self, tenant: &TenantId) -> Result<u64, TaskLogError> {
         let of = |event| format!("inkstone.task.{tenant}.*.*.{event}");
         let (submitted, done) = (of("submitted"), of("done"));
-        let out = format!("inkstone.work.*.*.*.{tenant}");
-        let (submitted, done, out) = futures::try_join!(
+        // Of this version, and of the one before it, whose dispatches may still be there.
+        let out = format!("inkstone.work.*.*.*.{tenant}.*");
+        let older = format!("inkstone.work.*.*.*.{tenant}");
+        let (submitted, done, out, older) = futures::try_join!(
             self.tasks.count(&submitted),
             self.tasks.count(&done),
             self.work.depth(&out),
+            self.work.depth(&older),
         )?;
-        let out: usize = out.into_iter().map(|(_, depth)| depth).sum();
+        let out = out.into_iter().chain(older);
+        let out: usize = out.map(|(_, depth)| depth).sum();
         Ok(submitted.saturating_sub(done).saturating_sub(out as u64))
     }
 
@@ -250,21 +267,6 @@ impl TaskLog {
         let name = format!("worker_{model}_{version}");
         let filter = format!("inkstone.work.{model}.{version}.>");
         let puller = self.work.puller(&name, &filter, ack_wait, streams::MAX_OUT);
-        Ok(puller.await?)
-    }
-
-    /// Opens the consumer that hands each submission of a lane to one orchestrator.
-    ///
-    /// # Errors
-    /// When the broker refuses.
-    pub async fn submissions(
-        &self,
-        lane: &Lane,
-        ack_wait: Duration,
-    ) -> Result<Puller, TaskLogError> {
-        let (name, filter) = dispatcher(lane);
-        let queue = self.broker.queue(streams::TASKS);
-        let puller = queue.puller(&name, &filter, ack_wait, streams::MAX_OUT);
         Ok(puller.await?)
     }
 
@@ -285,12 +287,6 @@ impl TaskLog {
             .tell(progress_subject(task), encode(event))
             .await;
     }
-}
-
-/// The consumer that hands a lane's submissions to orchestrators: its name, and what it hands out.
-fn dispatcher(lane: &Lane) -> (String, String) {
-    let filter = format!("inkstone.task.*.{lane}.*.submitted");
-    (format!("dispatch_{lane}"), filter)
 }
 
 fn progress_subject(task: TaskId) -> String {

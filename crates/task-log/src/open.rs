@@ -1,51 +1,69 @@
 //! Since when there are tasks that have not ended, without an index and at a cost that does not grow with the log.
 //!
-//! A task that has not ended waits in its lane, or its dispatch is in WORK: a submission is acknowledged only when its dispatch
-//! is stored, and a dispatch only when the end is ([invariants I1 and I4](crate)).
+//! A task that has not ended lies behind its queue's cursor, or its dispatch is in WORK: a cursor goes past a submission only when its
+//! dispatch is stored, and a dispatch is acknowledged only when the end is ([invariants I1 and I4](crate)).
 
 use std::time::SystemTime;
 
-use contract::Lane;
 use contract::task::{Dispatch, Submitted};
 use futures::{StreamExt as _, TryStreamExt as _};
-use messaging::MAX_BATCH;
+use messaging::{Bucket, MAX_BATCH};
 
-use crate::{TaskLog, TaskLogError, decode, dispatcher, streams};
+use crate::queue::{Cursor, Queue};
+use crate::{TaskLog, TaskLogError, decode, streams};
 
 /// Tasks read at the same time.
 const READS: usize = 16;
 
 impl TaskLog {
-    /// When the oldest task of these lanes was submitted that may not have ended; `None` when all have. It may be earlier than
-    /// that: the time of one that has ended but that nobody has looked at since.
+    /// When the oldest task was submitted that may not have ended; `None` when all have. It may be earlier than that: the time of one
+    /// that has ended but that nobody has looked at since.
     ///
     /// # Errors
     /// When the broker does not answer or an event cannot be decoded.
-    pub async fn open_since(
-        &self,
-        lanes: impl IntoIterator<Item = &Lane>,
-    ) -> Result<Option<SystemTime>, TaskLogError> {
-        let mut oldest = None;
-        // Lanes first: what leaves one meanwhile is then seen in WORK.
-        for lane in lanes {
-            keep_earlier(&mut oldest, self.waiting_since(lane).await?);
-        }
+    pub async fn open_since(&self) -> Result<Option<SystemTime>, TaskLogError> {
+        // Queues first: what leaves one meanwhile is then seen in WORK.
+        let mut oldest = self.waiting_since().await?;
         keep_earlier(&mut oldest, self.dispatched_since().await?);
         Ok(oldest)
     }
 
-    async fn waiting_since(&self, lane: &Lane) -> Result<Option<SystemTime>, TaskLogError> {
-        let (name, filter) = dispatcher(lane);
-        let seen = self
-            .broker
-            .queue(streams::TASKS)
-            .acknowledged(&name)
-            .await?;
-        let next = self.tasks.from_sequence(&filter, seen + 1, 1).await?;
-        let Some(event) = next.first() else {
+    async fn waiting_since(&self) -> Result<Option<SystemTime>, TaskLogError> {
+        let (backlog, cursors) = (self.backlog().await?, self.cursors().await?);
+        let mut oldest = None;
+        let mut revision = 0;
+        loop {
+            let queues = backlog.written_since(revision).await?;
+            let all = queues.len() < MAX_BATCH;
+            let Some(last) = queues.last() else { break };
+            revision = last.revision;
+            let there = queues.into_iter().filter(|one| one.value.is_some());
+            let queues = there.filter_map(|one| Queue::of_key(&one.key));
+            let mut times = futures::stream::iter(queues)
+                .map(|queue| self.first_waiting(&cursors, queue))
+                .buffer_unordered(READS);
+            while let Some(time) = times.try_next().await? {
+                keep_earlier(&mut oldest, time);
+            }
+            if all {
+                break;
+            }
+        }
+        Ok(oldest)
+    }
+
+    async fn first_waiting(
+        &self,
+        cursors: &Bucket<Cursor>,
+        queue: Queue,
+    ) -> Result<Option<SystemTime>, TaskLogError> {
+        let cursor = cursors.get(&queue.key()).await?;
+        let cursor = cursor.map_or(1, |entry| entry.value.sequence);
+        let Some(event) = self.tasks.next(&queue.filter(), cursor).await? else {
             return Ok(None);
         };
-        let submitted: Submitted = decode("submitted", &event.payload)?;
+        // One that cannot be decoded goes to DEAD, and needs no more than any other.
+        let submitted: Submitted = decode("submitted", &event.payload).unwrap_or_default();
         Ok(Some(time_of(&submitted)))
     }
 

@@ -70,28 +70,37 @@ pub struct Record {
     pub submitted: Submitted,
     /// Where it stands, once it left the backlog.
     pub state: Option<State>,
+    /// The place of that in the log, which [`TaskLog::replace_state`](crate::TaskLog::replace_state) goes by; 0 without one.
+    pub state_sequence: u64,
     /// How it ended.
     pub done: Option<Done>,
     /// What its caller last said of it.
     pub feedback: Option<Feedback>,
+    /// Where its submission lies in the log; 0 where that is not known.
+    pub sequence: u64,
 }
 
 impl Record {
     pub(crate) fn from_events(events: &[Event]) -> Result<Option<Self>, TaskLogError> {
-        let find = |name: &str| {
+        let event = |name: &str| {
             let of = |event: &&Event| event.subject.rsplit('.').next() == Some(name);
-            events.iter().find(of).map(|event| &event.payload[..])
+            events.iter().find(of)
         };
+        let find = |name: &str| event(name).map(|event| &event.payload[..]);
+        let submission = |event: &&Event| event.subject.ends_with(".submitted");
+        let sequence = events.iter().find(submission).map(|event| event.sequence);
         let Some(submitted) = find("submitted") else {
             return Ok(None);
         };
         Ok(Some(Self {
             submitted: decode("submitted", submitted)?,
             state: find("state").map(|p| decode("state", p)).transpose()?,
+            state_sequence: event("state").map_or(0, |event| event.sequence),
             done: find("done").map(|p| decode("done", p)).transpose()?,
             feedback: find("feedback")
                 .map(|p| decode("feedback", p))
                 .transpose()?,
+            sequence: sequence.unwrap_or(0),
         }))
     }
 
@@ -160,7 +169,23 @@ impl Record {
             images,
             error,
             feedback: self.feedback.clone(),
+            runs: self.runs(),
+            // The scheduler knows.
+            queue_position: None,
+            estimated_wait_ms: None,
         }
+    }
+
+    /// Where it ran. The end of the last run is in the task's end.
+    fn runs(&self) -> Vec<v1::Run> {
+        let mut runs = self.state.as_ref().map_or(Vec::new(), |s| s.runs.clone());
+        if let (Some(done), Some(last)) = (&self.done, runs.last_mut())
+            && last.end.is_empty()
+        {
+            last.end = "ended".to_owned();
+            last.ended_at = done.at;
+        }
+        runs
     }
 }
 

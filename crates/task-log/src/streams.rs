@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use contract::TenantId;
-use contract::task::Submitted;
+use contract::{TaskId, TenantId};
 use messaging::{RetentionPolicy, StreamSpec};
 use settings::{ByteSize, Millis};
 
@@ -89,15 +88,37 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
     [tasks, work, dead]
 }
 
-/// `inkstone.work.<model>.<version>.<lane>.<tenant>`.
-pub(crate) fn work_subject(submitted: &Submitted, task: &TaskRef) -> String {
-    let Submitted {
-        model,
-        model_version,
-        ..
-    } = submitted;
-    let TaskRef { lane, tenant, .. } = task;
-    format!("inkstone.work.{model}.{model_version}.{lane}.{tenant}")
+/// `inkstone.work.<model>.<version>.<lane>.<tenant>.<task>`: each task has a subject of its own, so that the broker refuses a second
+/// dispatch while the first is there.
+pub(crate) fn work_subject(model: &str, version: &str, task: &TaskRef) -> String {
+    let TaskRef { lane, tenant, task } = task;
+    format!("inkstone.work.{model}.{version}.{lane}.{tenant}.{task}")
+}
+
+/// Dispatches at one subject of WORK, waiting or being worked on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Out {
+    /// Of which model and version.
+    pub version: (String, String),
+    /// Whose. Two versions ago the subject did not tell.
+    pub tenant: Option<TenantId>,
+    /// Of which task. The version before this one's did not tell.
+    pub task: Option<TaskId>,
+    /// How many; of one task, one.
+    pub count: usize,
+}
+
+pub(crate) fn out((subject, count): (String, usize)) -> Option<Out> {
+    // inkstone.work.<model>.<version>.<lane>[.<tenant>[.<task>]]
+    let mut tokens = subject.split('.').skip(2);
+    let version = (tokens.next()?.to_owned(), tokens.next()?.to_owned());
+    let mut rest = tokens.skip(1);
+    Some(Out {
+        version,
+        tenant: rest.next().and_then(|tenant| tenant.parse().ok()),
+        task: rest.next().and_then(|task| task.parse().ok()),
+        count,
+    })
 }
 
 /// What workers have, or are about to have.
@@ -109,18 +130,12 @@ pub struct Work {
     pub by_tenant: BTreeMap<TenantId, usize>,
 }
 
-pub(crate) fn work(depths: Vec<(String, usize)>) -> Work {
+pub(crate) fn work(all: impl IntoIterator<Item = Out>) -> Work {
     let mut work = Work::default();
-    for (subject, depth) in depths {
-        let mut tokens = subject.split('.').skip(2);
-        let (Some(model), Some(version)) = (tokens.next(), tokens.next()) else {
-            continue;
-        };
-        let version = (model.to_owned(), version.to_owned());
-        *work.by_version.entry(version).or_default() += depth;
-        // A version before this one put no tenant behind the lane.
-        if let Some(Ok(tenant)) = tokens.nth(1).map(str::parse) {
-            *work.by_tenant.entry(tenant).or_default() += depth;
+    for out in all {
+        *work.by_version.entry(out.version).or_default() += out.count;
+        if let Some(tenant) = out.tenant {
+            *work.by_tenant.entry(tenant).or_default() += out.count;
         }
     }
     work
@@ -134,12 +149,16 @@ mod tests {
     fn dispatches_are_counted_by_version_and_by_tenant() {
         let depths = [
             ("inkstone.work.demo.1.standard-image.acme", 3),
-            ("inkstone.work.demo.1.priority-hd.acme", 1),
+            (
+                "inkstone.work.demo.1.priority-hd.acme.0197c5a2-0000-7000-8000-000000000001",
+                1,
+            ),
             ("inkstone.work.demo.2.standard-image.other", 2),
             ("inkstone.work.demo.2.standard-image", 5),
         ];
         let depths = depths.map(|(subject, depth)| (subject.to_owned(), depth));
-        let work = work(depths.to_vec());
+        let all = depths.into_iter().filter_map(out);
+        let work = work(all);
         let version = |version: &str| ("demo".to_owned(), version.to_owned());
         assert_eq!(work.by_version[&version("1")], 4);
         assert_eq!(work.by_version[&version("2")], 7);

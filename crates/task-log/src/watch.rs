@@ -6,12 +6,16 @@ use contract::task::{Done, ProgressEvent};
 use contract::{TaskId, TenantId};
 use futures::stream::{BoxStream, StreamExt as _};
 use prost::Message as _;
-use tokio::time::{Interval, MissedTickBehavior};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
 use crate::{Record, TaskLog, TaskLogError, TaskRef, progress_subject};
 
 /// How often a watched task is read even though nothing was heard: notices may be lost, the log is not.
 const REREAD: Duration = Duration::from_secs(2);
+
+/// When the end of a task is looked for first: it may have been stored just before anybody listened. Most tasks are short against a
+/// cancel in that moment, and need not be read again for it.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
 
 /// One piece of news of a task.
 #[derive(Debug, Clone)]
@@ -76,7 +80,7 @@ impl TaskLog {
         let subject = task.subject("done");
         let events = subject.replacen("inkstone.task.", "inkstone.event.", 1);
         let notices = self.broker.listen(events).await?.map(drop).boxed();
-        let mut reread = tokio::time::interval(REREAD);
+        let mut reread = interval_at(Instant::now() + FIRST_LOOK, REREAD);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Ends {
             log: self.clone(),

@@ -1,6 +1,8 @@
 //! A message of INTAKE, read: whose it is, what proves that, what it is known by, and what it asks for. Pure; nothing in it can make
 //! more than a refusal.
 
+use std::collections::HashMap;
+
 use contract::auth::authenticate_request::Proof;
 use contract::json::{Fields, submission_with_key};
 use contract::limits::MAX_IDEMPOTENCY_KEY_BYTES;
@@ -16,6 +18,7 @@ pub(crate) const SUBJECT: &str = "inkstone.intake.";
 pub(crate) const METHOD: &str = "PUBLISH";
 /// Headers that are looked at; more are nonsense.
 const MAX_HEADERS: usize = 64;
+const CONTENT_TYPE: &str = "content-type";
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const MESSAGE_ID: &str = "nats-msg-id";
 
@@ -113,9 +116,20 @@ fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     headers.get(name).map(|v| v.to_str().unwrap_or("").trim())
 }
 
+/// Of a message's headers those that say what its payload is and what it is known by. What proves who sent it is kept nowhere.
+pub(crate) fn kept<'a>(
+    headers: impl Iterator<Item = (&'a str, &'a str)>,
+) -> HashMap<String, String> {
+    let lower = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
+    let known = [CONTENT_TYPE, IDEMPOTENCY_KEY, MESSAGE_ID];
+    lower
+        .filter(|(name, _)| known.contains(&name.as_str()))
+        .collect()
+}
+
 /// True for JSON.
 fn format(headers: &HeaderMap) -> Result<bool, Failure> {
-    let given = text(headers, "content-type").unwrap_or("application/protobuf");
+    let given = text(headers, CONTENT_TYPE).unwrap_or("application/protobuf");
     let essence = given.split(';').next().unwrap_or_default().trim();
     match essence.to_ascii_lowercase().as_str() {
         "application/json" => Ok(true),

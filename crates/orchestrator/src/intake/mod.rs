@@ -3,23 +3,26 @@
 //! One durable consumer is shared by all orchestrators. A message is acknowledged only when its task's `submitted` and its outcome are
 //! stored, or when it is refused and that is told; until then it comes again, and is the same task again
 //! ([`message`] says why). What waits for a limit or for a part of the platform stays in the stream ([`decide`]), within the tenant's
-//! share of it, and comes back in turn ([`pace`](crate::pace)).
+//! share of it, and comes back in turn ([`pace`](crate::pace)); what was let in and charged once is not charged again ([`held`]).
 
 mod decide;
 pub mod fuzz;
-mod message;
+mod held;
+pub(crate) mod message;
 
-use std::sync::{Arc, Mutex};
+use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use aws_lc_rs::digest;
+use contract::auth::Receipt;
 use contract::auth::authenticate_request::Proof;
 use contract::task::{DeadLetter, Producer};
 use contract::v1::{self, TaskEvent};
 use contract::{ErrorCode, Failure, TenantId};
 use lifecycle::Tasks as ServiceTasks;
 use messaging::{Broker, BrokerError, Delivery};
-use task_log::TaskLogError;
+use task_log::{LetterKind, TaskLogError};
 use tracing::Instrument as _;
 
 use crate::auth::Auth;
@@ -30,6 +33,7 @@ use crate::pulled;
 use crate::settings::IntakeSettings;
 use crate::tasks::Tasks;
 use decide::Then;
+use held::{Held, Id, Limit};
 use message::{Message, Raw};
 
 /// The consumer that all orchestrators share.
@@ -43,7 +47,21 @@ pub(crate) struct Intake {
     pub(crate) auth: Auth,
     pub(crate) outcomes: Outcomes,
     pub(crate) settings: IntakeSettings,
+    /// Those who wait for a rate, and those who wait for a place among tasks that wait.
     pub(crate) lines: Mutex<Pace<Line>>,
+    pub(crate) places: Mutex<Pace<TenantId>>,
+    pub(crate) held: Mutex<Held>,
+}
+
+/// How far a message came that was not accepted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Came {
+    /// Nobody has shown that it is the tenant's.
+    Unproven,
+    /// It is, and was charged nothing.
+    Proven,
+    /// It was charged to this key, and its tenant may have so many waiting.
+    Charged(Limit, String),
 }
 
 /// Those who wait for one limit: a tenant's, by what it shows of its key.
@@ -108,90 +126,130 @@ impl Intake {
         };
         let line = (message.tenant.clone(), fingerprint(&message.proof));
         let first = delivery.deliveries() <= 1;
-        let turn = first.then(|| self.lines().join(&line, Instant::now()));
-        if let Some(turn) = turn.flatten() {
+        if let Some(turn) = self.turn(&line).filter(|_| first) {
             count("waits");
             give_back(delivery, turn).await;
             return Ok(());
         }
-        let failure = match self.accept(delivery, &message).await {
+        let id = (raw.sequence, raw.taken);
+        let (failure, came) = match self.accept(id, &message).await {
             Ok((task, existing)) => {
+                locked(&self.held).remove(&id);
+                locked(&self.places).let_in(&message.tenant);
                 count(if existing { "existing" } else { "accepted" });
                 let result = v1::outcome::Result::Task(task);
-                self.tell(delivery, &message, TaskEvent::Accepted, result)
+                let accepted = TaskEvent::Accepted;
+                self.tell(delivery, &message, true, accepted, result)
                     .await?;
                 return Ok(delivery.ack().await?);
             }
-            Err(failure) => failure,
+            Err(refused) => refused,
         };
-        let age = SystemTime::now().duration_since(delivery.published());
+        let age = contract::clock::system_time().duration_since(delivery.published());
         let (age, tries) = (age.unwrap_or_default(), delivery.deliveries());
         match decide::then(&failure, age, tries, self.settings.max_wait.duration()) {
             Then::Wait(wait) => {
                 count("waits");
-                let wait = if decide::is_limit(failure.code) {
-                    self.lines().turn_away(line, Instant::now(), wait, !first)
-                } else {
-                    wait
+                if let Came::Charged(limit, _) = came {
+                    locked(&self.held).insert(id, limit);
+                }
+                let now = Instant::now();
+                let wait = match failure.code {
+                    ErrorCode::TooManyTasks => {
+                        let tenant = message.tenant.clone();
+                        locked(&self.places).turn_away(tenant, now, wait, !first)
+                    }
+                    code if decide::is_limit(code) => {
+                        locked(&self.lines).turn_away(line, now, wait, !first)
+                    }
+                    _ => wait,
                 };
                 tracing::debug!(%failure, ?wait, "a submission waits");
                 give_back(delivery, wait).await;
                 Ok(())
             }
-            Then::Refuse => self.refuse(delivery, &message, failure).await,
+            Then::Refuse => {
+                locked(&self.held).remove(&id);
+                self.refuse(delivery, &message, came, failure).await
+            }
         }
+    }
+
+    /// When it is the turn of one who comes for the first time, where others wait before it.
+    fn turn(&self, line: &Line) -> Option<Duration> {
+        let now = Instant::now();
+        let turn = locked(&self.lines).join(line, now);
+        turn.or_else(|| locked(&self.places).join(&line.0, now))
     }
 
     async fn accept(
         &self,
-        delivery: &Delivery,
+        (sequence, taken): Id,
         message: &Message,
-    ) -> Result<(v1::Task, bool), Failure> {
-        let proof = message.proof.clone()?;
-        let taken = delivery.published();
-        let claim = format!(
-            "{} {} {}",
-            exchange::INTAKE,
-            delivery.sequence(),
-            since_epoch(taken).as_nanos()
-        );
-        let caller = self.auth.authenticate(proof, taken, claim).await?;
-        if caller.tenant != message.tenant.as_str() {
-            let text = "the key is not of the tenant that the subject names";
-            return Err(Failure::new(ErrorCode::PermissionDenied, text));
+    ) -> Result<(v1::Task, bool), (Failure, Came)> {
+        let charged = locked(&self.held).get(&(sequence, taken));
+        // Of one that waits for a place it is known without asking anyone that there is none yet.
+        if let Some(limit @ Some(most)) = charged
+            && let Some(failure) = self.tasks.waiting.refusal(&message.tenant, most)
+        {
+            return Err((failure, Came::Charged(limit, String::new())));
         }
-        let request = message.request.clone()?;
+        let unproven = |failure| (failure, Came::Unproven);
+        let proof = message.proof.clone().map_err(unproven)?;
+        let receipt = Receipt {
+            at: Some(since_epoch_as_time(taken).into()),
+            claim: format!("{} {sequence} {taken}", exchange::INTAKE),
+            tenant: message.tenant.to_string(),
+            charged: charged.is_some(),
+        };
+        let caller = self.auth.authenticate((proof, receipt)).await;
+        let caller = caller.map_err(|failure| match failure.code {
+            // Said only of a key that was proven, and is the tenant's.
+            ErrorCode::RateLimited => (failure, Came::Proven),
+            _ => (failure, Came::Unproven),
+        })?;
+        let policy = caller.policy.as_ref();
+        let limit = policy.and_then(|policy| NonZeroU32::new(policy.tasks_waiting?));
+        let charged = || Came::Charged(limit, caller.app_key.clone());
+        let at_fault = |failure: Failure| (failure, charged());
+        let request = message.request.clone().map_err(at_fault)?;
         let producer = Producer {
             reference: message.reference.clone(),
-            sequence: delivery.sequence(),
+            sequence,
             json: message.json,
         };
         let submitted = self.tasks.submit_for(&caller, &request, Some(producer));
-        Ok(submitted.await?)
+        submitted.await.map_err(|error| at_fault(error.into()))
     }
 
     async fn refuse(
         &self,
         delivery: &Delivery,
         message: &Message,
+        came: Came,
         failure: Failure,
     ) -> Result<(), TaskLogError> {
         count("refused");
         tracing::debug!(tenant = %message.tenant, %failure, "a submission was refused");
+        let proven = came != Came::Unproven;
         // Only of those that are wrong in themselves and show a key of their tenant. Of others there may be any number: they leave no copy.
-        if message.request.as_ref().err() == Some(&failure) {
-            self.bury(delivery, Some(message), &failure).await?;
+        if let Came::Charged(_, app_key) = came
+            && message.request.as_ref().err() == Some(&failure)
+        {
+            self.bury(delivery, message, app_key, &failure).await?;
         }
         let result = v1::outcome::Result::Refused(failure.into());
-        self.tell(delivery, message, TaskEvent::Refused, result)
+        self.tell(delivery, message, proven, TaskEvent::Refused, result)
             .await?;
         Ok(delivery.ack().await?)
     }
 
+    /// `proven`: whether the message is the tenant's for certain.
     async fn tell(
         &self,
         delivery: &Delivery,
         message: &Message,
+        proven: bool,
         event: TaskEvent,
         result: v1::outcome::Result,
     ) -> Result<(), BrokerError> {
@@ -206,6 +264,7 @@ impl Intake {
         let target = Target {
             tenant: message.tenant.as_str(),
             json: message.json,
+            proven,
         };
         self.outcomes.tell(target, &outcome).await
     }
@@ -214,30 +273,30 @@ impl Intake {
     async fn bury(
         &self,
         delivery: &Delivery,
-        message: Option<&Message>,
+        message: &Message,
+        app_key: String,
         failure: &Failure,
     ) -> Result<(), TaskLogError> {
-        let known = message.map(|message| (message.tenant.to_string(), message.task.to_string()));
-        let nobody = || ("unknown".to_owned(), delivery.sequence().to_string());
-        let (tenant, task_id) = known.unwrap_or_else(nobody);
         let letter = DeadLetter {
-            task_id,
-            tenant,
+            task_id: message.task.to_string(),
+            tenant: message.tenant.to_string(),
             code: failure.code.to_string(),
             reason: failure.message.clone(),
             at: Some(contract::now()),
             subject: delivery.subject().to_owned(),
             payload: delivery.payload().to_vec(),
-            kind: "intake".to_owned(),
+            kind: LetterKind::Intake.word().to_owned(),
+            app_key,
+            headers: message::kept(delivery.headers()),
             ..DeadLetter::default()
         };
         self.tasks.log.bury(&letter).await
     }
+}
 
-    fn lines(&self) -> std::sync::MutexGuard<'_, Pace<Line>> {
-        // Every change of the lines leaves them whole.
-        self.lines.lock().unwrap_or_else(|e| e.into_inner())
-    }
+fn locked<T>(value: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change of what is held here leaves it whole.
+    value.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 async fn give_back(delivery: &Delivery, wait: Duration) {
@@ -249,6 +308,11 @@ async fn give_back(delivery: &Delivery, wait: Duration) {
 fn since_epoch(time: SystemTime) -> Duration {
     time.duration_since(SystemTime::UNIX_EPOCH)
         .unwrap_or_default()
+}
+
+fn since_epoch_as_time(nanos: u128) -> SystemTime {
+    let nanos = u64::try_from(nanos).unwrap_or(u64::MAX);
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)
 }
 
 /// What tells one key's messages from another's before anyone has verified them.

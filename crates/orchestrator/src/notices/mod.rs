@@ -18,7 +18,7 @@ use contract::{ErrorCode, TaskId, TenantId};
 use lifecycle::Tasks as ServiceTasks;
 use messaging::{Broker, BrokerError, Delivery, Outgoing, WorkQueue};
 use prost::Message as _;
-use task_log::{Record, TaskLog, TaskLogError};
+use task_log::{LetterKind, Record, TaskLog, TaskLogError};
 
 use crate::{exchange, pulled};
 
@@ -112,6 +112,7 @@ impl Notices {
             let target = Target {
                 tenant: tenant.as_str(),
                 json: producer.json,
+                proven: true,
             };
             self.outcomes.tell(target, &outcome).await?;
         }
@@ -184,7 +185,7 @@ fn letter(delivery: &WebhookDelivery, reason: String) -> DeadLetter {
         at: Some(contract::now()),
         subject: format!("inkstone.webhook.{}", delivery.tenant),
         payload: delivery.encode_to_vec(),
-        kind: "webhook".to_owned(),
+        kind: LetterKind::Webhook.word().to_owned(),
         ..DeadLetter::default()
     }
 }
@@ -210,11 +211,13 @@ mod tests {
                 ..Submitted::default()
             },
             state: None,
+            state_sequence: 0,
             done: Some(Done {
                 outcome: Some(done::Outcome::Cancelled(Cancelled::default())),
                 ..Done::default()
             }),
             feedback: None,
+            sequence: 0,
         }
     }
 

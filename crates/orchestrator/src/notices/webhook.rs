@@ -134,7 +134,9 @@ impl Deliverer {
     ) -> Result<(), TaskLogError> {
         let ended = delivery.at.and_then(|at| SystemTime::try_from(at).ok());
         let ended = ended.unwrap_or_else(|| message.published());
-        let age = SystemTime::now().duration_since(ended).unwrap_or_default();
+        let age = contract::clock::system_time()
+            .duration_since(ended)
+            .unwrap_or_default();
         let pauses = self.settings.pauses();
         let give_up_after = self.settings.give_up_after.duration();
         let task = &delivery.task_id;
@@ -156,18 +158,23 @@ impl Deliverer {
         };
         if let Some(wait) = wait {
             count("again");
-            tracing::debug!(task, reason, ?wait, "a webhook is told again");
+            tracing::info!(
+                task,
+                reason,
+                ?wait,
+                "a webhook did not take its message; it is told again"
+            );
             give_back(message, wait).await;
             return Ok(());
         }
         count("given_up");
-        tracing::info!(task, reason, "a webhook was given up; see DEAD");
+        tracing::warn!(task, reason, "a webhook was given up; see DEAD");
         self.log.bury(&letter(delivery, reason)).await?;
         Ok(message.ack().await?)
     }
 
     async fn attempt(&self, delivery: &WebhookDelivery) -> Attempt {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now = contract::clock::system_time().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| now.as_secs());
         let id = message_id(delivery);
         let request = SignWebhookRequest {

@@ -3,14 +3,17 @@
 // Helpers of tests fail by panicking, like the tests themselves; what a test spawns ends with it.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod lists;
 mod open;
+mod states;
+mod work;
 
 use contract::task::{Cancelled, DeadLetter, Done, Phase, State, Submitted, Succeeded, done};
 use contract::v1::{Feedback, TaskPhase};
 use contract::{TaskId, TenantId};
 use messaging::{Broker, BrokerError, BrokerSettings};
 use nats_server::NatsServer;
-use task_log::{Ended, StreamSettings, Submission, TaskLog, TaskRef, Update, Wanted};
+use task_log::{Ended, StreamSettings, Submission, TaskLog, TaskRef, Update};
 
 struct Bench {
     server: NatsServer,
@@ -316,115 +319,6 @@ async fn a_submission_is_refused_while_the_broker_is_away_and_leaves_no_ghost() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pages_hold_every_task_once_newest_first() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
-    let ids: Vec<TaskId> = (0..25).map(|_| TaskId::random()).collect();
-    for &id in &ids {
-        log.submit(&submitted(id)).await.unwrap();
-        let mut foreign = submitted(TaskId::random());
-        foreign.tenant = "other".to_owned();
-        log.submit(&foreign).await.unwrap();
-    }
-    let (mut seen, mut before) = (Vec::new(), None);
-    loop {
-        let page = log
-            .list(&tenant(), &Wanted::default(), before, 10)
-            .await
-            .unwrap();
-        assert!(page.records.len() <= 10);
-        seen.extend(
-            page.records
-                .iter()
-                .map(|r| r.submitted.task_id.parse::<TaskId>().unwrap()),
-        );
-        before = page.next;
-        if before.is_none() {
-            break;
-        }
-    }
-    let newest_first: Vec<TaskId> = ids.into_iter().rev().collect();
-    assert_eq!(seen, newest_first);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_list_is_filtered_before_it_is_cut_and_its_pages_stay_good_while_tasks_come() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
-    let ids: Vec<TaskId> = (0..60).map(|_| TaskId::random()).collect();
-    for (number, &id) in ids.iter().enumerate() {
-        let mut event = submitted(id);
-        event.at = Some(std::time::SystemTime::now().into());
-        if number % 3 == 0 {
-            event.model = "other".to_owned();
-        }
-        log.submit(&event).await.unwrap();
-        if number % 4 == 0 {
-            let task = TaskRef::of(&event).unwrap();
-            log.end(&task, &cancelled()).await.unwrap();
-        }
-    }
-    let walk = async |wanted: Wanted, size: usize| {
-        let (mut seen, mut before, mut pages) = (Vec::new(), None, 0);
-        loop {
-            let page = log.list(&tenant(), &wanted, before, size).await.unwrap();
-            let ids = page.records.iter().map(|r| &r.submitted.task_id);
-            seen.extend(ids.map(|id| id.parse::<TaskId>().unwrap()));
-            before = page.next;
-            pages += 1;
-            // One that comes in between is not on later pages, and moves none of theirs.
-            log.submit(&submitted(TaskId::random())).await.unwrap();
-            if before.is_none() {
-                return (seen, pages);
-            }
-        }
-    };
-    let expected = |wanted: &dyn Fn(usize) -> bool| -> Vec<TaskId> {
-        let numbers = (0..60).rev().filter(|number| wanted(*number));
-        numbers.map(|number| ids[number]).collect()
-    };
-    let other = Wanted {
-        model: "other".to_owned(),
-        ..Wanted::default()
-    };
-    assert_eq!(walk(other.clone(), 7).await.0, expected(&|n| n % 3 == 0));
-    let both = Wanted {
-        phases: vec![TaskPhase::Cancelled, TaskPhase::Failed],
-        ..other
-    };
-    let (seen, pages) = walk(both, 100).await;
-    assert_eq!(seen, expected(&|n| n % 12 == 0));
-    // All of them in one, although the log holds many others between them.
-    assert_eq!(pages, 1);
-
-    let now = std::time::SystemTime::now();
-    let [hour, day] = [3600, 86400].map(std::time::Duration::from_secs);
-    let after = |ago| Wanted {
-        after: Some(now - ago),
-        model: "other".to_owned(),
-        ..Wanted::default()
-    };
-    assert_eq!(walk(after(hour), 100).await.0.len(), 20);
-    let long_ago = Wanted {
-        before: Some(now - hour),
-        after: Some(now - day),
-        ..Wanted::default()
-    };
-    assert!(walk(long_ago, 100).await.0.is_empty());
-    let to_come = Wanted {
-        after: Some(now + hour),
-        ..Wanted::default()
-    };
-    assert!(walk(to_come, 100).await.0.is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn of_several_words_on_a_task_the_last_one_counts() {
     let Bench {
         server: _server,
@@ -447,64 +341,6 @@ async fn of_several_words_on_a_task_the_last_one_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_dispatch_is_queued_once_and_comes_back_when_it_is_not_acknowledged() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
-    let event = submitted(TaskId::random());
-    log.dispatch(&event, 0, 4).await.unwrap();
-    log.dispatch(&event, 0, 4).await.unwrap();
-    let version = ("demo".to_owned(), "1".to_owned());
-    let work = log.work().await.unwrap();
-    assert_eq!(work.by_version, [(version, 1)].into());
-    assert_eq!(work.by_tenant, [(tenant(), 1)].into());
-    let wait = std::time::Duration::from_secs(1);
-    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
-    let work = log.work_of(&model, &number, wait).await.unwrap();
-    let first = work.pull(4).await.unwrap();
-    assert_eq!(first.len(), 1);
-    drop(first);
-    let second = work.pull(4).await.unwrap();
-    assert_eq!(second[0].deliveries(), 2);
-    second[0].ack().await.unwrap();
-    assert!(log.work().await.unwrap().by_version.is_empty());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_is_given_back_at_once_comes_back_after_its_delay_and_not_after_the_ack_wait() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
-    let mut left = 20;
-    for _ in 0..left {
-        log.dispatch(&submitted(TaskId::random()), 0, 1)
-            .await
-            .unwrap();
-    }
-    let wait = std::time::Duration::from_secs(600);
-    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
-    let work = log.work_of(&model, &number, wait).await.unwrap();
-    let began = std::time::Instant::now();
-    while left > 0 {
-        for delivery in work.pull(20).await.unwrap() {
-            if delivery.deliveries() > 1 {
-                delivery.ack().await.unwrap();
-                left -= 1;
-                continue;
-            }
-            let delay = std::time::Duration::from_millis(10);
-            let given_back = delivery.heartbeat(delivery.give_back(delay)).await;
-            given_back.unwrap();
-        }
-        assert!(began.elapsed() < wait / 10, "{left} did not come back");
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_up_is_kept_with_its_reason() {
     let Bench {
         server: _server,
@@ -518,32 +354,9 @@ async fn what_is_given_up_is_kept_with_its_reason() {
         ..DeadLetter::default()
     };
     log.bury(&letter).await.unwrap();
-}
-
-#[tokio::test]
-async fn the_tasks_of_a_tenant_that_wait_are_those_that_have_not_ended_and_nobody_was_handed() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
-    assert_eq!(log.waiting(&tenant()).await.unwrap(), 0);
-    let mut tasks = Vec::new();
-    for _ in 0..5 {
-        let submitted = submitted(TaskId::random());
-        log.submit(&submitted).await.unwrap();
-        tasks.push(submitted);
-    }
-    let other = Submitted {
-        tenant: "other".to_owned(),
-        ..submitted(TaskId::random())
-    };
-    log.submit(&other).await.unwrap();
-    assert_eq!(log.waiting(&tenant()).await.unwrap(), 5);
-    log.dispatch(&tasks[0], 0, 1).await.unwrap();
-    let cancelled = ended(done::Outcome::Cancelled(Cancelled::default()));
-    let task = TaskRef::of(&tasks[1]).unwrap();
-    log.end(&task, &cancelled).await.unwrap();
-    assert_eq!(log.waiting(&tenant()).await.unwrap(), 3);
-    assert_eq!(log.waiting(&"other".parse().unwrap()).await.unwrap(), 1);
+    let id = format!("{}.{}", letter.tenant, letter.task_id)
+        .parse()
+        .unwrap();
+    let kept = log.letter(&id).await.unwrap().unwrap();
+    assert_eq!(kept.says, letter);
 }

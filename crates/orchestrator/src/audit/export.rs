@@ -1,0 +1,232 @@
+//! From the chain to dated files in the object store.
+//!
+//! Which blocks go into a file is decided first, and stored; only then is the file written. So however often it is written, and by
+//! whichever orchestrator, it is the same file. Blocks leave the stream when the file has been read back, but for the last one, behind which
+//! the chain goes on.
+
+use std::time::{Duration, SystemTime};
+
+use ::audit::{Head, file};
+use bytes::Bytes;
+use messaging::{BrokerError, Bucket, Entry, Event, EventLog};
+use storage::{Key, Storage};
+
+use super::{AuditError, line, lines, number, subject};
+use crate::settings::AuditSettings;
+
+/// Blocks that are read together, 512 KiB each.
+const PAGE: u64 = 16;
+/// Blocks in one file.
+const MAX_BLOCKS: u64 = 4096;
+/// Between two looks.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// Where the state lies in its bucket.
+const STATE: &str = "export";
+/// Bytes of a day in RFC 3339.
+const DAY: usize = 10;
+
+/// How far files go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct State {
+    /// The first block that is in no file.
+    pub(super) next: u64,
+    /// The last block of the file that is being written.
+    pub(super) cut: Option<u64>,
+}
+
+/// Puts blocks into files.
+pub(super) struct Exporter {
+    blocks: EventLog,
+    state: Bucket<State>,
+    storage: Storage,
+    every: Duration,
+    size: usize,
+}
+
+impl Exporter {
+    pub(super) fn new(
+        blocks: EventLog,
+        state: Bucket<State>,
+        storage: Storage,
+        settings: &AuditSettings,
+    ) -> Self {
+        Self {
+            blocks,
+            state,
+            storage,
+            every: settings.export_every.duration(),
+            size: usize::try_from(settings.file_size.bytes()).unwrap_or(usize::MAX),
+        }
+    }
+
+    /// Writes files until it is dropped.
+    pub(super) async fn run(&self) {
+        loop {
+            match self.turn(SystemTime::now()).await {
+                Ok(true) => continue,
+                Ok(false) => {}
+                // Another orchestrator does the same.
+                Err(AuditError::Broker(BrokerError::Conflict { .. })) => {}
+                Err(error) => {
+                    metrics::counter!("inkstone_orchestrator_audit_errors_total").increment(1);
+                    let error = lifecycle::chain(&error);
+                    tracing::warn!(error, "audit records wait to be put into a file");
+                }
+            }
+            tokio::time::sleep(LOOK_EVERY).await;
+        }
+    }
+
+    /// Writes one file if it is time for one; true when it did.
+    pub(super) async fn turn(&self, now: SystemTime) -> Result<bool, AuditError> {
+        let Entry { value, revision } = match self.state.get(STATE).await? {
+            Some(entry) => entry,
+            None => {
+                let value = State { next: 1, cut: None };
+                let revision = self.state.create(STATE, &value).await?;
+                Entry { value, revision }
+            }
+        };
+        let first = value.next;
+        let (last, revision) = match value.cut {
+            Some(last) => (last, revision),
+            None => {
+                let Some(last) = self.cut(first, now).await? else {
+                    return Ok(false);
+                };
+                let cut = State {
+                    next: first,
+                    cut: Some(last),
+                };
+                (last, self.state.update(STATE, &cut, revision).await?)
+            }
+        };
+        let kept = self.write(first, last).await?;
+        let done = State {
+            next: last + 1,
+            cut: None,
+        };
+        self.state.update(STATE, &done, revision).await?;
+        self.blocks.remove_before(kept).await?;
+        Ok(true)
+    }
+
+    /// Whether it may be time for a file. It reads one block: all of them would be read again at each look.
+    async fn may_be_due(&self, first: u64, now: SystemTime) -> Result<bool, AuditError> {
+        let Some(oldest) = self.page(first, first).await?.pop() else {
+            return Ok(false);
+        };
+        let recorded = recorded(&oldest)?;
+        let today = jiff::Timestamp::try_from(now).map(|now| now.to_string());
+        let same_day = today.is_ok_and(|today| today.get(..DAY) == recorded.get(..DAY));
+        let due = !same_day || is_older(&recorded, self.every, now);
+        // The stream holds the last block of the file before besides, and headers: it may be too much, and is never too little.
+        Ok(due || self.blocks.size().await? >= self.size as u64)
+    }
+
+    /// The last block of the next file, if it is time for one.
+    async fn cut(&self, first: u64, now: SystemTime) -> Result<Option<u64>, AuditError> {
+        if !self.may_be_due(first, now).await? {
+            return Ok(None);
+        }
+        let (mut size, mut day, mut due) = (0, None, false);
+        let mut next = first;
+        while next < first + MAX_BLOCKS {
+            let page = self.page(next, next + PAGE - 1).await?;
+            for event in &page {
+                let recorded = recorded(event)?;
+                let today = day.get_or_insert_with(|| recorded[..DAY].to_owned());
+                if recorded[..DAY] != **today {
+                    return Ok(Some(next - 1));
+                }
+                due |= is_older(&recorded, self.every, now);
+                size += event.payload.len();
+                next += 1;
+                if size >= self.size {
+                    return Ok(Some(next - 1));
+                }
+            }
+            if page.is_empty() {
+                break;
+            }
+        }
+        let full = next == first + MAX_BLOCKS;
+        Ok((next > first && (due || full)).then_some(next - 1))
+    }
+
+    /// Writes the file of these blocks and reads it back; says where in the stream the last one is.
+    async fn write(&self, first: u64, last: u64) -> Result<u64, AuditError> {
+        let wrong = |source| AuditError::File {
+            first,
+            last,
+            source,
+        };
+        let (mut all, mut next, mut kept) = (Vec::new(), first, 0);
+        while next <= last {
+            let page = self.page(next, last.min(next + PAGE - 1)).await?;
+            for event in &page {
+                all.append(&mut lines(event)?);
+                kept = event.sequence;
+                next += 1;
+            }
+            if page.is_empty() {
+                return Err(AuditError::Missing(next));
+            }
+        }
+        let ends = all.first().zip(all.last());
+        let (begin, end) = ends.ok_or(AuditError::Missing(first))?;
+        let (begin, end) = (line(first, begin)?, line(last, end)?);
+        let before = Head {
+            sequence: begin.sequence.saturating_sub(1),
+            hash: begin.prev_hash,
+        };
+        // Some megabytes are hashed and read as JSON: not on the runtime's threads.
+        let records = all.len();
+        let writing = tokio::task::spawn_blocking(move || file::write(&before, &all));
+        let written = writing.await.map_err(AuditError::Interrupted)?;
+        let data = Bytes::from(written.map_err(wrong)?);
+        let day = begin.content.recorded.get(..DAY).unwrap_or_default();
+        let key =
+            Key::audit(day, begin.sequence, end.sequence).ok_or(AuditError::Missing(first))?;
+        self.storage.put(&key, data.clone()).await?;
+        let read = self.storage.get(&key, data.len() as u64).await?;
+        if read != data {
+            return Err(AuditError::ReadBack);
+        }
+        tracing::info!(%key, records, "an audit file is stored");
+        metrics::counter!("inkstone_orchestrator_audit_files_total").increment(1);
+        Ok(kept)
+    }
+
+    /// The blocks with these numbers, up to the first that is missing.
+    async fn page(&self, first: u64, last: u64) -> Result<Vec<Event>, AuditError> {
+        let subjects: Vec<String> = (first..=last).map(subject).collect();
+        let subjects: Vec<&str> = subjects.iter().map(String::as_str).collect();
+        let events = self.blocks.last_of_all(&subjects).await?;
+        let in_order = events.into_iter().zip(first..);
+        let there = in_order.take_while(|(event, expected)| number(event) == *expected);
+        Ok(there.map(|(event, _)| event).collect())
+    }
+}
+
+/// When a block's first record was made.
+fn recorded(event: &Event) -> Result<String, AuditError> {
+    let block = number(event);
+    let first = lines(event)?.into_iter().next();
+    let first = line(block, &first.ok_or(AuditError::Missing(block))?)?;
+    let recorded = first.content.recorded;
+    if recorded.is_char_boundary(DAY) && recorded.len() > DAY {
+        Ok(recorded)
+    } else {
+        Err(AuditError::Missing(block))
+    }
+}
+
+fn is_older(recorded: &str, than: Duration, now: SystemTime) -> bool {
+    let at: Option<jiff::Timestamp> = recorded.parse().ok();
+    // What has no time that can be read waits no longer.
+    at.is_none_or(|at| {
+        let age = now.duration_since(SystemTime::from(at));
+        age.is_ok_and(|age| age >= than)
+    })
+}

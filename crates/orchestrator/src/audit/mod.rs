@@ -1,0 +1,146 @@
+//! The audit chain: who asked for what, under which key, and what left the platform.
+//!
+//! [`write`] reads the task log in its own order and appends to the stream AUDIT; [`export`] puts what is there into dated files. A
+//! submission pays nothing for it: what was accepted is in the log, and whoever writes the chain comes by later.
+//!
+//! AUDIT holds blocks: some lines of the chain in one message, at a subject with the block's number, create-only. That is all that
+//! keeps the chain one chain: of several orchestrators that append block 7, one does, and the others see it and go on behind it. How
+//! far the log has been read is in the lines themselves, so an event is recorded exactly once whatever crashes when.
+
+mod content;
+mod export;
+mod write;
+
+use std::time::Duration;
+
+use lifecycle::Service;
+use messaging::{Broker, BrokerError, Event, EventLog, RetentionPolicy, StreamSpec};
+use storage::{Storage, StorageError};
+use task_log::{TaskLog, TaskLogError};
+
+use crate::settings::AuditSettings;
+
+const AUDIT: &str = "AUDIT";
+const BLOCKS: &str = "inkstone.audit.block.*";
+
+/// Why the chain does not grow, or is not put into files.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum AuditError {
+    #[error(transparent)]
+    Broker(#[from] BrokerError),
+    #[error("cannot read the task log")]
+    TaskLog(#[from] TaskLogError),
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("a record cannot be written")]
+    Write(#[from] serde_json::Error),
+    #[error("block {block} of the audit chain is not what was written")]
+    Block {
+        block: u64,
+        #[source]
+        source: ::audit::LineError,
+    },
+    #[error("the file of audit blocks {first} to {last} would not be a chain")]
+    File {
+        first: u64,
+        last: u64,
+        #[source]
+        source: ::audit::file::FileError,
+    },
+    #[error("block {0} of the audit chain is missing in the stream AUDIT")]
+    Missing(u64),
+    #[error(
+        "the task log ends at {log}, and the audit chain has recorded it up to {recorded}: TASKS was made anew"
+    )]
+    LogBehind { log: u64, recorded: u64 },
+    #[error("the audit file was not put together: this process is stopping")]
+    Interrupted(#[source] tokio::task::JoinError),
+    #[error("the object store did not return the audit file that it was given")]
+    ReadBack,
+}
+
+/// Opens the stream, and starts to write the chain and to put it into files.
+///
+/// # Errors
+/// When the broker refuses.
+pub(crate) async fn start(
+    service: &Service,
+    broker: &Broker,
+    storage: &Storage,
+    log: &TaskLog,
+    settings: &AuditSettings,
+) -> Result<(), BrokerError> {
+    broker.ensure_stream(&spec(settings)).await?;
+    let blocks = broker.log(AUDIT);
+    let writer = write::Writer::new(log.clone(), blocks.clone(), settings.prompts);
+    let state = broker.bucket("audit", Duration::ZERO).await?;
+    let exporter = export::Exporter::new(blocks, state, storage.clone(), settings);
+    let stopping = service.tasks.stopping();
+    service.tasks.critical("audit", async move {
+        tokio::select! {
+            () = stopping => {}
+            () = writer.run() => {}
+            () = exporter.run() => {}
+        }
+        Ok::<(), std::convert::Infallible>(())
+    });
+    Ok(())
+}
+
+fn spec(settings: &AuditSettings) -> StreamSpec {
+    StreamSpec {
+        name: AUDIT,
+        subjects: &["inkstone.audit.>"],
+        retention: RetentionPolicy::Limits,
+        max_messages: -1,
+        max_messages_per_subject: 1,
+        shares: false,
+        max_message_size: -1,
+        // Nothing goes by its age: only what is in a file is removed.
+        max_age: Duration::ZERO,
+        max_bytes: i64::try_from(settings.max_size.bytes()).unwrap_or(i64::MAX),
+        refuse_when_full: true,
+        batches: false,
+        duplicate_window: Duration::from_secs(120),
+        republish: None,
+    }
+}
+
+fn subject(block: u64) -> String {
+    format!("inkstone.audit.block.{block}")
+}
+
+/// The number of the block that is stored as `event`.
+fn number(event: &Event) -> u64 {
+    let number = event.subject.rsplit('.').next();
+    number.and_then(|n| n.parse().ok()).unwrap_or_default()
+}
+
+/// The lines of a block.
+fn lines(event: &Event) -> Result<Vec<String>, AuditError> {
+    let block = number(event);
+    let text = std::str::from_utf8(&event.payload).map_err(|_| AuditError::Block {
+        block,
+        source: ::audit::LineError::Changed,
+    })?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+/// Reads one line of a block.
+fn line(block: u64, text: &str) -> Result<::audit::Line, AuditError> {
+    ::audit::Line::read(text).map_err(|source| AuditError::Block { block, source })
+}
+
+/// The last block; `None` before the first.
+async fn last_block(blocks: &EventLog) -> Result<Option<Event>, AuditError> {
+    let last = blocks.last_sequence().await?;
+    if last == 0 {
+        return Ok(None);
+    }
+    let found = blocks.from_sequence(BLOCKS, last, 1).await?.pop();
+    // Never a new beginning: that would be a second chain.
+    found.map(Some).ok_or(AuditError::Missing(last))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+//! With a real broker and a real folder.
+
+use std::time::SystemTime;
+
+use contract::TaskId;
+use contract::task::{Cancelled, Done, Submitted, done};
+use messaging::BrokerSettings;
+use nats_server::NatsServer;
+use storage::{Key, StorageSettings};
+use task_log::TaskRef;
+
+use super::write::Turn;
+use super::*;
+
+struct Bench {
+    _server: NatsServer,
+    folder: tempfile::TempDir,
+    broker: Broker,
+    log: TaskLog,
+    storage: Storage,
+    settings: AuditSettings,
+}
+
+async fn bench() -> Bench {
+    let server = NatsServer::scratch().unwrap();
+    let wait = "20s".parse().unwrap();
+    let settings = BrokerSettings::new(server.url(), wait);
+    let broker = Broker::connect(&settings, "test").await.unwrap();
+    let log = TaskLog::new(broker.clone());
+    let streams = task_log::StreamSettings {
+        task_retention: "1h".parse().unwrap(),
+        task_max_size: "64MiB".parse().unwrap(),
+        dead_retention: "1h".parse().unwrap(),
+        dead_max_size: "8MiB".parse().unwrap(),
+    };
+    log.ensure_streams(&streams).await.unwrap();
+    let settings = AuditSettings {
+        enabled: true,
+        prompts: false,
+        export_every: "5m".parse().unwrap(),
+        file_size: "16MiB".parse().unwrap(),
+        max_size: "64MiB".parse().unwrap(),
+    };
+    broker.ensure_stream(&spec(&settings)).await.unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    let storage = Storage::open(&StorageSettings {
+        url: format!("file://{}", folder.path().display()),
+        endpoint: String::new(),
+        region: String::new(),
+        access_key_id: String::new(),
+        secret_access_key: "".into(),
+        faults: Default::default(),
+    });
+    Bench {
+        _server: server,
+        folder,
+        broker,
+        log,
+        storage: storage.unwrap(),
+        settings,
+    }
+}
+
+impl Bench {
+    async fn task(&self) {
+        let submitted = Submitted {
+            task_id: TaskId::random().to_string(),
+            tenant: "acme".to_owned(),
+            lane: "standard-image".to_owned(),
+            request: Some(contract::v1::SubmitTask {
+                prompt: "a secret cat".to_owned(),
+                ..Default::default()
+            }),
+            at: Some(contract::now()),
+            ..Submitted::default()
+        };
+        self.log.submit(&submitted).await.unwrap();
+        let done = Done {
+            at: Some(contract::now()),
+            outcome: Some(done::Outcome::Cancelled(Cancelled::default())),
+            ..Done::default()
+        };
+        let task = TaskRef::of(&submitted).unwrap();
+        self.log.end(&task, &done).await.unwrap();
+    }
+
+    fn writer(&self) -> write::Writer {
+        write::Writer::new(self.log.clone(), self.broker.log(AUDIT), false)
+    }
+
+    async fn exporter(&self) -> export::Exporter {
+        let state = self.broker.bucket("audit", Duration::ZERO).await.unwrap();
+        let blocks = self.broker.log(AUDIT);
+        export::Exporter::new(blocks, state, self.storage.clone(), &self.settings)
+    }
+
+    /// All records in files, checked as one chain.
+    fn records(&self) -> Vec<::audit::Line> {
+        let mut names = Vec::new();
+        for day in std::fs::read_dir(self.folder.path().join("audit")).unwrap() {
+            let files = std::fs::read_dir(day.unwrap().path()).unwrap();
+            names.extend(files.map(|file| file.unwrap().path()));
+        }
+        names.sort();
+        let mut chain = ::audit::Chain::after(::audit::Head::genesis());
+        let mut all = Vec::new();
+        for name in names {
+            let data = std::fs::read(name).unwrap();
+            ::audit::file::check(&mut chain, &data, |line| all.push(line)).unwrap();
+        }
+        all
+    }
+}
+
+async fn until_idle(writer: &write::Writer) {
+    let mut place = None;
+    while writer.turn(&mut place).await.unwrap() != Turn::Idle {}
+}
+
+#[tokio::test]
+async fn every_event_is_recorded_once_by_writers_that_start_anew_and_outrun_each_other() {
+    let bench = bench().await;
+    let (one, other) = (bench.writer(), bench.writer());
+    let (mut first, mut second) = (None, None);
+    bench.task().await;
+    assert_eq!(one.turn(&mut first).await.unwrap(), Turn::More);
+    // Idle, and so with its own idea of where the chain stands.
+    assert_eq!(other.turn(&mut second).await.unwrap(), Turn::Idle);
+    bench.task().await;
+    assert_eq!(one.turn(&mut first).await.unwrap(), Turn::More);
+    assert_eq!(other.turn(&mut second).await.unwrap(), Turn::Outrun);
+    bench.task().await;
+    // As after a crash: nothing is known but what is stored.
+    until_idle(&other).await;
+    until_idle(&one).await;
+
+    let later = SystemTime::now() + Duration::from_secs(600);
+    let exporter = bench.exporter().await;
+    assert!(!exporter.turn(SystemTime::now()).await.unwrap());
+    assert!(exporter.turn(later).await.unwrap());
+    assert!(!exporter.turn(later).await.unwrap());
+    let sources = |records: Vec<::audit::Line>| -> Vec<u64> {
+        records.iter().map(|line| line.content.source).collect()
+    };
+    assert_eq!(sources(bench.records()), [1, 2, 3, 4, 5, 6]);
+
+    // Behind a file the chain goes on, though the stream has let go of what is in it.
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    assert!(exporter.turn(later).await.unwrap());
+    let records = bench.records();
+    let text = serde_json::to_string(&records).unwrap();
+    assert!(!text.contains("secret cat"), "{text}");
+    assert_eq!(sources(records), [1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+#[tokio::test]
+async fn a_file_whose_writer_died_is_written_by_another_just_so() {
+    let bench = bench().await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    // It decided and died.
+    let state = bench.broker.bucket("audit", Duration::ZERO).await.unwrap();
+    let cut = export::State {
+        next: 1,
+        cut: Some(1),
+    };
+    state.create("export", &cut).await.unwrap();
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    let exporter = bench.exporter().await;
+    assert!(exporter.turn(SystemTime::now()).await.unwrap());
+    assert_eq!(bench.records().len(), 2);
+    let later = SystemTime::now() + Duration::from_secs(600);
+    assert!(exporter.turn(later).await.unwrap());
+    assert_eq!(bench.records().len(), 4);
+    assert!(Key::audit("2026-1-02", 1, 2).is_none());
+}

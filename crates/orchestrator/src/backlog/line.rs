@@ -1,0 +1,368 @@
+//! One queue of this orchestrator's, as far as it is in memory: where reading goes on, the next few tasks, those that are being handed
+//! over. Pure.
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::{Duration, Instant};
+
+use contract::task::Submitted;
+use task_log::{Queue, TaskLogError, TaskRef};
+
+use super::ladder::Ladder;
+use crate::schedule::Version;
+use task_log::deadline;
+
+/// The next task of a queue, without its request.
+#[derive(Debug, Clone)]
+pub(crate) struct Waiting {
+    /// Where its submission is in TASKS.
+    pub(crate) sequence: u64,
+    pub(crate) task: TaskRef,
+    pub(crate) version: Version,
+    /// Tasks of its tenant that workers may have at once.
+    pub(crate) limit: Option<usize>,
+    /// What it will take of a device, in units of work.
+    pub(crate) cost: u64,
+    /// Since the UNIX epoch.
+    pub(crate) submitted_at: Duration,
+    /// When it is of no use any more, since the UNIX epoch.
+    pub(crate) deadline: Option<Duration>,
+    /// The trace of who submitted it.
+    pub(crate) trace: Option<Box<str>>,
+}
+
+impl Waiting {
+    pub(crate) fn of(
+        submitted: &Submitted,
+        sequence: u64,
+        cost: u64,
+        trace: Option<&str>,
+    ) -> Result<Self, TaskLogError> {
+        let limit = usize::try_from(submitted.tasks_running).unwrap_or(usize::MAX);
+        Ok(Self {
+            sequence,
+            task: TaskRef::of(submitted)?,
+            version: (submitted.model.clone(), submitted.model_version.clone()),
+            limit: Some(limit).filter(|limit| *limit > 0),
+            cost,
+            submitted_at: deadline::submitted_at(submitted),
+            deadline: deadline::deadline(submitted),
+            trace: trace.map(Into::into),
+        })
+    }
+}
+
+/// One queue.
+#[derive(Debug)]
+pub(crate) struct Line {
+    pub(crate) queue: Queue,
+    /// Where reading goes on: everything before it is in `heads`, is being handed over, or is done with.
+    pub(crate) next: u64,
+    /// In order of their sequences.
+    pub(crate) heads: VecDeque<Waiting>,
+    /// Being handed over.
+    under_way: BTreeSet<u64>,
+    /// There may be more from `next` on.
+    pub(crate) more: bool,
+    /// How many there are from `next` on, as far as is known.
+    pub(crate) behind: u64,
+    /// Being read just now.
+    pub(crate) reading: bool,
+    /// In line to be read.
+    pub(crate) queued: bool,
+    /// None of its heads can run: their versions have no room.
+    pub(crate) stuck: bool,
+    /// A submission was heard of while it was read.
+    heard: bool,
+    /// When reading last found its end.
+    pub(crate) looked: Instant,
+    /// Not before then, because the last attempt failed.
+    pub(crate) not_before: Option<Instant>,
+    /// Submissions that have gone by, for the ladder.
+    passed: u64,
+    pub(crate) ladder: Ladder,
+}
+
+impl Line {
+    /// A queue of which everything before `cursor` is done with, and nothing else is known.
+    pub(crate) fn new(queue: Queue, cursor: u64, now: Instant) -> Self {
+        let mut ladder = Ladder::default();
+        ladder.note(cursor, 0);
+        Self {
+            queue,
+            next: cursor,
+            heads: VecDeque::new(),
+            under_way: BTreeSet::new(),
+            more: true,
+            behind: 0,
+            reading: false,
+            queued: false,
+            stuck: false,
+            heard: false,
+            looked: now,
+            not_before: None,
+            passed: 0,
+            ladder,
+        }
+    }
+
+    /// Every task whose submission lies before this was handed over or has ended.
+    pub(crate) fn cursor(&self) -> u64 {
+        let head = self.heads.front().map(|head| head.sequence);
+        let under_way = self.under_way.first().copied();
+        [head, under_way]
+            .into_iter()
+            .flatten()
+            .fold(self.next, u64::min)
+    }
+
+    /// How many wait, as far as is known.
+    pub(crate) fn waiting(&self) -> u64 {
+        self.heads.len() as u64 + self.under_way.len() as u64 + self.behind
+    }
+
+    /// Of the heads; 1 where there is none.
+    pub(crate) fn mean_cost(&self) -> u64 {
+        let sum: u64 = self.heads.iter().map(|head| head.cost).sum();
+        sum.checked_div(self.heads.len() as u64).unwrap_or(0).max(1)
+    }
+
+    pub(crate) fn is_active(&self) -> bool {
+        self.more || !self.heads.is_empty() || !self.under_way.is_empty()
+    }
+
+    pub(crate) fn is_settled(&self) -> bool {
+        self.under_way.is_empty()
+    }
+
+    /// So many submissions were stored.
+    pub(crate) fn hear(&mut self, submissions: u64) {
+        self.behind = self.behind.saturating_add(submissions);
+        self.more = true;
+        self.heard = self.reading;
+    }
+
+    /// Whether to read on now, and how many to ask for.
+    pub(crate) fn wants(&self, cap: usize, now: Instant) -> Option<usize> {
+        let idle = !self.reading && self.not_before.is_none_or(|at| at <= now);
+        let low = self.heads.len() * 2 <= cap && self.heads.len() < cap;
+        (idle && self.more && low).then(|| cap - self.heads.len())
+    }
+
+    pub(crate) fn begin_reading(&mut self) {
+        (self.reading, self.heard) = (true, false);
+    }
+
+    /// What was read: `taken` in order, up to before `next`; `seen` were there, and `behind` are behind them.
+    pub(crate) fn read(
+        &mut self,
+        taken: Vec<Waiting>,
+        seen: u64,
+        next: u64,
+        behind: u64,
+        now: Instant,
+    ) {
+        self.heads.extend(taken);
+        self.passed += seen;
+        self.next = self.next.max(next);
+        self.ladder.note(self.next, self.passed);
+        self.more = behind > 0 || self.heard || (seen > 0 && self.heads.is_empty());
+        self.behind = behind;
+        (self.reading, self.heard) = (false, false);
+        self.looked = now;
+        self.not_before = None;
+    }
+
+    /// Reads from the beginning again when the log, whose last sequence was `last` at some time after `began`, ends before where reading goes
+    /// on: it lost its end with the power, or was made anew. True when that is so. What was handed over is not handed over twice.
+    pub(crate) fn rewind(&mut self, last: u64, began: Instant) -> bool {
+        let idle = self.heads.is_empty() && self.under_way.is_empty() && !self.reading;
+        if !idle || self.looked >= began || self.next <= last + 1 {
+            return false;
+        }
+        (self.next, self.passed, self.more) = (1, 0, true);
+        self.ladder = Ladder::default();
+        self.ladder.note(1, 0);
+        true
+    }
+
+    /// Reading failed: again later.
+    pub(crate) fn not_read(&mut self, again: Instant) {
+        (self.reading, self.heard) = (false, false);
+        self.more = true;
+        self.not_before = Some(again);
+    }
+
+    /// Takes a head out to be handed over.
+    pub(crate) fn take(&mut self, sequence: u64) -> Option<Waiting> {
+        let at = self.heads.binary_search_by_key(&sequence, |h| h.sequence);
+        let head = self.heads.remove(at.ok()?)?;
+        self.under_way.insert(sequence);
+        Some(head)
+    }
+
+    /// It was handed over, or needs not be.
+    pub(crate) fn done(&mut self, sequence: u64) {
+        self.under_way.remove(&sequence);
+        self.ladder.forget_before(self.cursor());
+    }
+
+    /// It was not handed over: it is a head again.
+    pub(crate) fn put_back(&mut self, head: Waiting, again: Instant) {
+        self.under_way.remove(&head.sequence);
+        let at = self
+            .heads
+            .partition_point(|other| other.sequence < head.sequence);
+        self.heads.insert(at, head);
+        self.not_before = Some(again);
+    }
+
+    /// How many of the queue's tasks wait before the one that lies at `sequence`; `None` if it waits no more.
+    pub(crate) fn position(&self, sequence: u64) -> Option<u64> {
+        if sequence < self.cursor() {
+            return None;
+        }
+        if sequence < self.next {
+            let before = |head: &&Waiting| head.sequence < sequence;
+            return Some(self.heads.iter().filter(before).count() as u64);
+        }
+        let ordinal = self.ladder.ordinal(sequence)?;
+        Some(self.heads.len() as u64 + ordinal.saturating_sub(self.passed))
+    }
+
+    /// All that are known of lie before `sequence` of the log.
+    pub(crate) fn note_end(&mut self, sequence: u64) {
+        if sequence > self.next && !self.reading {
+            self.ladder.note(sequence, self.passed + self.behind);
+        }
+    }
+}
+
+/// How long a queue rests after something about it failed.
+pub(crate) const REST: Duration = Duration::from_secs(1);
+
+#[cfg(test)]
+mod tests {
+    use contract::TaskId;
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn waiting(sequence: u64) -> Waiting {
+        let task = TaskRef {
+            tenant: "acme".parse().unwrap(),
+            lane: "standard-image".parse().unwrap(),
+            task: TaskId::random(),
+        };
+        Waiting {
+            sequence,
+            task,
+            version: ("demo".to_owned(), "1".to_owned()),
+            limit: None,
+            cost: 1,
+            submitted_at: Duration::ZERO,
+            deadline: None,
+            trace: None,
+        }
+    }
+
+    fn line() -> Line {
+        let queue = Queue {
+            lane: "standard-image".parse().unwrap(),
+            tenant: "acme".parse().unwrap(),
+        };
+        Line::new(queue, 1, Instant::now())
+    }
+
+    proptest! {
+        /// Steps: read some, hand one over, have one stored, have one fail; against a list of what is not done with.
+        #[test]
+        fn the_cursor_never_passes_what_is_not_done_with(
+            steps in prop::collection::vec((0u8..4, 0usize..8), 0..200),
+        ) {
+            let (mut line, now) = (line(), Instant::now());
+            let mut open = BTreeSet::new();
+            let mut under_way: Vec<Waiting> = Vec::new();
+            let mut last = line.cursor();
+            for (step, number) in steps {
+                match step {
+                    0 => {
+                        let from = line.next;
+                        line.begin_reading();
+                        let new: Vec<u64> = (0..number as u64).map(|n| from + 3 * n).collect();
+                        open.extend(&new);
+                        let next = new.last().map_or(from, |last| last + 1);
+                        let heads = new.iter().copied().map(waiting).collect();
+                        line.read(heads, new.len() as u64, next, 0, now);
+                    }
+                    1 => {
+                        let at = number % line.heads.len().max(1);
+                        if let Some(head) = line.heads.get(at).map(|head| head.sequence) {
+                            under_way.push(line.take(head).unwrap());
+                        }
+                    }
+                    2 if !under_way.is_empty() => {
+                        let head = under_way.swap_remove(number % under_way.len());
+                        open.remove(&head.sequence);
+                        line.done(head.sequence);
+                    }
+                    3 if !under_way.is_empty() => {
+                        let head = under_way.swap_remove(number % under_way.len());
+                        line.put_back(head, now);
+                    }
+                    _ => {}
+                }
+                let first = open.first().copied().unwrap_or(line.next);
+                prop_assert_eq!(line.cursor(), first);
+                prop_assert!(line.cursor() >= last);
+                last = line.cursor();
+                prop_assert!(line.heads.iter().is_sorted_by_key(|head| head.sequence));
+                prop_assert_eq!(line.waiting(), open.len() as u64);
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_heard_of_while_it_is_read_is_looked_for_again() {
+        let (mut line, now) = (line(), Instant::now());
+        line.begin_reading();
+        line.hear(1);
+        line.read(Vec::new(), 0, 1, 0, now);
+        assert_eq!(line.wants(8, now), Some(8));
+        line.begin_reading();
+        line.read(Vec::new(), 0, 1, 0, now);
+        assert_eq!(line.wants(8, now), None);
+    }
+
+    #[test]
+    fn a_queue_of_a_log_that_was_made_anew_is_read_from_the_beginning() {
+        let start = Instant::now();
+        let later = start + Duration::from_secs(1);
+        let mut line = line();
+        line.begin_reading();
+        line.read(vec![waiting(10)], 1, 11, 0, start);
+        // What is held is done first.
+        assert!(!line.rewind(3, later));
+        line.take(10).unwrap();
+        line.done(10);
+        // The log may have had its last message since it was looked at.
+        assert!(!line.rewind(3, start));
+        assert!(!line.rewind(10, later));
+        assert!(line.rewind(3, later));
+        assert_eq!((line.next, line.cursor()), (1, 1));
+        assert!(line.wants(8, later).is_some());
+    }
+
+    #[test]
+    fn a_place_in_the_queue_is_told_from_what_lies_before() {
+        let (mut line, now) = (line(), Instant::now());
+        line.begin_reading();
+        line.read(vec![waiting(10), waiting(20)], 2, 21, 98, now);
+        line.note_end(1000);
+        assert_eq!(line.position(10), Some(0));
+        assert_eq!(line.position(20), Some(1));
+        assert_eq!(line.position(1000), Some(100));
+        assert_eq!(line.position(5), None);
+        let middle = line.position(500).unwrap();
+        assert!((40..60).contains(&middle), "{middle}");
+    }
+}

@@ -1,0 +1,214 @@
+//! What waits: which queues there are, and what of them is in memory.
+//!
+//! A queue is a tenant's tasks in one lane. The tasks lie in TASKS and nowhere else; here is, for each queue of this orchestrator's
+//! partitions, where reading goes on and the next few tasks ([`line`]). Whoever admits a task makes sure first that its queue is known
+//! ([`Backlog::announce`]), and tells the queue's owner afterwards ([`Backlog::poke`]). The first may not fail, the second may.
+
+pub(crate) mod ladder;
+pub(crate) mod line;
+mod pokes;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use lifecycle::Service;
+use messaging::{Broker, BrokerError, Bucket};
+use task_log::{Queue, TaskLog, TaskRef, Touch};
+use tokio::sync::{mpsc, watch};
+
+use crate::estimate::QueueLoad;
+use crate::partitions::{Mandate, Partitions};
+use crate::schedule::Turns;
+use crate::waits::Queues;
+use line::Line;
+use pokes::{PAUSE, Pokes};
+
+/// How long a queue that was announced here is known to be known. Far less than [`FORGET_AFTER`].
+const ANNOUNCED_FOR: Duration = Duration::from_secs(10 * 60);
+/// Queues that are remembered as announced; others are announced more often than need be.
+const MAX_ANNOUNCED: usize = 65_536;
+/// After this time without an announcement the record of an empty queue is removed.
+pub(crate) const FORGET_AFTER: Duration = Duration::from_secs(30 * 60);
+/// Words about queues on their way to the dispatcher; more are dropped, and the queues found in rotation.
+const MAX_WORDS: usize = 4096;
+
+/// So many submissions were stored in this queue.
+pub(crate) type Word = (Queue, u64);
+
+/// The backlog. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Backlog(Arc<Inner>);
+
+struct Inner {
+    broker: Broker,
+    partitions: Partitions,
+    records: Bucket<Touch>,
+    announced: Mutex<HashMap<Queue, Instant>>,
+    pokes: Mutex<Pokes>,
+    mandate: watch::Receiver<Mandate>,
+    own: mpsc::Sender<Word>,
+    lines: Mutex<HashMap<Queue, Line>>,
+    standing: Mutex<Standing>,
+}
+
+/// What the dispatcher tells of itself now and then, for estimates.
+#[derive(Debug, Default)]
+pub(crate) struct Standing {
+    /// Whose turn it is.
+    pub(crate) turns: Turns,
+    /// What workers have of these partitions' tasks, in units of work.
+    pub(crate) handed_over: u64,
+    /// The part of the workers' time that goes to these partitions, 0 to 1.
+    pub(crate) share: f64,
+}
+
+impl Backlog {
+    /// Opens it. The other end hears of submissions to queues of this orchestrator's.
+    ///
+    /// # Errors
+    /// When the bucket cannot be opened.
+    pub(crate) async fn open(
+        service: &Service,
+        broker: &Broker,
+        log: &TaskLog,
+        partitions: Partitions,
+        mandate: watch::Receiver<Mandate>,
+    ) -> Result<(Self, mpsc::Receiver<Word>), BrokerError> {
+        let (own, words) = mpsc::channel(MAX_WORDS);
+        let backlog = Self(Arc::new(Inner {
+            broker: broker.clone(),
+            partitions,
+            records: log.backlog().await?,
+            announced: Mutex::default(),
+            pokes: Mutex::default(),
+            mandate,
+            own,
+            lines: Mutex::default(),
+            standing: Mutex::default(),
+        }));
+        let (telling, stopping) = (backlog.clone(), service.tasks.stopping());
+        service.tasks.critical("pokes", async move {
+            tokio::select! {
+                () = stopping => {}
+                () = telling.keep_telling() => {}
+            }
+            Ok::<(), BrokerError>(())
+        });
+        Ok((backlog, words))
+    }
+
+    /// Makes sure that the queue's owner, whoever it is, knows of the queue. Before anything is stored in it.
+    ///
+    /// # Errors
+    /// When that is not sure: then nothing may be stored.
+    pub(crate) async fn announce(&self, queue: &Queue) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        let fresh = |at: &Instant| now.saturating_duration_since(*at) < ANNOUNCED_FOR;
+        if lock(&self.0.announced).get(queue).is_some_and(fresh) {
+            return Ok(());
+        }
+        self.0.records.put(&queue.key(), &Touch {}).await?;
+        let mut announced = lock(&self.0.announced);
+        if announced.len() >= MAX_ANNOUNCED {
+            announced.retain(|_, at| fresh(at));
+            if announced.len() >= MAX_ANNOUNCED {
+                announced.clear();
+            }
+        }
+        // From before it was written: rather known for too short a time than for too long.
+        announced.insert(queue.clone(), now);
+        Ok(())
+    }
+
+    /// Tells the queue's owner that a submission was stored in it. May be lost.
+    pub(crate) async fn poke(&self, queue: &Queue) {
+        let count = lock(&self.0.pokes).note(queue, Instant::now());
+        if let Some(count) = count {
+            self.tell(queue.clone(), count).await;
+        }
+    }
+
+    async fn keep_telling(&self) {
+        let mut every = tokio::time::interval(PAUSE);
+        loop {
+            every.tick().await;
+            let due = lock(&self.0.pokes).due(Instant::now());
+            for (queue, count) in due {
+                self.tell(queue, count).await;
+            }
+        }
+    }
+
+    async fn tell(&self, queue: Queue, count: u64) {
+        let partition = self.0.partitions.of(&queue.tenant);
+        if self.0.mandate.borrow().partitions.contains(&partition) {
+            // Without room it is found in rotation.
+            let _ = self.0.own.try_send((queue, count));
+            return;
+        }
+        let word = format!("{count} {queue}");
+        let subject = format!("inkstone.poke.{partition}");
+        self.0.broker.tell(subject, word.into()).await;
+    }
+
+    /// What of this orchestrator's queues is in memory.
+    pub(crate) fn lines(&self) -> MutexGuard<'_, HashMap<Queue, Line>> {
+        lock(&self.0.lines)
+    }
+
+    /// Where the dispatcher stands.
+    pub(crate) fn stand(&self, standing: Standing) {
+        *lock(&self.0.standing) = standing;
+    }
+}
+
+impl Queues for Backlog {
+    fn queues(&self) -> Vec<QueueLoad> {
+        let lines = self.lines();
+        let waiting = lines.values().filter(|line| line.waiting() > 0);
+        let load = |line: &Line| QueueLoad {
+            lane: line.queue.lane.clone(),
+            tenant: line.queue.tenant.clone(),
+            waiting: line.waiting(),
+            mean_cost: line.mean_cost(),
+        };
+        waiting.map(load).collect()
+    }
+
+    fn position(&self, task: &TaskRef, sequence: u64) -> Option<u64> {
+        let queue = queue_of(task);
+        self.lines().get(&queue)?.position(sequence)
+    }
+
+    fn turns(&self) -> Turns {
+        lock(&self.0.standing).turns.clone()
+    }
+
+    fn handed_over(&self) -> u64 {
+        lock(&self.0.standing).handed_over
+    }
+
+    fn share(&self) -> f64 {
+        lock(&self.0.standing).share
+    }
+}
+
+/// The queue in which a task waits.
+pub(crate) fn queue_of(task: &TaskRef) -> Queue {
+    Queue {
+        lane: task.lane.clone(),
+        tenant: task.tenant.clone(),
+    }
+}
+
+/// What others tell of a queue, as they wrote it.
+pub(crate) fn read_word(payload: &[u8]) -> Option<Word> {
+    let (count, queue) = std::str::from_utf8(payload).ok()?.split_once(' ')?;
+    Some((Queue::of_key(queue)?, count.parse().ok()?))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Every change leaves these whole.
+    mutex.lock().unwrap_or_else(|e| e.into_inner())
+}

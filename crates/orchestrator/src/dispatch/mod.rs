@@ -1,0 +1,333 @@
+//! From the backlog to the workers' queue.
+//!
+//! The backlog stays in TASKS. Of each queue (a tenant's tasks in a lane) of this orchestrator's [partitions](crate::partitions) a cursor and
+//! a few heads are in memory (invariant I6; [`reading`]), the pure [`schedule`](crate::schedule) picks among them, and what it picks
+//! goes to WORK as long as the version's window has room ([`round`]). So a tenant's million tasks are one queue, as another's
+//! one task is.
+//!
+//! A cursor goes past a task only when its dispatch is stored, so an orchestrator that dies loses nothing ([`keep`]); whoever takes over
+//! may try a task again that was handed over, which the broker refuses or the worker sees.
+
+mod keep;
+mod out;
+mod reading;
+mod round;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use contract::TaskId;
+use futures::future::BoxFuture;
+use futures::stream::{BoxStream, FuturesUnordered};
+use futures::{FutureExt as _, StreamExt as _};
+use lifecycle::Service;
+use messaging::{Broker, Bucket, Reader};
+use task_log::{Cursor, Queue, TaskLog, TaskLogError, Touch};
+use tokio::sync::{mpsc, watch};
+
+use crate::backlog::{self, Backlog, Word};
+use crate::learning::Learned;
+use crate::partitions::{Ends, Mandate, Partition, Partitions, Served};
+use crate::schedule::{LanePolicy, Turns, Version};
+use crate::settings::SchedulingSettings;
+use crate::waiting::Waiting as Numbers;
+use keep::{Saved, Saving};
+use out::Out;
+use reading::{Opened, Read};
+use round::HandedOver;
+
+/// Between two looks at what nobody may have told of.
+const TICK: Duration = Duration::from_millis(250);
+/// Between two looks at WORK, and two times that cursors are saved.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long a stopping orchestrator waits for dispatches on their way.
+const LAST_ANSWERS: Duration = Duration::from_secs(2);
+
+/// What comes back from the broker.
+enum Answer {
+    Opened(Opened),
+    Read(Box<Read>),
+    HandedOver(Box<HandedOver>),
+    Saved(Saved),
+    /// BACKLOG's records that are new.
+    Records(Result<Vec<messaging::Written<Touch>>, messaging::BrokerError>),
+    /// WORK, and the last sequence of TASKS, as they were at some time after the moment.
+    Work(Instant, Result<(Vec<task_log::Out>, u64), TaskLogError>),
+}
+
+struct Dispatcher {
+    log: TaskLog,
+    backlog: Backlog,
+    records: Bucket<Touch>,
+    cursors: Bucket<Cursor>,
+    numbers: Arc<Numbers>,
+    learned: Learned,
+    settings: SchedulingSettings,
+    policy: LanePolicy,
+    partitions: Partitions,
+    mandate: watch::Receiver<Mandate>,
+    served: watch::Sender<Served>,
+    /// Partitions whose queues are here.
+    own: BTreeSet<Partition>,
+    /// Those of them that are being let go.
+    closing: BTreeSet<Partition>,
+    /// All queues that exist, whosever: the last write of each one's record.
+    known: HashMap<Queue, (u64, SystemTime)>,
+    /// The last write of any.
+    known_to: u64,
+    /// Queues that are to be opened, and those that are.
+    to_open: VecDeque<Queue>,
+    opening: HashSet<Queue>,
+    /// Queues in which something waits.
+    active: BTreeSet<Queue>,
+    /// Queues that are to be read on.
+    to_read: VecDeque<Queue>,
+    reads: usize,
+    /// Heads in memory, of all queues.
+    held: usize,
+    /// With when each last found something.
+    readers: HashMap<Queue, (Reader, Instant)>,
+    saving: Saving,
+    out: Out,
+    turns: Turns,
+    hands: usize,
+    /// Queues with heads of each version, weighted by their lanes.
+    demand: BTreeMap<Version, u64>,
+    looking: bool,
+    asking: bool,
+    looked: Option<Instant>,
+    /// Something has changed that a round may act on.
+    is_due: bool,
+    answers: FuturesUnordered<BoxFuture<'static, Answer>>,
+}
+
+/// Starts the dispatcher.
+///
+/// # Errors
+/// When the broker refuses.
+pub(crate) async fn start(
+    service: &Service,
+    broker: &Broker,
+    log: &TaskLog,
+    (backlog, own_words): (Backlog, mpsc::Receiver<Word>),
+    (numbers, learned): (Arc<Numbers>, Learned),
+    settings: &SchedulingSettings,
+    ends: Ends,
+) -> Result<(), TaskLogError> {
+    log.adopt_older_backlog().await?;
+    let partitions = Partitions(settings.partitions);
+    let mut dispatcher = Dispatcher {
+        log: log.clone(),
+        backlog,
+        records: log.backlog().await?,
+        cursors: log.cursors().await?,
+        numbers,
+        learned,
+        settings: settings.clone(),
+        policy: settings.policy(),
+        partitions,
+        mandate: ends.mandate,
+        served: ends.served,
+        own: BTreeSet::new(),
+        closing: BTreeSet::new(),
+        known: HashMap::new(),
+        known_to: 0,
+        to_open: VecDeque::new(),
+        opening: HashSet::new(),
+        active: BTreeSet::new(),
+        to_read: VecDeque::new(),
+        reads: 0,
+        held: 0,
+        demand: BTreeMap::new(),
+        readers: HashMap::new(),
+        saving: Saving::default(),
+        out: Out::new(partitions),
+        turns: Turns::default(),
+        hands: 0,
+        looking: false,
+        asking: false,
+        looked: None,
+        is_due: false,
+        answers: FuturesUnordered::new(),
+    };
+    let done = broker.listen("inkstone.event.*.*.*.done".to_owned());
+    let done = done.await?.filter_map(async |(subject, _)| ended(&subject));
+    let words = broker.listen("inkstone.poke.*".to_owned()).await?;
+    let words = words.filter_map(async |(_, payload)| backlog::read_word(&payload));
+    let heard = Heard {
+        own: own_words,
+        words: words.boxed(),
+        ends: done.boxed(),
+    };
+    let stopping = service.tasks.stopping();
+    service.tasks.critical("dispatcher", async move {
+        tokio::select! {
+            () = stopping => {}
+            () = dispatcher.run(heard) => {}
+        }
+        dispatcher.finish().await;
+        Ok::<(), TaskLogError>(())
+    });
+    Ok(())
+}
+
+/// `inkstone.event.<tenant>.<lane>.<task>.done`.
+fn ended(subject: &str) -> Option<TaskId> {
+    subject.split('.').nth(4)?.parse().ok()
+}
+
+struct Heard {
+    own: mpsc::Receiver<Word>,
+    words: BoxStream<'static, Word>,
+    ends: BoxStream<'static, TaskId>,
+}
+
+impl Dispatcher {
+    async fn run(&mut self, mut heard: Heard) {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(word) = heard.own.recv() => self.hear(word),
+                Some(word) = heard.words.next() => self.hear(word),
+                Some(task) = heard.ends.next() => self.end(task),
+                Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
+                    self.take(answer);
+                }
+                Ok(()) = self.mandate.changed() => self.change_partitions(),
+                _ = tick.tick() => self.tick(),
+            }
+            self.drain(&mut heard);
+            self.read_on();
+            self.close().await;
+            if self.is_due {
+                self.is_due = false;
+                self.round();
+            }
+        }
+    }
+
+    /// What else is there by now: a round is for all of it.
+    fn drain(&mut self, heard: &mut Heard) {
+        while let Ok(word) = heard.own.try_recv() {
+            self.hear(word);
+        }
+        while let Some(Some(word)) = heard.words.next().now_or_never() {
+            self.hear(word);
+        }
+        while let Some(Some(task)) = heard.ends.next().now_or_never() {
+            self.end(task);
+        }
+        while let Some(Some(answer)) = self.answers.next().now_or_never() {
+            self.take(answer);
+        }
+    }
+
+    fn take(&mut self, answer: Answer) {
+        match answer {
+            Answer::Opened(opened) => self.opened(opened),
+            Answer::Read(read) => self.read(*read),
+            Answer::HandedOver(handed) => self.handed_over(*handed),
+            Answer::Saved(saved) => self.saved(saved),
+            Answer::Records(records) => self.learn(records),
+            Answer::Work(began, work) => self.look(began, work),
+        }
+    }
+
+    fn hear(&mut self, (queue, count): Word) {
+        if !self.serves(&queue) {
+            return;
+        }
+        let mut lines = self.backlog.lines();
+        match lines.get_mut(&queue) {
+            Some(line) => line.hear(count),
+            None => {
+                drop(lines);
+                return self.open(queue);
+            }
+        }
+        drop(lines);
+        self.consider(&queue);
+    }
+
+    fn serves(&self, queue: &Queue) -> bool {
+        let partition = self.partitions.of(&queue.tenant);
+        self.own.contains(&partition) && !self.closing.contains(&partition)
+    }
+
+    fn end(&mut self, task: TaskId) {
+        self.is_due |= self.out.end(task, Instant::now());
+    }
+
+    fn tick(&mut self) {
+        let now = Instant::now();
+        self.ask_for_records();
+        if self
+            .looked
+            .is_none_or(|at| now.saturating_duration_since(at) >= LOOK_EVERY)
+        {
+            self.looked = Some(now);
+            self.look_at_work();
+            self.save_cursors();
+            self.drop_idle_readers(now);
+            self.tell_demand();
+        }
+        self.look_in_rotation(now);
+        // Those that rested, and those whose share of the heads has grown.
+        let active: Vec<Queue> = self.active.iter().cloned().collect();
+        for queue in active {
+            self.consider(&queue);
+        }
+        self.is_due = true;
+    }
+
+    fn look_at_work(&mut self) {
+        if self.looking {
+            return;
+        }
+        self.looking = true;
+        let log = self.log.clone();
+        let began = Instant::now();
+        let look = async move {
+            let look = async { Ok((log.out().await?, log.last_sequence().await?)) };
+            Answer::Work(began, look.await)
+        };
+        self.answers.push(look.boxed());
+    }
+
+    fn look(&mut self, began: Instant, work: Result<(Vec<task_log::Out>, u64), TaskLogError>) {
+        self.looking = false;
+        match work {
+            Ok((listed, last)) => {
+                self.out.look(listed, began, Instant::now());
+                let mut lines = self.backlog.lines();
+                for queue in &self.active {
+                    if let Some(line) = lines.get_mut(queue) {
+                        line.note_end(last + 1);
+                    }
+                }
+                let lost = lines
+                    .values_mut()
+                    .filter_map(|line| line.rewind(last, began).then(|| line.queue.clone()));
+                let lost: Vec<Queue> = lost.collect();
+                drop(lines);
+                if !lost.is_empty() {
+                    tracing::warn!(
+                        queues = lost.len(),
+                        "the log has lost its end, or was made anew: queues are read from its beginning"
+                    );
+                }
+                for queue in lost {
+                    self.readers.remove(&queue);
+                    self.consider(&queue);
+                }
+                self.is_due = true;
+            }
+            Err(error) => {
+                let error = lifecycle::chain(&error);
+                tracing::debug!(error, "looking at WORK again");
+            }
+        }
+    }
+}

@@ -1,0 +1,341 @@
+//! Which tenants' queues this orchestrator dispatches from.
+//!
+//! All tenants are divided into partitions; each partition is owned by at most one orchestrator, by a record in LEASES that is written by
+//! compare-and-set. An orchestrator shows that it lives by writing its record in MEMBERS again each second. Who has not been seen to do
+//! so for [`DEAD_AFTER`], by the clock of whoever looks, is dead, and its partitions are free. Clocks of different machines
+//! are never compared; how old a record was when it was first seen is told by the broker's clock alone.
+//!
+//! An orchestrator that was held up (a stopped process, a broken connection) may not know yet that it counts as dead: it dispatches
+//! nothing once its own last renewal is older than [`SURE_FOR`]. Should it still, the broker keeps a task from being dispatched twice at
+//! once (`task_log`).
+
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use contract::TenantId;
+use lifecycle::Service;
+use messaging::{Broker, BrokerError, Bucket};
+use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
+
+use crate::schedule::Version;
+pub(crate) use plan::{Partition, partition_of, share};
+
+/// Between two renewals.
+const RENEW_EVERY: Duration = Duration::from_millis(700);
+/// Silence after which a member is dead.
+const DEAD_AFTER: Duration = Duration::from_secs(3);
+/// How long a renewal lets its writer dispatch: less than [`DEAD_AFTER`] by more than a dispatch on its way takes.
+pub(crate) const SURE_FOR: Duration = Duration::from_secs(2);
+/// How long the dispatcher may take to let a partition go.
+const LET_GO: Duration = Duration::from_millis(500);
+/// Records of members that are gone vanish.
+const MEMBER_AGE: Duration = Duration::from_secs(60);
+
+/// A record of LEASES; its key is the partition.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Lease {
+    /// Empty when it was released.
+    owner: String,
+}
+
+/// A record of MEMBERS; its key is the member's name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct Member {
+    /// Queues with tasks of each version, weighted by their lanes; versions as `<model>.<version>`.
+    demand: BTreeMap<String, u64>,
+}
+
+/// What this orchestrator may dispatch.
+#[derive(Debug, Clone)]
+pub(crate) struct Mandate {
+    pub(crate) partitions: Arc<BTreeSet<Partition>>,
+    /// When the last renewal that succeeded was begun.
+    pub(crate) renewed: Option<Instant>,
+    /// What each of the others wants of each version.
+    pub(crate) others: Arc<BTreeMap<Version, Vec<u64>>>,
+    /// The broker's time at a moment of ours.
+    pub(crate) clock: Option<(SystemTime, Instant)>,
+}
+
+impl Mandate {
+    /// Whether it may be acted on now.
+    pub(crate) fn is_sure(&self, now: Instant) -> bool {
+        self.renewed
+            .is_some_and(|at| now.saturating_duration_since(at) < SURE_FOR)
+    }
+
+    /// How long ago something was, by the broker's clock; never too long, for a clock that is not known says no time at all.
+    pub(crate) fn age(&self, at: SystemTime, now: Instant) -> Duration {
+        let Some((time, noted)) = self.clock else {
+            return Duration::ZERO;
+        };
+        let since = now.saturating_duration_since(noted);
+        time.duration_since(at)
+            .map_or(Duration::ZERO, |age| age + since)
+    }
+}
+
+/// When a member is taken to have been seen that is seen for the first time: whoever starts after another has died need not wait as though
+/// that one had just written. Both times are the broker's.
+fn first_seen(written: SystemTime, own: Option<SystemTime>, now: Instant) -> Instant {
+    let age = own.and_then(|own| own.duration_since(written).ok());
+    let age = age.unwrap_or_default().min(DEAD_AFTER);
+    now.checked_sub(age).unwrap_or(now)
+}
+
+/// What the dispatcher tells in return.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Served {
+    /// The partitions from which it dispatches.
+    pub(crate) partitions: BTreeSet<Partition>,
+    /// What it wants of each version.
+    pub(crate) demand: BTreeMap<Version, u64>,
+}
+
+/// The dispatcher's ends.
+pub(crate) struct Ends {
+    pub(crate) mandate: watch::Receiver<Mandate>,
+    pub(crate) served: watch::Sender<Served>,
+}
+
+/// The number of partitions, and who asks. Cheap to clone.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Partitions(pub(crate) Partition);
+
+impl Partitions {
+    pub(crate) fn of(self, tenant: &TenantId) -> Partition {
+        partition_of(tenant, self.0)
+    }
+}
+
+struct Membership {
+    me: String,
+    partitions: Partition,
+    members: Bucket<Member>,
+    leases: Bucket<Lease>,
+    /// Each member's last write, and when it was first seen here.
+    seen: HashMap<String, (u64, Instant)>,
+    demands: BTreeMap<String, Member>,
+    /// The broker's time at a moment of ours.
+    clock: Option<(SystemTime, Instant)>,
+    mandate: watch::Sender<Mandate>,
+    served: watch::Receiver<Served>,
+}
+
+/// Joins those who share the partitions. `name` must be nobody else's.
+///
+/// # Errors
+/// When the buckets cannot be opened.
+pub(crate) async fn start(
+    service: &Service,
+    broker: &Broker,
+    partitions: Partitions,
+    name: String,
+) -> Result<Ends, BrokerError> {
+    let (mandate, mandates) = watch::channel(Mandate {
+        partitions: Arc::default(),
+        renewed: None,
+        others: Arc::default(),
+        clock: None,
+    });
+    let (serving, served) = watch::channel(Served::default());
+    let mut membership = Membership {
+        me: name,
+        partitions: partitions.0,
+        members: broker.bucket("MEMBERS", MEMBER_AGE).await?,
+        leases: broker.bucket("LEASES", Duration::ZERO).await?,
+        seen: HashMap::new(),
+        demands: BTreeMap::new(),
+        clock: None,
+        mandate,
+        served,
+    };
+    let stopping = service.tasks.stopping();
+    service.tasks.critical("partitions", async move {
+        tokio::select! {
+            () = stopping => {}
+            () = membership.run() => {}
+        }
+        membership.leave().await;
+        Ok::<(), BrokerError>(())
+    });
+    Ok(Ends {
+        mandate: mandates,
+        served: serving,
+    })
+}
+
+impl Membership {
+    async fn run(&mut self) {
+        let mut every = tokio::time::interval(RENEW_EVERY);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            if let Err(error) = self.renew().await {
+                let error = lifecycle::chain(&error);
+                tracing::debug!(error, "partitions are not renewed");
+            }
+        }
+    }
+
+    async fn renew(&mut self) -> Result<(), BrokerError> {
+        let began = Instant::now();
+        let member = self.member();
+        self.members.put(&self.me, &member).await?;
+        self.look().await?;
+        // Read after the renewal: whoever was taken for dead finds its partitions taken.
+        let leases = self.leases().await?;
+        let now = Instant::now();
+        let is_living = |(_, at): &(u64, Instant)| now.saturating_duration_since(*at) < DEAD_AFTER;
+        let living = self.seen.iter().filter(|(_, seen)| is_living(seen));
+        let mut living: Vec<String> = living.map(|(name, _)| name.clone()).collect();
+        living.sort_unstable();
+        let names: Vec<&str> = living.iter().map(String::as_str).collect();
+        let owners = leases.iter().map(|(&p, (owner, _))| (p, owner.clone()));
+        let owners: BTreeMap<Partition, String> = owners.collect();
+        let plan = plan::plan(&self.me, &names, &owners, self.partitions);
+        let mut mine: BTreeSet<Partition> = owners
+            .iter()
+            .filter(|(p, owner)| **owner == self.me && **p < self.partitions)
+            .map(|(p, _)| *p)
+            .collect();
+        mine.retain(|partition| !plan.release.contains(partition));
+        for partition in plan.take {
+            let revision = leases.get(&partition).map(|(_, revision)| *revision);
+            if self.write(partition, &self.me, revision).await? {
+                mine.insert(partition);
+            }
+        }
+        self.tell(mine, Some(began), &names);
+        self.release(&plan.release, &leases).await
+    }
+
+    fn member(&self) -> Member {
+        let served = self.served.borrow();
+        let of = |((model, version), n): (&Version, &u64)| (format!("{model}.{version}"), *n);
+        Member {
+            demand: served.demand.iter().map(of).collect(),
+        }
+    }
+
+    /// Notes who has written since it was last looked.
+    async fn look(&mut self) -> Result<(), BrokerError> {
+        let now = Instant::now();
+        let written = self.members.written_since(0).await?;
+        let names: BTreeSet<&str> = written.iter().map(|one| one.key.as_str()).collect();
+        self.seen.retain(|name, _| names.contains(name.as_str()));
+        self.demands.clear();
+        let own = written.iter().find(|one| one.key == self.me);
+        let time = own.map(|one| one.at);
+        self.clock = time.map(|at| (at, now)).or(self.clock);
+        for one in &written {
+            let Some(member) = &one.value else {
+                self.seen.remove(&one.key);
+                continue;
+            };
+            self.demands.insert(one.key.clone(), member.clone());
+            let first = || (one.revision, first_seen(one.at, time, now));
+            let seen = self.seen.entry(one.key.clone()).or_insert_with(first);
+            if seen.0 != one.revision {
+                *seen = (one.revision, now);
+            }
+        }
+        Ok(())
+    }
+
+    /// Each lease's owner and revision.
+    async fn leases(&self) -> Result<BTreeMap<Partition, (String, u64)>, BrokerError> {
+        let written = self.leases.written_since(0).await?;
+        let lease = |one: messaging::Written<Lease>| {
+            let partition = one.key.parse().ok()?;
+            let owner = one.value.map(|lease| lease.owner).unwrap_or_default();
+            Some((partition, (owner, one.revision)))
+        };
+        Ok(written.into_iter().filter_map(lease).collect())
+    }
+
+    /// True when the lease was written; false when someone else was first.
+    async fn write(
+        &self,
+        partition: Partition,
+        owner: &str,
+        revision: Option<u64>,
+    ) -> Result<bool, BrokerError> {
+        let (key, owner) = (partition.to_string(), owner.to_owned());
+        let lease = Lease { owner };
+        let written = match revision {
+            Some(revision) => self.leases.update(&key, &lease, revision).await,
+            None => self.leases.create(&key, &lease).await,
+        };
+        match written {
+            Ok(_) => Ok(true),
+            Err(BrokerError::Conflict { .. }) => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn tell(&self, mine: BTreeSet<Partition>, renewed: Option<Instant>, living: &[&str]) {
+        let mut others: BTreeMap<Version, Vec<u64>> = BTreeMap::new();
+        for (name, member) in &self.demands {
+            if *name == self.me || !living.contains(&name.as_str()) {
+                continue;
+            }
+            for (version, demand) in &member.demand {
+                if let Some((model, version)) = version.split_once('.') {
+                    let version = (model.to_owned(), version.to_owned());
+                    others.entry(version).or_default().push(*demand);
+                }
+            }
+        }
+        metrics::gauge!("inkstone_orchestrator_partitions").set(mine.len() as f64);
+        self.mandate.send_replace(Mandate {
+            partitions: Arc::new(mine),
+            renewed,
+            others: Arc::new(others),
+            clock: self.clock,
+        });
+    }
+
+    /// Gives partitions to whoever takes them, once nothing is dispatched from them any more.
+    async fn release(
+        &mut self,
+        partitions: &[Partition],
+        leases: &BTreeMap<Partition, (String, u64)>,
+    ) -> Result<(), BrokerError> {
+        if partitions.is_empty() {
+            return Ok(());
+        }
+        let is_free = |served: &Served| partitions.iter().all(|p| !served.partitions.contains(p));
+        let waited = tokio::time::timeout(LET_GO, self.served.wait_for(is_free)).await;
+        // What it holds of the channel goes at once.
+        if waited.map(|_| ()).is_err() {
+            tracing::debug!("partitions are let go while a dispatch is on its way");
+        }
+        for partition in partitions {
+            let revision = leases.get(partition).map(|(_, revision)| *revision);
+            self.write(*partition, "", revision).await?;
+        }
+        Ok(())
+    }
+
+    /// Lets everything go at once, so that nobody waits for it.
+    async fn leave(&mut self) {
+        let leaving = async {
+            self.tell(BTreeSet::new(), None, &[]);
+            let leases = self.leases().await?;
+            let mine = leases.iter().filter(|(_, (owner, _))| *owner == self.me);
+            let mine: Vec<Partition> = mine.map(|(p, _)| *p).collect();
+            self.release(&mine, &leases).await?;
+            self.members.delete(&self.me).await
+        };
+        if let Err(error) = leaving.await {
+            let error: &dyn std::error::Error = &error;
+            let error = lifecycle::chain(error);
+            tracing::debug!(error, "partitions are taken over in some seconds");
+        }
+    }
+}

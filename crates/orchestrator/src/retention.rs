@@ -1,0 +1,288 @@
+//! What workers have stored for tasks: how long it stays, and that none goes which a task still needs.
+//!
+//! Pictures stay `retention.pictures` after they were drawn. What nobody can want goes sooner: checkpoints of tasks that have ended, and
+//! pictures that no task's end names, which a worker leaves behind that dies between storing and saying so. Before anything is removed
+//! the log is asked for its task, and a task that has not ended keeps everything.
+//!
+//! Every orchestrator sweeps by itself. Removing what another has removed is no error.
+
+use std::time::{Duration, SystemTime};
+
+use contract::task::done::Outcome;
+use futures::TryStreamExt as _;
+use lifecycle::Service;
+use storage::{Drawn, Kind, Storage, StorageError};
+use task_log::{Record, TaskLog, TaskLogError};
+
+use crate::settings::RetentionSettings;
+
+/// Objects that are looked at together.
+const AT_ONCE: usize = 8;
+
+/// Why a sweep did not come to its end.
+#[derive(Debug, thiserror::Error)]
+enum SweepError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("cannot tell what tasks still need")]
+    TaskLog(#[from] TaskLogError),
+}
+
+/// What a task wants of an object of its.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    /// It has not ended, and may want everything.
+    Open,
+    /// It has ended, and its end names the object.
+    Named,
+    /// It has ended, and its end does not name the object.
+    Unnamed,
+    /// The log knows no such task, or not any more.
+    Unknown,
+}
+
+/// Whether an object of this age goes.
+fn expires(kind: Kind, claim: Claim, age: Duration, settings: &RetentionSettings) -> bool {
+    let kept = settings.pictures.duration();
+    let grace = settings.grace.duration();
+    match (kind, claim) {
+        (_, Claim::Open) => false,
+        (Kind::Picture, Claim::Named | Claim::Unknown) => age >= kept.max(grace),
+        (Kind::Picture, Claim::Unnamed) | (Kind::Checkpoint, _) => age >= grace,
+    }
+}
+
+fn claim(record: Option<&Record>, object: &Drawn) -> Claim {
+    let Some(record) = record else {
+        return Claim::Unknown;
+    };
+    let Some(done) = &record.done else {
+        return Claim::Open;
+    };
+    let named = match &done.outcome {
+        Some(Outcome::Succeeded(success)) => {
+            let key = object.key.as_str();
+            success.images.iter().any(|image| image.key == key)
+        }
+        Some(Outcome::Failed(_) | Outcome::Cancelled(_)) => false,
+        // A later version wrote it: who knows what it names.
+        None => true,
+    };
+    if named { Claim::Named } else { Claim::Unnamed }
+}
+
+/// Sweeps.
+struct Sweeper {
+    storage: Storage,
+    log: TaskLog,
+    settings: RetentionSettings,
+}
+
+impl Sweeper {
+    /// Removes what has expired of a kind.
+    async fn sweep(&self, kind: Kind) -> Result<(), SweepError> {
+        let now = contract::clock::system_time();
+        let objects = self.storage.drawn(kind).map_err(SweepError::from);
+        let each = async |object: Drawn| {
+            let key = object.key.to_string();
+            // One that cannot be judged or removed keeps no other from it.
+            if let Err(error) = self.look(kind, object, now).await {
+                metrics::counter!("inkstone_orchestrator_not_removed_total").increment(1);
+                tracing::debug!(
+                    error = lifecycle::chain(&error),
+                    key,
+                    "it stays until the next sweep"
+                );
+            }
+            Ok(())
+        };
+        objects.try_for_each_concurrent(AT_ONCE, each).await
+    }
+
+    async fn look(&self, kind: Kind, object: Drawn, now: SystemTime) -> Result<(), SweepError> {
+        let age = now.duration_since(object.written).unwrap_or_default();
+        // Most stay whatever their task says: the log is not asked for these.
+        if !expires(kind, Claim::Unnamed, age, &self.settings) {
+            return Ok(());
+        }
+        let record = self.log.read_for_any_tenant(object.task).await?;
+        if !expires(kind, claim(record.as_ref(), &object), age, &self.settings) {
+            return Ok(());
+        }
+        self.storage.delete(&object.key).await?;
+        tracing::debug!(key = %object.key, "removed");
+        let kind = match kind {
+            Kind::Picture => "picture",
+            Kind::Checkpoint => "checkpoint",
+        };
+        metrics::counter!("inkstone_orchestrator_removed_total", "kind" => kind).increment(1);
+        metrics::counter!("inkstone_orchestrator_removed_bytes_total", "kind" => kind)
+            .increment(object.size);
+        Ok(())
+    }
+}
+
+/// Sweeps now and then for as long as the service runs.
+pub(crate) fn start(
+    service: &Service,
+    storage: &Storage,
+    log: &TaskLog,
+    settings: &RetentionSettings,
+) {
+    let sweeper = Sweeper {
+        storage: storage.clone(),
+        log: log.clone(),
+        settings: settings.clone(),
+    };
+    let stopping = service.tasks.stopping();
+    let sweeps = async move {
+        let mut every = tokio::time::interval(sweeper.settings.sweep_every.duration());
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            every.tick().await;
+            for kind in [Kind::Checkpoint, Kind::Picture] {
+                match sweeper.sweep(kind).await {
+                    Ok(()) => metrics::gauge!("inkstone_orchestrator_last_sweep_seconds")
+                        .set(contract::now().seconds as f64),
+                    Err(error) => {
+                        let error = lifecycle::chain(&error);
+                        tracing::warn!(error, ?kind, "what has expired stays for now");
+                    }
+                }
+            }
+        }
+    };
+    service.tasks.critical("retention", async move {
+        tokio::select! {
+            () = stopping => {}
+            () = sweeps => {}
+        }
+        Ok::<(), std::convert::Infallible>(())
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use contract::TaskId;
+    use contract::task::{Cancelled, Done, StoredImage, Submitted, Succeeded};
+    use messaging::{Broker, BrokerSettings};
+    use nats_server::NatsServer;
+    use storage::{Key, StorageSettings};
+    use task_log::TaskRef;
+
+    use super::*;
+
+    fn settings(pictures: &str, grace: &str) -> RetentionSettings {
+        RetentionSettings {
+            pictures: pictures.parse().unwrap(),
+            grace: grace.parse().unwrap(),
+            sweep_every: "1h".parse().unwrap(),
+        }
+    }
+
+    #[test]
+    fn an_open_task_keeps_everything_and_what_is_young_stays() {
+        let settings = settings("30d", "1h");
+        let ages = [0, 3599, 3600, 86_400 * 30].map(Duration::from_secs);
+        for kind in [Kind::Picture, Kind::Checkpoint] {
+            let goes = |claim| ages.map(|age| expires(kind, claim, age, &settings));
+            assert_eq!(goes(Claim::Open), [false; 4]);
+            assert_eq!(goes(Claim::Unnamed), [false, false, true, true]);
+        }
+        let goes = |kind, claim| ages.map(|age| expires(kind, claim, age, &settings));
+        for claim in [Claim::Named, Claim::Unknown] {
+            assert_eq!(goes(Kind::Picture, claim), [false, false, false, true]);
+            assert_eq!(goes(Kind::Checkpoint, claim), [false, false, true, true]);
+        }
+    }
+
+    fn submitted() -> Submitted {
+        Submitted {
+            task_id: TaskId::random().to_string(),
+            tenant: "acme".to_owned(),
+            lane: "standard-image".to_owned(),
+            ..Submitted::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_sweep_removes_what_no_task_names_and_nothing_of_an_open_one() {
+        let server = NatsServer::scratch().unwrap();
+        let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
+        let log = TaskLog::new(Broker::connect(&broker, "test").await.unwrap());
+        let streams = task_log::StreamSettings {
+            task_retention: "1h".parse().unwrap(),
+            task_max_size: "64MiB".parse().unwrap(),
+            dead_retention: "1h".parse().unwrap(),
+            dead_max_size: "8MiB".parse().unwrap(),
+        };
+        log.ensure_streams(&streams).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let storage = Storage::open(&StorageSettings {
+            url: format!("file://{}", folder.path().display()),
+            endpoint: String::new(),
+            region: String::new(),
+            access_key_id: String::new(),
+            secret_access_key: "".into(),
+            faults: Default::default(),
+        })
+        .unwrap();
+        let (open, cancelled, good) = (submitted(), submitted(), submitted());
+        let id = |task: &Submitted| task.task_id.parse::<TaskId>().unwrap();
+        let image = |task: &Submitted, index| Key::image(id(task), index, "png");
+        let success = Succeeded {
+            images: vec![StoredImage {
+                key: image(&good, 0).to_string(),
+                ..StoredImage::default()
+            }],
+            ..Succeeded::default()
+        };
+        for (task, outcome) in [
+            (&open, None),
+            (&cancelled, Some(Outcome::Cancelled(Cancelled::default()))),
+            (&good, Some(Outcome::Succeeded(success))),
+        ] {
+            log.submit(task).await.unwrap();
+            if outcome.is_some() {
+                let done = Done {
+                    outcome,
+                    ..Done::default()
+                };
+                let place = TaskRef::of(task).unwrap();
+                log.end(&place, &done).await.unwrap();
+            }
+            for key in [
+                image(task, 0),
+                image(task, 1),
+                Key::checkpoint(id(task), 1, 5),
+            ] {
+                storage.put(&key, Bytes::from_static(b"x")).await.unwrap();
+            }
+        }
+        let lost = Key::checkpoint(TaskId::random(), 1, 1);
+        storage.put(&lost, Bytes::from_static(b"x")).await.unwrap();
+        let sweeper = Sweeper {
+            storage: storage.clone(),
+            log,
+            settings: settings("1h", "0s"),
+        };
+        for kind in [Kind::Checkpoint, Kind::Picture] {
+            sweeper.sweep(kind).await.unwrap();
+        }
+        let mut left = Vec::new();
+        for kind in [Kind::Checkpoint, Kind::Picture] {
+            let objects: Vec<Drawn> = storage.drawn(kind).try_collect().await.unwrap();
+            left.extend(objects.into_iter().map(|object| object.key.to_string()));
+        }
+        left.sort();
+        let mut expected = vec![
+            Key::checkpoint(id(&open), 1, 5).to_string(),
+            image(&open, 0).to_string(),
+            image(&open, 1).to_string(),
+            image(&good, 0).to_string(),
+        ];
+        expected.sort();
+        assert_eq!(left, expected);
+    }
+}

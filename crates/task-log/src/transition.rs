@@ -1,0 +1,267 @@
+//! What becomes of a task: from what the log holds and what happened to what is written next and what the broker is told.
+//!
+//! Pure, and in one place: the services act by these functions, and `tests/life` tries every order in which two workers, a
+//! dispatcher and a canceller can act by them and die in between.
+
+use std::time::Duration;
+
+use crate::Record;
+
+/// Pauses before a task is taken up again after its first, second and any later failure.
+const RETRY_DELAYS: [Duration; 3] = [
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+    Duration::from_secs(15),
+];
+
+/// What the log holds of a task, as far as it matters here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Known {
+    /// `done` is stored.
+    pub ended: bool,
+    /// Times that it was taken up.
+    pub attempts: u32,
+}
+
+impl From<&Record> for Known {
+    fn from(record: &Record) -> Self {
+        Self {
+            ended: record.done.is_some(),
+            attempts: record.attempts(),
+        }
+    }
+}
+
+/// Whether a waiting task is handed to the workers. `scheduled`: it had a state before, so somebody has begun to hand it over, and
+/// perhaps more. One that has no state is handed over although it may have ended: whoever takes it up finds out.
+pub fn needs_dispatch(scheduled: bool, ended: bool) -> bool {
+    !(scheduled && ended)
+}
+
+/// What to do with a dispatch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Decision {
+    /// There is no such task: keep a copy, take it off the queue.
+    Bury,
+    /// The task has ended: take it off the queue.
+    Ended,
+    /// This worker is at it; the broker forgot. Let it come again later.
+    AlreadyHere,
+    /// It was taken up this often without an end: no more.
+    Exhausted {
+        /// Times it was taken up.
+        attempts: u32,
+    },
+    /// Take it up.
+    Run {
+        /// As which attempt, 1 for the first.
+        attempt: u32,
+    },
+}
+
+/// What to do with a dispatch of a task. `running_here`: this worker is carrying it out right now.
+pub fn decide(known: Option<Known>, running_here: bool, max_attempts: u32) -> Decision {
+    let Some(Known {
+        ended, attempts, ..
+    }) = known
+    else {
+        return Decision::Bury;
+    };
+    if ended {
+        return Decision::Ended;
+    }
+    if running_here {
+        return Decision::AlreadyHere;
+    }
+    if attempts >= max_attempts {
+        return Decision::Exhausted { attempts };
+    }
+    Decision::Run {
+        attempt: attempts + 1,
+    }
+}
+
+/// How an attempt came out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CameOut {
+    /// All pictures are in the object store.
+    Drawn,
+    /// It would fail again, whoever tried.
+    Impossible,
+    /// It may succeed the next time.
+    Failed,
+    /// The worker stops; the attempt was nobody's fault.
+    Stopped,
+    /// The task's end is in the log already.
+    EndedElsewhere,
+}
+
+/// How a task is to end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Ending {
+    /// With its pictures.
+    Succeeded,
+    /// As one that cannot be carried out.
+    Failed,
+    /// As one that was taken up too often; a copy of the dispatch is kept.
+    GivenUp,
+}
+
+/// What an attempt leaves to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Next {
+    /// Write the end (create-only), for as long as it takes.
+    End(Ending),
+    /// Write, in place of this attempt's own state and of no other, that the task waits for a worker again.
+    Rest {
+        /// Attempts that count from then on.
+        attempts: u32,
+        /// How long it waits at least.
+        pause: Duration,
+    },
+    /// Nothing: the end is there.
+    Over,
+}
+
+/// What follows from how the `attempt`-th attempt came out.
+pub fn after_attempt(attempt: u32, came_out: CameOut, max_attempts: u32) -> Next {
+    match came_out {
+        CameOut::Drawn => Next::End(Ending::Succeeded),
+        CameOut::Impossible => Next::End(Ending::Failed),
+        CameOut::Failed if attempt >= max_attempts => Next::End(Ending::GivenUp),
+        CameOut::Failed => Next::Rest {
+            attempts: attempt,
+            pause: retry_delay(attempt),
+        },
+        CameOut::Stopped => Next::Rest {
+            attempts: attempt.saturating_sub(1),
+            pause: Duration::ZERO,
+        },
+        CameOut::EndedElsewhere => Next::Over,
+    }
+}
+
+/// What the broker is told of a dispatch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Settlement {
+    /// The task has ended, or there is none.
+    Ack,
+    /// Someone takes it up after this long.
+    GiveBack(Duration),
+    /// Nothing: another worker has it, and to give it back would hand it to a third.
+    Leave,
+}
+
+/// What came of a state that was to stand in place of another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Written {
+    /// It stands there.
+    Stored,
+    /// Another was written meanwhile, and stays.
+    Refused,
+    /// Nobody knows.
+    Unknown,
+}
+
+/// How a dispatch is settled whose task rests.
+pub fn after_rest(pause: Duration, written: Written) -> Settlement {
+    match written {
+        // When it was not stored the old state stays, which only counts an attempt more.
+        Written::Stored | Written::Unknown => Settlement::GiveBack(pause),
+        Written::Refused => Settlement::Leave,
+    }
+}
+
+/// How a dispatch is settled whose task was not taken up, because its state is another than when it was read as `before`.
+pub fn after_refusal(before: Known, now: Option<Known>) -> Settlement {
+    if now.is_some_and(|now| !now.ended && now.attempts > before.attempts) {
+        // Somebody else has taken it up, on a later delivery.
+        Settlement::Leave
+    } else {
+        Settlement::GiveBack(Duration::ZERO)
+    }
+}
+
+/// How long a task rests after its `attempt`-th attempt failed.
+pub fn retry_delay(attempt: u32) -> Duration {
+    let failures = attempt.saturating_sub(1) as usize;
+    RETRY_DELAYS[failures.min(RETRY_DELAYS.len() - 1)]
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn known(attempts: u32, ended: bool) -> Option<Known> {
+        Some(Known { ended, attempts })
+    }
+
+    #[test]
+    fn a_dispatch_of_no_task_is_buried() {
+        assert_eq!(decide(None, false, 3), Decision::Bury);
+    }
+
+    #[test]
+    fn a_task_that_has_ended_is_only_taken_off_the_queue() {
+        assert_eq!(decide(known(9, true), true, 3), Decision::Ended);
+    }
+
+    #[test]
+    fn a_task_that_runs_here_is_not_taken_up_twice() {
+        assert_eq!(decide(known(1, false), true, 3), Decision::AlreadyHere);
+    }
+
+    #[test]
+    fn the_last_attempt_is_allowed_and_the_one_after_it_is_not() {
+        assert_eq!(
+            decide(known(0, false), false, 3),
+            Decision::Run { attempt: 1 }
+        );
+        assert_eq!(
+            decide(known(2, false), false, 3),
+            Decision::Run { attempt: 3 }
+        );
+        assert_eq!(
+            decide(known(3, false), false, 3),
+            Decision::Exhausted { attempts: 3 }
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn a_task_that_always_fails_is_given_up_after_just_so_many_attempts(max_attempts in 1u32..20) {
+            let mut taken_up = 0;
+            loop {
+                let Decision::Run { attempt } = decide(known(taken_up, false), false, max_attempts) else {
+                    panic!("it was not given up by the last attempt");
+                };
+                prop_assert_eq!(attempt, taken_up + 1);
+                match after_attempt(attempt, CameOut::Failed, max_attempts) {
+                    Next::Rest { attempts, .. } => taken_up = attempts,
+                    next => {
+                        prop_assert_eq!(next, Next::End(Ending::GivenUp));
+                        prop_assert_eq!(attempt, max_attempts);
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_worker_that_stops_counts_no_attempt_and_its_task_waits_no_longer_than_it_must() {
+        let next = after_attempt(2, CameOut::Stopped, 3);
+        let (attempts, pause) = (1, Duration::ZERO);
+        assert_eq!(next, Next::Rest { attempts, pause });
+    }
+
+    #[test]
+    fn rests_are_one_five_and_fifteen_seconds() {
+        let rests: Vec<u64> = (1..=5)
+            .map(|attempt| retry_delay(attempt).as_secs())
+            .collect();
+        assert_eq!(rests, [1, 5, 15, 15, 15]);
+    }
+}

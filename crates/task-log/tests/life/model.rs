@@ -1,0 +1,353 @@
+//! Who can do what next, by the functions that the services decide by.
+
+use stateright::{Model, Property};
+use task_log::transition::{
+    CameOut, Decision, Ending, Known, Next, Settlement, Written, after_attempt, after_refusal,
+    after_rest, decide, needs_dispatch,
+};
+
+use crate::world::{
+    At, Canceller, Checkpoint, Dispatcher, End, MAX_ATTEMPTS, Message, Mishaps, Run, STEPS, Stands,
+    World,
+};
+
+/// A task's life, with so many mishaps.
+#[derive(Clone)]
+pub(crate) struct Life {
+    pub(crate) mishaps: Mishaps,
+    /// Whether a state is written only in place of the one that its writer read or wrote last.
+    pub(crate) guarded: bool,
+}
+
+/// One thing that happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Act {
+    Dispatcher,
+    DispatcherDies,
+    Deliver(usize),
+    AckWaitPasses,
+    /// It does what comes next.
+    Goes(usize),
+    PutsAway(usize),
+    ComesOut(usize, CameOut),
+    Dies(usize),
+    Canceller,
+}
+
+impl Model for Life {
+    type State = World;
+    type Action = Act;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new(self.mishaps)]
+    }
+
+    fn actions(&self, world: &World, acts: &mut Vec<Act>) {
+        if world.dispatcher != Dispatcher::Acknowledged {
+            acts.push(Act::Dispatcher);
+            if world.left.deaths > 0 && world.dispatcher != Dispatcher::Handed {
+                acts.push(Act::DispatcherDies);
+            }
+        }
+        if !matches!(world.canceller, Canceller::Told(_)) {
+            acts.push(Act::Canceller);
+        }
+        if world.work.is_some_and(|message| message.out.is_some()) {
+            acts.push(Act::AckWaitPasses);
+        }
+        for (number, worker) in world.workers.iter().enumerate() {
+            if world.work.is_some_and(|message| message.out.is_none()) {
+                acts.push(Act::Deliver(number));
+            }
+            if worker.at == At::Nothing {
+                continue;
+            }
+            acts.push(Act::Goes(number));
+            if world.left.deaths > 0 {
+                acts.push(Act::Dies(number));
+            }
+            if let At::Running(run) = worker.at {
+                acts.push(Act::PutsAway(number));
+                acts.push(Act::ComesOut(number, CameOut::Failed));
+                if run.step == 0 {
+                    acts.push(Act::ComesOut(number, CameOut::Impossible));
+                }
+                if world.left.stops > 0 {
+                    acts.push(Act::ComesOut(number, CameOut::Stopped));
+                }
+            }
+        }
+    }
+
+    fn next_state(&self, before: &World, act: Act) -> Option<World> {
+        let mut world = *before;
+        match act {
+            Act::Dispatcher => Self::dispatch(&mut world),
+            Act::DispatcherDies => {
+                world.left.deaths -= 1;
+                world.dispatcher = Dispatcher::Handed;
+            }
+            Act::Deliver(worker) => deliver(&mut world, worker),
+            Act::AckWaitPasses => ack_wait_passes(&mut world)?,
+            Act::Goes(worker) => self.go(&mut world, worker),
+            Act::PutsAway(worker) => put_away(&mut world, worker)?,
+            Act::ComesOut(worker, came_out) => comes_out(&mut world, worker, came_out)?,
+            Act::Dies(worker) => {
+                world.left.deaths -= 1;
+                world.workers[worker].at = At::Nothing;
+            }
+            Act::Canceller => cancel(&mut world),
+        }
+        (world != *before).then(|| world.in_order())
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        crate::properties::all()
+    }
+}
+
+impl Life {
+    /// `TaskLog::hand_over`: neither write overwrites anything, and whoever was interrupted does both again.
+    fn dispatch(world: &mut World) {
+        world.dispatcher = match world.dispatcher {
+            Dispatcher::Handed => {
+                let scheduled = Stands {
+                    running: false,
+                    attempt: 0,
+                    checkpoint: None,
+                    run: 0,
+                };
+                if world.replace(0, scheduled, true) {
+                    Dispatcher::Scheduled
+                } else {
+                    Dispatcher::Stood
+                }
+            }
+            Dispatcher::Stood if needs_dispatch(true, world.done.is_some()) => {
+                Dispatcher::Scheduled
+            }
+            Dispatcher::Stood => Dispatcher::Published,
+            Dispatcher::Scheduled => {
+                // Its subject is the task's: while there is one, WORK refuses another.
+                if world.work.is_none() {
+                    world.published += 1;
+                    world.work = Some(Message {
+                        number: world.published,
+                        out: None,
+                    });
+                }
+                Dispatcher::Published
+            }
+            Dispatcher::Published | Dispatcher::Acknowledged => Dispatcher::Acknowledged,
+        };
+    }
+
+    /// `gpu-worker/src/run`: what a worker does next.
+    fn go(&self, world: &mut World, worker: usize) {
+        let at = match world.workers[worker].at {
+            At::Nothing => At::Nothing,
+            At::Delivered => At::Looked {
+                known: world.known(),
+                version: world.version,
+            },
+            At::Looked { known, version } => self.decided(world, known, version),
+            At::Refused { before } => At::Settling(after_refusal(before, Some(world.known()))),
+            At::Running(run) if world.done.is_some() => left_by(run, CameOut::EndedElsewhere),
+            At::Running(run) if run.step < STEPS => At::Running(Run {
+                step: run.step + 1,
+                ..run
+            }),
+            At::Running(run) => {
+                world.pictures = true;
+                left_by(run, CameOut::Drawn)
+            }
+            At::PuttingAway(run) => At::Running(self.name_checkpoint(world, run)),
+            At::WritingEnd { run, ending } => {
+                let own = End::By(run.map_or(0, |run| run.number), ending);
+                if world.end(own) == own {
+                    At::Settling(Settlement::Ack)
+                } else {
+                    At::CleaningUp
+                }
+            }
+            At::CleaningUp => {
+                if !matches!(world.done, Some(End::By(_, Ending::Succeeded))) {
+                    world.pictures = false;
+                }
+                At::Settling(Settlement::Ack)
+            }
+            At::Resting { run, attempts } => self.rest(world, run, attempts),
+            At::Settling(settlement) => {
+                settle(world, worker, settlement);
+                At::Nothing
+            }
+        };
+        world.workers[worker].at = at;
+    }
+
+    fn decided(&self, world: &mut World, known: Known, version: u8) -> At {
+        match decide(Some(known), false, MAX_ATTEMPTS) {
+            Decision::Bury => unreachable!("the task is in the log"),
+            Decision::AlreadyHere => unreachable!("see `deliver`"),
+            Decision::Ended => At::Settling(Settlement::Ack),
+            Decision::Exhausted { .. } => At::WritingEnd {
+                run: None,
+                ending: Ending::GivenUp,
+            },
+            Decision::Run { attempt } => {
+                // Of the record that was read, as all of the state that is written.
+                let checkpoint = world.stands.and_then(|stands| stands.checkpoint);
+                let number = world.seen.runs + 1;
+                let stands = Stands {
+                    running: true,
+                    attempt,
+                    checkpoint,
+                    run: number,
+                };
+                if !world.replace(version, stands, self.guarded) {
+                    return At::Refused { before: known };
+                }
+                world.seen.runs = number;
+                At::Running(Run {
+                    number,
+                    attempt,
+                    version: world.version,
+                    step: checkpoint.map_or(0, |checkpoint| checkpoint.step),
+                    checkpoint,
+                })
+            }
+        }
+    }
+
+    /// `gpu-worker/src/pipeline/checkpoint.rs`, `write`, after the object was stored.
+    fn name_checkpoint(&self, world: &mut World, run: Run) -> Run {
+        let checkpoint = Checkpoint {
+            attempt: run.attempt,
+            step: run.step,
+        };
+        let stands = Stands {
+            running: true,
+            attempt: run.attempt,
+            checkpoint: Some(checkpoint),
+            run: run.number,
+        };
+        if !world.replace(run.version, stands, self.guarded) {
+            world.checkpoints &= !checkpoint.bit();
+            return run;
+        }
+        if let Some(before) = run.checkpoint {
+            world.checkpoints &= !before.bit();
+        }
+        Run {
+            version: world.version,
+            checkpoint: Some(checkpoint),
+            ..run
+        }
+    }
+
+    fn rest(&self, world: &mut World, run: Run, attempts: u32) -> At {
+        let stands = Stands {
+            running: false,
+            attempt: attempts,
+            checkpoint: run.checkpoint,
+            run: run.number,
+        };
+        let written = if world.replace(run.version, stands, self.guarded) {
+            if attempts < run.attempt {
+                world.seen.handed_back += 1;
+            }
+            Written::Stored
+        } else {
+            Written::Refused
+        };
+        At::Settling(after_rest(std::time::Duration::ZERO, written))
+    }
+}
+
+/// A worker that is at it hears of it again in another of its slots, reads, decides, and settles that at once.
+fn deliver(world: &mut World, worker: usize) {
+    let Some(message) = &mut world.work else {
+        return;
+    };
+    let slot = &mut world.workers[worker];
+    if slot.at == At::Nothing {
+        message.out = Some(worker);
+        slot.message = message.number;
+        slot.at = At::Delivered;
+    } else if decide(Some(world.known()), true, MAX_ATTEMPTS) == Decision::Ended {
+        world.work = None;
+    }
+}
+
+fn ack_wait_passes(world: &mut World) -> Option<()> {
+    let message = world.work.as_mut()?;
+    let worker = message.out.take()?;
+    let holder = world.workers[worker];
+    if holder.at != At::Nothing && holder.message == message.number {
+        world.left.taken_for_dead = world.left.taken_for_dead.checked_sub(1)?;
+    }
+    Some(())
+}
+
+fn put_away(world: &mut World, worker: usize) -> Option<()> {
+    let At::Running(run) = world.workers[worker].at else {
+        return None;
+    };
+    if run.checkpoint.map_or(0, |checkpoint| checkpoint.step) >= run.step {
+        return None;
+    }
+    let checkpoint = Checkpoint {
+        attempt: run.attempt,
+        step: run.step,
+    };
+    world.checkpoints |= checkpoint.bit();
+    world.workers[worker].at = At::PuttingAway(run);
+    Some(())
+}
+
+fn comes_out(world: &mut World, worker: usize, came_out: CameOut) -> Option<()> {
+    let At::Running(run) = world.workers[worker].at else {
+        return None;
+    };
+    if came_out == CameOut::Stopped {
+        world.left.stops -= 1;
+    }
+    world.workers[worker].at = left_by(run, came_out);
+    Some(())
+}
+
+fn left_by(run: Run, came_out: CameOut) -> At {
+    match after_attempt(run.attempt, came_out, MAX_ATTEMPTS) {
+        Next::End(ending) => At::WritingEnd {
+            run: Some(run),
+            ending,
+        },
+        Next::Rest { attempts, .. } => At::Resting { run, attempts },
+        Next::Over => At::CleaningUp,
+    }
+}
+
+/// The broker takes the word of whoever ever had the message.
+fn settle(world: &mut World, worker: usize, settlement: Settlement) {
+    let Some(message) = &mut world.work else {
+        return;
+    };
+    if message.number != world.workers[worker].message {
+        return;
+    }
+    match settlement {
+        Settlement::Ack => {
+            world.work = None;
+            world.seen.acknowledged_before_the_end |= world.done.is_none();
+        }
+        Settlement::GiveBack(_) => message.out = None,
+        Settlement::Leave => {}
+    }
+}
+
+/// `orchestrator/src/tasks.rs`, `cancel`. It looks first, which decides nothing: what it is told is the end that counts.
+fn cancel(world: &mut World) {
+    if world.canceller == Canceller::Waits {
+        world.canceller = Canceller::Told(world.end(End::Cancelled));
+    }
+}

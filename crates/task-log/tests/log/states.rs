@@ -1,0 +1,88 @@
+//! States that are written in place of the one that was read.
+
+use contract::TaskId;
+use contract::task::{Phase, State};
+use task_log::TaskRef;
+
+use crate::{Bench, bench, submitted, tenant};
+
+fn running(worker: &str, attempt: u32) -> State {
+    State {
+        phase: Phase::Running.into(),
+        worker: worker.to_owned(),
+        attempt,
+        ..State::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_many_workers_that_read_the_same_state_one_takes_the_task_up() {
+    let Bench {
+        server: _server,
+        log,
+        ..
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    let task = TaskRef::of(&event).unwrap();
+    log.submit(&event).await.unwrap();
+    let read = async || log.read(&tenant(), task.task).await.unwrap().unwrap();
+    assert_eq!(read().await.state_sequence, 0, "there is none");
+    let scheduled = State {
+        phase: Phase::Scheduled.into(),
+        ..State::default()
+    };
+    let first = log.replace_state(&task, &scheduled, 0).await.unwrap();
+    assert!(first.is_some());
+    assert_eq!(read().await.state_sequence, first.unwrap());
+    let late = log.replace_state(&task, &running("late", 9), 0).await;
+    assert_eq!(late.unwrap(), None, "it was there already");
+
+    let states: Vec<State> = (0..20).map(|n| running(&format!("w{n}"), 1)).collect();
+    let writes = states
+        .iter()
+        .map(|state| log.replace_state(&task, state, first.unwrap()));
+    let written: Vec<Option<u64>> = futures::future::try_join_all(writes).await.unwrap();
+    let stored: Vec<usize> = (0..20).filter(|&n| written[n].is_some()).collect();
+    assert_eq!(stored.len(), 1, "{written:?}");
+    let record = read().await;
+    assert_eq!(record.state.as_ref(), Some(&states[stored[0]]));
+    assert_eq!(Some(record.state_sequence), written[stored[0]]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_whose_answer_was_lost_is_found_when_it_is_written_again() {
+    let Bench {
+        server: _server,
+        log,
+        ..
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    let task = TaskRef::of(&event).unwrap();
+    log.submit(&event).await.unwrap();
+    let state = running("one", 1);
+    let written = log.replace_state(&task, &state, 0).await.unwrap();
+    let again = log.replace_state(&task, &state, 0).await.unwrap();
+    assert_eq!(again, written);
+    assert!(written.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_that_meets_a_broker_which_is_away_is_an_error_and_no_refusal() {
+    let Bench {
+        mut server, log, ..
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    let task = TaskRef::of(&event).unwrap();
+    log.submit(&event).await.unwrap();
+    server.kill();
+    let state = running("one", 1);
+    assert!(log.replace_state(&task, &state, 0).await.is_err());
+    server.restart().unwrap();
+    let written = loop {
+        match log.replace_state(&task, &state, 0).await {
+            Ok(written) => break written,
+            Err(_) => tokio::time::sleep(std::time::Duration::from_millis(50)).await,
+        }
+    };
+    assert!(written.is_some());
+}

@@ -1,0 +1,138 @@
+//! What is to be done: how it is queued, handed over, given back and read.
+
+use contract::TaskId;
+use contract::task::{Phase, State};
+use task_log::{Handed, Handover, TaskRef};
+
+use crate::{Bench, bench, cancelled, submitted, tenant};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatch_is_queued_once_and_comes_back_when_it_is_not_acknowledged() {
+    let Bench {
+        server: _server,
+        log,
+        ..
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    assert_eq!(
+        log.dispatch(&event, 0, 4).await.unwrap(),
+        Handed::Dispatched
+    );
+    // By what it is known by, and by its subject.
+    assert_eq!(log.dispatch(&event, 0, 4).await.unwrap(), Handed::Already);
+    assert_eq!(log.dispatch(&event, 1, 4).await.unwrap(), Handed::Already);
+    let version = ("demo".to_owned(), "1".to_owned());
+    let work = log.work().await.unwrap();
+    assert_eq!(work.by_version, [(version, 1)].into());
+    assert_eq!(work.by_tenant, [(tenant(), 1)].into());
+    let wait = std::time::Duration::from_secs(1);
+    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
+    let work = log.work_of(&model, &number, wait).await.unwrap();
+    let first = work.pull(4).await.unwrap();
+    assert_eq!(first.len(), 1);
+    drop(first);
+    let second = work.pull(4).await.unwrap();
+    assert_eq!(second[0].deliveries(), 2);
+    assert_eq!(log.dispatch(&event, 2, 4).await.unwrap(), Handed::Already);
+    second[0].ack().await.unwrap();
+    assert!(log.work().await.unwrap().by_version.is_empty());
+    assert_eq!(
+        log.dispatch(&event, 3, 4).await.unwrap(),
+        Handed::Dispatched
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_given_back_at_once_comes_back_after_its_delay_and_not_after_the_ack_wait() {
+    let Bench {
+        server: _server,
+        log,
+        ..
+    } = bench().await;
+    let mut left = 20;
+    for _ in 0..left {
+        log.dispatch(&submitted(TaskId::random()), 0, 1)
+            .await
+            .unwrap();
+    }
+    let wait = std::time::Duration::from_secs(600);
+    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
+    let work = log.work_of(&model, &number, wait).await.unwrap();
+    let began = std::time::Instant::now();
+    while left > 0 {
+        for delivery in work.pull(20).await.unwrap() {
+            if delivery.deliveries() > 1 {
+                delivery.ack().await.unwrap();
+                left -= 1;
+                continue;
+            }
+            let delay = std::time::Duration::from_millis(10);
+            let given_back = delivery.heartbeat(delivery.give_back(delay)).await;
+            given_back.unwrap();
+        }
+        assert!(began.elapsed() < wait / 10, "{left} did not come back");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn handing_a_task_over_overwrites_no_state_and_leaves_alone_what_has_ended() {
+    let Bench {
+        server: _server,
+        log,
+        ..
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    log.submit(&event).await.unwrap();
+    let task = TaskRef::of(&event).unwrap();
+    let to = Handover {
+        task: task.clone(),
+        model: event.model.clone(),
+        version: event.model_version.clone(),
+        weight: 1,
+    };
+    assert_eq!(log.hand_over(&to).await.unwrap(), Handed::Dispatched);
+    let running = State {
+        phase: Phase::Running.into(),
+        attempt: 1,
+        ..State::default()
+    };
+    log.set_state(&task, &running).await.unwrap();
+    assert_eq!(log.hand_over(&to).await.unwrap(), Handed::Already);
+    let record = log.read(&task.tenant, task.task).await.unwrap().unwrap();
+    assert_eq!(record.state, Some(running));
+    log.end(&task, &cancelled()).await.unwrap();
+    assert_eq!(log.hand_over(&to).await.unwrap(), Handed::Ended);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_is_read_in_turn_and_page_by_page_with_what_is_left_behind() {
+    let Bench {
+        server: _server,
+        log,
+        ..
+    } = bench().await;
+    for number in 0..30 {
+        let mut event = submitted(TaskId::random());
+        if number % 3 == 0 {
+            event.tenant = "other".to_owned();
+        }
+        log.submit(&event).await.unwrap();
+    }
+    let queue = task_log::Queue {
+        lane: "standard-image".parse().unwrap(),
+        tenant: tenant(),
+    };
+    let first = log.submissions(&queue, 1, 8).await.unwrap();
+    assert_eq!((first.events.len(), first.behind), (8, 12));
+    let next = first.events[7].sequence + 1;
+    let mut reader = log.read_submissions(&queue, next).await.unwrap();
+    let second = reader.read(8).await.unwrap();
+    assert_eq!((second.events.len(), second.behind), (8, 4));
+    let third = reader.read(8).await.unwrap();
+    assert_eq!((third.events.len(), third.behind), (4, 0));
+    let next = third.events[3].sequence + 1;
+    assert_eq!(reader.next_sequence(), next);
+    assert!(reader.read(8).await.unwrap().events.is_empty());
+    let last = log.submissions(&queue, next, 8).await.unwrap();
+    assert!(last.events.is_empty());
+}
