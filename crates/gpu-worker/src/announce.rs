@@ -4,37 +4,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use contract::fleet::{BUCKET, MAX_AGE, WorkerRecord};
 use messaging::{Broker, BrokerError, Bucket};
-use serde::{Deserialize, Serialize};
 
 use crate::models::{Models, Status};
 use crate::worker::Worker;
 use lifecycle::chain;
 
-const BUCKET: &str = "WORKERS";
-/// How long a worker that says nothing is taken for alive.
-const MAX_AGE: Duration = Duration::from_secs(15);
 /// How often a worker says something.
 const EVERY: Duration = Duration::from_secs(5);
-
-/// What `WORKERS` holds of one worker, under its name.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WorkerRecord {
-    /// Its name.
-    pub name: String,
-    /// The versions that it serves, as `model/version`.
-    pub models: Vec<String>,
-    /// Versions that it should serve and cannot so far, with the reason.
-    pub failing: BTreeMap<String, String>,
-    /// Tasks that it can run at once.
-    pub slots: usize,
-    /// Tasks that it runs now.
-    pub running: usize,
-    /// What it computes on: `cpu` or `cuda:N`.
-    pub device: String,
-    /// The program's version.
-    pub version: String,
-}
 
 /// What is said about the worker.
 pub(crate) struct Announcer {
@@ -81,18 +59,19 @@ impl Announcer {
     }
 
     fn record(&self) -> WorkerRecord {
-        let mut models = Vec::new();
+        let (mut models, mut loading) = (Vec::new(), Vec::new());
         let mut failing = BTreeMap::new();
         for (version, status) in self.models.all() {
             match status {
                 Status::Loaded => models.push(version),
-                Status::Loading => {}
+                Status::Loading => loading.push(version),
                 Status::Failed(why) => drop(failing.insert(version, why)),
             }
         }
         WorkerRecord {
             name: self.worker.name.clone(),
             models,
+            loading,
             failing,
             slots: self.slots,
             running: self.worker.running.count(),

@@ -26,6 +26,7 @@
 mod announce;
 mod engine;
 mod error;
+mod fleet;
 mod metrics;
 mod models;
 mod pipeline;
@@ -46,19 +47,21 @@ use rpc::{Identity, Security};
 use storage::Storage;
 use task_log::TaskLog;
 use telemetry::Telemetry;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
-pub use announce::WorkerRecord;
+pub use contract::fleet::WorkerRecord;
 pub use error::StartError;
 pub use settings::{
-    DTypeName, DeviceName, EngineSettings, LabelSettings, MemoryLimit, Settings, UnknownDevice,
-    UnknownMemoryLimit, WorkerSettings,
+    DTypeName, DeviceName, EngineKind, EngineSettings, LabelSettings, Load, MemoryLimit,
+    ModelSettings, OutputSettings, Settings, SimulatedSettings, UnknownDevice, UnknownMemoryLimit,
+    Verify, WorkerSettings,
 };
 
 use announce::Announcer;
 use engine::{Available, Bytes, Engine, EngineLimits, Source};
+use fleet::Fleet;
 use models::{Keeper, Models};
-use worker::Worker;
+use worker::{Checkpoints, RunLimits, Worker};
 
 /// Whatever program the worker is part of: its account goes by what steps take, and on a processor the allocator tells.
 #[global_allocator]
@@ -66,13 +69,19 @@ static ALLOCATOR: diffusion::MeteredAllocator = diffusion::MeteredAllocator;
 
 /// How often the broker and the store are probed for health.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How long a process may take to end once something in it hangs, before it is aborted.
+const LAST_RESORT: Duration = Duration::from_secs(120);
+
+/// What simulated pictures are said to be drawn on, and by.
+const SIMULATED: &str = "simulated";
 
 /// Starts a worker. It comes back once everything runs; models are downloaded and loaded after that, and the worker is ready
 /// when it has one.
 ///
 /// # Errors
 /// See [`StartError`].
-pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, StartError> {
+pub async fn start(mut settings: Settings, telemetry: Telemetry) -> Result<Service, StartError> {
+    simulate(&mut settings);
     // Before anything else: a worker without its device must not look alive.
     let device = device(settings.engine.device)?;
     let storage = Storage::open(&settings.storage)?;
@@ -84,7 +93,8 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     admin::serve(&mut service, settings.process.admin_listen, &telemetry).await?;
     let broker = Broker::connect(&settings.broker, "gpu-worker").await?;
     let worker = Arc::new(worker(&settings, &device, &service, storage, &broker)?);
-    let models = Models::new(checks.models);
+    let on_demand = settings.models.load == Load::Demand;
+    let models = Models::new(checks.models, on_demand);
     tracing::info!(name = worker.name, device = %settings.engine.device, "worker");
 
     let tasks = &service.tasks;
@@ -103,11 +113,12 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
             () = gone.engine.gone() => Err(engine::EngineError::Gone),
         }
     });
+    watch_engine(&service, &worker, settings.engine.step_timeout.duration());
     let announcer = Announcer {
         worker: worker.clone(),
         models: models.clone(),
         slots: settings.worker.slots,
-        device: settings.engine.device.to_string(),
+        device: device_name(&settings.engine),
     };
     tasks.critical("announce", async move {
         announcer.keep_announcing(broker).await;
@@ -122,12 +133,79 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         device,
         dtype: settings.engine.dtype.into(),
         max_batch: settings.worker.max_batch,
+        load: settings.models.load,
+        simulated: (settings.engine.kind == EngineKind::Simulated)
+            .then(|| settings.engine.simulated.step.duration()),
     };
     tasks.critical("models", async move {
         models::keep(keeper, registry, checks.registry).await;
         Ok::<(), Infallible>(())
     });
     Ok(service.started())
+}
+
+/// Has the service end once a thread of the engine hangs. Its tasks hand themselves back before.
+fn watch_engine(service: &Service, worker: &Arc<Worker>, least: Duration) {
+    if least.is_zero() {
+        return;
+    }
+    let (tasks, health, worker) = (
+        service.tasks.clone(),
+        service.health.clone(),
+        Arc::clone(worker),
+    );
+    service.tasks.critical("watchdog", async move {
+        let hung = tokio::select! {
+            () = worker.stop.cancelled() => return Ok(()),
+            hung = worker.engine.hangs(least) => hung,
+        };
+        metrics::hung(hung.thread);
+        let problem = hung.to_string();
+        tracing::error!(pictures = ?hung.pictures, "{problem}: this worker ends");
+        // First of all: no task may wait for an answer of that thread when it is asked to stop.
+        worker.hung.send_replace(Some(hung));
+        health.hang(problem.clone());
+        last_resort();
+        tasks.hang("watchdog", problem);
+        worker.stop.cancelled().await;
+        Ok::<(), Infallible>(())
+    });
+}
+
+/// A driver that hangs may keep even the end of the process waiting.
+fn last_resort() {
+    let thread = std::thread::Builder::new().name("last resort".to_owned());
+    let started = thread.spawn(|| {
+        std::thread::sleep(LAST_RESORT);
+        std::process::abort();
+    });
+    if let Err(error) = started {
+        tracing::error!(
+            error = lifecycle::chain(&error),
+            "no thread for the last resort"
+        );
+    }
+}
+
+/// An engine that draws noise must not be taken for one that draws: log, metric, records and labels say so.
+fn simulate(settings: &mut Settings) {
+    let simulated = settings.engine.kind == EngineKind::Simulated;
+    metrics::simulated(simulated);
+    if simulated {
+        tracing::warn!(
+            "engine.kind is \"simulated\": pictures are NOISE; for load tests and rehearsals alone"
+        );
+        settings.engine.device = DeviceName::Cpu;
+        SIMULATED.clone_into(&mut settings.label.content_producer);
+    }
+}
+
+/// As records and runs name it.
+fn device_name(engine: &EngineSettings) -> String {
+    match engine.kind {
+        EngineKind::Diffusion => engine.device.to_string(),
+        EngineKind::Simulated => SIMULATED.to_owned(),
+    }
 }
 
 /// The device, if this build and this machine have it.
@@ -186,8 +264,10 @@ fn worker(
         "" => announce::made_up_name(),
         name => name.to_owned(),
     };
-    let checkpoint_every = settings.engine.checkpoint_every.duration();
+    let every = settings.engine.checkpoint_every.duration();
+    let steps = settings.engine.checkpoint_steps;
     Ok(Worker {
+        fleet: Fleet::new(broker.clone(), name.clone()),
         name,
         log: TaskLog::new(broker.clone()),
         storage,
@@ -196,7 +276,19 @@ fn worker(
         running: run::Running::default(),
         ack_wait: settings.worker.ack_wait.duration(),
         max_attempts: settings.worker.max_attempts,
-        checkpoint_every: (!checkpoint_every.is_zero()).then_some(checkpoint_every),
+        limits: RunLimits {
+            floor: settings.worker.run_floor.duration(),
+            per_megapixel_step: settings.worker.run_per_megapixel_step.duration(),
+        },
+        checkpoints: Checkpoints {
+            every: (!every.is_zero()).then_some(every),
+            steps: (steps > 0).then_some(steps),
+        },
+        output: settings.output.clone(),
+        device: device_name(&settings.engine),
+        elsewhere: run::Elsewhere::default(),
+        learned: models::Learned::default(),
+        hung: watch::Sender::new(None),
         content_producer: settings.label.content_producer.clone(),
         stop: service.tasks.stop_token(),
     })

@@ -31,6 +31,11 @@ pub(crate) fn queue_wait(model: &ModelName, submitted: &Submitted) {
         .record(waited.as_secs_f64());
 }
 
+/// Whether pictures are noise.
+pub(crate) fn simulated(simulated: bool) {
+    metrics::gauge!("inkstone_worker_engine_simulated").set(f64::from(u8::from(simulated)));
+}
+
 /// Tasks that run now.
 pub(crate) fn tasks_running(running: usize) {
     metrics::gauge!("inkstone_worker_tasks_running").set(running as f64);
@@ -93,6 +98,11 @@ pub(crate) fn preview_left_out() {
 /// The engine failed at something.
 pub(crate) fn engine_error(kind: &'static str) {
     metrics::counter!("inkstone_worker_engine_errors_total", "kind" => kind).increment(1);
+}
+
+/// A thread of the engine does not come back.
+pub(crate) fn hung(thread: &'static str) {
+    metrics::counter!("inkstone_worker_hung_total", "thread" => thread).increment(1);
 }
 
 /// A node of the pipeline was passed.

@@ -14,6 +14,8 @@ use crate::run;
 use crate::worker::Worker;
 use lifecycle::chain;
 
+/// Dispatches that one pull takes: another version's may take the room meanwhile, and then these go back.
+const MOST_AT_ONCE: usize = 64;
 /// Pauses between pulls that fail.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -37,6 +39,7 @@ pub(crate) async fn pull(
     // A pull that is dropped half-way leaves a message to the ack wait at worst.
     tokio::select! {
         () = end.cancelled() => {}
+        _ = worker.hangs() => {}
         () = keep_pulling(worker, tasks, served, &puller) => {}
     }
 }
@@ -45,7 +48,8 @@ async fn keep_pulling(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>,
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
     loop {
         wait_for_room(worker).await;
-        match puller.pull(1).await {
+        let room = worker.slots.available_permits().clamp(1, MOST_AT_ONCE);
+        match puller.pull(room).await {
             Ok(deliveries) => {
                 backoff.reset();
                 for delivery in deliveries {

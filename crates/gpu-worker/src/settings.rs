@@ -15,7 +15,7 @@ use storage::StorageSettings;
 use telemetry::TelemetrySettings;
 
 const MAX_NAME: usize = 64;
-const MAX_SLOTS: usize = 64;
+const MAX_SLOTS: usize = 1024;
 const MAX_BATCH: usize = 64;
 const ACK_WAIT_SECONDS: std::ops::RangeInclusive<u64> = 1..=3600;
 
@@ -39,6 +39,10 @@ pub struct Settings {
     pub worker: WorkerSettings,
     /// `[engine]`
     pub engine: EngineSettings,
+    /// `[models]`
+    pub models: ModelSettings,
+    /// `[output]`
+    pub output: OutputSettings,
     /// `[label]`
     pub label: LabelSettings,
 }
@@ -57,6 +61,10 @@ pub struct WorkerSettings {
     pub ack_wait: Millis,
     /// Times that a task is taken up before it is given up.
     pub max_attempts: u32,
+    /// How long a task may be drawn in one run, whatever it asks for; zero is any time.
+    pub run_floor: Millis,
+    /// How long beyond that for each step of each million pixels.
+    pub run_per_megapixel_step: Millis,
     /// Models that it serves; none means all.
     #[serde(deserialize_with = "names")]
     pub models: Vec<ModelName>,
@@ -68,16 +76,80 @@ pub struct WorkerSettings {
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineSettings {
+    /// Whether pictures are computed.
+    pub kind: EngineKind,
+    /// `[engine.simulated]`
+    pub simulated: SimulatedSettings,
     /// What it computes on.
     pub device: DeviceName,
     /// The type that the UNet and the text encoders compute in.
     pub dtype: DTypeName,
     /// How often a running task is put away; zero never.
     pub checkpoint_every: Millis,
+    /// After how many steps of each picture; zero never for their sake.
+    pub checkpoint_steps: u32,
+    /// How long a step may take before its thread is taken for hung; zero is any time.
+    pub step_timeout: Millis,
     /// What weights and pictures may take.
     pub memory_limit: MemoryLimit,
     /// How long a step of several pictures may take; zero is any time.
     pub max_step: Millis,
+}
+
+/// `[models]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSettings {
+    /// Which versions are loaded.
+    pub load: Load,
+}
+
+/// Which versions are loaded, of those that a worker serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Load {
+    /// All of them.
+    All,
+    /// Those that are waited for, as memory allows.
+    Demand,
+}
+
+/// `[output]`
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OutputSettings {
+    /// How a stored picture is verified.
+    pub verify: Verify,
+    /// How long a task waits here for the store; zero is any time.
+    pub patience: Millis,
+}
+
+/// How a stored picture is verified before its task's end is written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verify {
+    /// It is read back, and its bytes compared by their SHA-256.
+    Digest,
+    /// The store is asked for its size.
+    Size,
+}
+
+/// What stands behind the engine's steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EngineKind {
+    /// Stable Diffusion XL.
+    Diffusion,
+    /// Nothing: steps take a known time, and pictures are noise.
+    Simulated,
+}
+
+/// `[engine.simulated]`
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SimulatedSettings {
+    /// How long a step takes, of however many pictures.
+    pub step: Millis,
 }
 
 /// Memory as settings name it.

@@ -5,11 +5,47 @@ use std::time::Duration;
 
 use storage::Storage;
 use task_log::TaskLog;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::Engine;
-use crate::run::Running;
+use crate::engine::{Engine, Hung};
+use crate::fleet::Fleet;
+use crate::models::Learned;
+use crate::run::{Elsewhere, Running};
+use crate::settings::OutputSettings;
+
+/// When a running task is put away.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Checkpoints {
+    /// `None`: never for the time's sake.
+    pub(crate) every: Option<Duration>,
+    /// Steps of each picture; `None`: never for their sake.
+    pub(crate) steps: Option<u32>,
+}
+
+/// How long a task may be drawn in one run.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RunLimits {
+    /// Whatever it asks for; zero: any time.
+    pub(crate) floor: Duration,
+    /// For each step of each million pixels.
+    pub(crate) per_megapixel_step: Duration,
+}
+
+impl RunLimits {
+    /// For so many pictures of one size, of so many steps each; `None`: any time.
+    pub(crate) fn of(self, pictures: usize, pixels: u64, steps: u32) -> Option<Duration> {
+        if self.floor.is_zero() {
+            return None;
+        }
+        let megapixels = pixels as f64 / 1e6;
+        let work = megapixels * pictures as f64 * f64::from(steps);
+        let more = self.per_megapixel_step.as_secs_f64() * work;
+        // More than a duration can hold is any time.
+        let more = Duration::try_from_secs_f64(more).ok()?;
+        self.floor.checked_add(more)
+    }
+}
 
 /// The worker.
 pub(crate) struct Worker {
@@ -23,10 +59,54 @@ pub(crate) struct Worker {
     pub(crate) running: Running,
     pub(crate) ack_wait: Duration,
     pub(crate) max_attempts: u32,
-    /// `None`: never.
-    pub(crate) checkpoint_every: Option<Duration>,
+    pub(crate) limits: RunLimits,
+    pub(crate) checkpoints: Checkpoints,
+    pub(crate) output: OutputSettings,
+    /// What it computes on, as runs name it.
+    pub(crate) device: String,
+    /// Tasks that failed here.
+    pub(crate) elsewhere: Elsewhere,
+    pub(crate) fleet: Fleet,
+    pub(crate) learned: Learned,
+    /// What hangs, once something does; the worker takes up nothing more and ends.
+    pub(crate) hung: watch::Sender<Option<Hung>>,
     /// As labels name it.
     pub(crate) content_producer: String,
     /// Cancelled when the service has been asked to stop.
     pub(crate) stop: CancellationToken,
+}
+
+impl Worker {
+    /// Resolves when something hangs.
+    pub(crate) async fn hangs(&self) -> Hung {
+        let mut hung = self.hung.subscribe();
+        let found = hung.wait_for(Option::is_some).await;
+        match found.ok().and_then(|hung| hung.clone()) {
+            Some(hung) => hung,
+            // The sender is ours: it is not closed.
+            None => std::future::pending().await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_may_be_drawn_for_longer_the_more_it_asks_for() {
+        let limits = RunLimits {
+            floor: Duration::from_secs(60),
+            per_megapixel_step: Duration::from_secs(2),
+        };
+        let of = |pictures, pixels, steps| limits.of(pictures, pixels, steps).unwrap().as_secs();
+        assert_eq!(of(1, 0, 50), 60);
+        assert_eq!(of(1, 1_000_000, 30), 120);
+        assert_eq!(of(4, 500_000, 30), 180);
+        let endless = RunLimits {
+            floor: Duration::ZERO,
+            ..limits
+        };
+        assert_eq!(endless.of(1, 1_000_000, 30), None);
+    }
 }

@@ -40,7 +40,7 @@ pub async fn serve(
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     service.listens("admin", listener.local_addr().map_err(failed)?);
     let router = Router::new()
-        .route("/livez", get(async || "ok\n"))
+        .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(Admin {
@@ -54,6 +54,13 @@ pub async fn serve(
             .await
     });
     Ok(())
+}
+
+async fn livez(State(admin): State<Admin>) -> (StatusCode, String) {
+    match admin.health.hung() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(problem) => (StatusCode::SERVICE_UNAVAILABLE, format!("{problem}\n")),
+    }
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {

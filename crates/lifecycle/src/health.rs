@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use serde::Serialize;
 
@@ -11,6 +11,7 @@ use serde::Serialize;
 pub struct Health {
     checks: Arc<RwLock<BTreeMap<&'static str, Option<String>>>>,
     phase: Arc<AtomicU8>,
+    hung: Arc<OnceLock<String>>,
 }
 
 const STARTING: u8 = 0;
@@ -65,11 +66,25 @@ impl Health {
 
     /// Why no work should be sent here now: the service still starts, it stops, or a check fails.
     pub fn not_ready(&self) -> Option<String> {
+        if let Some(problem) = self.hung() {
+            return Some(problem.to_owned());
+        }
         match self.phase.load(Ordering::Acquire) {
             STARTING => Some("still starting".to_owned()),
             STOPPING => Some("stopping".to_owned()),
             _ => self.problem(),
         }
+    }
+
+    /// From now on the process is not alive: something in it hangs, and only a new process goes on. The first reason counts.
+    pub fn hang(&self, problem: String) {
+        // It is set by now, whoever was first.
+        let _ = self.hung.set(problem);
+    }
+
+    /// What hangs, if something does.
+    pub fn hung(&self) -> Option<&str> {
+        self.hung.get().map(String::as_str)
     }
 
     /// From now on every check there is has been added, and they alone say whether the service is ready.
@@ -144,5 +159,15 @@ mod tests {
         assert_eq!(health.not_ready().unwrap(), "models: none");
         health.stopping();
         assert_eq!(health.not_ready().unwrap(), "stopping");
+    }
+
+    #[test]
+    fn what_hangs_is_said_once_and_stays() {
+        let health = Health::default();
+        assert_eq!(health.hung(), None);
+        health.hang("the engine".to_owned());
+        health.hang("the decoder".to_owned());
+        assert_eq!(health.hung(), Some("the engine"));
+        assert_eq!(health.not_ready().unwrap(), "the engine");
     }
 }

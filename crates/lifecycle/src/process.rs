@@ -13,6 +13,9 @@ use telemetry::{Telemetry, TelemetryError, TelemetrySettings};
 use crate::Service;
 use crate::tasks::chain;
 
+/// What a process ends with in which something hung: `EX_TEMPFAIL` of `sysexits.h`, an error that a new process may not have.
+pub const HUNG: u8 = 75;
+
 /// Settings that every process has, under `[process]` and `[telemetry]`.
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -21,6 +24,9 @@ pub struct ProcessSettings {
     pub admin_listen: SocketAddr,
     /// How long running work may take to end after SIGTERM.
     pub shutdown_grace: Millis,
+    /// Seconds by which this process's clock is to be wrong; for tests.
+    #[serde(default)]
+    pub clock_offset: i64,
 }
 
 /// A service that can be a process of its own.
@@ -81,7 +87,10 @@ where
         Err(error) => {
             use io::Write as _;
             let _ = writeln!(io::stderr(), "inkstone-{}: {}", S::SERVICE, chain(&error));
-            ExitCode::FAILURE
+            match error {
+                RunError::Failed(failure) if failure.hung => ExitCode::from(HUNG),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
 }
@@ -139,6 +148,7 @@ where
     if !S::CORE_DUMPS {
         crate::forbid_core_dumps().map_err(RunError::CoreDumps)?;
     }
+    contract::clock::set_offset(settings.process().clock_offset);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The exporter's batches need a second worker, whatever the machine has.
         .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16)))

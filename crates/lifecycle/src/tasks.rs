@@ -20,6 +20,8 @@ pub struct TaskFailure {
     pub task: &'static str,
     /// How it ended.
     pub problem: String,
+    /// Something in this process hangs that nothing inside of it can end: only a new process goes on.
+    pub hung: bool,
 }
 
 /// The tasks of one service. Cheap to clone; all clones are the same set.
@@ -84,10 +86,20 @@ impl Tasks {
 
     /// Declares that the service cannot go on. Only the first failure counts.
     pub fn fail(&self, task: &'static str, problem: String) {
+        self.declare(task, problem, false);
+    }
+
+    /// Declares that a part of the service hangs, so that only a new process can go on.
+    pub fn hang(&self, task: &'static str, problem: String) {
+        self.declare(task, problem, true);
+    }
+
+    fn declare(&self, task: &'static str, problem: String, hung: bool) {
         let failure = TaskFailure {
             service: self.service,
             task,
             problem,
+            hung,
         };
         tracing::error!(service = self.service, "{failure}");
         // A poisoned lock still holds a whole value: it is only ever set.
@@ -114,6 +126,7 @@ impl Tasks {
             service: self.service,
             task: "unknown",
             problem: "failed".to_owned(),
+            hung: false,
         })
     }
 

@@ -11,7 +11,8 @@ use diffusion::{Latents, RgbImage};
 use tokio::sync::{mpsc, oneshot};
 
 use super::loaded::Loaded;
-use super::{Command, Drawn, EngineError, Seen};
+use super::watchdog::Pulse;
+use super::{Command, Drawn, EngineError, Flow, Seen};
 use crate::error::StartError;
 use crate::metrics;
 
@@ -23,6 +24,10 @@ const WAITING: usize = 8;
 pub(super) struct Work {
     /// Of this work, not of the picture.
     pub(super) number: u64,
+    /// Of the picture.
+    pub(super) picture: u64,
+    /// Whose it is.
+    pub(super) flow: Flow,
     pub(super) model: Arc<Loaded>,
     pub(super) latents: Latents,
     pub(super) wanted: Wanted,
@@ -44,10 +49,13 @@ pub(super) enum Wanted {
 }
 
 /// Starts the thread; it ends with the sender.
-pub(super) fn start(back: mpsc::WeakSender<Command>) -> Result<SyncSender<Work>, StartError> {
+pub(super) fn start(
+    back: mpsc::WeakSender<Command>,
+    pulse: Pulse,
+) -> Result<SyncSender<Work>, StartError> {
     let (sender, work) = sync_channel(WAITING);
     let thread = std::thread::Builder::new().name(THREAD.to_owned());
-    let started = thread.spawn(move || run(&work, &back));
+    let started = thread.spawn(move || run(&work, &back, &pulse));
     started.map_err(|source| StartError::Thread {
         thread: THREAD,
         source,
@@ -55,21 +63,23 @@ pub(super) fn start(back: mpsc::WeakSender<Command>) -> Result<SyncSender<Work>,
     Ok(sender)
 }
 
-fn run(work: &Receiver<Work>, back: &mpsc::WeakSender<Command>) {
+fn run(work: &Receiver<Work>, back: &mpsc::WeakSender<Command>, pulse: &Pulse) {
     while let Ok(work) = work.recv() {
-        let number = work.number;
-        let panicked = decode(work);
+        let (number, flow) = (work.number, work.flow);
+        pulse.at("decoding", vec![work.picture], None);
+        let broken = decode(work).then_some(flow);
+        pulse.idle();
         // Nobody left to tell: the engine is ending.
         let Some(back) = back.upgrade() else { return };
         // The engine never waits for this thread, so this wait ends.
-        let told = back.blocking_send(Command::Decoded { number, panicked });
+        let told = back.blocking_send(Command::Decoded { number, broken });
         if told.is_err() {
             return;
         }
     }
 }
 
-/// True when it panicked.
+/// True when the code failed, rather than the picture.
 fn decode(work: Work) -> bool {
     let Work {
         model,
@@ -112,5 +122,5 @@ fn paint(model: &Loaded, latents: Latents) -> Result<RgbImage, EngineError> {
 fn fails(error: &EngineError) -> bool {
     metrics::engine_error(error.kind());
     tracing::error!(error = lifecycle::chain(error), "decoding failed");
-    matches!(error, EngineError::Panicked { .. })
+    error.is_engines()
 }

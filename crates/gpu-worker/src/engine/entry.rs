@@ -5,11 +5,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
 
-use diffusion::{Job, Latents, Progress, Request};
+use diffusion::{Latents, Progress, Request};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::loaded::{Loaded, rows};
 use super::memory::{Needs, Rank};
+use super::model::Job;
 use super::plan::{Bucket, Candidate};
 use super::previews::preview_steps;
 use super::shares::{Flow, Shares};

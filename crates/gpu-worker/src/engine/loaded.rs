@@ -4,11 +4,12 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
-use diffusion::{Model, Request};
+use diffusion::Request;
 use tokio::sync::mpsc;
 
 use super::Command;
 use super::memory::Needs;
+use super::model::Model;
 
 /// Bytes of weights in the account, given back when dropped.
 pub(crate) struct Reserved {

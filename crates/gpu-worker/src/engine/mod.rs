@@ -16,24 +16,27 @@ mod estimate;
 mod limit;
 mod loaded;
 mod memory;
+mod model;
 mod pass;
 mod plan;
 mod previews;
 mod room;
 mod shares;
+mod simulated;
 mod stepper;
 #[cfg(test)]
 mod tests;
 mod warm_up;
+mod watchdog;
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use diffusion::{
-    BeginError, DecodeError, Model, Progress, Request, ResumeError, RgbImage, StepError,
-};
+use contract::TaskId;
+use diffusion::{BeginError, DecodeError, Progress, Request, ResumeError, RgbImage, StepError};
 use lifecycle::panic_text;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -43,10 +46,14 @@ pub(crate) use limit::{Available, Source, of_gpu, of_this_machine};
 use loaded::Adopted;
 pub(crate) use loaded::{Loaded, Reserved};
 pub(crate) use memory::{Account, Bytes, DoesNotFit, Needs};
+pub(crate) use model::Model;
 use pass::Step;
 use room::PendingWeights;
 pub(crate) use shares::Flow;
+pub(crate) use simulated::Model as SimulatedModel;
 use stepper::Setup;
+pub(crate) use watchdog::Hung;
+use watchdog::Pulse;
 
 /// Commands that may wait for the engine's next step; further senders wait.
 const COMMANDS: usize = 256;
@@ -96,6 +103,12 @@ impl EngineError {
     /// Whether it is for the caller to ask for something else, rather than for an operator to look at.
     fn is_callers(&self) -> bool {
         matches!(self, Self::Refused(_) | Self::DoesNotFit(_))
+    }
+
+    /// Whether the engine's code or its device failed, rather than a picture.
+    fn is_engines(&self) -> bool {
+        let computing = matches!(self, Self::Step(StepError::Compute { .. }));
+        computing || matches!(self, Self::Panicked { .. } | Self::Decode(_))
     }
 
     /// For metrics.
@@ -174,6 +187,8 @@ pub(crate) struct Engine {
     commands: mpsc::Sender<Command>,
     numbers: Arc<AtomicU64>,
     account: watch::Receiver<Account>,
+    pulses: [Pulse; 2],
+    memory: u64,
 }
 
 /// A claim on a picture that the engine has. Dropped, the engine forgets it at the next step.
@@ -193,10 +208,10 @@ enum Command {
         ids: Vec<u64>,
         reply: oneshot::Sender<Option<Vec<Vec<u8>>>>,
     },
-    /// The decoder is done with something.
+    /// The decoder is done with something; whose it was, if its code failed at it.
     Decoded {
         number: u64,
-        panicked: bool,
+        broken: Option<Flow>,
     },
     /// A model is to be loaded.
     Weights(PendingWeights),
@@ -223,8 +238,11 @@ impl Engine {
     fn start_with(limits: EngineLimits, step: Step) -> Result<Self, StartError> {
         let (commands, received) = mpsc::channel(COMMANDS);
         let (told, account) = watch::channel(Account::default());
-        let decoder = decoder::start(commands.downgrade())?;
+        let pulses = [Pulse::new("engine"), Pulse::new("decoder")];
+        let [pulse, of_decoder] = pulses.clone();
+        let decoder = decoder::start(commands.downgrade(), of_decoder)?;
         stepper::start(Setup {
+            pulse,
             commands: received,
             engine: commands.downgrade(),
             decoder,
@@ -239,6 +257,8 @@ impl Engine {
             commands,
             numbers: Arc::default(),
             account,
+            pulses,
+            memory: limits.memory,
         })
     }
 
@@ -246,9 +266,17 @@ impl Engine {
         self.numbers.fetch_add(1, Ordering::Relaxed) + 1
     }
 
-    /// A task, whose pictures share what its lane's weight gives it.
+    /// Someone whose pictures share what the weight gives it.
     pub(crate) fn flow(&self, weight: u32) -> Flow {
         Flow::new(self.number(), weight)
+    }
+
+    /// A task, whose pictures share what its lane's weight gives it: the same whenever it is taken up, so that one that fails
+    /// again and again is not taken for many.
+    pub(crate) fn flow_of(&self, task: TaskId, weight: u32) -> Flow {
+        let mut hasher = DefaultHasher::new();
+        task.hash(&mut hasher);
+        Flow::new(hasher.finish(), weight)
     }
 
     /// Waits until there is room for a model: so much of weights, and what one picture takes beside them.
@@ -336,9 +364,19 @@ impl Engine {
         answer.await.ok()?
     }
 
+    /// What all weights together may take where models are loaded by need: three quarters of the limit. The rest is the pictures'.
+    pub(crate) fn room_for_weights(&self) -> u64 {
+        self.memory / 4 * 3
+    }
+
     /// Where memory is, as the engine last told.
     pub(crate) fn account(&self) -> Account {
         *self.account.borrow()
+    }
+
+    /// Resolves when one of the threads has been at one thing for `least`, or for many times what that is expected to take.
+    pub(crate) async fn hangs(&self, least: Duration) -> Hung {
+        watchdog::watch(self.pulses.to_vec(), least).await
     }
 
     /// Resolves when the engine's thread has ended, which it does only when it cannot go on.
@@ -359,6 +397,16 @@ pub(crate) enum ReserveError {
 }
 
 impl Picture {
+    /// As [`Hung`] names it.
+    pub(crate) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Its progress, to be followed.
+    pub(crate) fn follow(&self) -> watch::Receiver<Progress> {
+        self.progress.clone()
+    }
+
     /// How far it is; of no steps before it has begun, for only then it is known how many there are.
     pub(crate) fn progress(&self) -> Progress {
         *self.progress.borrow()

@@ -2,9 +2,10 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use diffusion::{Job, Model, Progress, StepError};
+use diffusion::{Progress, StepError};
 
 use super::EngineError;
+use super::model::{Job, Model};
 use lifecycle::panic_text;
 
 /// How a step is taken. [`Model::step`]; tests of failures put a fault before it.
@@ -22,10 +23,10 @@ pub(super) struct Taken {
 impl Taken {
     /// Whether the engine's code failed, rather than a picture, and nothing came of it.
     pub(super) fn is_broken(&self) -> bool {
-        let panicked = |(_, result): &(u64, Result<_, EngineError>)| {
-            matches!(result, Err(EngineError::Panicked { .. }))
+        let failed = |(_, result): &(u64, Result<_, EngineError>)| {
+            result.as_ref().is_err_and(EngineError::is_engines)
         };
-        !self.results.is_empty() && self.results.iter().all(panicked)
+        !self.results.is_empty() && self.results.iter().all(failed)
     }
 }
 

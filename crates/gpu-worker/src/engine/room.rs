@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use super::EngineError;
 use super::loaded::{Adopted, Reserved};
 use super::memory::{Account, Begun, DoesNotFit, Needs, Rank, make_way};
-use super::stepper::Stepper;
+use super::stepper::{BETWEEN, Stepper};
 use crate::metrics;
 
 /// A model that is to be loaded, or to be adopted once it is.
@@ -136,7 +136,10 @@ impl Stepper {
         let Some(entry) = self.entries.get_mut(&id) else {
             return;
         };
-        match entry.begin() {
+        self.pulse.at("beginning a picture", vec![id], None);
+        let begun = entry.begin();
+        self.pulse.at(BETWEEN, Vec::new(), None);
+        match begun {
             // It may have been put away after its last step: there is none to take then.
             Ok(()) => entry.finish(room),
             Err(error) => self.fail(id, error),

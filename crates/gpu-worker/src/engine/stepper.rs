@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::{Duration, Instant};
 
-use diffusion::{Job, Latents};
+use diffusion::Latents;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, watch};
 
@@ -15,19 +15,23 @@ use super::entry::{Entry, flows};
 use super::estimate::Estimates;
 use super::loaded::{Adopted, Loaded};
 use super::memory::{Account, Budget, Rank};
+use super::model::Job;
 use super::pass::{self, Step};
 use super::plan::{Bucket, Cost, Limits, plan};
 use super::room::PendingWeights;
-use super::shares::Shares;
+use super::shares::{Flow, Shares};
+use super::watchdog::Pulse;
 use super::{Begin, Command, EngineError};
 use crate::error::StartError;
 use crate::metrics;
 use lifecycle::chain;
 
 const THREAD: &str = "engine";
-/// After this many steps in a row that ended in a panic for everybody the engine is taken for broken, and the worker ends
-/// rather than spoil one task after the other.
-const PANICS_IN_A_ROW: u32 = 3;
+/// What the thread is at when it takes no step and begins no picture.
+pub(super) const BETWEEN: &str = "its work between two steps";
+/// When the code fails at everything of this many tasks in a row the engine is taken for broken, and the worker ends rather
+/// than spoil one task after the other. Of tasks, not of steps: one at which it always fails takes no worker with it.
+const BROKEN_AT: usize = 2;
 
 pub(super) struct Stepper {
     pub(super) commands: mpsc::Receiver<Command>,
@@ -51,11 +55,14 @@ pub(super) struct Stepper {
     began: Instant,
     /// Steps taken so far, whoever took part.
     steps: u64,
-    panics: u32,
+    /// Tasks at which the code failed since it last did not.
+    broken_at: BTreeSet<Flow>,
+    pub(super) pulse: Pulse,
 }
 
 /// What the thread is started with.
 pub(super) struct Setup {
+    pub(super) pulse: Pulse,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) engine: mpsc::WeakSender<Command>,
     pub(super) decoder: SyncSender<Work>,
@@ -88,7 +95,8 @@ pub(super) fn start(setup: Setup) -> Result<(), StartError> {
         account: setup.account,
         began: Instant::now(),
         steps: 0,
-        panics: 0,
+        broken_at: BTreeSet::new(),
+        pulse: setup.pulse,
     };
     let thread = std::thread::Builder::new().name(THREAD.to_owned());
     let started = thread.spawn(move || stepper.run());
@@ -102,7 +110,7 @@ impl Stepper {
     fn run(&mut self) {
         metrics::memory_limit(self.budget.limit());
         let mut stepped = false;
-        while self.panics < PANICS_IN_A_ROW && self.obey_commands(!stepped) {
+        while self.broken_at.len() < BROKEN_AT && self.obey_commands(!stepped) {
             self.forget_dropped();
             self.make_room_for_weights();
             self.let_in();
@@ -110,15 +118,22 @@ impl Stepper {
             self.send_to_decoder();
             self.tell_account(0);
         }
+        self.pulse.idle();
     }
 
     /// Obeys what has come; waits for something to come if there was nothing to step. False when nothing can come.
     fn obey_commands(&mut self, wait: bool) -> bool {
+        let mut command = None;
         if wait {
-            match self.commands.blocking_recv() {
-                Some(command) => self.obey(command),
-                None => return false,
+            self.pulse.idle();
+            command = self.commands.blocking_recv();
+            if command.is_none() {
+                return false;
             }
+        }
+        self.pulse.at(BETWEEN, Vec::new(), None);
+        if let Some(command) = command {
+            self.obey(command);
         }
         loop {
             match self.commands.try_recv() {
@@ -139,8 +154,8 @@ impl Stepper {
                 // Nobody may be waiting any more.
                 let _ = reply.send(snapshots.collect());
             }
-            Command::Decoded { number, panicked } => {
-                self.panics += u32::from(panicked);
+            Command::Decoded { number, broken } => {
+                self.broken_at.extend(broken);
                 self.decoding.remove(&number);
             }
             Command::Weights(pending) => self.pending.push_back(pending),
@@ -195,20 +210,26 @@ impl Stepper {
             }
         }
         let pictures = batch.len();
+        let expected = self.estimates.expected(bucket, rows);
+        let ids = batch.iter().map(|&(id, _)| id).collect();
+        self.pulse.at("a step", ids, expected);
         let started = Instant::now();
         let taken = pass::take(&mut self.step, &model, batch);
         let took = started.elapsed();
+        self.pulse.at(BETWEEN, Vec::new(), None);
         self.steps += 1;
         metrics::step(pictures, rows, took);
         metrics::taken_again(taken.again);
         if taken.again == 0 {
             self.estimates.observe(bucket, rows, took);
         }
-        self.panics = if taken.is_broken() {
-            self.panics + 1
+        if taken.is_broken() {
+            let failed = taken.results.iter();
+            let failed = failed.filter_map(|(id, _)| Some(self.entries.get(id)?.flow));
+            self.broken_at.extend(failed);
         } else {
-            0
-        };
+            self.broken_at.clear();
+        }
         let share = took / pictures.max(1) as u32;
         let mut due = Vec::new();
         for (id, result) in taken.results {
@@ -262,15 +283,17 @@ impl Stepper {
         let Some(entry) = self.entries.get(&id) else {
             return;
         };
-        let decode = entry.needs.decode;
+        let (decode, flow) = (entry.needs.decode, entry.flow);
         let wanted = Wanted::Preview {
             index: entry.index,
             preview,
             seen: entry.seen.clone(),
         };
         let model = Arc::clone(&entry.model);
-        let shown =
-            self.room_for_preview(decode) && self.send(model, latents, decode, wanted).is_ok();
+        let shown = self.room_for_preview(decode)
+            && self
+                .send((id, flow), model, latents, decode, wanted)
+                .is_ok();
         if !shown {
             metrics::preview_left_out();
         }
@@ -293,9 +316,9 @@ impl Stepper {
                 continue;
             };
             let (model, decode) = (Arc::clone(&entry.model), entry.needs.decode);
-            let busy = entry.busy;
+            let (busy, flow) = (entry.busy, entry.flow);
             let wanted = Wanted::Picture { outcome, busy };
-            let work = match self.send(model, latents, decode, wanted) {
+            let work = match self.send((id, flow), model, latents, decode, wanted) {
                 Ok(()) => continue,
                 Err(TrySendError::Full(work)) => work,
                 Err(TrySendError::Disconnected(work)) => {
@@ -318,6 +341,7 @@ impl Stepper {
 
     fn send(
         &mut self,
+        (picture, flow): (u64, Flow),
         model: Arc<Loaded>,
         latents: Latents,
         bytes: u64,
@@ -327,6 +351,8 @@ impl Stepper {
         let number = self.works;
         self.decoder.try_send(Work {
             number,
+            picture,
+            flow,
             model,
             latents,
             wanted,

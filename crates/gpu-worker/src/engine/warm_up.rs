@@ -7,10 +7,11 @@
 
 use std::sync::Arc;
 
-use diffusion::{Model, Request, RgbImage};
+use diffusion::{Request, RgbImage};
 use tokio::sync::mpsc;
 
 use super::loaded::rows;
+use super::model::{Model, PassMemory};
 use super::shares::MAX_WEIGHT;
 use super::{Bytes, Engine, EngineError, Loaded, Start};
 
@@ -136,7 +137,7 @@ impl Engine {
     }
 }
 
-fn tell(what: &str, pictures: usize, memory: diffusion::PassMemory) {
+fn tell(what: &str, pictures: usize, memory: PassMemory) {
     let Some(measured) = memory.measured else {
         tracing::debug!(what, pictures, computed = %Bytes(memory.computed), "memory is not measured here");
         return;

@@ -218,6 +218,7 @@ mod tests {
             region: "us-east-1".to_owned(),
             access_key_id: String::new(),
             secret_access_key: String::new().into(),
+            faults: Default::default(),
         };
         let cache = folder.path().join("cache");
         Scratch {

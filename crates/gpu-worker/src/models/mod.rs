@@ -4,29 +4,34 @@
 //! admitted for it earlier still wait. Each version has a life of its own (downloaded, loaded, served); one that cannot be
 //! had is tried again and disturbs no other. When the registry is away, what is served goes on.
 
+mod demand;
 mod fetch;
+mod learned;
+mod on_demand;
 mod status;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use contract::registry::registry_service_client::RegistryServiceClient;
 use contract::registry::{Model as Listed, ModelVersion, WatchModelsRequest};
 use contract::{ModelName, VersionName};
-use diffusion::{DType, Device, LoadError, Model};
+use diffusion::{DType, Device, Limits, LoadError};
 use lifecycle::{Check, Tasks};
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Bytes, EngineError, Loaded, Needs, ReserveError};
+use crate::engine::{Bytes, EngineError, Loaded, Model, Needs, ReserveError, SimulatedModel};
 use crate::metrics;
 use crate::pull;
 use crate::retry::Backoff;
+use crate::settings::Load;
 use crate::worker::Worker;
 use lifecycle::chain;
 
 use fetch::FetchError;
+pub(crate) use learned::Learned;
 pub(crate) use status::{Models, Status, VersionKey};
 
 /// Pauses between attempts to watch the registry.
@@ -34,11 +39,21 @@ const WATCH_PAUSES: (Duration, Duration) = (Duration::from_millis(250), Duration
 /// Pauses between attempts to get a version that cannot be had.
 const VERSION_PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
+/// Tokens of a prompt that a simulated model has room for: as many as CLIP has.
+const SIMULATED_TOKENS: u32 = 77;
+
 /// A model version that is loaded.
 pub(crate) struct Served {
     pub(crate) name: ModelName,
     pub(crate) version: VersionName,
     pub(crate) model: Arc<Loaded>,
+}
+
+impl Served {
+    /// As `WORKERS` names it: `model/version`.
+    pub(crate) fn key(&self) -> String {
+        format!("{}/{}", self.name, self.version)
+    }
 }
 
 /// What the versions' lives need.
@@ -54,6 +69,9 @@ pub(crate) struct Keeper {
     pub(crate) dtype: DType,
     /// Pictures in one step.
     pub(crate) max_batch: usize,
+    pub(crate) load: Load,
+    /// How long a step takes, where none is computed.
+    pub(crate) simulated: Option<Duration>,
 }
 
 /// Why a version is not served so far.
@@ -84,19 +102,111 @@ enum WatchError {
 
 /// A version's life, to be ended.
 struct Life {
-    digest: String,
+    since: Instant,
     end: CancellationToken,
+}
+
+/// The versions to serve, and the lives of those that are served. Cheap to clone; all clones are the same.
+#[derive(Clone)]
+struct Lives {
+    keeper: Keeper,
+    inner: Arc<Mutex<Known>>,
+}
+
+/// Every version to serve, with its life if it has one.
+type Known = BTreeMap<VersionKey, (ModelVersion, Option<Life>)>;
+type Listing<'a> = MutexGuard<'a, Known>;
+
+impl Lives {
+    /// Every version to serve, and since when it has been served here, if it is.
+    fn listed(&self) -> BTreeMap<VersionKey, (ModelVersion, Option<Instant>)> {
+        let inner = self.inner();
+        let listed = inner.iter().map(|(key, (version, life))| {
+            let since = life.as_ref().map(|life| life.since);
+            (key.clone(), (version.clone(), since))
+        });
+        listed.collect()
+    }
+
+    /// Ends lives of versions that are gone, and begins those of new ones unless that goes by need.
+    fn reconcile(&self, listed: Vec<Listed>) {
+        let mut wanted = wanted(listed, &self.keeper.wanted);
+        let mut inner = self.inner();
+        inner.retain(|key, (known, life)| {
+            let stays = wanted
+                .get(key)
+                .is_some_and(|version| version.digest == known.digest);
+            if stays {
+                wanted.remove(key);
+            } else if let Some(life) = life {
+                life.end.cancel();
+            }
+            stays
+        });
+        for (key, version) in wanted {
+            let life = match self.keeper.load {
+                Load::All => Some(self.start(&key, &version)),
+                Load::Demand => None,
+            };
+            inner.insert(key, (version, life));
+        }
+    }
+
+    /// Begins a version's life, if it has none.
+    fn begin(&self, key: &VersionKey) {
+        if let Some((version, life @ None)) = self.inner().get_mut(key) {
+            *life = Some(self.start(key, version));
+        }
+    }
+
+    /// Ends a version's life; what it has taken goes on.
+    fn end(&self, key: &VersionKey) {
+        let mut inner = self.inner();
+        let life = inner.get_mut(key).and_then(|(_, life)| life.take());
+        if let Some(life) = life {
+            life.end.cancel();
+        }
+    }
+
+    fn start(&self, key: &VersionKey, version: &ModelVersion) -> Life {
+        let keeper = &self.keeper;
+        let end = keeper.worker.stop.child_token();
+        let life = live(keeper.clone(), key.clone(), version.clone(), end.clone());
+        keeper.tasks.job("model", life);
+        Life {
+            since: Instant::now(),
+            end,
+        }
+    }
+
+    fn inner(&self) -> Listing<'_> {
+        // Nothing panics while it is held half-changed.
+        self.inner
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
 }
 
 /// Keeps what is served in step with the registry until the worker stops.
 pub(crate) async fn keep(keeper: Keeper, registry: rpc::Peer, check: Check) {
-    let mut lives = HashMap::new();
+    let lives = Lives {
+        keeper,
+        inner: Arc::default(),
+    };
+    tokio::select! {
+        () = follow(&lives, &registry, &check) => {}
+        () = on_demand::keep_looking(lives.clone()), if lives.keeper.load == Load::Demand => {}
+    }
+}
+
+/// Follows the registry until the worker stops.
+async fn follow(lives: &Lives, registry: &rpc::Peer, check: &Check) {
     let mut backoff = Backoff::new(WATCH_PAUSES.0, WATCH_PAUSES.1);
-    let stop = keeper.worker.stop.clone();
+    let stop = lives.keeper.worker.stop.clone();
     loop {
         let watched = tokio::select! {
             () = stop.cancelled() => return,
-            watched = watch(&keeper, &registry, &mut lives, &check, &mut backoff) => watched,
+            watched = watch(lives, registry, check, &mut backoff) => watched,
         };
         if let Err(error) = watched {
             tracing::debug!(error = chain(&error), "watching the registry again");
@@ -110,9 +220,8 @@ pub(crate) async fn keep(keeper: Keeper, registry: rpc::Peer, check: Check) {
 }
 
 async fn watch(
-    keeper: &Keeper,
+    lives: &Lives,
     registry: &rpc::Peer,
-    lives: &mut HashMap<VersionKey, Life>,
     check: &Check,
     backoff: &mut Backoff,
 ) -> Result<(), WatchError> {
@@ -125,39 +234,9 @@ async fn watch(
     while let Some(change) = changes.message().await.map_err(call)? {
         check.pass();
         backoff.reset();
-        reconcile(keeper, lives, change.models);
+        lives.reconcile(change.models);
     }
     Err(WatchError::Ended)
-}
-
-/// Begins lives of versions that are new and ends those of versions that are gone.
-fn reconcile(keeper: &Keeper, lives: &mut HashMap<VersionKey, Life>, listed: Vec<Listed>) {
-    let mut wanted = wanted(listed, &keeper.wanted);
-    lives.retain(|key, life| {
-        let stays = wanted
-            .get(key)
-            .is_some_and(|version| version.digest == life.digest);
-        if stays {
-            wanted.remove(key);
-        } else {
-            life.end.cancel();
-        }
-        stays
-    });
-    for (key, version) in wanted {
-        let end = keeper.worker.stop.child_token();
-        let digest = version.digest.clone();
-        lives.insert(
-            key.clone(),
-            Life {
-                digest,
-                end: end.clone(),
-            },
-        );
-        keeper
-            .tasks
-            .job("model", live(keeper.clone(), key, version, end));
-    }
 }
 
 /// The versions to serve, by name. One with a name that cannot be is left out: it must not hide the others.
@@ -189,6 +268,7 @@ async fn live(keeper: Keeper, key: VersionKey, version: ModelVersion, end: Cance
     let life = keeper.models.begin(key.clone());
     let mut backoff = Backoff::new(VERSION_PAUSES.0, VERSION_PAUSES.1);
     let (name, named) = key;
+    let began = Instant::now();
     let model = loop {
         let got = tokio::select! {
             () = end.cancelled() => return,
@@ -221,12 +301,40 @@ async fn live(keeper: Keeper, key: VersionKey, version: ModelVersion, end: Cance
         version: named,
         model,
     });
+    let learned = &keeper.worker.learned;
+    learned.loading_took(&served.key(), began.elapsed());
     pull::pull(&keeper.worker, &keeper.tasks, &served, &end).await;
     tracing::info!(name = %served.name, version = %served.version, "no longer served");
 }
 
+/// One that takes its time and draws noise, of the version's profile. Nothing is downloaded.
+async fn simulate(
+    keeper: &Keeper,
+    version: &ModelVersion,
+    step: Duration,
+) -> Result<Arc<Loaded>, GetError> {
+    let profile = version.profile.unwrap_or_default();
+    let limits = Limits {
+        size_multiple: profile.multiple,
+        max_side: profile.max_side,
+        default_width: profile.default_width,
+        default_height: profile.default_height,
+        max_prompt_tokens: SIMULATED_TOKENS,
+        max_steps: profile.max_steps,
+        needs_image: false,
+        needs_mask: false,
+    };
+    let engine = &keeper.worker.engine;
+    let reserved = engine.reserve(0, Needs::default()).await?;
+    let model = Model::Simulated(SimulatedModel::new(limits, &version.digest, step));
+    Ok(engine.adopt(model, reserved).await?)
+}
+
 /// Downloads and loads a version, once there is room for it, and has it draw.
 async fn get(keeper: &Keeper, version: &ModelVersion) -> Result<Arc<Loaded>, GetError> {
+    if let Some(step) = keeper.simulated {
+        return simulate(keeper, version, step).await;
+    }
     let folder = fetch::fetch(&keeper.worker.storage, &keeper.cache, version).await?;
     let engine = &keeper.worker.engine;
     // What is known before it is loaded: its weights take no less in memory than in their files.

@@ -31,6 +31,8 @@ pub(crate) struct Models {
 struct Inner {
     versions: BTreeMap<VersionKey, (u64, Status)>,
     begun: u64,
+    /// Nothing need be loaded.
+    on_demand: bool,
 }
 
 /// One version's entry, removed when dropped.
@@ -42,13 +44,17 @@ pub(crate) struct Entry {
 }
 
 impl Models {
-    /// No versions. `check` passes once one is loaded.
-    pub(crate) fn new(check: Check) -> Self {
+    /// No versions. `check` passes once one is loaded; where they are loaded by need, also while none is failing.
+    pub(crate) fn new(check: Check, on_demand: bool) -> Self {
+        let inner = Inner {
+            on_demand,
+            ..Inner::default()
+        };
         let models = Self {
-            inner: Arc::default(),
+            inner: Arc::new(Mutex::new(inner)),
             check,
         };
-        models.report(&Inner::default());
+        models.report(&models.inner());
         models
     }
 
@@ -78,6 +84,10 @@ impl Models {
     }
 
     fn report(&self, inner: &Inner) {
+        let failed = |(_, status): &(u64, Status)| matches!(status, Status::Failed(_));
+        if inner.on_demand && !inner.versions.values().any(failed) {
+            return self.check.pass();
+        }
         let mut problem = "no model is loaded".to_owned();
         for ((name, version), (_, status)) in &inner.versions {
             match status {
@@ -137,7 +147,7 @@ mod tests {
     #[test]
     fn a_worker_is_ready_while_a_model_is_loaded_and_otherwise_says_why_not() {
         let health = Health::default();
-        let models = Models::new(health.check("models"));
+        let models = Models::new(health.check("models"), false);
         assert_eq!(health.problem().unwrap(), "models: no model is loaded");
         let (good, bad) = (models.begin(key("good")), models.begin(key("bad")));
         bad.set(Status::Failed("unet/config.json is missing".to_owned()));
@@ -154,8 +164,20 @@ mod tests {
     }
 
     #[test]
+    fn a_worker_that_loads_by_need_is_ready_with_nothing() {
+        let health = Health::default();
+        let models = Models::new(health.check("models"), true);
+        assert_eq!(health.problem(), None);
+        let bad = models.begin(key("bad"));
+        bad.set(Status::Failed("damaged".to_owned()));
+        assert!(health.problem().unwrap().contains("damaged"));
+        drop(bad);
+        assert_eq!(health.problem(), None);
+    }
+
+    #[test]
     fn a_version_that_begins_again_is_not_removed_by_its_former_life() {
-        let models = Models::new(Health::default().check("models"));
+        let models = Models::new(Health::default().check("models"), false);
         let former = models.begin(key("m"));
         let now = models.begin(key("m"));
         now.set(Status::Loaded);

@@ -1,11 +1,13 @@
 //! A running task put away: its pictures' engine snapshots as one object, and the task's state that names it.
 
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use contract::task::{Checkpoint, CheckpointFile, Phase, State};
+use contract::task::{Checkpoint, CheckpointFile, State};
+use futures::future::{BoxFuture, FutureExt as _};
 use prost::Message as _;
-use storage::{Key, StorageError, sha256_hex};
+use storage::{Key, Storage, StorageError, sha256_hex};
 use task_log::TaskLogError;
 
 use super::TaskJob;
@@ -22,10 +24,10 @@ const WRITE_LIMIT: Duration = Duration::from_secs(10);
 enum SaveError {
     #[error("the checkpoint was not stored")]
     Store(#[source] StorageError),
-    #[error("the task's state was not read or written")]
+    #[error("the task's state was not written")]
     State(#[source] TaskLogError),
-    #[error("{worker} has taken the task up as attempt {attempt}")]
-    TakenOver { worker: String, attempt: u32 },
+    #[error("another worker has the task by now")]
+    TakenOver,
 }
 
 /// Why a checkpoint cannot be used.
@@ -45,7 +47,7 @@ enum LoadError {
 
 /// The snapshots that the task's state names, one a picture; `None` when there are none or they cannot be used, which
 /// costs time and nothing else.
-pub(super) async fn load(job: &TaskJob, pictures: usize) -> Option<Vec<Vec<u8>>> {
+pub(super) async fn load(job: &mut TaskJob, pictures: usize) -> Option<Vec<Vec<u8>>> {
     let checkpoint = job.state.checkpoint.as_ref()?;
     match read(job, checkpoint, pictures).await {
         Ok(snapshots) => {
@@ -54,6 +56,9 @@ pub(super) async fn load(job: &TaskJob, pictures: usize) -> Option<Vec<Vec<u8>>>
         }
         Err(error) => {
             tracing::warn!(error = chain(&error), "begins anew");
+            if let Some(run) = job.state.runs.last_mut() {
+                run.from_step = 0;
+            }
             None
         }
     }
@@ -83,17 +88,35 @@ async fn read(
     Ok(snapshots)
 }
 
+/// Steps done, over all pictures.
+fn step_of_all(pictures: &[Picture]) -> u32 {
+    pictures.iter().map(|picture| picture.progress().step).sum()
+}
+
+/// Whether each picture has, on average, been taken so many steps further than it was last put away.
+pub(super) fn is_due(job: &TaskJob, pictures: &[Picture], steps: Option<u32>) -> bool {
+    let put_away = job.state.checkpoint.as_ref();
+    let before = put_away.map_or(0, |checkpoint| checkpoint.step);
+    let further = step_of_all(pictures).saturating_sub(before);
+    steps.is_some_and(|steps| further >= steps.saturating_mul(pictures.len() as u32))
+}
+
 /// Puts the task away as it is now, unless it is no further than when it was last put away. Waits for the step that is
 /// being taken. Best effort: a task without a checkpoint is only slower to recover.
 pub(super) async fn save(job: &mut TaskJob, pictures: &[Picture]) {
     // Before the snapshots: then they are at least as far as the number says.
-    let step = pictures.iter().map(|picture| picture.progress().step).sum();
+    let step = step_of_all(pictures);
     let before = job.state.checkpoint.as_ref();
     if before.map_or(0, |checkpoint| checkpoint.step) >= step {
         return;
     }
     // All between the same two steps. One that the engine has no longer has failed, and its task with it.
-    let Some(snapshots) = job.worker.engine.snapshots(pictures).await else {
+    let snapshots = tokio::select! {
+        // Nor does a thread that hangs answer.
+        _ = job.worker.hangs() => return,
+        snapshots = job.worker.engine.snapshots(pictures) => snapshots,
+    };
+    let Some(snapshots) = snapshots else {
         return;
     };
     if loses(&job.put_away, &snapshots) {
@@ -128,10 +151,9 @@ async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<()
     // Under the attempt: a worker that was taken for dead and wakes up writes beside its successor's, never over it.
     let key = Key::checkpoint(job.task.task, job.state.attempt, step);
     forget_half_written(job).await;
-    job.half_written = Some(key.clone());
-    let stored = job.worker.storage.put(&key, data).await;
+    let half = HalfWritten::begin(&job.worker.storage, key.clone(), data);
+    let stored = job.half_written.insert(half).stored().await;
     stored.map_err(SaveError::Store)?;
-    still_ours(job).await?;
     let state = State {
         checkpoint: Some(Checkpoint {
             step,
@@ -141,8 +163,9 @@ async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<()
         at: Some(contract::now()),
         ..job.state.clone()
     };
-    let written = job.worker.log.set_state(&job.task, &state).await;
-    written.map_err(SaveError::State)?;
+    // Once another worker has the task, this one was taken for dead: its state would stand in place of its successor's.
+    let written = job.write_state(&state).await.map_err(SaveError::State)?;
+    job.state_sequence = written.ok_or(SaveError::TakenOver)?;
     job.half_written = None;
     let before = std::mem::replace(&mut job.state, state);
     if let Some(key) = before
@@ -152,25 +175,6 @@ async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<()
         forget(job, &key).await;
     }
     Ok(())
-}
-
-/// Refuses once another worker has the task: this one was taken for dead, and what it writes into the task's state would
-/// stand in place of its successor's.
-async fn still_ours(job: &TaskJob) -> Result<(), SaveError> {
-    let record = job.worker.log.read(&job.task.tenant, job.task.task).await;
-    let state = record
-        .map_err(SaveError::State)?
-        .and_then(|record| record.state);
-    let anothers = |state: &State| {
-        let elsewhere = state.phase() == Phase::Running && state.worker != job.worker.name;
-        state.attempt > job.state.attempt || elsewhere
-    };
-    match state.filter(anothers) {
-        None => Ok(()),
-        Some(State {
-            worker, attempt, ..
-        }) => Err(SaveError::TakenOver { worker, attempt }),
-    }
 }
 
 /// Removes what the task was last put away as, once it has ended. Best effort.
@@ -184,8 +188,46 @@ pub(crate) async fn remove(job: &mut TaskJob) {
 
 /// An object whose state is not known to be written: if it was, a task that is taken up again begins anew.
 async fn forget_half_written(job: &mut TaskJob) {
-    if let Some(key) = job.half_written.take() {
+    let Some(half) = &mut job.half_written else {
+        return;
+    };
+    // A write that goes on would come after the removal.
+    if let Ok(Err(error)) = tokio::time::timeout(WRITE_LIMIT, half.stored()).await {
+        tracing::debug!(error = chain(&error), "a checkpoint was not stored");
+    }
+    if let Some(HalfWritten { key, .. }) = job.half_written.take() {
         forget(job, &key).await;
+    }
+}
+
+/// An object on its way into the store. Whoever stops waiting for it can go on doing so later: the store does not stop writing.
+pub(super) struct HalfWritten {
+    key: Key,
+    /// `None` once it has an answer.
+    put: Mutex<Option<BoxFuture<'static, Result<(), StorageError>>>>,
+}
+
+impl HalfWritten {
+    fn begin(storage: &Storage, key: Key, data: Bytes) -> Self {
+        let (storage, of) = (storage.clone(), key.clone());
+        let put = async move { storage.put(&of, data).await }.boxed();
+        Self {
+            key,
+            put: Mutex::new(Some(put)),
+        }
+    }
+
+    /// Waits until it is stored, or is known not to be; no longer than that when it was waited for before.
+    async fn stored(&mut self) -> Result<(), StorageError> {
+        let put = self.put.get_mut();
+        // Nobody locks it: it is one so that the task can be looked at from several threads.
+        let put = put.unwrap_or_else(PoisonError::into_inner);
+        let Some(running) = put else {
+            return Ok(());
+        };
+        let stored = running.await;
+        *put = None;
+        stored
     }
 }
 

@@ -1,11 +1,13 @@
 //! What can go wrong on the way, and what follows from it.
 
+use std::time::Duration;
+
 use contract::ErrorCode;
 use diffusion::StepError;
 use imaging::EncodeError;
 use storage::StorageError;
 
-use crate::engine::EngineError;
+use crate::engine::{EngineError, Hung};
 use crate::retry::Stopped;
 
 /// Why a task did not get through the pipeline.
@@ -43,6 +45,24 @@ pub(crate) enum NodeError {
         #[source]
         source: tokio::task::JoinError,
     },
+    /// A thread of the engine does not come back.
+    #[error(transparent)]
+    Hung(Hung),
+    /// A thread of the engine does not come back, from something that this task has no part in.
+    #[error("the worker ends, because of another task: {0}")]
+    HungWithAnother(Hung),
+    /// It was drawn for as long as it may be.
+    #[error("it was not drawn within {limit:?}")]
+    TimedOut {
+        /// How long that is.
+        limit: Duration,
+    },
+    /// The store took no picture for as long as a task waits for that.
+    #[error("the object store took no picture within {patience:?}")]
+    StoreAway {
+        /// How long that is.
+        patience: Duration,
+    },
     /// The worker was asked to stop.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -57,6 +77,8 @@ pub(crate) enum Verdict {
     Retry,
     /// It goes to another worker now, and no attempt is counted.
     HandBack,
+    /// It goes to another worker, if there is one, after a rest, and no attempt is counted.
+    LeaveToAnother,
 }
 
 impl NodeError {
@@ -68,7 +90,9 @@ impl NodeError {
             // Encoding is a function of its input: the size or the format is at fault.
             Self::Encode { .. } => Verdict::Fail(ErrorCode::EngineFailed),
             Self::OffRuntime { .. } | Self::Source(_) => Verdict::Retry,
-            Self::Stopped(Stopped) => Verdict::HandBack,
+            Self::Hung(_) | Self::TimedOut { .. } => Verdict::Retry,
+            Self::StoreAway { .. } => Verdict::LeaveToAnother,
+            Self::Stopped(Stopped) | Self::HungWithAnother(_) => Verdict::HandBack,
         }
     }
 }
@@ -152,5 +176,25 @@ mod tests {
     #[test]
     fn a_stop_is_nobodys_fault() {
         assert_eq!(NodeError::from(Stopped).verdict(), Verdict::HandBack);
+    }
+
+    #[test]
+    fn a_step_that_hangs_counts_for_those_that_are_in_it_and_for_nobody_else() {
+        let hung = Hung {
+            thread: "engine",
+            doing: "a step",
+            limit: Duration::from_secs(1),
+            pictures: [7].into(),
+        };
+        assert_eq!(NodeError::Hung(hung.clone()).verdict(), Verdict::Retry);
+        let anothers = NodeError::HungWithAnother(hung);
+        assert_eq!(anothers.verdict(), Verdict::HandBack);
+    }
+
+    #[test]
+    fn a_store_that_is_away_costs_no_attempt() {
+        let patience = Duration::from_secs(60);
+        let verdict = NodeError::StoreAway { patience }.verdict();
+        assert_eq!(verdict, Verdict::LeaveToAnother);
     }
 }

@@ -8,12 +8,13 @@ use contract::task::{ProgressEvent, progress_event};
 use contract::v1;
 use diffusion::{Progress, RgbImage};
 use futures::stream::{FuturesUnordered, StreamExt as _};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
 use super::{NodeError, PipelineNode, Planned, TaskJob, checkpoint, postprocess};
-use crate::engine::{Drawn, EngineError, Flow, Outcome, Picture, Seen, Start};
+use crate::engine::{Drawn, EngineError, Flow, Hung, Outcome, Picture, Seen, Start};
 use crate::retry::Stopped;
+use crate::worker::Checkpoints;
 use lifecycle::chain;
 
 /// How often progress is told at most.
@@ -32,7 +33,7 @@ impl PipelineNode for Inference {
 
     async fn run(&self, job: &mut TaskJob) -> Result<(), NodeError> {
         let (seen, mut previews) = mpsc::channel(PREVIEWS_WAITING);
-        let flow = job.worker.engine.flow(job.weight);
+        let flow = job.worker.engine.flow_of(job.task.task, job.weight);
         let (mut pictures, mut outcomes) = (Vec::new(), Vec::new());
         for (index, planned) in (0..).zip(&job.planned) {
             let start = start(job, index, planned, flow, seen.clone());
@@ -78,8 +79,12 @@ async fn follow(
     outcomes: Vec<Outcome>,
     previews: &mut mpsc::Receiver<Seen>,
 ) -> Result<Vec<Drawn>, NodeError> {
-    let stop = job.worker.stop.clone();
-    let every = job.worker.checkpoint_every;
+    let (stop, worker) = (job.worker.stop.clone(), Arc::clone(&job.worker));
+    let Checkpoints { every, steps } = worker.checkpoints;
+    let mut watched: Vec<_> = pictures.iter().map(Picture::follow).collect();
+    let limit = limit(job);
+    // Without a limit it is of no meaning.
+    let deadline = Instant::now() + limit.unwrap_or_default();
     let numbered = outcomes.into_iter().enumerate();
     let mut outcomes: FuturesUnordered<_> = numbered
         .map(async |(index, outcome)| (index, outcome.await))
@@ -92,6 +97,8 @@ async fn follow(
     loop {
         tokio::select! {
             biased;
+            // Before all else: a thread that hangs takes no checkpoint.
+            hung = worker.hangs() => return Err(of_hung(hung, pictures)),
             () = stop.cancelled() => {
                 checkpoint::save(job, pictures).await;
                 return Err(Stopped.into());
@@ -105,8 +112,46 @@ async fn follow(
             Some(preview) = previews.recv() => tell_preview(job, preview).await,
             _ = tell.tick() => tell_progress(job, pictures, &mut told).await,
             _ = save.tick(), if every.is_some() => checkpoint::save(job, pictures).await,
+            () = stepped(&mut watched), if steps.is_some() => {
+                if checkpoint::is_due(job, pictures, steps) {
+                    checkpoint::save(job, pictures).await;
+                }
+            }
+            () = sleep_until(deadline), if limit.is_some() => {
+                checkpoint::save(job, pictures).await;
+                return Err(NodeError::TimedOut { limit: limit.unwrap_or_default() });
+            }
         }
     }
+}
+
+/// How long the task may be drawn in this run.
+fn limit(job: &TaskJob) -> Option<Duration> {
+    let first = job.planned.first()?;
+    let pixels = u64::from(first.request.width) * u64::from(first.request.height);
+    let limits = job.worker.limits;
+    limits.of(job.planned.len(), pixels, first.request.steps)
+}
+
+/// An attempt counts for those that were in what does not come back.
+fn of_hung(hung: Hung, pictures: &[Picture]) -> NodeError {
+    let has_part = |picture: &Picture| hung.pictures.contains(&picture.id());
+    if pictures.iter().any(has_part) {
+        NodeError::Hung(hung)
+    } else {
+        NodeError::HungWithAnother(hung)
+    }
+}
+
+/// Resolves when one of the pictures has been taken a step further since the last time; never when none can be any more.
+async fn stepped(watched: &mut [watch::Receiver<Progress>]) {
+    let mut changes: FuturesUnordered<_> = watched.iter_mut().map(|one| one.changed()).collect();
+    while let Some(changed) = changes.next().await {
+        if changed.is_ok() {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 fn ticks(first: Duration, every: Duration) -> Interval {

@@ -21,8 +21,7 @@ use contract::task::{State, StoredImage};
 use contract::v1::SubmitTask;
 use diffusion::{Request, RgbImage};
 use imaging::{Encoding, Format};
-use storage::Key;
-use task_log::TaskRef;
+use task_log::{TaskLogError, TaskRef};
 use tracing::Instrument as _;
 
 use crate::metrics;
@@ -59,8 +58,10 @@ pub(crate) struct TaskJob {
     weight: u32,
     /// As last written to the log.
     pub(crate) state: State,
+    /// The place of that in the log.
+    pub(crate) state_sequence: u64,
     /// A checkpoint that is being written, or was not written whole.
-    half_written: Option<Key>,
+    half_written: Option<checkpoint::HalfWritten>,
     /// Which pictures the checkpoint has that the state names, in index order; empty when there is none.
     put_away: Vec<bool>,
     /// Set by `Preprocess`: how files are written.
@@ -102,6 +103,7 @@ impl TaskJob {
             request,
             weight,
             state,
+            state_sequence: 0,
             half_written: None,
             put_away: Vec::new(),
             encoding: Encoding {
@@ -114,6 +116,33 @@ impl TaskJob {
             files: Vec::new(),
             images: Vec::new(),
         }
+    }
+}
+
+impl TaskJob {
+    /// Writes a state in place of this run's own last one. `None` when another worker's stands there by now.
+    ///
+    /// # Errors
+    /// When neither is known.
+    pub(crate) async fn write_state(&self, state: &State) -> Result<Option<u64>, TaskLogError> {
+        let log = &self.worker.log;
+        let after = self.state_sequence;
+        let written = log.replace_state(&self.task, state, after).await?;
+        if written.is_some() {
+            return Ok(written);
+        }
+        // One of its own may have been stored after nobody waited for it any more.
+        let Some(record) = log.read(&self.task.tenant, self.task.task).await? else {
+            return Ok(None);
+        };
+        let own = |stands: State| {
+            stands.worker == self.worker.name && stands.attempt == self.state.attempt
+        };
+        if !record.state.is_some_and(own) {
+            return Ok(None);
+        }
+        log.replace_state(&self.task, state, record.state_sequence)
+            .await
     }
 }
 

@@ -9,6 +9,7 @@ use storage::{Key, Storage, StorageError, sha256_hex};
 
 use super::{NodeError, PipelineNode, TaskJob};
 use crate::retry::until_stopped;
+use crate::settings::{OutputSettings, Verify};
 
 /// Stores the files under keys derived from task and index.
 pub(super) struct Output;
@@ -24,6 +25,8 @@ enum StoreError {
         found: Option<u64>,
         written: u64,
     },
+    #[error("{key} has other bytes in the store than were written")]
+    Bytes { key: Key },
 }
 
 #[async_trait]
@@ -46,11 +49,23 @@ impl PipelineNode for Output {
 async fn store(job: &TaskJob, index: u32, file: Bytes) -> Result<StoredImage, NodeError> {
     let format = job.encoding.format;
     let key = Key::image(job.task.task, index, format.extension());
-    let storage = &job.worker.storage;
-    until_stopped(&job.worker.stop, "storing a picture", || {
-        put(storage, &key, &file)
-    })
-    .await?;
+    let OutputSettings { verify, patience } = &job.worker.output;
+    let (storage, patience) = (&job.worker.storage, patience.duration());
+    let sha256 = sha256_hex(&file);
+    let written = Written {
+        key: &key,
+        file: &file,
+        sha256: &sha256,
+    };
+    let stored = until_stopped(&job.worker.stop, "storing a picture", || {
+        put(storage, &written, *verify)
+    });
+    if patience.is_zero() {
+        stored.await?;
+    } else {
+        let stored = tokio::time::timeout(patience, stored).await;
+        stored.map_err(|_| NodeError::StoreAway { patience })??;
+    }
     // Planned by this very task; one request a picture.
     let request = &job.planned[index as usize].request;
     Ok(StoredImage {
@@ -60,23 +75,44 @@ async fn store(job: &TaskJob, index: u32, file: Bytes) -> Result<StoredImage, No
         height: request.height,
         format: output_format(format).into(),
         size_bytes: file.len() as u64,
-        sha256: sha256_hex(&file),
+        sha256,
         key: key.to_string(),
     })
 }
 
-async fn put(storage: &Storage, key: &Key, file: &Bytes) -> Result<(), StoreError> {
-    storage.put(key, file.clone()).await?;
-    // A store that took the bytes and does not have them must not be believed.
-    let (found, written) = (storage.size(key).await?, file.len() as u64);
-    if found == Some(written) {
-        return Ok(());
+/// A picture on its way into the store.
+struct Written<'a> {
+    key: &'a Key,
+    file: &'a Bytes,
+    sha256: &'a str,
+}
+
+/// A store that took the bytes and does not have them must not be believed.
+async fn put(storage: &Storage, picture: &Written<'_>, verify: Verify) -> Result<(), StoreError> {
+    let Written { key, file, sha256 } = picture;
+    storage.put(key, (*file).clone()).await?;
+    let written = file.len() as u64;
+    match verify {
+        Verify::Size => {
+            let found = storage.size(key).await?;
+            if found != Some(written) {
+                let key = (*key).clone();
+                return Err(StoreError::Size {
+                    key,
+                    found,
+                    written,
+                });
+            }
+        }
+        Verify::Digest => {
+            let found = storage.get(key, written).await?;
+            if sha256_hex(&found) != *sha256 {
+                let key = (*key).clone();
+                return Err(StoreError::Bytes { key });
+            }
+        }
     }
-    Err(StoreError::Size {
-        key: key.clone(),
-        found,
-        written,
-    })
+    Ok(())
 }
 
 fn output_format(format: Format) -> OutputFormat {

@@ -4,20 +4,26 @@
 //! task's end is stored (invariant I4), and everything else goes back. Deliveries are not counted; attempts are, in the
 //! task's state, by the worker that takes the task up.
 
-mod decide;
+mod elsewhere;
+mod history;
+mod letters;
 mod running;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use contract::ErrorCode;
 use contract::task::{
-    DeadLetter, Dispatch, Done, Failed, Phase, State, StoredImage, Succeeded, done,
+    Dispatch, Done, Failed, Phase, State, StoredImage, Submitted, Succeeded, done,
 };
 use messaging::Delivery;
 use prost::Message as _;
 use storage::Key;
-use task_log::{Ended, Record, TaskLogError, TaskRef};
+use task_log::transition::{
+    CameOut, Decision, Known, Next, Settlement, Written, after_attempt, after_refusal, after_rest,
+    decide,
+};
+use task_log::{Ended, Record, TaskLogError, TaskRef, deadline};
 use tracing::Instrument as _;
 
 use crate::metrics;
@@ -27,23 +33,18 @@ use crate::retry::{Stopped, until_stopped};
 use crate::worker::Worker;
 use lifecycle::chain;
 
-use decide::{Decision, decide, retry_delay};
+pub(crate) use elsewhere::Elsewhere;
+use elsewhere::{AWAY, LEFT_AGAIN, is_anothers};
+use history::Over;
+use letters::{bury, unreadable};
 pub(crate) use running::Running;
 
-/// Whose dead letter it is when the dispatch does not say.
-const NOBODY: &str = "unknown";
 /// Times that a task which is not in the log is looked for before its dispatch is buried, and the pause between them.
 const LOOKS_FOR_A_TASK: u64 = 3;
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
-
-/// What the broker is to be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Settlement {
-    /// The task has ended, or there is none.
-    Ack,
-    /// Someone takes it up after this long.
-    GiveBack(Duration),
-}
+/// A task that is carried out for longer is listened for, so that one that was cancelled is not drawn to its end. To subscribe for each short one
+/// would cost the broker more than what is drawn in vain.
+const LISTEN_AFTER: Duration = Duration::from_millis(200);
 
 /// Carries out one delivery, with heartbeats, and settles it.
 pub(crate) async fn deliver(worker: Arc<Worker>, served: Arc<Served>, delivery: Delivery) {
@@ -56,6 +57,7 @@ pub(crate) async fn deliver(worker: Arc<Worker>, served: Arc<Served>, delivery: 
         let settled = match settlement {
             Settlement::Ack => delivery.ack().await,
             Settlement::GiveBack(delay) => delivery.give_back(delay).await,
+            Settlement::Leave => Ok(()),
         };
         if let Err(error) = settled {
             // It comes again after the ack wait, and is then decided by what the log holds.
@@ -107,9 +109,17 @@ async fn dispatched(
     };
     let place = worker.running.enter(task.task);
     match (
-        decide(record.as_ref(), place.is_none(), worker.max_attempts),
+        decide(
+            record.as_ref().map(Known::from),
+            place.is_none(),
+            worker.max_attempts,
+        ),
         record,
     ) {
+        (Decision::Run { .. }, Some(_)) if is_anothers(worker, served, &task).await => {
+            tracing::info!("it failed here: left to another worker");
+            Ok(Settlement::GiveBack(LEFT_AGAIN))
+        }
         (Decision::Run { attempt }, Some(record)) => {
             run(worker, served, delivery, task, *weight, record, attempt).await
         }
@@ -176,6 +186,30 @@ async fn read(
     .await
 }
 
+/// Ends a task whose time to begin is over, if it is.
+async fn expire(
+    worker: &Worker,
+    task: &TaskRef,
+    submitted: &Submitted,
+) -> Result<Option<Settlement>, Stopped> {
+    let now = contract::clock::system_time().duration_since(UNIX_EPOCH);
+    let now = now.unwrap_or_default();
+    let Some(deadline) = deadline::deadline(submitted).filter(|deadline| *deadline <= now) else {
+        return Ok(None);
+    };
+    let within = deadline.saturating_sub(deadline::submitted_at(submitted));
+    let done = Done {
+        worker: worker.name.clone(),
+        ..deadline::expired(within)
+    };
+    tracing::info!(?within, "too late to begin");
+    until_stopped(&worker.stop, "writing the task's end", || {
+        worker.log.end(task, &done)
+    })
+    .await?;
+    Ok(Some(Settlement::Ack))
+}
+
 /// Takes the task up.
 async fn run(
     worker: &Arc<Worker>,
@@ -186,9 +220,16 @@ async fn run(
     record: Record,
     attempt: u32,
 ) -> Result<Settlement, Stopped> {
+    let began = |state: &State| state.started_at.is_some();
+    if !record.state.as_ref().is_some_and(began)
+        && let Some(settlement) = expire(worker, &task, &record.submitted).await?
+    {
+        return Ok(settlement);
+    }
+    let known = Known::from(&record);
     let before = record.state.unwrap_or_default();
     let now = contract::now();
-    let state = State {
+    let mut state = State {
         phase: Phase::Running.into(),
         attempt,
         worker: worker.name.clone(),
@@ -196,11 +237,19 @@ async fn run(
         started_at: before.started_at.or(Some(now)),
         checkpoint: before.checkpoint,
         at: Some(now),
+        runs: before.runs,
     };
-    until_stopped(&worker.stop, "writing the task's state", || {
-        worker.log.set_state(&task, &state)
-    })
-    .await?;
+    let version = served.version.as_str();
+    history::begin(&mut state, &worker.name, &worker.device, version);
+    let after = record.state_sequence;
+    let written = until_stopped(&worker.stop, "writing the task's state", || {
+        worker.log.replace_state(&task, &state, after)
+    });
+    let Some(sequence) = written.await? else {
+        tracing::info!(attempt, "not taken up: its state has changed meanwhile");
+        let now = read(worker, &task).await?.ok().flatten();
+        return Ok(after_refusal(known, now.as_ref().map(Known::from)));
+    };
     if attempt == 1 {
         metrics::queue_wait(&served.name, &record.submitted);
     }
@@ -209,28 +258,37 @@ async fn run(
     let pictures = request.images;
     let started = Instant::now();
     let mut job = TaskJob::new(worker, served, task, request, weight, state);
-    let (outcome, settlement) = match until_stopped(&worker.stop, "listening for the end", || {
-        worker.log.ends(&job.task)
-    })
-    .await
-    {
-        Err(Stopped) => ("handed_back", hand_back(&job).await),
-        Ok(mut ends) => {
-            let result = tokio::select! {
-                biased;
-                done = ends.wait() => Err(done),
-                result = pipeline::run(&mut job) => Ok(result),
-            };
-            match result {
-                // Dropping the pipeline has already told the engine to forget the pictures.
-                Err(done) => ("ended_elsewhere", ended_elsewhere(&mut job, &done).await),
-                Ok(result) => finish(&mut job, delivery, result).await,
-            }
-        }
+    job.state_sequence = sequence;
+    let ended = end_elsewhere(worker, job.task.clone());
+    let result = tokio::select! {
+        biased;
+        done = ended => Err(done),
+        result = pipeline::run(&mut job) => Ok(result),
+    };
+    let (outcome, settlement) = match result {
+        // Dropping the pipeline has already told the engine to forget the pictures.
+        Err(done) => ("ended_elsewhere", ended_elsewhere(&mut job, &done).await),
+        Ok(result) => finish(&mut job, delivery, result).await,
     };
     metrics::task(&served.name, outcome, pictures, started.elapsed());
+    if outcome == "succeeded" {
+        let learned = &worker.learned;
+        learned.task_took(&served.key(), started.elapsed());
+    }
     tracing::info!(outcome, took = ?started.elapsed(), "left");
     Ok(settlement)
+}
+
+/// Resolves when somebody else has ended the task; never if the worker stops before it could listen.
+async fn end_elsewhere(worker: &Worker, task: TaskRef) -> Done {
+    tokio::time::sleep(LISTEN_AFTER).await;
+    let listening = until_stopped(&worker.stop, "listening for the end", || {
+        worker.log.ends(&task)
+    });
+    match listening.await {
+        Ok(mut ends) => ends.wait().await,
+        Err(Stopped) => std::future::pending().await,
+    }
 }
 
 /// Writes the end that the pipeline came to, if it came to one.
@@ -263,34 +321,21 @@ async fn finish(
     };
     let settled = match error.verdict() {
         Verdict::HandBack => Err(Stopped),
+        Verdict::LeaveToAnother => {
+            tracing::warn!(error = chain(&error), "left to another worker");
+            leave(job, AWAY);
+            let attempts = attempt.saturating_sub(1);
+            let reason = chain(&error);
+            let rested = rest(job, attempts, AWAY, Over::HandedBack, &reason).await;
+            Ok(("handed_back", rested))
+        }
         Verdict::Fail(code) => {
             tracing::warn!(%code, error = chain(&error), "the task cannot be carried out");
             fail(job, code, chain(&error))
                 .await
                 .map(|()| ("failed", Settlement::Ack))
         }
-        Verdict::Retry if attempt < job.worker.max_attempts => {
-            let delay = retry_delay(attempt);
-            tracing::warn!(attempt, ?delay, error = chain(&error), "the attempt failed");
-            rest(job, attempt).await;
-            Ok(("retried", Settlement::GiveBack(delay)))
-        }
-        Verdict::Retry => {
-            let code = ErrorCode::AttemptsExhausted;
-            let reason = format!("taken up {attempt} times; the last time: {}", chain(&error));
-            let state = Some(&job.state);
-            let given = give_up(
-                &job.worker,
-                delivery,
-                &job.task,
-                code,
-                reason,
-                attempt,
-                state,
-            )
-            .await;
-            given.map(|settlement| ("failed", settlement))
-        }
+        Verdict::Retry => retry(job, delivery, &chain(&error)).await,
     };
     match settled {
         Ok(settled) => {
@@ -300,6 +345,30 @@ async fn finish(
             settled
         }
         Err(Stopped) => ("handed_back", hand_back(job).await),
+    }
+}
+
+/// The attempt failed as another may not.
+async fn retry(
+    job: &TaskJob,
+    delivery: &Delivery,
+    error: &str,
+) -> Result<(metrics::Outcome, Settlement), Stopped> {
+    let attempt = job.state.attempt;
+    match after_attempt(attempt, CameOut::Failed, job.worker.max_attempts) {
+        Next::Rest { attempts, pause } => {
+            tracing::warn!(attempt, ?pause, error, "the attempt failed");
+            leave(job, pause);
+            let rested = rest(job, attempts, pause, Over::Failed, error).await;
+            Ok(("retried", rested))
+        }
+        Next::End(_) | Next::Over => {
+            let code = ErrorCode::AttemptsExhausted;
+            let reason = format!("taken up {attempt} times; the last time: {error}");
+            let (worker, state) = (&job.worker, Some(&job.state));
+            let given = give_up(worker, delivery, &job.task, code, reason, attempt, state);
+            Ok(("failed", given.await?))
+        }
     }
 }
 
@@ -354,24 +423,49 @@ async fn ended_elsewhere(job: &mut TaskJob, done: &Done) -> Settlement {
     Settlement::Ack
 }
 
-/// The worker stops: the attempt was nobody's fault and does not count.
-async fn hand_back(job: &TaskJob) -> Settlement {
-    rest(job, job.state.attempt.saturating_sub(1)).await;
-    Settlement::GiveBack(Duration::ZERO)
+/// Another worker takes it up next, if there is one.
+fn leave(job: &TaskJob, rest: Duration) {
+    let elsewhere = &job.worker.elsewhere;
+    elsewhere.leave(job.task.task, Instant::now(), rest);
 }
 
-/// Writes that the task waits for a worker again. When that fails the old state stays, which only counts an attempt more.
-async fn rest(job: &TaskJob, attempt: u32) {
-    let state = State {
+/// The worker stops: the attempt was nobody's fault and does not count.
+async fn hand_back(job: &TaskJob) -> Settlement {
+    let attempt = job.state.attempt;
+    match after_attempt(attempt, CameOut::Stopped, job.worker.max_attempts) {
+        Next::Rest { attempts, pause } => rest(job, attempts, pause, Over::HandedBack, "").await,
+        Next::End(_) | Next::Over => Settlement::GiveBack(Duration::ZERO),
+    }
+}
+
+/// Writes that the task waits for a worker again, unless another has it by now.
+async fn rest(
+    job: &TaskJob,
+    attempt: u32,
+    pause: Duration,
+    over: Over,
+    reason: &str,
+) -> Settlement {
+    let mut state = State {
         phase: Phase::Scheduled.into(),
         attempt,
         worker: String::new(),
         at: Some(contract::now()),
         ..job.state.clone()
     };
-    if let Err(error) = job.worker.log.set_state(&job.task, &state).await {
-        tracing::warn!(error = chain(&error), "the task's state was not written");
-    }
+    history::end(&mut state, over, reason);
+    let written = match job.write_state(&state).await {
+        Ok(Some(_)) => Written::Stored,
+        Ok(None) => {
+            tracing::info!("another worker has it by now");
+            Written::Refused
+        }
+        Err(error) => {
+            tracing::warn!(error = chain(&error), "the task's state was not written");
+            Written::Unknown
+        }
+    };
+    after_rest(pause, written)
 }
 
 /// Ends the task as failed and keeps a copy of its dispatch.
@@ -395,65 +489,4 @@ async fn give_up(
     })
     .await?;
     Ok(Settlement::Ack)
-}
-
-/// A message that cannot be read never will be: it goes to DEAD, once, whoever sent it.
-async fn unreadable(
-    worker: &Worker,
-    delivery: &Delivery,
-    problem: &str,
-) -> Result<Settlement, Stopped> {
-    // Named by its bytes, so that a second delivery of it writes the same letter.
-    let digest = storage::sha256_hex(delivery.payload());
-    let letter = DeadLetter {
-        task_id: format!("unreadable-{}", &digest[..16]),
-        tenant: NOBODY.to_owned(),
-        ..letter(
-            delivery,
-            ErrorCode::InvalidArgument,
-            format!("not a dispatch: {problem}"),
-        )
-    };
-    write_letter(worker, &letter).await?;
-    Ok(Settlement::Ack)
-}
-
-async fn bury(
-    worker: &Worker,
-    delivery: &Delivery,
-    task: &TaskRef,
-    code: ErrorCode,
-    reason: String,
-) -> Result<(), Stopped> {
-    let letter = DeadLetter {
-        task_id: task.task.to_string(),
-        tenant: task.tenant.to_string(),
-        lane: task.lane.to_string(),
-        ..letter(delivery, code, reason)
-    };
-    write_letter(worker, &letter).await
-}
-
-fn letter(delivery: &Delivery, code: ErrorCode, reason: String) -> DeadLetter {
-    DeadLetter {
-        code: code.to_string(),
-        reason,
-        at: Some(contract::now()),
-        subject: delivery.subject().to_owned(),
-        payload: delivery.payload().to_vec(),
-        ..DeadLetter::default()
-    }
-}
-
-async fn write_letter(worker: &Worker, letter: &DeadLetter) -> Result<(), Stopped> {
-    metrics::buried();
-    tracing::warn!(
-        subject = letter.subject,
-        reason = letter.reason,
-        "given up into DEAD"
-    );
-    until_stopped(&worker.stop, "writing a dead letter", || {
-        worker.log.bury(letter)
-    })
-    .await
 }

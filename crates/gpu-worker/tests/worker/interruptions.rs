@@ -173,3 +173,22 @@ async fn a_worker_that_wakes_up_after_its_task_was_taken_over_leaves_its_success
     assert_eq!(platform.objects("checkpoints").len(), 1, "its own are gone");
     stop(worker).await;
 }
+
+#[tokio::test]
+async fn a_worker_that_was_taken_over_and_then_stops_hands_nothing_back() {
+    let platform = Platform::start().await;
+    let worker = platform.worker(&[("worker.name", "first")]).await;
+    let task = platform.submit(request("a boat", 2, LONG)).await;
+    platform.reaches(&task, 5).await;
+    let successors = State {
+        phase: Phase::Running.into(),
+        attempt: 2,
+        worker: "successor".to_owned(),
+        ..State::default()
+    };
+    platform.log.set_state(&task, &successors).await.unwrap();
+    stop(worker).await;
+    let record = platform.record(&task).await;
+    assert_eq!(record.state, Some(successors), "attempts go on from two");
+    assert_eq!(record.done, None);
+}

@@ -3,7 +3,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed step of a test fails the test")]
 
+mod elsewhere;
 mod ends;
 mod failures;
 mod interruptions;
+mod processes;
 mod support;

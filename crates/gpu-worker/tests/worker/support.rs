@@ -72,6 +72,7 @@ impl Platform {
             region: "us-east-1".to_owned(),
             access_key_id: String::new(),
             secret_access_key: String::new().into(),
+            faults: Default::default(),
         })
         .unwrap();
         let models = vec![Model {
@@ -95,6 +96,20 @@ impl Platform {
     }
 
     pub(crate) fn settings(&self, overrides: &[(&str, &str)]) -> Settings {
+        settings::load(None, &self.with_own(overrides)).unwrap()
+    }
+
+    /// The same for a process of its own.
+    pub(crate) fn environment(&self, overrides: &[(&str, &str)]) -> Vec<(String, String)> {
+        let named = |(key, value): (&str, String)| {
+            let key = key.to_uppercase().replace('.', "__");
+            (format!("INKSTONE_GPU_WORKER__{key}"), value)
+        };
+        self.with_own(overrides).into_iter().map(named).collect()
+    }
+
+    /// What leads to this platform, and settings beside.
+    fn with_own<'a>(&self, overrides: &[(&'a str, &str)]) -> Vec<(&'a str, String)> {
         let cache = self.folder.path().join("cache").display().to_string();
         let own = [
             ("process.admin_listen", "127.0.0.1:0".to_owned()),
@@ -106,8 +121,7 @@ impl Platform {
         let given = overrides
             .iter()
             .map(|&(key, value)| (key, value.to_owned()));
-        let all: Vec<(&str, String)> = own.into_iter().chain(given).collect();
-        settings::load(None, &all).unwrap()
+        own.into_iter().chain(given).collect()
     }
 
     /// A worker that is ready.

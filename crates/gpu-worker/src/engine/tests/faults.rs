@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use diffusion::Job;
+use crate::engine::model::Job;
 
 use super::*;
 
@@ -73,7 +73,7 @@ async fn a_picture_with_values_that_are_not_finite_fails_alone_and_names_the_ste
 async fn an_engine_that_panics_at_everything_ends() {
     let studio = Studio::with(NO_LIMITS, Box::new(|_, _| panic!("broken"))).await;
     let mut pictures = Vec::new();
-    for seed in 0..3 {
+    for seed in 0..2 {
         let (picture, outcome) = studio.begin(request(seed, 4), 1).await;
         pictures.push(picture);
         assert!(matches!(
@@ -83,4 +83,59 @@ async fn an_engine_that_panics_at_everything_ends() {
     }
     let gone = tokio::time::timeout(PATIENCE, studio.engine.gone()).await;
     gone.expect("the engine ends");
+}
+
+#[tokio::test]
+async fn a_task_at_which_the_engine_always_panics_takes_it_not_with_it() {
+    let step: Step = Box::new(|model, jobs| {
+        if poisoned(jobs) {
+            panic!("a fault in a kernel");
+        }
+        model.step(jobs)
+    });
+    let studio = Studio::with(NO_LIMITS, step).await;
+    let task = contract::TaskId::random();
+    for _ in 0..5 {
+        let start = Start {
+            model: studio.model.clone(),
+            request: request(POISONED, 4),
+            resume: None,
+            flow: studio.engine.flow_of(task, 1),
+            index: 0,
+            previews: 0,
+            seen: mpsc::channel(1).0,
+        };
+        let (_picture, outcome) = studio.engine.begin(start).await.unwrap();
+        let panicked = drawn(outcome).await;
+        assert!(matches!(panicked, Err(EngineError::Panicked { .. })));
+    }
+    let (_picture, outcome) = studio.begin(request(4, 4), 1).await;
+    assert!(drawn(outcome).await.unwrap() == alone(&request(4, 4)));
+}
+
+#[tokio::test]
+async fn a_step_that_does_not_come_back_is_noticed_with_those_whom_it_is_for() {
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Mutex::new(wait);
+    let step: Step = Box::new(move |model, jobs| {
+        if poisoned(jobs) {
+            // Until the test is over.
+            let _ = wait.lock().unwrap().recv();
+        }
+        model.step(jobs)
+    });
+    let studio = Studio::with(NO_LIMITS, step).await;
+    let limit = Duration::from_millis(400);
+    // One that goes on is not accused, however long it takes in all.
+    let (_good, outcome) = studio.begin(request(4, 60), 1).await;
+    tokio::select! {
+        hung = studio.engine.hangs(PATIENCE) => panic!("{hung}"),
+        outcome = drawn(outcome) => drop(outcome.unwrap()),
+    }
+    let (picture, _outcome) = studio.begin(request(POISONED, 4), 1).await;
+    let hung = tokio::time::timeout(PATIENCE, studio.engine.hangs(limit));
+    let hung = hung.await.expect("it is noticed");
+    assert_eq!((hung.thread, hung.doing), ("engine", "a step"));
+    assert_eq!(Vec::from_iter(hung.pictures), [picture.id()]);
+    drop(go_on);
 }

@@ -3,6 +3,7 @@
 mod faults;
 mod mixes;
 mod room;
+mod simulated;
 mod steps;
 
 use std::collections::HashMap;
@@ -54,7 +55,7 @@ fn alone(request: &Request) -> Vec<u8> {
             progress.unwrap();
         }
     }
-    let pixels = model.decode(&job).unwrap().pixels;
+    let pixels = model.paint(job.latents()).unwrap().pixels;
     drawn.lock().unwrap().insert(key, pixels.clone());
     pixels
 }

@@ -1,0 +1,75 @@
+//! What is given up: a copy of the dispatch goes to DEAD, with the reason.
+
+use contract::ErrorCode;
+use contract::task::DeadLetter;
+use messaging::Delivery;
+use task_log::TaskRef;
+use task_log::transition::Settlement;
+
+use crate::metrics;
+use crate::retry::{Stopped, until_stopped};
+use crate::worker::Worker;
+
+/// Whose dead letter it is when the dispatch does not say.
+const NOBODY: &str = "unknown";
+
+/// A message that cannot be read never will be: it goes to DEAD, once, whoever sent it.
+pub(super) async fn unreadable(
+    worker: &Worker,
+    delivery: &Delivery,
+    problem: &str,
+) -> Result<Settlement, Stopped> {
+    // Named by its bytes, so that a second delivery of it writes the same letter.
+    let digest = storage::sha256_hex(delivery.payload());
+    let letter = DeadLetter {
+        task_id: format!("unreadable-{}", &digest[..16]),
+        tenant: NOBODY.to_owned(),
+        ..letter(
+            delivery,
+            ErrorCode::InvalidArgument,
+            format!("not a dispatch: {problem}"),
+        )
+    };
+    write_letter(worker, &letter).await?;
+    Ok(Settlement::Ack)
+}
+
+pub(super) async fn bury(
+    worker: &Worker,
+    delivery: &Delivery,
+    task: &TaskRef,
+    code: ErrorCode,
+    reason: String,
+) -> Result<(), Stopped> {
+    let letter = DeadLetter {
+        task_id: task.task.to_string(),
+        tenant: task.tenant.to_string(),
+        lane: task.lane.to_string(),
+        ..letter(delivery, code, reason)
+    };
+    write_letter(worker, &letter).await
+}
+
+fn letter(delivery: &Delivery, code: ErrorCode, reason: String) -> DeadLetter {
+    DeadLetter {
+        code: code.to_string(),
+        reason,
+        at: Some(contract::now()),
+        subject: delivery.subject().to_owned(),
+        payload: delivery.payload().to_vec(),
+        ..DeadLetter::default()
+    }
+}
+
+async fn write_letter(worker: &Worker, letter: &DeadLetter) -> Result<(), Stopped> {
+    metrics::buried();
+    tracing::warn!(
+        subject = letter.subject,
+        reason = letter.reason,
+        "given up into DEAD"
+    );
+    until_stopped(&worker.stop, "writing a dead letter", || {
+        worker.log.bury(letter)
+    })
+    .await
+}

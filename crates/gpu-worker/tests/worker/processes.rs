@@ -1,0 +1,265 @@
+//! Workers as processes of their own: killed, hung, and replaced one after the other.
+
+use std::process::{Child, Command, ExitStatus, Stdio};
+
+use contract::task::{Done, done, progress_event};
+use contract::v1::{Run, SubmitTask, TaskPhase};
+use task_log::{TaskRef, Update};
+
+use crate::support::{PATIENCE, Platform, TENANT, request, until};
+
+/// What the worker ends with when something in it hangs.
+const HUNG: i32 = 75;
+
+/// A worker's process, killed when dropped.
+struct Process(Child);
+
+impl Process {
+    fn start(platform: &Platform, name: &str, settings: &[(&str, &str)]) -> Self {
+        let log = platform.folder.path().join(format!("{name}.log"));
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log);
+        let child = Command::new(env!("CARGO_BIN_EXE_inkstone-gpu-worker"))
+            .envs(platform.environment(&[("worker.name", name)]))
+            .envs(platform.environment(settings))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.unwrap())
+            .spawn()
+            .unwrap();
+        Self(child)
+    }
+
+    /// As a crash would have it.
+    fn kill(mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
+    /// Asks it to stop.
+    async fn terminate(mut self) -> ExitStatus {
+        let pid = self.0.id().to_string();
+        let asked = Command::new("kill").args(["-TERM", &pid]).status();
+        assert!(asked.unwrap().success());
+        self.ends().await
+    }
+
+    async fn ends(&mut self) -> ExitStatus {
+        let mut status = None;
+        until("the worker ends", async || {
+            status = self.0.try_wait().unwrap();
+            status.is_some()
+        })
+        .await;
+        status.unwrap()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The next told steps of a task, from `least` on.
+async fn told(platform: &Platform, task: &TaskRef, least: u32) -> u32 {
+    let mut watch = platform
+        .log
+        .watch(&TENANT.parse().unwrap(), task.task)
+        .await
+        .unwrap()
+        .unwrap();
+    let told = async {
+        while let Some(update) = watch.next().await.unwrap() {
+            if let Update::Progress(event) = update
+                && let Some(progress_event::Event::Progress(progress)) = event.event
+                && progress.step >= least
+            {
+                return progress.step;
+            }
+        }
+        panic!("it ended before");
+    };
+    tokio::time::timeout(PATIENCE, told).await.unwrap()
+}
+
+fn large(seed: u64, steps: u32) -> SubmitTask {
+    SubmitTask {
+        width: 256,
+        height: 256,
+        ..request("a red car", seed, steps)
+    }
+}
+
+fn failure(done: &Done) -> (&str, &str) {
+    match &done.outcome {
+        Some(done::Outcome::Failed(failed)) => (&failed.code, &failed.message),
+        outcome => panic!("{outcome:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_killed_worker_costs_no_more_than_the_steps_since_its_last_checkpoint() {
+    const EVERY: u32 = 10;
+    let platform = Platform::start().await;
+    let every = EVERY.to_string();
+    let settings = [
+        ("worker.ack_wait", "2s"),
+        ("engine.checkpoint_every", "0s"),
+        ("engine.checkpoint_steps", &*every),
+    ];
+    let first = Process::start(&platform, "first", &settings);
+    let undisturbed = platform
+        .pictures(&platform.submit(large(3, 60)).await)
+        .await;
+    let task = platform.submit(large(3, 60)).await;
+    let reached = told(&platform, &task, 3 * EVERY).await;
+    first.kill();
+    let state = platform.record(&task).await.state.unwrap();
+    let put_away = state.checkpoint.unwrap().step;
+    // Steps go on while a checkpoint is being written, so that it may be one behind.
+    assert!(put_away + 2 * EVERY > reached, "{put_away} of {reached}");
+
+    let _second = Process::start(&platform, "second", &settings);
+    let goes_on = told(&platform, &task, 0).await;
+    assert!(goes_on >= put_away, "nothing before is drawn again");
+    assert_eq!(platform.pictures(&task).await[0].1, undisturbed[0].1);
+    let runs = platform.record(&task).await.view().runs;
+    let of = |run: &Run| (run.worker.clone(), run.attempt, run.from_step, run.to_step);
+    let (first, second) = ("first".to_owned(), "second".to_owned());
+    assert_eq!(runs.len(), 2);
+    assert_eq!(of(&runs[0]), (first, 1, 0, put_away));
+    assert_eq!((&*runs[0].end, &*runs[0].device), ("lost", "cpu"));
+    assert_eq!((of(&runs[1]).0, of(&runs[1]).2), (second, put_away));
+    assert_eq!((&*runs[1].end, runs[1].attempt), ("ended", 2));
+}
+
+#[tokio::test]
+async fn a_task_that_kills_its_workers_ends_with_the_reason_and_a_copy_in_dead() {
+    let platform = Platform::start().await;
+    let settings = [("worker.ack_wait", "1s"), ("worker.max_attempts", "2")];
+    let task = platform.submit(large(3, 400)).await;
+    for attempt in 1..=2 {
+        let worker = Process::start(&platform, "victim", &settings);
+        until("it is taken up", async || {
+            let record = platform.record(&task).await;
+            (record.attempts(), record.phase()) == (attempt, TaskPhase::Running)
+        })
+        .await;
+        worker.kill();
+    }
+    let mut worker = Process::start(&platform, "survivor", &settings);
+    let done = platform.done(&task).await;
+    assert_eq!(failure(&done).0, "attempts_exhausted");
+    platform.work_is_settled().await;
+    let letters = platform.dead_letters().await;
+    assert_eq!(letters[0].task_id, task.task.to_string());
+    let runs = platform.record(&task).await.view().runs;
+    assert!(runs.iter().all(|run| run.worker == "victim"), "{runs:?}");
+    let next = platform.submit(request("a cat", 1, 2)).await;
+    assert_eq!(platform.pictures(&next).await.len(), 1);
+    assert!(worker.0.try_wait().unwrap().is_none(), "it is still there");
+}
+
+#[tokio::test]
+async fn a_step_that_does_not_come_back_ends_the_process_and_not_the_tasks_beside_it() {
+    let platform = Platform::start().await;
+    let settings = [
+        ("worker.ack_wait", "5s"),
+        ("worker.max_attempts", "2"),
+        ("engine.step_timeout", "1500ms"),
+        // Its account is not what is tested here.
+        ("engine.memory_limit", "256GiB"),
+    ];
+    // A step of it takes longer than one may: to the watchdog it is as one that never ends.
+    let poison = SubmitTask {
+        width: 2560,
+        height: 2560,
+        ..request("a cat", 1, 4)
+    };
+    let poison = platform.submit(poison).await;
+    let beside = platform.submit(request("a dog", 2, 40)).await;
+    for attempt in 1..=2 {
+        let mut worker = Process::start(&platform, "hangs", &settings);
+        assert_eq!(worker.ends().await.code(), Some(HUNG));
+        assert_eq!(platform.record(&poison).await.attempts(), attempt);
+    }
+    let done = platform.done(&poison).await;
+    let (code, reason) = failure(&done);
+    assert_eq!(code, "attempts_exhausted");
+    assert!(
+        reason.contains("does not come back from a step"),
+        "{reason}"
+    );
+    let letters = platform.dead_letters().await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].task_id, poison.task.to_string());
+    let runs = platform.record(&poison).await.view().runs;
+    assert_eq!(runs[0].end, "failed");
+    assert!(runs[0].reason.contains("does not come back"), "{runs:?}");
+
+    let _next = Process::start(&platform, "next", &settings);
+    assert_eq!(platform.pictures(&beside).await.len(), 1);
+    let done = platform.record(&beside).await.done.unwrap();
+    assert_eq!(done.attempt, 1, "it had no part in it");
+    platform.work_is_settled().await;
+}
+
+#[tokio::test]
+async fn workers_that_are_replaced_one_after_the_other_under_load_end_every_task_once() {
+    let platform = Platform::start().await;
+    let settings = [("worker.slots", "2")];
+    let mut workers = Vec::new();
+    for name in ["a", "b"] {
+        workers.push((name, Process::start(&platform, name, &settings)));
+    }
+    let mut tasks = Vec::new();
+    for seed in 0..8 {
+        tasks.push(platform.submit(large(seed % 2, 60)).await);
+    }
+    let running = async || {
+        let mut workers = Vec::new();
+        for task in &tasks {
+            let record = platform.record(task).await;
+            if record.phase() == TaskPhase::Running {
+                workers.push(record.state.unwrap().worker);
+            }
+        }
+        workers
+    };
+    let mut replaced = Vec::new();
+    for (name, old) in workers {
+        until("it is at work", async || {
+            running().await.iter().any(|worker| worker == name)
+        })
+        .await;
+        assert!(old.terminate().await.success());
+        let name = format!("{name}-new");
+        replaced.push(Process::start(&platform, &name, &settings));
+    }
+    let mut digests = [None, None];
+    for (seed, task) in tasks.iter().enumerate() {
+        let pictures = platform.pictures(task).await;
+        let drawn = pictures[0].0.sha256.clone();
+        let same = digests[seed % 2].get_or_insert_with(|| drawn.clone());
+        assert_eq!(*same, drawn);
+        let record = platform.record(task).await;
+        let done = record.done.as_ref().unwrap();
+        assert_eq!(done.attempt, 1, "{:?}", record.view().runs);
+    }
+    let handed_back = async |task: &TaskRef| {
+        let runs = platform.record(task).await.view().runs;
+        runs.iter().any(|run| run.end == "handed_back")
+    };
+    let mut any = false;
+    for task in &tasks {
+        any |= handed_back(task).await;
+    }
+    assert!(any, "nobody was interrupted");
+    platform.work_is_settled().await;
+    assert!(platform.dead_letters().await.is_empty());
+}
