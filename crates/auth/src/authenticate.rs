@@ -5,6 +5,7 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::time::Duration;
 
+use contract::auth::Caller;
 use contract::{AppKey, TenantId};
 use jiff::Timestamp;
 use messaging::Snapshot;
@@ -93,6 +94,10 @@ impl Authenticator {
         receipt.check((self.clock)())?;
         let deadline = Instant::now() + PATIENCE;
         let key = self.prove(proof, receipt.at.as_second(), deadline).await?;
+        // Before anything is charged: nobody's key pays for what goes by another's name.
+        if receipt.tenant.as_ref().is_some_and(|of| *of != key.tenant) {
+            return Err(AuthError::NotOfTenant);
+        }
         let policies = self.policies.borrow().clone();
         let Some((name, policy)) = policy::choose(&policies, &key.app_key) else {
             return Err(AuthError::NoPolicy {
@@ -107,7 +112,15 @@ impl Authenticator {
         }
         let rate = policy.rate();
         let now = self.limiter.now();
-        let admitted = match self.limiter.charge(&key.app_key, now, rate, Ask::ONE) {
+        let charged = if receipt.charged {
+            Ok(Allowance {
+                remaining: 0,
+                full_in: Duration::ZERO,
+            })
+        } else {
+            self.limiter.charge(&key.app_key, now, rate, Ask::ONE)
+        };
+        let admitted = match charged {
             Ok(allowance) => Ok(Admitted {
                 key,
                 policy_name: name.to_owned(),
@@ -273,6 +286,25 @@ impl Authenticator {
         };
         let open = within(Instant::now() + PATIENCE, KEYS, open).await?;
         Ok(message.sign(open.webhook_secret().expose()))
+    }
+
+    /// What one of a tenant's keys may do, if it is still good. Nothing is proven or charged.
+    pub(crate) fn vouch(&self, app_key: AppKey, tenant: TenantId) -> Result<Caller, AuthError> {
+        let keys = self.keys.borrow().clone();
+        let own = |key: &&KeyRecord| key.app_key == app_key && key.tenant == tenant;
+        let key = keys.get(app_key.as_str()).filter(own);
+        if key.is_none_or(|key| key.revoked_at.is_some()) {
+            return Err(AuthError::NoSuchKey { app_key });
+        }
+        let policies = self.policies.borrow().clone();
+        let Some((name, policy)) = policy::choose(&policies, &app_key) else {
+            return Err(AuthError::NoPolicy { app_key });
+        };
+        Ok(Caller {
+            policy: Some(policy::encode(name, policy)),
+            tenant: tenant.into(),
+            app_key: app_key.into(),
+        })
     }
 
     /// Lets go of what idle keys no longer need. Call it now and then.

@@ -129,6 +129,9 @@ pub(crate) enum AuthError {
         "the key {app_key} does not take signature v1, because that signs no body; sign with v2, or use its bearer key"
     )]
     SignatureV1Off { app_key: AppKey },
+    /// The proof holds, and is another tenant's.
+    #[error("the key is not of the tenant that the subject names")]
+    NotOfTenant,
     /// No policy names the key's prefix any more.
     #[error("no policy is set for the key {app_key}")]
     NoPolicy { app_key: AppKey },
@@ -206,6 +209,7 @@ impl AuthError {
             Self::NoSigningKey => "no_signing_key",
             Self::NotValid { .. } => "not_valid",
             Self::SignatureV1Off { .. } => "signature_v1_off",
+            Self::NotOfTenant => "not_of_tenant",
             Self::NoPolicy { .. } => "no_policy",
             Self::RateLimited { .. } => "rate_limited",
             Self::Invalid { .. } => "invalid",

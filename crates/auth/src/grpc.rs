@@ -9,11 +9,12 @@ use contract::auth::authenticate_request::Proof as ProofMessage;
 use contract::auth::key_service_server::{KeyService, KeyServiceServer};
 use contract::auth::{
     AuthenticateAnswer, AuthenticateCall, AuthenticateEachRequest, AuthenticateEachResponse,
-    AuthenticateRequest, AuthenticateResponse, Caller, ChargeRequest, ChargeResponse,
-    CreateKeyRequest, CreateKeyResponse, GetWebhookSecretRequest, GetWebhookSecretResponse,
-    IssueTokenRequest, IssueTokenResponse, KeyInfo, ListKeysRequest, ListKeysResponse,
-    ListTokenKeysRequest, ListTokenKeysResponse, RateLimit, RevokeKeyRequest, RevokeKeyResponse,
-    SignWebhookRequest, SignWebhookResponse, TokenKey, authenticate_answer,
+    AuthenticateMessagesRequest, AuthenticateMessagesResponse, AuthenticateRequest,
+    AuthenticateResponse, Caller, ChargeRequest, ChargeResponse, CreateKeyRequest,
+    CreateKeyResponse, GetWebhookSecretRequest, GetWebhookSecretResponse, IssueTokenRequest,
+    IssueTokenResponse, KeyInfo, ListKeysRequest, ListKeysResponse, ListTokenKeysRequest,
+    ListTokenKeysResponse, RateLimit, RevokeKeyRequest, RevokeKeyResponse, SignWebhookRequest,
+    SignWebhookResponse, TokenKey, VouchRequest, VouchResponse, authenticate_answer,
 };
 use contract::limits::MAX_BATCH_TASKS;
 use contract::{AppKey, ErrorCode, Failure};
@@ -66,6 +67,8 @@ pub(crate) fn routes(
         .add_service(rpc::with_limits!(policies))
 }
 
+type Answers<R> = BoxStream<'static, Result<R, Status>>;
+
 struct AuthGrpc {
     authenticator: Arc<Authenticator>,
     tokens: Arc<Tokens>,
@@ -73,17 +76,28 @@ struct AuthGrpc {
 
 #[tonic::async_trait]
 impl AuthService for AuthGrpc {
-    type AuthenticateEachStream = BoxStream<'static, Result<AuthenticateEachResponse, Status>>;
+    type AuthenticateEachStream = Answers<AuthenticateEachResponse>;
+    type AuthenticateMessagesStream = Answers<AuthenticateMessagesResponse>;
 
     async fn authenticate(
         &self,
         request: Request<AuthenticateRequest>,
     ) -> Result<Response<AuthenticateResponse>, Status> {
-        let AuthenticateRequest { proof, receipt } = request.into_inner();
-        let proof = proof.map(decode_proof);
-        let receipt = receipt.map(decode_receipt).transpose().map_err(status)?;
-        let admitted = admit(&self.authenticator, proof.as_ref(), receipt.as_ref()).await;
+        let proof = proof_alone(Some(request.into_inner())).map_err(status)?;
+        let admitted = admit(&self.authenticator, proof.as_ref(), None).await;
         Ok(Response::new(encode_admitted(admitted.map_err(status)?)))
+    }
+
+    async fn vouch(
+        &self,
+        request: Request<VouchRequest>,
+    ) -> Result<Response<VouchResponse>, Status> {
+        let VouchRequest { app_key, tenant } = request.into_inner();
+        let app_key = keys::app_key(&app_key).map_err(status)?;
+        let tenant = keys::tenant(&tenant).map_err(status)?;
+        let vouched = self.authenticator.vouch(app_key, tenant);
+        let caller = Some(vouched.map_err(status)?);
+        Ok(Response::new(VouchResponse { caller }))
     }
 
     async fn sign_webhook(
@@ -107,20 +121,25 @@ impl AuthService for AuthGrpc {
         &self,
         request: Request<AuthenticateEachRequest>,
     ) -> Result<Response<Self::AuthenticateEachStream>, Status> {
-        let calls = request.into_inner().calls.into_iter().map(decode_call);
-        let authenticator = self.authenticator.clone();
-        let answers = rpc::each("AuthenticateEach", calls.collect(), move |proof| {
-            let authenticator = authenticator.clone();
-            async move {
-                let admitted = admit(&authenticator, proof.as_ref(), None).await;
-                admitted.map(encode_admitted).map_err(told)
-            }
-        });
-        let answers = answers.await?.map(|some| {
-            let answers = some.into_iter().map(encode_answer).collect();
-            Ok(AuthenticateEachResponse { answers })
-        });
-        Ok(Response::new(answers.boxed()))
+        let read = |request| Ok((proof_alone(request)?, None));
+        let calls = request.into_inner().calls;
+        let answer = |answers| AuthenticateEachResponse { answers };
+        self.each("AuthenticateEach", calls, read, answer).await
+    }
+
+    async fn authenticate_messages(
+        &self,
+        request: Request<AuthenticateMessagesRequest>,
+    ) -> Result<Response<Self::AuthenticateMessagesStream>, Status> {
+        let read = |request| {
+            let AuthenticateRequest { proof, receipt } = Option::unwrap_or_default(request);
+            let receipt = receipt.ok_or_else(|| invalid("receipt", "is missing"))?;
+            let receipt = decode_receipt(receipt)?;
+            Ok((proof.map(decode_proof), Some(receipt)))
+        };
+        let calls = request.into_inner().calls;
+        let answer = |answers| AuthenticateMessagesResponse { answers };
+        self.each("AuthenticateMessages", calls, read, answer).await
     }
 
     async fn issue_token(
@@ -128,8 +147,7 @@ impl AuthService for AuthGrpc {
         request: Request<IssueTokenRequest>,
     ) -> Result<Response<IssueTokenResponse>, Status> {
         let request = request.into_inner();
-        let proof = request.caller.and_then(|caller| caller.proof);
-        let proof = proof.map(decode_proof);
+        let proof = proof_alone(request.caller).map_err(status)?;
         if matches!(proof, Some(Proof::Token(_))) {
             return Err(status(AuthError::TokenForToken));
         }
@@ -176,6 +194,57 @@ impl AuthService for AuthGrpc {
     }
 }
 
+/// A call's proof and when it came, or why it cannot be read.
+type Shown = Result<(Option<Proof>, Option<Receipt>), AuthError>;
+
+impl AuthGrpc {
+    /// Answers each of many calls, which `read` reads, in messages that `message` makes of answers.
+    async fn each<R: Send + 'static>(
+        &self,
+        path: &'static str,
+        calls: Vec<AuthenticateCall>,
+        read: fn(Option<AuthenticateRequest>) -> Shown,
+        message: fn(Vec<AuthenticateAnswer>) -> R,
+    ) -> Result<Response<Answers<R>>, Status> {
+        let decode = |call: AuthenticateCall| Asked {
+            question: read(call.request),
+            timeout: Duration::from_millis(call.timeout_ms.into()),
+            traceparent: call.traceparent,
+        };
+        let calls = calls.into_iter().map(decode);
+        let authenticator = self.authenticator.clone();
+        let answers = rpc::each(path, calls.collect(), move |shown: Shown| {
+            let authenticator = authenticator.clone();
+            async move {
+                let (proof, receipt) = shown.map_err(told)?;
+                let admitted = admit(&authenticator, proof.as_ref(), receipt.as_ref()).await;
+                admitted.map(encode_admitted).map_err(told)
+            }
+        });
+        let answers = answers.await?.map(move |some| {
+            let answers = some.into_iter().map(encode_answer).collect();
+            Ok(message(answers))
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+}
+
+/// The proof of a request that comes just now, and so without a receipt.
+fn proof_alone(request: Option<AuthenticateRequest>) -> Result<Option<Proof>, AuthError> {
+    let AuthenticateRequest { proof, receipt } = request.unwrap_or_default();
+    if receipt.is_some() {
+        return Err(invalid("receipt", "is for messages of the broker only"));
+    }
+    Ok(proof.map(decode_proof))
+}
+
+fn invalid(field: &'static str, problem: &str) -> AuthError {
+    AuthError::Invalid {
+        field,
+        problem: problem.to_owned(),
+    }
+}
+
 /// Authenticates and counts it; with a receipt, as of then.
 async fn admit(
     authenticator: &Authenticator,
@@ -198,22 +267,15 @@ async fn admit(
     outcome
 }
 
-fn decode_call(call: AuthenticateCall) -> Asked<Option<Proof>> {
-    Asked {
-        question: call.request.and_then(|r| r.proof).map(decode_proof),
-        timeout: Duration::from_millis(call.timeout_ms.into()),
-        traceparent: call.traceparent,
-    }
-}
-
 fn decode_receipt(message: contract::auth::Receipt) -> Result<Receipt, AuthError> {
     let at = message.at.unwrap_or_default();
-    let at = Timestamp::new(at.seconds, at.nanos).map_err(|_| AuthError::Invalid {
-        field: "receipt",
-        problem: "is of no time".to_owned(),
-    })?;
-    let claim = Claim::new(&message.claim)?;
-    Ok(Receipt { at, claim })
+    let at = Timestamp::new(at.seconds, at.nanos);
+    Ok(Receipt {
+        at: at.map_err(|_| invalid("receipt", "is of no time"))?,
+        claim: Claim::new(&message.claim)?,
+        tenant: Some(keys::tenant(&message.tenant)?),
+        charged: message.charged,
+    })
 }
 
 fn encode_answer(
@@ -228,10 +290,6 @@ fn encode_answer(
 }
 
 fn decode_charge(message: ChargeRequest) -> Result<(AppKey, NonZeroU32), AuthError> {
-    let invalid = |field, problem: &str| AuthError::Invalid {
-        field,
-        problem: problem.to_owned(),
-    };
     let app_key = message.app_key.parse();
     let app_key = app_key.map_err(|_| invalid("app_key", "is no key"))?;
     let requests = NonZeroU32::new(message.requests)
@@ -404,10 +462,15 @@ fn failure(error: &AuthError) -> Failure {
         AuthError::NotValid { header } => unauthenticated(header),
         AuthError::SignatureV1Off { .. } => unauthenticated("X-Signature"),
         AuthError::Lifetime { .. } => Failure::invalid("lifetime_seconds", error.to_string()),
-        AuthError::TokenForToken => Failure::new(ErrorCode::PermissionDenied, error.to_string()),
+        AuthError::TokenForToken | AuthError::NotOfTenant => {
+            Failure::new(ErrorCode::PermissionDenied, error.to_string())
+        }
         AuthError::NoSigningKey => Failure::unavailable(error.to_string(), RETRY_STORE),
         AuthError::NoPolicy { .. } => Failure::new(ErrorCode::PermissionDenied, error.to_string()),
-        AuthError::RateLimited { retry_after, .. } => Failure {
+        AuthError::RateLimited {
+            rate, retry_after, ..
+        } => Failure {
+            rate_limit: Some(rate.per_second.get()),
             // Never too short: a caller that comes back when told must be let through.
             retry_after: Some(Duration::from_millis(millis_up(*retry_after))),
             ..Failure::new(ErrorCode::RateLimited, error.to_string())

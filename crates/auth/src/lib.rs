@@ -56,7 +56,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use jiff::Timestamp;
 use lifecycle::{Check, Service};
 use messaging::{Broker, BrokerError, Bucket, Snapshot};
 use rpc::{Identity, Security};
@@ -143,7 +142,7 @@ async fn assemble(
         limiter,
         nonces,
         tokens.clone(),
-        Timestamp::now,
+        contract::clock::timestamp,
     );
     let authenticator = authenticator
         .await
@@ -159,7 +158,7 @@ async fn assemble(
         copy,
         policies,
         key_encryption,
-        clock: Timestamp::now,
+        clock: contract::clock::timestamp,
     };
     check.pass();
     keep_up(service, broker, check, authenticator.clone());
@@ -249,14 +248,14 @@ async fn start_tokens(
         bucket,
         key_encryption.clone(),
         schedule,
-        Timestamp::now,
+        contract::clock::timestamp,
     );
     Ok(Tokens {
         ring: ring.await.map_err(failed("read the signing keys"))?,
         issuer: settings.issuer.clone(),
         audience: settings.audience.clone(),
         lifetime: settings.lifetime.duration(),
-        clock: Timestamp::now,
+        clock: contract::clock::timestamp,
     })
 }
 

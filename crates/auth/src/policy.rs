@@ -23,7 +23,7 @@ const MAX_TIER_BYTES: usize = 30;
 /// One policy. In the bucket its key is the prefix without the dash that ends it: `prod` for `prod-`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct PolicyRecord {
-    /// Model names or aliases; `*` is every model.
+    /// Model names, or aliases, which open themselves only; `*` is every model.
     pub(crate) models: Vec<String>,
     /// Whether HD quality is allowed.
     pub(crate) hd: bool,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
+use contract::TenantId;
 use jiff::Timestamp;
 
 use crate::authenticate::Clock;
@@ -21,6 +22,10 @@ const MAX_CLAIM_BYTES: usize = 200;
 pub(crate) struct Receipt {
     pub(crate) at: Timestamp,
     pub(crate) claim: Claim,
+    /// Whose the key must be, where that is known.
+    pub(crate) tenant: Option<TenantId>,
+    /// Whether it was charged before.
+    pub(crate) charged: bool,
 }
 
 /// What a nonce is used up for. Whoever shows it again with the same claim is the same; without one nobody is.
@@ -57,6 +62,8 @@ impl Receipt {
         Self {
             at: clock(),
             claim: Claim::default(),
+            tenant: None,
+            charged: false,
         }
     }
 
@@ -93,8 +100,11 @@ mod tests {
         let now = Timestamp::from_second(1_700_000_000).unwrap();
         let check = |ago: i64| {
             let at = Timestamp::from_second(1_700_000_000 - ago).unwrap();
-            let claim = Claim::default();
-            Receipt { at, claim }.check(now).is_ok()
+            let receipt = Receipt {
+                at,
+                ..Receipt::now(|| Timestamp::UNIX_EPOCH)
+            };
+            receipt.check(now).is_ok()
         };
         assert!(check(0) && check(-60) && check(7 * 86400));
         assert!(!check(-61) && !check(9 * 86400));

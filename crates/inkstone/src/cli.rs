@@ -9,7 +9,7 @@ use contract::v1::Scheduler;
 use contract::words::{SCHEDULERS, meaning};
 
 use crate::error::CliError;
-use crate::{client, demo, doctor, generate, inspect, keys, models, policies, up};
+use crate::{audit, client, dead, demo, doctor, generate, inspect, keys, models, policies, up};
 
 /// Text to image, from prompt to picture.
 #[derive(Debug, Parser)]
@@ -73,6 +73,18 @@ enum Command {
         command: ModelsCommand,
         #[command(flatten)]
         tls: TlsArgs,
+    },
+    /// List, show and try again what was given up: tasks, submissions over NATS, webhooks.
+    Dead {
+        #[command(flatten)]
+        args: dead::DeadArgs,
+        #[command(flatten)]
+        tls: TlsArgs,
+    },
+    /// Check and read audit files; needs no running platform.
+    Audit {
+        #[command(subcommand)]
+        command: AuditCommand,
     },
     /// Read the labels in a picture file.
     Inspect {
@@ -188,6 +200,34 @@ pub(crate) struct GenerateArgs {
     pub(crate) guidance_rescale: Option<f32>,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum AuditCommand {
+    /// Check that no record was changed, removed, added or moved.
+    Verify {
+        /// The folder with the files, such as a copy of the object store's audit/.
+        #[arg(long)]
+        files: PathBuf,
+        /// The files go on behind this record, SEQUENCE:HASH. Default: they begin with the first record.
+        #[arg(long)]
+        after: Option<::audit::Head>,
+        /// A record that must be among them, SEQUENCE:HASH, such as the end that an earlier check said: without it nobody can tell
+        /// whether the last files are missing.
+        #[arg(long)]
+        head: Option<::audit::Head>,
+    },
+    /// Show what is recorded of a task.
+    Show {
+        /// The task's id.
+        task: String,
+        /// The folder with the files.
+        #[arg(long)]
+        files: PathBuf,
+        /// The files go on behind this record, SEQUENCE:HASH. Default: they begin with the first record.
+        #[arg(long)]
+        after: Option<::audit::Head>,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -362,6 +402,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
             policies::run(&data, &auth, &tls, command).await
         }
         Command::Models { command, tls } => models::run(&data, &tls, command).await,
+        Command::Dead { args, tls } => dead::run(&data, &tls, args).await,
+        Command::Audit { command } => audit::run(&command),
         Command::Inspect { file } => inspect::run(&file),
         Command::Doctor { server } => doctor::run(&data, &server).await,
     }

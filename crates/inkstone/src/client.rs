@@ -166,7 +166,7 @@ pub(crate) async fn watch(data: &Path, server: &ServerArgs, task: &str) -> Resul
     while let Some(update) = updates.message().await.map_err(client.failed())? {
         match update.event {
             Some(watch_response::Event::Task(task)) => {
-                println!("{}", phase(&task));
+                println!("{}{}", phase(&task), wait(&task));
                 for image in &task.images {
                     println!("  {}{}", client.url, image.path);
                 }
@@ -181,6 +181,18 @@ pub(crate) async fn watch(data: &Path, server: &ServerArgs, task: &str) -> Resul
         }
     }
     end.map_or(Ok(()), Err)
+}
+
+/// What is known of a task's wait.
+fn wait(task: &Task) -> String {
+    let before = task
+        .queue_position
+        .map(|before| format!(", {before} before it"));
+    let wait = task.estimated_wait_ms.map(|wait| {
+        let seconds = wait.div_ceil(1000);
+        format!(", begins in about {seconds} s")
+    });
+    before.unwrap_or_default() + &wait.unwrap_or_default()
 }
 
 /// A task's phase in one word.
@@ -220,6 +232,47 @@ mod tests {
         for part in [url.as_str(), "inkstone up", "--url", "refused"] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    /// What a call hears of one who answers every connection with these bytes.
+    async fn told_by(scheme: &str, answer: &'static [u8]) -> String {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
+        let answering = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut heard = Vec::with_capacity(4096);
+                let _ = stream.read_buf(&mut heard).await;
+                let _ = stream.write_all(answer).await;
+                let _ = stream.shutdown().await;
+                // Until the caller is gone: a reset could overtake the answer.
+                let _ = stream.read_to_end(&mut heard).await;
+            }
+        };
+        let client = Client::new(&url, "ink_x".to_owned(), None).unwrap();
+        let request = client.request(ListModelsRequest {}).unwrap();
+        let mut service = client.service();
+        let told = client.call(service.list_models(request));
+        tokio::select! {
+            () = answering => unreachable!("it answers for ever"),
+            told = told => told.unwrap_err().to_string(),
+        }
+    }
+
+    #[tokio::test]
+    async fn an_address_with_the_wrong_scheme_is_answered_with_the_right_one() {
+        // What rustls answers to what is not TLS: a fatal alert, unexpected_message.
+        let told = told_by("http", b"\x15\x03\x03\x00\x02\x02\x0a").await;
+        assert!(
+            told.contains("speaks TLS") && told.contains("https://"),
+            "{told}"
+        );
+        let told = told_by("https", b"HTTP/1.1 400 Bad Request\r\n\r\n").await;
+        assert!(
+            told.contains("does not speak TLS") && told.contains("http://"),
+            "{told}"
+        );
     }
 
     #[test]

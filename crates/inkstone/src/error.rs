@@ -77,6 +77,15 @@ pub enum CliError {
         /// Where one was looked for.
         path: PathBuf,
     },
+    /// `inkstone up` with certificates between its services.
+    #[error(
+        "{variable} is set, but `inkstone up` runs all services in one process, without certificates between them; unset it, or \
+         run the services one by one. The public port takes a certificate by INKSTONE_GATEWAY__HTTP__TLS__CERT and …__KEY"
+    )]
+    CertificatesInOneProcess {
+        /// The variable of the environment.
+        variable: String,
+    },
     /// nats-server could not be started.
     #[error(transparent)]
     Broker(#[from] nats_server::ServerError),
@@ -127,6 +136,18 @@ pub enum CliError {
         /// How to give another address.
         option: &'static str,
     },
+    /// An address that is given as http:// speaks TLS, or the reverse.
+    #[error("what answers at {url} {speaks}; say {scheme}:// with {option}")]
+    WrongScheme {
+        /// The address.
+        url: String,
+        /// What it speaks.
+        speaks: &'static str,
+        /// What it should begin with.
+        scheme: &'static str,
+        /// How to give another address.
+        option: &'static str,
+    },
     /// The platform said no.
     #[error("{}", describe(.0))]
     Refused(Failure),
@@ -150,6 +171,39 @@ pub enum CliError {
         #[source]
         source: imaging::InspectError,
     },
+    /// There are no audit files.
+    #[error("there are no audit files (.jsonl) in {}", path.display())]
+    NoAuditFiles {
+        /// Where they were looked for.
+        path: PathBuf,
+    },
+    /// An audit file was tampered with, or one in front of it is missing.
+    #[error("{} is not good; the chain is good up to record {good}", path.display())]
+    Audit {
+        /// Which.
+        path: PathBuf,
+        /// The last good record's number.
+        good: u64,
+        /// What is wrong.
+        #[source]
+        source: ::audit::file::FileError,
+    },
+    /// The last audit records are missing.
+    #[error(
+        "the files end with {end}, and {head} is not among them: records are missing or another chain was put there"
+    )]
+    AuditTail {
+        /// Where the files end.
+        end: String,
+        /// What should be there.
+        head: String,
+    },
+    /// Nothing is recorded of a task.
+    #[error("the files hold no record of the task {task}")]
+    NotAudited {
+        /// Which.
+        task: String,
+    },
     /// `doctor` found something.
     #[error("{0} of the checks failed")]
     Unwell(usize),
@@ -160,7 +214,18 @@ impl CliError {
     pub(crate) fn call(url: &str, option: &'static str) -> impl FnOnce(Status) -> Self {
         let url = url.to_owned();
         move |status| {
-            if status.code() != Code::Unavailable || error::is_of_a_service(&status) {
+            if error::is_of_a_service(&status) {
+                return Self::Refused(status.into());
+            }
+            if let Some((speaks, scheme)) = other_scheme(&url, &status) {
+                return Self::WrongScheme {
+                    url,
+                    speaks,
+                    scheme,
+                    option,
+                };
+            }
+            if status.code() != Code::Unavailable {
                 return Self::Refused(status.into());
             }
             let mut reason: &(dyn std::error::Error + 'static) = &status;
@@ -190,6 +255,30 @@ impl CliError {
             source,
         }
     }
+}
+
+/// What the other end speaks and the scheme of that, where its answer shows that the address has the wrong one.
+fn other_scheme(url: &str, status: &Status) -> Option<(&'static str, &'static str)> {
+    let said = |what: &str| {
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(status);
+        while let Some(error) = cause {
+            if error.to_string().contains(what) {
+                return true;
+            }
+            cause = error.source();
+        }
+        false
+    };
+    let secure = url.starts_with("https://");
+    // rustls, of the first bytes of an answer in the clear.
+    if secure && said("InvalidContentType") {
+        return Some(("does not speak TLS", "http"));
+    }
+    // h2, which takes the head of a TLS alert (0x15 0x03 0x03) for the length of a frame.
+    if !secure && said("frame with invalid size") {
+        return Some(("speaks TLS", "https"));
+    }
+    None
 }
 
 fn describe(failure: &Failure) -> String {

@@ -7,10 +7,13 @@
 // This crate talks to a person at a terminal; that is what it is for.
 #![allow(clippy::print_stdout, clippy::print_stderr)]
 
+mod audit;
 mod cli;
 mod client;
+mod dead;
 mod demo;
 mod doctor;
+mod environment;
 mod error;
 mod generate;
 mod inspect;
@@ -46,7 +49,23 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("inkstone: {}", lifecycle::chain(&error));
-            ExitCode::FAILURE
+            match error {
+                CliError::Failed(failure) if failure.hung => begin_anew(),
+                _ => ExitCode::FAILURE,
+            }
         }
     }
+}
+
+/// A thread that hangs cannot be ended from within its process: the same command takes this process over, as a supervisor of
+/// the services would start a new one.
+fn begin_anew() -> ExitCode {
+    use std::os::unix::process::CommandExt as _;
+    let mut arguments = std::env::args_os();
+    let named = arguments.next().unwrap_or_else(|| "inkstone".into());
+    let program = std::env::current_exe().unwrap_or_else(|_| named.into());
+    eprintln!("inkstone: beginning anew");
+    let error = std::process::Command::new(program).args(arguments).exec();
+    eprintln!("inkstone: cannot begin anew: {error}");
+    ExitCode::from(lifecycle::HUNG)
 }

@@ -17,6 +17,9 @@ pub(crate) struct Running {
     pub(crate) gateway: String,
     pub(crate) auth: String,
     pub(crate) registry: String,
+    /// Not there in what an earlier version wrote.
+    #[serde(default)]
+    pub(crate) orchestrator: String,
     pub(crate) broker: String,
     pub(crate) admin: Vec<(String, String)>,
 }
@@ -50,7 +53,12 @@ impl Place {
         let running: Running = serde_json::from_str(&text).ok()?;
         // A file that a crash left behind names a process that is gone, or another program's.
         let name = fs::read_to_string(format!("/proc/{}/comm", running.process)).ok()?;
-        name.starts_with("inkstone").then_some(running)
+        // One that was killed has its name until whoever started it has seen that it is gone.
+        let status = fs::read_to_string(format!("/proc/{}/stat", running.process)).ok()?;
+        let is_dead = status
+            .rsplit_once(") ")
+            .is_some_and(|(_, rest)| rest.starts_with('Z'));
+        (name.starts_with("inkstone") && !is_dead).then_some(running)
     }
 
     /// Takes the folder for this process, which lasts as long as the file that is returned.

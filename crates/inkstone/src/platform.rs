@@ -14,6 +14,7 @@ use telemetry::{LogFormat, Telemetry, TelemetrySettings};
 use tokio::time::Instant;
 
 use crate::client::with_bearer;
+use crate::environment;
 use crate::error::CliError;
 use crate::place::{Place, Running};
 
@@ -23,6 +24,8 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_secs(20);
 /// Before a broker that would not start is tried again.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
+/// Where an operator says what callers know the platform by.
+const PUBLIC_URL: &str = "INKSTONE_ORCHESTRATOR__NOTICES__PUBLIC_URL";
 /// Between looks at the broker's process.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -60,6 +63,10 @@ impl Platform {
         }
         // All services are in this process, and so is what they keep secret.
         lifecycle::forbid_core_dumps().map_err(CliError::Runtime)?;
+        environment::refuse_certificates(
+            std::env::vars_os()
+                .filter_map(|(name, value)| Some((name.into_string().ok()?, value.is_empty()))),
+        )?;
         let models = model_folders(&options.models)?;
         let folder = place.folder();
         std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
@@ -72,19 +79,29 @@ impl Platform {
                 otlp_endpoint: options.otlp_endpoint.clone(),
             },
         )?;
+        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+        for variable in environment::of_no_service(names) {
+            let services = environment::SERVICES.join(", ");
+            tracing::warn!(
+                variable,
+                services,
+                "no service has this name; the variable is without effect"
+            );
+        }
         let broker = start_broker(&place, options.sync_always).await?;
         let mut starting = Starting {
             place: &place,
             broker_url: broker.url(),
             telemetry: &telemetry,
             services: Vec::new(),
+            scheme: "http",
         };
         if let Err(error) = starting.all(options.listen, &models).await {
             stop_services(&starting.services).await;
             return Err(error);
         }
         let services = starting.services;
-        let running = running(&services, &broker, options.listen);
+        let running = running(&services, &broker, options.listen, starting.scheme);
         let mut platform = Self {
             place,
             _lock: lock,
@@ -225,6 +242,7 @@ async fn start_broker(place: &Place, sync_always: bool) -> Result<NatsServer, Cl
         port: None,
         sync_always,
         tls: None,
+        node: None,
     };
     let started = tokio::task::spawn_blocking(|| NatsServer::start(options)).await;
     match started {
@@ -233,7 +251,7 @@ async fn start_broker(place: &Place, sync_always: bool) -> Result<NatsServer, Cl
     }
 }
 
-fn running(services: &[Service], broker: &NatsServer, listen: SocketAddr) -> Running {
+fn running(services: &[Service], broker: &NatsServer, listen: SocketAddr, scheme: &str) -> Running {
     let find = |name: &str| services.iter().find(|service| service.name == name);
     let grpc =
         |name: &str| find(name).map_or(String::new(), |s| format!("http://{}", s.address("grpc")));
@@ -244,9 +262,10 @@ fn running(services: &[Service], broker: &NatsServer, listen: SocketAddr) -> Run
     };
     Running {
         process: std::process::id() as i32,
-        gateway: format!("http://{public}"),
+        gateway: format!("{scheme}://{public}"),
         auth: grpc("auth"),
         registry: grpc("model-registry"),
+        orchestrator: grpc("orchestrator"),
         broker: broker.url(),
         admin: services.iter().map(admin).collect(),
     }
@@ -277,6 +296,8 @@ struct Starting<'a> {
     broker_url: String,
     telemetry: &'a Telemetry,
     services: Vec<Service>,
+    /// What the public port speaks, once its settings are read.
+    scheme: &'static str,
 }
 
 impl Starting<'_> {
@@ -340,11 +361,12 @@ impl Starting<'_> {
             ("intake.max_size", "64MiB".to_owned()),
             ("notices.outcomes_max_size", "64MiB".to_owned()),
             ("webhooks.max_size", "64MiB".to_owned()),
+            ("audit.max_size", "64MiB".to_owned()),
         ];
-        // A port that the system picks is not known before the gateway has it.
-        if listen.port() != 0 {
-            of_orchestrator.push(("notices.public_url", format!("http://{listen}")));
-        }
+        // What the environment says holds. A port that the system picks is not known before the gateway has it.
+        self.scheme = scheme_of(&settings::load(None, &[])?);
+        let given = std::env::var_os(PUBLIC_URL).is_some();
+        of_orchestrator.extend(public_url(self.scheme, listen, given));
         let orchestrator = settings::load(None, &of_orchestrator)?;
         let orchestrator = orchestrator::start(orchestrator, telemetry.clone()).await;
         let orchestrator = started("orchestrator", orchestrator)?;
@@ -380,6 +402,19 @@ impl Starting<'_> {
     }
 }
 
+/// What webhooks and notices call the platform by, where the operator says nothing and it is known.
+fn public_url(scheme: &str, listen: SocketAddr, given: bool) -> Option<(&'static str, String)> {
+    let known = !given && listen.port() != 0;
+    known.then(|| ("notices.public_url", format!("{scheme}://{listen}")))
+}
+
+fn scheme_of(gateway: &gateway::Settings) -> &'static str {
+    match gateway.http.tls.is_on() {
+        true => "https",
+        false => "http",
+    }
+}
+
 fn started<E>(service: &'static str, result: Result<Service, E>) -> Result<Service, CliError>
 where
     E: std::error::Error + Send + Sync + 'static,
@@ -388,4 +423,33 @@ where
         service,
         source: Box::new(source),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_public_port_with_a_certificate_is_announced_as_https() {
+        let gateway = |overrides: &[(&str, String)]| settings::load(None, overrides).unwrap();
+        assert_eq!(scheme_of(&gateway(&[])), "http");
+        let tls = [
+            ("http.tls.cert", "/c.pem".to_owned()),
+            ("http.tls.key", "/k.pem".to_owned()),
+        ];
+        assert_eq!(scheme_of(&gateway(&tls)), "https");
+    }
+
+    #[test]
+    fn what_the_operator_calls_the_platform_by_is_not_overruled() {
+        let listen = "127.0.0.1:8080".parse().unwrap();
+        let own = ("notices.public_url", "https://127.0.0.1:8080".to_owned());
+        assert_eq!(public_url("https", listen, false), Some(own));
+        assert_eq!(public_url("https", listen, true), None);
+        // Which port it will be is not known yet.
+        assert_eq!(
+            public_url("http", "127.0.0.1:0".parse().unwrap(), false),
+            None
+        );
+    }
 }

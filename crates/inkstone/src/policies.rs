@@ -45,7 +45,11 @@ pub(crate) async fn run(
                 policy: Some(changed(before.and_then(|before| before.policy), change)?),
                 revision,
             };
+            let tier = request.policy.as_ref().map(|policy| policy.tier.clone());
             let set = policies.set(request).await?;
+            if let Some(warning) = tier.and_then(|tier| without_lanes(&tier)) {
+                eprintln!("inkstone: {warning}");
+            }
             print_one(&set.ok_or(CliError::Answer("a change without a policy"))?);
         }
         PoliciesCommand::Remove {
@@ -126,6 +130,25 @@ fn changed(before: Option<Policy>, change: PolicyArgs) -> Result<Policy, CliErro
     put_limit(&mut policy.images_per_day, change.images_per_day);
     put_limit(&mut policy.pixel_steps_per_day, change.pixel_steps_per_day);
     Ok(policy)
+}
+
+/// What to say of a tier for which the orchestrator has no lanes, by its settings here: in this environment, else its defaults.
+fn without_lanes(tier: &str) -> Option<String> {
+    let settings: orchestrator::Settings = settings::load(None, &[]).ok()?;
+    let lanes = settings.scheduling.lanes.keys();
+    let lanes: Vec<&str> = lanes.map(|lane| lane.as_str()).collect();
+    let own = |lane: &&str| {
+        lane.strip_prefix(tier)
+            .is_some_and(|rest| rest.starts_with('-'))
+    };
+    if lanes.iter().any(own) {
+        return None;
+    }
+    Some(format!(
+        "by the settings here there are no lanes for the tier {tier:?}: where the orchestrator has none either (scheduling.lanes), its \
+         tasks run with the tier standard's. There are {}",
+        lanes.join(", ")
+    ))
 }
 
 fn put<T>(field: &mut T, given: Option<T>) {
@@ -220,6 +243,19 @@ mod tests {
             ..before
         };
         assert_eq!(after, expected);
+    }
+
+    #[test]
+    fn a_tier_without_lanes_is_told_with_those_there_are() {
+        assert_eq!(without_lanes("standard"), None);
+        assert_eq!(without_lanes("priority"), None);
+        for tier in ["gold", "prio"] {
+            let told = without_lanes(tier).unwrap();
+            assert!(
+                told.contains(tier) && told.contains("priority-image"),
+                "{told}"
+            );
+        }
     }
 
     #[test]

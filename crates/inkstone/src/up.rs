@@ -95,6 +95,7 @@ mod tests {
             process: 1,
             auth: String::new(),
             registry: String::new(),
+            orchestrator: String::new(),
             broker: "nats://127.0.0.1:4222".to_owned(),
         };
         let text = banner(

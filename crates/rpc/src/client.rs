@@ -111,7 +111,8 @@ impl Peer {
         loop {
             let left = until.saturating_duration_since(Instant::now());
             let whole = left >= self.shared.timeout.mul_f32(0.9);
-            let request = again(&parts, &body, left);
+            let spent = (attempt > 1).then(|| limit - left);
+            let request = again(&parts, &body, left, spent);
             let answer = self.clone().once(request, Some((left, whole))).await;
             let Err(status) = &answer else { return answer };
             let Some(pause) = self.retry(attempt, status, &parts) else {
@@ -234,8 +235,18 @@ fn never_left(status: &Status) -> bool {
     false
 }
 
-fn again(parts: &http::request::Parts, body: &Bytes, left: Duration) -> http::Request<Body> {
+/// `spent`: of the call's time, before this attempt.
+fn again(
+    parts: &http::request::Parts,
+    body: &Bytes,
+    left: Duration,
+    spent: Option<Duration>,
+) -> http::Request<Body> {
     let mut parts = parts.clone();
+    if let Some(spent) = spent {
+        let micros = u64::try_from(spent.as_micros()).unwrap_or(u64::MAX);
+        parts.headers.insert(deadline::SPENT, micros.into());
+    }
     if let Ok(value) = HeaderValue::try_from(deadline::text(left)) {
         parts.headers.insert(GRPC_TIMEOUT, value);
     }

@@ -7,6 +7,7 @@
 use std::future::Future;
 use std::time::Duration;
 
+use http::{HeaderName, HeaderValue};
 use tokio::time::Instant;
 
 /// Kept back for the answer's way, at most.
@@ -14,8 +15,29 @@ const MARGIN: Duration = Duration::from_millis(20);
 /// Less than this helps nobody: the call is not made.
 const LEAST: Duration = Duration::from_millis(1);
 
+/// How much of its time a call had used up when it was sent once more, in microseconds. What it carries of others' time limits, as a
+/// group of calls does, is as it was when it was sent first.
+pub(crate) const SPENT: HeaderName = HeaderName::from_static("inkstone-spent-us");
+
 tokio::task_local! {
     static DEADLINE: Instant;
+    static SPENT_BEFORE: Duration;
+}
+
+/// Does `work` for a call that had used up so much before it was sent this time.
+pub(crate) async fn sent_again<F: Future>(spent: Duration, work: F) -> F::Output {
+    SPENT_BEFORE.scope(spent, work).await
+}
+
+/// What the call that is being answered had used up before it was sent this time.
+pub(crate) fn spent() -> Duration {
+    SPENT_BEFORE.try_with(|spent| *spent).unwrap_or_default()
+}
+
+/// Reads [`SPENT`]; nonsense is nothing.
+pub(crate) fn parse_spent(value: &HeaderValue) -> Option<Duration> {
+    let micros = value.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_micros(micros))
 }
 
 /// Does `work` under a deadline `limit` from now, or under that of the work around it if that comes first. It bounds the

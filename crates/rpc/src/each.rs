@@ -30,15 +30,27 @@ where
         let text = format!("calls must be 1 to {MAX_GROUP}, not {}", calls.len());
         return Err(Failure::invalid("calls", text));
     }
+    // Sent once more, the calls say how long their callers waited when it was sent first.
+    let spent = deadline::spent();
     let work = calls.into_iter().zip(0_u32..).map(|(asked, number)| {
         let span = tracing::info_span!("grpc", "otel.kind" = "server", path);
         telemetry::continue_trace(&span, |name| {
             (name == telemetry::TRACEPARENT).then_some(asked.traceparent.as_str())
         });
-        let (limit, work) = (asked.timeout, answer(asked.question));
+        let limit = asked.timeout.saturating_sub(spent);
+        let work = answer(asked.question);
         // One that panics takes none of the others with it.
         let work = AssertUnwindSafe(work).catch_unwind();
-        let within = deadline::within(limit, tokio::time::timeout(limit, work));
+        let within = deadline::within(
+            limit,
+            tokio::time::timeout(limit, async move {
+                // What comes too late is not begun.
+                if limit.is_zero() {
+                    std::future::pending::<()>().await;
+                }
+                work.await
+            }),
+        );
         let whole = async move {
             let answer = match within.await {
                 Ok(Ok(answer)) => answer,

@@ -3,9 +3,11 @@
 //! What a call costs besides its work (headers, a stream, two wake-ups on either side) is most of what a short call costs. So
 //! while [`OPENING`] groups wait for their first answer, further calls queue up, for [`PATIENCE`] at most; the next group takes all
 //! that wait. A lone call never waits for company, and the groups grow with the load. A slow call holds up no other: the peer
-//! answers each as it is ready (`each`), and a group whose first answer is there makes room for the next.
+//! answers each as it is ready (`each`), and a group whose first answer is there makes room for the next. A group that nobody waits for
+//! any more is taken back. How many calls may be under way at all follows from how long they take (`limit`).
 
 use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use contract::{ErrorCode, Failure};
@@ -15,7 +17,8 @@ use futures::stream::{BoxStream, FuturesUnordered};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::deadline;
+use crate::limit::Limit;
+use crate::{deadline, metrics};
 
 /// Calls in one group.
 pub const MAX_GROUP: usize = 64;
@@ -27,6 +30,8 @@ const PATIENCE: Duration = Duration::from_millis(1);
 const UNDER_WAY: usize = 1024;
 /// Calls in the queue; further callers wait outside.
 const WAITING: usize = 4096;
+/// When those may come again for whom there is no room.
+const BUSY_WAIT: Duration = Duration::from_secs(1);
 
 /// One call of a group, with what headers of its own would carry.
 #[derive(Debug, Clone)]
@@ -57,6 +62,52 @@ pub struct Gather<Q, A> {
     peer: &'static str,
     timeout: Duration,
     calls: mpsc::Sender<Pending<Q, A>>,
+    limit: Arc<Mutex<Limit>>,
+}
+
+/// One of the calls under way, until it is dropped.
+struct UnderWay<'a> {
+    peer: &'static str,
+    limit: &'a Mutex<Limit>,
+    since: Instant,
+    answered: bool,
+}
+
+impl<'a> UnderWay<'a> {
+    /// `None` where there is no room, for one that needs it.
+    fn enter(peer: &'static str, limit: &'a Mutex<Limit>, needs_room: bool) -> Option<Self> {
+        let mut inside = locked(limit);
+        if !needs_room {
+            inside.enter_in_any_case();
+        } else if !inside.enter() {
+            return None;
+        }
+        drop(inside);
+        Some(Self {
+            peer,
+            limit,
+            since: Instant::now(),
+            answered: false,
+        })
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        let now = Instant::now();
+        let took = self.answered.then(|| now - self.since);
+        let mut limit = locked(self.limit);
+        let before = limit.most();
+        limit.leave(now, took);
+        if limit.most() != before {
+            metrics::limit(self.peer, limit.most());
+        }
+    }
+}
+
+fn locked(limit: &Mutex<Limit>) -> MutexGuard<'_, Limit> {
+    // Every change leaves it whole.
+    limit.lock().unwrap_or_else(|e| e.into_inner())
 }
 
 impl<Q, A> Clone for Gather<Q, A> {
@@ -65,6 +116,7 @@ impl<Q, A> Clone for Gather<Q, A> {
             peer: self.peer,
             timeout: self.timeout,
             calls: self.calls.clone(),
+            limit: self.limit.clone(),
         }
     }
 }
@@ -91,6 +143,7 @@ impl<Q: Send + 'static, A: Send + 'static> Gather<Q, A> {
             peer,
             timeout,
             calls: sender,
+            limit: Arc::new(Mutex::new(Limit::new(Instant::now()))),
         };
         let gatherer = Gatherer {
             peer,
@@ -104,9 +157,31 @@ impl<Q: Send + 'static, A: Send + 'static> Gather<Q, A> {
     /// Asks, within the deadline of the work around it.
     ///
     /// # Errors
-    /// What the peer answered; or that it did not, in time or at all.
+    /// What the peer answered; or that it did not, in time or at all; or, at once, that too many calls are under way for how long they
+    /// take.
     pub async fn ask(&self, question: Q) -> Result<A, Failure> {
-        let name = self.peer;
+        let Some(under_way) = UnderWay::enter(self.peer, &self.limit, true) else {
+            metrics::over_limit(self.peer);
+            let text = "the platform has more to do just now than it can; try again";
+            return Err(Failure::unavailable(text, BUSY_WAIT));
+        };
+        self.ask_as(question, under_way).await
+    }
+
+    /// The same, whatever is under way: for those of whom there are never many, or who must be answered when others are not.
+    ///
+    /// # Errors
+    /// What the peer answered; or that it did not, in time or at all.
+    pub async fn ask_in_any_case(&self, question: Q) -> Result<A, Failure> {
+        let under_way = UnderWay::enter(self.peer, &self.limit, false);
+        let Some(under_way) = under_way else {
+            return Err(unanswered(self.peer));
+        };
+        self.ask_as(question, under_way).await
+    }
+
+    async fn ask_as(&self, question: Q, mut under_way: UnderWay<'_>) -> Result<A, Failure> {
+        let (name, since) = (self.peer, under_way.since);
         let limit = deadline::onward(deadline::left(), self.timeout).ok_or_else(|| {
             let text = format!("the deadline has passed before {name} could be asked");
             Failure::new(ErrorCode::DeadlineExceeded, text)
@@ -117,7 +192,6 @@ impl<Q: Send + 'static, A: Send + 'static> Gather<Q, A> {
             traceparent: telemetry::traceparent(&tracing::Span::current()).unwrap_or_default(),
         };
         let (answer, answered) = oneshot::channel();
-        let since = Instant::now();
         let pending = Pending {
             asked,
             answer,
@@ -129,7 +203,10 @@ impl<Q: Send + 'static, A: Send + 'static> Gather<Q, A> {
             answered.await.map_err(|_| unanswered(name))?
         };
         match tokio::time::timeout_at(since + limit, whole).await {
-            Ok(answer) => answer,
+            Ok(answer) => {
+                under_way.answered = true;
+                answer
+            }
             Err(_) => {
                 let text = format!("{name} did not answer within {limit:?}");
                 Err(Failure::new(ErrorCode::DeadlineExceeded, text))
@@ -193,11 +270,15 @@ impl<Q: Send + 'static, A: Send + 'static> Gatherer<Q, A> {
             .into_iter()
             .filter_map(|one| still_asked(one).map(|(asked, answer)| (asked, Some(answer))))
             .unzip();
-        metrics::histogram!("inkstone_rpc_group_size", "peer" => peer).record(asked.len() as f64);
+        metrics::group(peer, asked.len());
         let mut group = Group { peer, answers };
         let call = (!asked.is_empty()).then(|| (self.call)(asked));
         async move {
-            let mut answers = match call?.await {
+            let answers = tokio::select! {
+                answers = call? => answers,
+                () = all_gone(&mut group.answers) => return None,
+            };
+            let mut answers = match answers {
                 Ok(answers) => answers,
                 Err(failure) => {
                     group.fail(&failure);
@@ -237,6 +318,14 @@ async fn until(time: Option<Instant>) {
     }
 }
 
+/// When none of these waits for its answer any more.
+async fn all_gone<A>(answers: &mut [Option<Answer<A>>]) {
+    // One after the other: those who are gone stay gone.
+    for answer in answers.iter_mut().flatten() {
+        answer.closed().await;
+    }
+}
+
 /// Those of a group who wait for their answers.
 struct Group<A> {
     peer: &'static str,
@@ -246,8 +335,11 @@ struct Group<A> {
 impl<A> Group<A> {
     /// Hands on the next answers; false when there are no more to come.
     async fn hear(&mut self, answers: &mut Answers<A>, until: Instant) -> bool {
-        // Later than that nobody waits.
-        let next = tokio::time::timeout_at(until, answers.next()).await;
+        let next = tokio::select! {
+            // Later than that nobody waits.
+            next = tokio::time::timeout_at(until, answers.next()) => next,
+            () = all_gone(&mut self.answers) => return false,
+        };
         match next {
             Ok(Some(Ok(some))) => {
                 for (number, answer) in some {
@@ -278,140 +370,5 @@ impl<A> Group<A> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::{Arc, Mutex};
-
-    use futures::{FutureExt as _, stream};
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const LONG: Duration = Duration::from_secs(60);
-
-    fn invalid(number: u32) -> Failure {
-        Failure::invalid("number", format!("{number} is odd"))
-    }
-
-    /// A peer that answers even numbers with their halves and refuses odd ones, a message for each.
-    fn halves(asked: Vec<Asked<u32>>) -> BoxFuture<'static, Result<Answers<u32>, Failure>> {
-        let numbers = 0..asked.len() as u32;
-        let answers = asked.into_iter().zip(numbers).map(|(asked, call)| {
-            let number = asked.question;
-            let answer = match number % 2 {
-                0 => Ok(number / 2),
-                _ => Err(invalid(number)),
-            };
-            Ok(vec![(call, answer)])
-        });
-        // Not in the order in which they were asked.
-        let mut answers: Vec<_> = answers.collect();
-        answers.reverse();
-        async move { Ok(stream::iter(answers).boxed()) }.boxed()
-    }
-
-    #[tokio::test]
-    async fn each_caller_gets_its_own_answer() {
-        let (gather, gatherer) = Gather::new("halves", LONG, halves);
-        let asked = async {
-            let all = (0..500).map(|number| gather.ask(number));
-            let answers = futures::future::join_all(all).await;
-            drop(gather);
-            answers
-        };
-        let (answers, ()) = tokio::join!(asked, gatherer.run());
-        for (number, answer) in (0..).zip(answers) {
-            match number % 2 {
-                0 => assert_eq!(answer.unwrap(), number / 2),
-                _ => assert_eq!(answer.unwrap_err(), invalid(number)),
-            }
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn a_slow_call_holds_up_no_other_and_ends_by_its_own_time_limit() {
-        let (gather, gatherer) = Gather::new("slow", LONG, |asked: Vec<Asked<u32>>| {
-            let (slow, quick): (Vec<_>, Vec<_>) =
-                (0..).zip(asked).partition(|(_, asked)| asked.question == 0);
-            let quick = quick.into_iter().map(|(call, _)| (call, Ok(())));
-            let quick: Vec<(u32, Result<(), Failure>)> = quick.collect();
-            async move {
-                let first = (!quick.is_empty()).then_some(Ok(quick));
-                let rest = slow.is_empty().then_some(stream::empty().boxed());
-                let rest = rest.unwrap_or_else(|| stream::pending().boxed());
-                Ok(stream::iter(first).chain(rest).boxed())
-            }
-            .boxed()
-        });
-        let began = Instant::now();
-        let asked = async {
-            // Many more slow ones than groups may be opening.
-            let slow = (0..10).map(|_| gather.ask(0));
-            let slow = futures::future::join_all(slow);
-            let quick = async {
-                for _ in 0..100 {
-                    gather.ask(1).await.unwrap();
-                }
-                began.elapsed()
-            };
-            let (slow, quick) = tokio::join!(slow, quick);
-            drop(gather);
-            (slow, quick)
-        };
-        let ((slow, quick), ()) = tokio::join!(asked, gatherer.run());
-        assert!(quick < LONG / 100, "{quick:?}");
-        for answer in slow {
-            assert_eq!(answer.unwrap_err().code, ErrorCode::DeadlineExceeded);
-        }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn while_groups_are_opening_calls_gather() {
-        let sizes = Arc::new(Mutex::new(Vec::new()));
-        let seen = sizes.clone();
-        let (gather, gatherer) = Gather::new("halves", LONG, move |asked| {
-            seen.lock().unwrap().push(asked.len());
-            async move {
-                tokio::time::sleep(PATIENCE / 2).await;
-                halves(asked).await
-            }
-            .boxed()
-        });
-        let asked = async {
-            let all = (0..1000).map(|number| gather.ask(number));
-            futures::future::join_all(all).await;
-            drop(gather);
-        };
-        tokio::join!(asked, gatherer.run());
-        let sizes = sizes.lock().unwrap();
-        assert_eq!(sizes.iter().sum::<usize>(), 1000);
-        assert!(sizes.len() <= 2 + 1000 / MAX_GROUP + 1, "{sizes:?}");
-    }
-
-    #[tokio::test]
-    async fn what_the_peer_leaves_unanswered_is_told() {
-        let (gather, gatherer) = Gather::<u32, u32>::new("silent", LONG, |_| {
-            async { Ok(stream::empty().boxed()) }.boxed()
-        });
-        let asked = async {
-            let answer = gather.ask(1).await;
-            drop(gather);
-            answer
-        };
-        let (answer, ()) = tokio::join!(asked, gatherer.run());
-        let failure = answer.unwrap_err();
-        assert_eq!(failure.code, ErrorCode::Unavailable);
-        assert!(failure.retry_after.is_some());
-    }
-
-    proptest! {
-        #[test]
-        fn nobody_waits_longer_than_patience_while_there_is_room(
-            waiting in 1..=MAX_GROUP, opening in 0..10usize, more in 0..10usize, micros in 0..3000u64,
-        ) {
-            let waited = Duration::from_micros(micros);
-            let now = goes(waiting, opening, opening + more, waited);
-            prop_assert!(now || waited < PATIENCE);
-            prop_assert!(now || opening >= OPENING);
-        }
-    }
-}
+#[path = "gather_tests.rs"]
+mod tests;

@@ -17,6 +17,7 @@ mod connect;
 pub mod deadline;
 mod each;
 mod gather;
+mod limit;
 mod listen;
 mod metrics;
 mod server;

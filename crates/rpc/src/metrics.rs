@@ -1,7 +1,7 @@
 //! What is counted of calls between services. Labels are names of peers and words of short closed lists.
 
 use jiff::Timestamp;
-use metrics::{counter, gauge};
+use metrics::{counter, gauge, histogram};
 
 use crate::breaker::BreakerState;
 
@@ -29,6 +29,21 @@ pub(crate) fn retry(peer: &'static str, outcome: &'static str, left: u64) {
 /// Work that was dropped because its caller's deadline passed.
 pub(crate) fn too_late() {
     counter!("inkstone_rpc_deadlines_passed_total").increment(1);
+}
+
+/// Calls that were sent in one.
+pub(crate) fn group(peer: &'static str, calls: usize) {
+    histogram!("inkstone_rpc_group_size", "peer" => peer).record(calls as f64);
+}
+
+/// How many calls may be under way.
+pub(crate) fn limit(peer: &'static str, calls: usize) {
+    gauge!("inkstone_rpc_limit", "peer" => peer).set(calls as f64);
+}
+
+/// A call that was refused because too many were under way for how long they took.
+pub(crate) fn over_limit(peer: &'static str) {
+    counter!("inkstone_rpc_over_limit_total", "peer" => peer).increment(1);
 }
 
 /// A call for which there was no room.

@@ -49,7 +49,9 @@ where
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let limit = request.headers().get("grpc-timeout");
         let limit = limit.and_then(|v| deadline::parse(v.to_str().ok()?));
-        let work = self.inner.call(request);
+        let spent = request.headers().get(deadline::SPENT);
+        let spent = spent.and_then(deadline::parse_spent).unwrap_or_default();
+        let work = deadline::sent_again(spent, self.inner.call(request));
         let Some(limit) = limit else {
             return Box::pin(work);
         };

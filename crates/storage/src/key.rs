@@ -50,6 +50,17 @@ impl Key {
         well.then(|| Self(text.to_owned()))
     }
 
+    /// A file of audit records of one day, `YYYY-MM-DD`, by the numbers of its first and last record; `None` when that is no day.
+    pub fn audit(day: &str, first: u64, last: u64) -> Option<Self> {
+        let shaped = day.len() == 10
+            && day.bytes().enumerate().all(|(place, b)| match place {
+                4 | 7 => b == b'-',
+                _ => b.is_ascii_digit(),
+            });
+        // Twenty digits hold every number, so that the order of the names is that of the records.
+        shaped.then(|| Self(format!("audit/{day}/{first:020}-{last:020}.jsonl")))
+    }
+
     pub(crate) fn probe() -> Self {
         // Probes of different processes must not meet.
         Self(format!("probe-{}", TaskId::random()))

@@ -4,8 +4,12 @@
 //! idempotent: a key holds all of an object or none of it, and writing it again changes nothing. Keys are derived, never
 //! chosen, so a retry overwrites its own bytes and nothing else (invariant I3).
 
+mod drawn;
+mod durable;
+mod faults;
 mod inputs;
 mod key;
+mod open;
 mod upload;
 
 use std::path::PathBuf;
@@ -13,14 +17,16 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use object_store::aws::AmazonS3Builder;
-use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use secrecy::{ExposeSecret as _, SecretString};
 
+pub use drawn::{Drawn, Kind};
+pub use faults::FaultPlan;
 pub use inputs::Aged;
 pub use key::Key;
+pub use open::Opened;
 
 /// Settings of the object store, under `[storage]`.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -36,6 +42,9 @@ pub struct StorageSettings {
     pub access_key_id: String,
     /// S3: secret access key.
     pub secret_access_key: SecretString,
+    /// For tests: which requests fail ([`FaultPlan`] as JSON); empty is none.
+    #[serde(default)]
+    pub faults: PathBuf,
 }
 
 /// What went wrong with the object store.
@@ -47,6 +56,9 @@ pub enum StorageError {
         /// What was given.
         url: String,
     },
+    /// Tests would disturb others.
+    #[error("storage.faults is for tests, with file:// alone: empty it")]
+    Faults,
     /// The folder cannot be made.
     #[error("cannot make the storage folder {}", path.display())]
     Folder {
@@ -87,7 +99,7 @@ pub enum StorageError {
         source: object_store::Error,
     },
     /// The store said no or did not answer when it was asked what is there.
-    #[error("listing what callers have sent failed")]
+    #[error("listing what is stored failed")]
     List(#[source] object_store::Error),
     /// A file that is to be stored cannot be read.
     #[error("cannot read {}", path.display())]
@@ -132,9 +144,8 @@ impl Storage {
                     source,
                 };
                 std::fs::create_dir_all(&path).map_err(folder)?;
-                let local = LocalFileSystem::new_with_prefix(&path).map_err(StorageError::Open)?;
                 // Pictures must survive what the log survives, and a power loss with `sync_always` is part of that.
-                Arc::new(local.with_automatic_cleanup(true).with_fsync(true))
+                Arc::new(durable::Durable::open(&path).map_err(StorageError::Open)?)
             }
             Some(("s3", place)) if !place.is_empty() => {
                 let (bucket, prefix) = place.split_once('/').unwrap_or((place, ""));
@@ -143,6 +154,13 @@ impl Storage {
             }
             _ => return Err(url()),
         };
+        if settings.faults.as_os_str().is_empty() {
+            return Ok(Self { store });
+        }
+        if !settings.url.starts_with("file://") {
+            return Err(StorageError::Faults);
+        }
+        let store = Arc::new(faults::Faulty::new(store, settings.faults.clone()));
         Ok(Self { store })
     }
 
@@ -262,13 +280,14 @@ pub fn sha256_hex(data: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    fn settings(url: &str) -> StorageSettings {
+    pub(crate) fn settings(url: &str) -> StorageSettings {
         StorageSettings {
             url: url.to_owned(),
             endpoint: String::new(),
             region: "us-east-1".to_owned(),
             access_key_id: String::new(),
             secret_access_key: "".into(),
+            faults: PathBuf::new(),
         }
     }
 

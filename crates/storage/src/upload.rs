@@ -117,7 +117,8 @@ impl FileReader {
     }
 }
 
-async fn off_runtime<T: Send + 'static>(
+/// File work on the blocking pool.
+pub(crate) async fn off_runtime<T: Send + 'static>(
     path: PathBuf,
     work: impl FnOnce() -> std::io::Result<T> + Send + 'static,
 ) -> Result<T, StorageError> {

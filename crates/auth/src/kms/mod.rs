@@ -16,7 +16,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use jiff::Timestamp;
 use reqwest::{Client, Url};
 use secrecy::{ExposeSecret as _, SecretString};
 use serde::{Deserialize, Serialize};
@@ -195,7 +194,7 @@ impl KmsKey {
         operation: &'static str,
         body: &[u8],
     ) -> Result<A, KmsError> {
-        let date = sigv4::amz_date(Timestamp::now());
+        let date = sigv4::amz_date(contract::clock::timestamp());
         let target = format!("TrentService.{operation}");
         let token = self.credentials.session_token.as_ref();
         let token = token.map(|token| token.expose_secret());

@@ -11,8 +11,8 @@ use contract::auth::authenticate_request::Proof;
 use contract::auth::key_service_client::KeyServiceClient;
 use contract::auth::policy_service_client::PolicyServiceClient;
 use contract::auth::{
-    AuthenticateRequest, AuthenticateResponse, CreateKeyRequest, CreateKeyResponse, Receipt,
-    SignatureV1,
+    AuthenticateCall, AuthenticateMessagesRequest, AuthenticateRequest, AuthenticateResponse,
+    CreateKeyRequest, CreateKeyResponse, Receipt, SignatureV1, authenticate_answer,
 };
 use lifecycle::Service;
 use nats_server::NatsServer;
@@ -117,22 +117,38 @@ impl Instance {
         &mut self,
         proof: Proof,
     ) -> Result<AuthenticateResponse, Failure> {
-        self.authenticate_with(proof, None).await
-    }
-
-    pub(crate) async fn authenticate_with(
-        &mut self,
-        proof: Proof,
-        receipt: Option<Receipt>,
-    ) -> Result<AuthenticateResponse, Failure> {
         let request = AuthenticateRequest {
             proof: Some(proof),
-            receipt,
+            receipt: None,
         };
         let answer = self.auth.authenticate(request).await;
         answer
             .map(tonic::Response::into_inner)
             .map_err(Failure::from)
+    }
+
+    /// A message's, as the orchestrator shows it.
+    pub(crate) async fn authenticate_message(
+        &mut self,
+        proof: Proof,
+        receipt: Receipt,
+    ) -> Result<AuthenticateResponse, Failure> {
+        let request = AuthenticateRequest {
+            proof: Some(proof),
+            receipt: Some(receipt),
+        };
+        let calls = vec![AuthenticateCall {
+            request: Some(request),
+            timeout_ms: 5000,
+            traceparent: String::new(),
+        }];
+        let asked = AuthenticateMessagesRequest { calls };
+        let mut answers = self.auth.authenticate_messages(asked).await?.into_inner();
+        let mut answers = answers.message().await?.unwrap().answers;
+        match answers.pop().unwrap().answer.unwrap() {
+            authenticate_answer::Answer::Admitted(admitted) => Ok(admitted),
+            authenticate_answer::Answer::Refused(refusal) => Err(refusal.into()),
+        }
     }
 
     pub(crate) async fn stop(self) {

@@ -161,23 +161,83 @@ async fn a_message_shown_again_is_let_in_again_and_another_with_its_nonce_is_not
     let proof = signed_v2(&made, taken, &nonce());
     let receipt = |at: i64, claim: &str| {
         let at = UNIX_EPOCH + Duration::from_secs(u64::try_from(at).unwrap());
-        Some(Receipt {
+        Receipt {
             at: Some(at.into()),
             claim: claim.to_owned(),
-        })
+            tenant: "acme".to_owned(),
+            charged: false,
+        }
     };
     for _ in 0..2 {
-        auth.authenticate_with(proof.clone(), receipt(taken, "INTAKE 7"))
+        auth.authenticate_message(proof.clone(), receipt(taken, "INTAKE 7"))
             .await
             .unwrap();
     }
     for other in [receipt(taken, "INTAKE 8"), receipt(taken, "")] {
-        let refused = auth.authenticate_with(proof.clone(), other).await;
+        let refused = auth.authenticate_message(proof.clone(), other).await;
         let refused = refused.unwrap_err();
         assert_eq!(refused.field.as_deref(), Some("X-Nonce"), "{refused}");
     }
     // Whoever replays it later is late, whatever was forgotten meanwhile.
-    let late = auth.authenticate_with(proof, receipt(now(), "INTAKE 9"));
+    let late = auth.authenticate_message(proof, receipt(now(), "INTAKE 9"));
     let late = late.await.unwrap_err();
     assert_eq!(late.field.as_deref(), Some("X-Timestamp"), "{late}");
+}
+
+#[tokio::test]
+async fn a_message_that_was_charged_is_charged_no_more_and_its_key_must_be_of_its_tenant() {
+    let bench = Bench::new();
+    let mut auth = bench.instance().await;
+    let made = auth.create("dev-").await;
+    let proof = crate::bench::bearer(&made);
+    let receipt = |tenant: &str, charged| Receipt {
+        at: Some(std::time::SystemTime::now().into()),
+        claim: "INTAKE 7".to_owned(),
+        tenant: tenant.to_owned(),
+        charged,
+    };
+    // More than any policy lets through at once: nothing of it is charged.
+    for _ in 0..500 {
+        auth.authenticate_message(proof.clone(), receipt("acme", true))
+            .await
+            .unwrap();
+        let refused = auth.authenticate_message(proof.clone(), receipt("other", false));
+        assert_eq!(refused.await.unwrap_err().code, ErrorCode::PermissionDenied);
+    }
+    let first = auth.authenticate_message(proof.clone(), receipt("acme", false));
+    let limit = first.await.unwrap().rate_limit.unwrap();
+    assert!(limit.remaining + 1 >= limit.limit.min(10), "{limit:?}");
+    let again = auth.authenticate_message(proof.clone(), receipt("acme", false));
+    assert!(again.await.unwrap().rate_limit.unwrap().remaining <= limit.remaining);
+    // A key that was revoked meanwhile is not let in, whatever was charged.
+    let app_key = crate::bench::app_key(&made);
+    let revoke = auth.admin(contract::auth::RevokeKeyRequest { app_key });
+    auth.keys.revoke_key(revoke).await.unwrap();
+    let gone = async || {
+        let answer = auth.authenticate_message(proof.clone(), receipt("acme", true));
+        answer.await.err()
+    };
+    let (refused, _) = until(Duration::from_secs(20), gone).await;
+    assert_eq!(refused.code, ErrorCode::Unauthenticated);
+}
+
+#[tokio::test]
+async fn only_messages_have_receipts() {
+    let bench = Bench::new();
+    let mut auth = bench.instance().await;
+    let made = auth.create("dev-").await;
+    let request = contract::auth::AuthenticateRequest {
+        proof: Some(crate::bench::bearer(&made)),
+        receipt: Some(Receipt::default()),
+    };
+    let refused = auth.auth.authenticate(request.clone()).await;
+    let refused = contract::Failure::from(refused.unwrap_err());
+    assert_eq!(refused.field.as_deref(), Some("receipt"), "{refused}");
+    let caller = Some(request);
+    let token = contract::auth::IssueTokenRequest {
+        caller,
+        lifetime_seconds: 0,
+    };
+    let refused = contract::Failure::from(auth.auth.issue_token(token).await.unwrap_err());
+    assert_eq!(refused.field.as_deref(), Some("receipt"), "{refused}");
 }

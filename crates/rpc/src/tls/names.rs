@@ -20,7 +20,7 @@ pub enum Identity {
     ModelRegistry,
     /// Pictures.
     GpuWorker,
-    /// A person who runs the platform, with `inkstone keys` and `inkstone models`.
+    /// A person who runs the platform, with `inkstone keys`, `inkstone models` and `inkstone dead`.
     Operator,
 }
 
@@ -75,8 +75,20 @@ impl fmt::Display for Identity {
 /// Who may call what. A path that ends with a slash is a whole service; of several that fit, the longest counts. What
 /// stands nowhere is called by nobody.
 const RULES: &[(&str, &[Identity])] = &[
-    // The orchestrator shows auth the proofs that come to it over the broker.
-    ("/inkstone.auth.v1.AuthService/", &[Gateway, Orchestrator]),
+    // Method by method: a new one is nobody's until somebody says whose it is.
+    ("/inkstone.auth.v1.AuthService/", &[]),
+    ("/inkstone.auth.v1.AuthService/Authenticate", &[Gateway]),
+    ("/inkstone.auth.v1.AuthService/AuthenticateEach", &[Gateway]),
+    ("/inkstone.auth.v1.AuthService/Charge", &[Gateway]),
+    ("/inkstone.auth.v1.AuthService/IssueToken", &[Gateway]),
+    ("/inkstone.auth.v1.AuthService/ListTokenKeys", &[Gateway]),
+    // Proofs that came over the broker, with a word on when: whoever may say that can have an old proof taken for a new one.
+    (
+        "/inkstone.auth.v1.AuthService/AuthenticateMessages",
+        &[Orchestrator],
+    ),
+    // For a proof that was seen before: whoever calls this can act as any key.
+    ("/inkstone.auth.v1.AuthService/Vouch", &[Orchestrator]),
     // Nobody else calls where webhooks go.
     ("/inkstone.auth.v1.AuthService/SignWebhook", &[Orchestrator]),
     // Beside the admin token, not instead of it.
@@ -84,6 +96,7 @@ const RULES: &[(&str, &[Identity])] = &[
     ("/inkstone.auth.v1.PolicyService/", &[Operator]),
     // Whoever calls this can act as any tenant.
     ("/inkstone.orchestrator.v1.OrchestratorService/", &[Gateway]),
+    ("/inkstone.orchestrator.v1.DeadLetterService/", &[Operator]),
     // What models there are is no secret among services; a model that runs is another matter.
     ("/inkstone.registry.v1.RegistryService/", &[Operator]),
     (
@@ -125,10 +138,21 @@ mod tests {
             let may = |who: &Identity| may_call(&[*who], path);
             Identity::ALL.into_iter().filter(may).collect::<Vec<_>>()
         };
-        assert_eq!(
-            allowed("/inkstone.auth.v1.AuthService/Authenticate"),
-            [Gateway, Orchestrator]
-        );
+        for method in [
+            "Authenticate",
+            "AuthenticateEach",
+            "Charge",
+            "IssueToken",
+            "ListTokenKeys",
+        ] {
+            let path = format!("/inkstone.auth.v1.AuthService/{method}");
+            assert_eq!(allowed(&path), [Gateway], "{method}");
+        }
+        for method in ["AuthenticateMessages", "SignWebhook", "Vouch"] {
+            let path = format!("/inkstone.auth.v1.AuthService/{method}");
+            assert_eq!(allowed(&path), [Orchestrator], "{method}");
+        }
+        assert_eq!(allowed("/inkstone.auth.v1.AuthService/Unheard"), []);
         assert_eq!(
             allowed("/inkstone.auth.v1.KeyService/CreateKey"),
             [Operator]
@@ -136,6 +160,10 @@ mod tests {
         assert_eq!(
             allowed("/inkstone.orchestrator.v1.OrchestratorService/Submit"),
             [Gateway]
+        );
+        assert_eq!(
+            allowed("/inkstone.orchestrator.v1.DeadLetterService/RetryDeadLetter"),
+            [Operator]
         );
         assert_eq!(
             allowed("/inkstone.registry.v1.RegistryService/WatchModels"),

@@ -12,17 +12,24 @@ use std::time::{Duration, Instant};
 
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::auth_service_server::{AuthService, AuthServiceServer};
+use contract::auth::authenticate_answer::Answer;
 use contract::auth::{
-    AuthenticateEachRequest, AuthenticateEachResponse, AuthenticateRequest, AuthenticateResponse,
-    ChargeRequest, ChargeResponse, IssueTokenRequest, IssueTokenResponse, ListTokenKeysRequest,
-    ListTokenKeysResponse, RateLimit, SignWebhookRequest, SignWebhookResponse,
+    AuthenticateAnswer, AuthenticateCall, AuthenticateEachRequest, AuthenticateEachResponse,
+    AuthenticateMessagesRequest, AuthenticateMessagesResponse, AuthenticateRequest,
+    AuthenticateResponse, ChargeRequest, ChargeResponse, IssueTokenRequest, IssueTokenResponse,
+    ListTokenKeysRequest, ListTokenKeysResponse, RateLimit, SignWebhookRequest,
+    SignWebhookResponse, VouchRequest, VouchResponse,
 };
 use contract::{ErrorCode, Failure};
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use lifecycle::Service;
-use rpc::{BreakerState, Peer, PeerSettings};
+use rpc::{Asked, BreakerState, Peer, PeerSettings};
 use tokio::sync::Mutex;
 use tonic::{Code, Request, Response, Status};
+
+/// How long a group of calls takes to fail.
+const FAILS_AFTER: Duration = Duration::from_millis(300);
 
 /// What the server does with a call.
 #[derive(Clone)]
@@ -53,6 +60,8 @@ impl Drop for Dropped {
 #[tonic::async_trait]
 impl AuthService for Moody {
     type AuthenticateEachStream = BoxStream<'static, Result<AuthenticateEachResponse, Status>>;
+    type AuthenticateMessagesStream =
+        BoxStream<'static, Result<AuthenticateMessagesResponse, Status>>;
 
     async fn authenticate(
         &self,
@@ -79,10 +88,56 @@ impl AuthService for Moody {
         }))
     }
 
+    /// Each call is answered with what is left of its time.
     async fn authenticate_each(
         &self,
-        _: Request<AuthenticateEachRequest>,
+        request: Request<AuthenticateEachRequest>,
     ) -> Result<Response<Self::AuthenticateEachStream>, Status> {
+        let number = self.calls.fetch_add(1, Ordering::SeqCst);
+        let manner = self.manner.lock().await.clone();
+        if let Manner::FailsFirst(count) = manner
+            && number < count
+        {
+            tokio::time::sleep(FAILS_AFTER).await;
+            return Err(broken());
+        }
+        let calls = request.into_inner().calls.into_iter().map(|call| Asked {
+            question: (),
+            timeout: Duration::from_millis(call.timeout_ms.into()),
+            traceparent: call.traceparent,
+        });
+        let answers = rpc::each("AuthenticateEach", calls.collect(), async |()| {
+            let left = rpc::deadline::left().unwrap_or_default();
+            Ok(left.as_millis() as u64)
+        });
+        let answers = answers.await?.map(|some| {
+            let answer = |(call, left): (u32, Result<u64, Failure>)| AuthenticateAnswer {
+                call,
+                answer: Some(match left {
+                    Ok(reset_ms) => Answer::Admitted(AuthenticateResponse {
+                        caller: None,
+                        rate_limit: Some(RateLimit {
+                            reset_ms,
+                            ..RateLimit::default()
+                        }),
+                    }),
+                    Err(failure) => Answer::Refused(failure.into()),
+                }),
+            };
+            let answers = some.into_iter().map(answer).collect();
+            Ok(AuthenticateEachResponse { answers })
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn authenticate_messages(
+        &self,
+        _: Request<AuthenticateMessagesRequest>,
+    ) -> Result<Response<Self::AuthenticateMessagesStream>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn vouch(&self, _: Request<VouchRequest>) -> Result<Response<VouchResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
 
@@ -249,6 +304,39 @@ async fn only_a_call_that_may_be_carried_out_twice_is_sent_again() {
         .await
         .unwrap();
     assert_eq!(bench.calls(), 4);
+    assert!(bench.service.stop(Duration::from_secs(5)).await);
+}
+
+#[tokio::test]
+async fn calls_of_a_group_that_is_sent_again_have_no_more_time_than_is_left_of_theirs() {
+    let bench = Bench::start(Manner::FailsFirst(2)).await;
+    let peer = rpc::peer("auth", &settings(bench.address, "5s")).unwrap();
+    let call = |timeout_ms| AuthenticateCall {
+        timeout_ms,
+        ..AuthenticateCall::default()
+    };
+    // The first is over before the group gets through.
+    let calls = vec![call(500), call(2000)];
+    let request = rpc::idempotent(AuthenticateEachRequest { calls });
+    let answers = AuthServiceClient::new(peer)
+        .authenticate_each(request)
+        .await;
+    let mut answers = answers.unwrap().into_inner();
+    let mut heard = Vec::new();
+    while let Some(some) = answers.message().await.unwrap() {
+        heard.extend(some.answers);
+    }
+    heard.sort_by_key(|answer| answer.call);
+    assert_eq!(bench.calls(), 3);
+    let Some(Answer::Admitted(second)) = &heard[1].answer else {
+        panic!("{heard:?}");
+    };
+    let left = Duration::from_millis(second.rate_limit.unwrap().reset_ms);
+    assert!(left <= Duration::from_secs(2) - 2 * FAILS_AFTER, "{left:?}");
+    let Some(Answer::Refused(first)) = &heard[0].answer else {
+        panic!("{heard:?}");
+    };
+    assert_eq!(first.code, ErrorCode::DeadlineExceeded.to_string());
     assert!(bench.service.stop(Duration::from_secs(5)).await);
 }
 

@@ -1,0 +1,206 @@
+//! Lines and their hashes.
+
+use std::fmt;
+use std::str::FromStr;
+
+use aws_lc_rs::digest;
+use serde::{Deserialize, Serialize};
+
+use crate::Content;
+
+/// The version of the records' format.
+const VERSION: u32 = 1;
+/// Sets these hashes apart from all others of the platform.
+const DOMAIN: &[u8] = b"inkstone audit record v1\0";
+/// Between what is hashed and the hash.
+const MARK: &str = ",\"hash\":\"";
+/// Behind the hash.
+const TAIL: &str = "\"}";
+/// Hex digits of a hash.
+const DIGITS: usize = 64;
+
+/// Where a chain stands: all that the next record needs of those before it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Head {
+    /// The last record's number; 0 before the first.
+    pub sequence: u64,
+    /// The last record's hash, hex; zeros before the first.
+    pub hash: String,
+}
+
+impl Head {
+    /// Before the first record.
+    pub fn genesis() -> Self {
+        let hash = "0".repeat(DIGITS);
+        Self { sequence: 0, hash }
+    }
+}
+
+impl fmt::Display for Head {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}", self.sequence, self.hash)
+    }
+}
+
+impl FromStr for Head {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let parts = text.split_once(':');
+        let parsed = parts.and_then(|(sequence, hash)| Some((sequence.parse().ok()?, hash)));
+        let parsed = parsed.filter(|(_, hash)| is_hash(hash));
+        let head = parsed.map(|(sequence, hash)| Self {
+            sequence,
+            hash: hash.to_owned(),
+        });
+        head.ok_or("a head is SEQUENCE:HASH, the hash in 64 lower-case hex digits")
+    }
+}
+
+/// One record as it is read: its place in the chain, and what it says.
+#[derive(Debug, Clone, PartialEq, Deserialize, Serialize)]
+pub struct Line {
+    /// The format's version.
+    pub v: u32,
+    /// Its number, from 1 on.
+    pub sequence: u64,
+    /// The hash of the record before it.
+    pub prev_hash: String,
+    /// What it says.
+    #[serde(flatten)]
+    pub content: Content,
+    /// Its own hash; set when it is read.
+    #[serde(skip_serializing, default)]
+    pub hash: String,
+}
+
+/// What is wrong with a line.
+#[derive(Debug, thiserror::Error)]
+pub enum LineError {
+    /// It has no hash at its end.
+    #[error("it does not end with a hash")]
+    NoHash,
+    /// It was changed.
+    #[error("its hash is not that of its bytes: it was changed")]
+    Changed,
+    /// A later version wrote it, or none did.
+    #[error("it is no record of a kind that is known here")]
+    Unknown(#[source] serde_json::Error),
+    /// It is of a later format.
+    #[error("its format is version {0}; {known} is known here", known = VERSION)]
+    Version(u32),
+    /// Records are missing in front of it, or it was moved.
+    #[error("it has number {found} where {expected} belongs: records are missing or were moved")]
+    Sequence {
+        /// What it has.
+        found: u64,
+        /// What it should have.
+        expected: u64,
+    },
+    /// It does not continue the chain.
+    #[error("it does not name the hash of the record before it")]
+    Broken,
+}
+
+/// A chain at its end: makes the next line, or checks it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Chain {
+    head: Head,
+}
+
+impl Chain {
+    /// Goes on behind `head`.
+    pub fn after(head: Head) -> Self {
+        Self { head }
+    }
+
+    /// Where it stands.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// Appends a record and gives its line, without a line break.
+    ///
+    /// # Errors
+    /// When it cannot be written as JSON, which no content that this crate defines does.
+    pub fn append(&mut self, content: Content) -> Result<String, serde_json::Error> {
+        let line = Line {
+            v: VERSION,
+            sequence: self.head.sequence + 1,
+            prev_hash: self.head.hash.clone(),
+            content,
+            hash: String::new(),
+        };
+        let mut text = serde_json::to_string(&line)?;
+        // The closing brace comes again behind the hash.
+        text.pop();
+        let hash = hash(text.as_bytes());
+        text.push_str(MARK);
+        text.push_str(&hash);
+        text.push_str(TAIL);
+        self.head = Head {
+            sequence: line.sequence,
+            hash,
+        };
+        Ok(text)
+    }
+
+    /// Checks that `text` is the next record.
+    ///
+    /// # Errors
+    /// When it is not; the chain stays where it was.
+    pub fn follow(&mut self, text: &str) -> Result<Line, LineError> {
+        let line = Line::read(text)?;
+        let expected = self.head.sequence + 1;
+        if line.sequence != expected {
+            let found = line.sequence;
+            return Err(LineError::Sequence { found, expected });
+        }
+        if line.prev_hash != self.head.hash {
+            return Err(LineError::Broken);
+        }
+        self.head = Head {
+            sequence: line.sequence,
+            hash: line.hash.clone(),
+        };
+        Ok(line)
+    }
+}
+
+impl Line {
+    /// Reads a line and checks it by itself.
+    ///
+    /// # Errors
+    /// When it is none, or was changed.
+    pub fn read(text: &str) -> Result<Self, LineError> {
+        let end = text.len().checked_sub(MARK.len() + DIGITS + TAIL.len());
+        let (body, rest) = end
+            .and_then(|end| text.split_at_checked(end))
+            .ok_or(LineError::NoHash)?;
+        let written = rest
+            .strip_prefix(MARK)
+            .and_then(|rest| rest.strip_suffix(TAIL))
+            .filter(|hash| is_hash(hash))
+            .ok_or(LineError::NoHash)?;
+        if written != hash(body.as_bytes()) {
+            return Err(LineError::Changed);
+        }
+        let line: Self = serde_json::from_str(text).map_err(LineError::Unknown)?;
+        if line.v != VERSION {
+            return Err(LineError::Version(line.v));
+        }
+        Ok(line)
+    }
+}
+
+fn hash(body: &[u8]) -> String {
+    let mut context = digest::Context::new(&digest::SHA256);
+    context.update(DOMAIN);
+    context.update(body);
+    hex::encode(context.finish().as_ref())
+}
+
+fn is_hash(text: &str) -> bool {
+    let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+    text.len() == DIGITS && text.bytes().all(digit)
+}

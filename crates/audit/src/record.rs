@@ -1,0 +1,121 @@
+//! What a record says.
+
+use serde::{Deserialize, Serialize};
+
+/// What is recorded of one event, before it takes its place in the chain. Fields are written in this order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Content {
+    /// When it was recorded, RFC 3339 in UTC.
+    pub recorded: String,
+    /// The event's place in the task log's stream.
+    pub source: u64,
+    /// Whose task.
+    pub tenant: String,
+    /// Its id.
+    pub task: String,
+    /// What happened.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What happened to a task.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Event {
+    /// It was accepted.
+    Submitted(Box<Task>),
+    /// It ended.
+    Done {
+        /// When, RFC 3339 in UTC.
+        at: String,
+        /// `succeeded`, `failed` or `cancelled`.
+        outcome: String,
+        /// Of a failure its code, else empty.
+        code: String,
+        /// Who ended it; empty for the orchestrator.
+        worker: String,
+        /// Times a worker took it up.
+        attempt: u32,
+        /// What can leave the platform.
+        pictures: Vec<Picture>,
+    },
+    /// An event that could not be read: that it was there is recorded, and what its bytes hash to.
+    Unreadable {
+        /// SHA-256 of its bytes, hex.
+        sha256: String,
+    },
+}
+
+/// A task as it was accepted.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Task {
+    /// When, RFC 3339 in UTC.
+    pub at: String,
+    /// The key that asked; its public half.
+    pub app_key: String,
+    /// Canonical name.
+    pub model: String,
+    /// Chosen at admission.
+    pub model_version: String,
+    /// The lane in which it waits.
+    pub lane: String,
+    /// Who asked, as the caller names its own users.
+    pub user: String,
+    /// SHA-256 of the request as it came, hex.
+    pub request_sha256: String,
+    /// SHA-256 of the prompt's UTF-8, hex.
+    pub prompt_sha256: String,
+    /// … and of the negative prompt's.
+    pub negative_prompt_sha256: String,
+    /// The words themselves, where the settings say so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prompt: Option<String>,
+    /// … and those of the negative prompt.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub negative_prompt: Option<String>,
+    /// The failed task that an operator had tried again as this one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub retry_of: String,
+    /// What is to be drawn, besides the words.
+    pub request: Request,
+}
+
+/// The parameters of a request, with every default filled in.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// Pixels.
+    pub width: u32,
+    /// Pixels.
+    pub height: u32,
+    /// Pictures.
+    pub images: u32,
+    /// Of the first picture.
+    pub seed: Option<u64>,
+    /// Denoising steps.
+    pub steps: u32,
+    /// Guidance scale in its shortest decimal form; empty where absent.
+    pub guidance_scale: String,
+    /// The sampler's name in the protocol.
+    pub scheduler: String,
+    /// Standard or HD, as the protocol names it.
+    pub quality: String,
+    /// The file format, as the protocol names it.
+    pub output_format: String,
+    /// Object key of the picture to begin from; empty where there is none.
+    pub source_image: String,
+    /// Object key of its mask; empty where there is none.
+    pub source_mask: String,
+    /// Whom the end is told; empty for nobody.
+    pub webhook: String,
+}
+
+/// A picture that a task made.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Picture {
+    /// Object key.
+    pub key: String,
+    /// SHA-256 of the file, hex.
+    pub sha256: String,
+    /// Of the file.
+    pub size_bytes: u64,
+}

@@ -1,0 +1,334 @@
+//! A folder as the store, whose writes survive a power loss.
+//!
+//! All but writing an object is `object_store`'s own. That one, told to flush, flushes four times for an object in a folder of
+//! its own, and each of many writers flushes the folder that holds all those folders for itself. Here the file and its folder are flushed once
+//! each, and those who made folders within one and the same folder share the flush of that ([`Folders`]).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+use futures::stream::BoxStream;
+use object_store::local::LocalFileSystem;
+use object_store::path::Path;
+use object_store::{
+    CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
+    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+};
+
+/// Names tried for a draft, before it is given up: others' drafts have the rest.
+const DRAFTS: usize = 1000;
+
+/// The store.
+#[derive(Debug)]
+pub(crate) struct Durable {
+    inner: LocalFileSystem,
+    root: PathBuf,
+    folders: Arc<Folders>,
+}
+
+impl Durable {
+    /// Objects under `root`, which is there.
+    pub(crate) fn open(root: &FilePath) -> Result<Self> {
+        let inner = LocalFileSystem::new_with_prefix(root)?;
+        // As the paths of objects begin.
+        let root = fs::canonicalize(root).map_err(failed)?;
+        Ok(Self {
+            // For all that is not written here.
+            inner: inner.with_automatic_cleanup(true).with_fsync(true),
+            root,
+            folders: Arc::default(),
+        })
+    }
+}
+
+impl fmt::Display for Durable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.inner.fmt(f)
+    }
+}
+
+#[async_trait]
+impl ObjectStore for Durable {
+    async fn put_opts(
+        &self,
+        location: &Path,
+        payload: PutPayload,
+        options: PutOptions,
+    ) -> Result<PutResult> {
+        let plain = matches!(options.mode, PutMode::Overwrite) && options.attributes.is_empty();
+        if !plain {
+            return self.inner.put_opts(location, payload, options).await;
+        }
+        let path = self.inner.path_to_filesystem(location)?;
+        let (root, folders) = (self.root.clone(), Arc::clone(&self.folders));
+        let written = tokio::task::spawn_blocking(move || write(&root, &path, &payload, &folders));
+        written.await?.map_err(failed)?;
+        Ok(PutResult {
+            e_tag: None,
+            version: None,
+            extensions: Default::default(),
+        })
+    }
+
+    async fn put_multipart_opts(
+        &self,
+        location: &Path,
+        options: PutMultipartOptions,
+    ) -> Result<Box<dyn MultipartUpload>> {
+        self.inner.put_multipart_opts(location, options).await
+    }
+
+    async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
+        self.inner.get_opts(location, options).await
+    }
+
+    fn delete_stream(
+        &self,
+        locations: BoxStream<'static, Result<Path>>,
+    ) -> BoxStream<'static, Result<Path>> {
+        self.inner.delete_stream(locations)
+    }
+
+    fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
+        self.inner.list(prefix)
+    }
+
+    async fn list_with_delimiter(&self, prefix: Option<&Path>) -> Result<ListResult> {
+        self.inner.list_with_delimiter(prefix).await
+    }
+
+    async fn copy_opts(&self, from: &Path, to: &Path, options: CopyOptions) -> Result<()> {
+        self.inner.copy_opts(from, to, options).await
+    }
+}
+
+fn failed(source: io::Error) -> Error {
+    Error::Generic {
+        store: "a folder",
+        source: Box::new(source),
+    }
+}
+
+/// Writes a file whole, in place of one that is there. When this returns, it is on the disk, and so is every folder that was made for it.
+fn write(
+    root: &FilePath,
+    path: &FilePath,
+    payload: &PutPayload,
+    folders: &Folders,
+) -> io::Result<()> {
+    let folder = path.parent().unwrap_or(root);
+    let (mut file, draft, made) = new_draft(root, folder, path)?;
+    let written = payload
+        .iter()
+        .try_for_each(|part| file.write_all(part))
+        .and_then(|()| file.sync_all());
+    drop(file);
+    if let Err(error) = written.and_then(|()| fs::rename(&draft, path)) {
+        // Nothing refers to it, and listings leave it out.
+        let _ = fs::remove_file(&draft);
+        return Err(error);
+    }
+    flush(folder)?;
+    for folder in made {
+        if let Some(above) = folder.parent() {
+            folders.flush(above)?;
+        }
+    }
+    Ok(())
+}
+
+fn flush(folder: &FilePath) -> io::Result<()> {
+    File::open(folder)?.sync_all()
+}
+
+/// A file beside the one that is to be, and the folders that were made for it, the innermost first. It is named as `object_store`
+/// names its own: `#` and a number are left out of listings.
+fn new_draft(
+    root: &FilePath,
+    folder: &FilePath,
+    path: &FilePath,
+) -> io::Result<(File, PathBuf, Vec<PathBuf>)> {
+    static NUMBERS: AtomicU64 = AtomicU64::new(0);
+    let mut made: Vec<PathBuf> = Vec::new();
+    for _ in 0..DRAFTS {
+        let number = NUMBERS.fetch_add(1, Ordering::Relaxed);
+        let mut draft = path.as_os_str().to_owned();
+        draft.push(format!("#{}{number:09}", std::process::id()));
+        let draft = PathBuf::from(draft);
+        match OpenOptions::new().write(true).create_new(true).open(&draft) {
+            Ok(file) => return Ok((file, draft, made)),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+            // Also when one that was empty was removed in this moment.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let missing = folder
+                    .ancestors()
+                    .take_while(|at| *at != root && !at.exists());
+                made = missing.map(FilePath::to_owned).collect();
+                fs::create_dir_all(folder)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(io::ErrorKind::AlreadyExists.into())
+}
+
+/// Folders that many write into at once: those who wait for one to be flushed go together.
+#[derive(Debug, Default)]
+struct Folders {
+    queues: Mutex<HashMap<PathBuf, Arc<Rounds>>>,
+}
+
+impl Folders {
+    /// Returns when all that lay in the folder before is on the disk.
+    fn flush(&self, folder: &FilePath) -> io::Result<()> {
+        let rounds = {
+            let mut queues = lock(&self.queues);
+            Arc::clone(queues.entry(folder.to_owned()).or_default())
+        };
+        rounds.join(|| flush(folder))
+    }
+}
+
+/// Something that is done again and again, once for all who came before it began.
+#[derive(Debug, Default)]
+struct Rounds {
+    state: Mutex<Round>,
+    ended: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Round {
+    begun: u64,
+    ended: u64,
+    /// The last one that failed, and how.
+    failed: Option<(u64, io::ErrorKind)>,
+}
+
+impl Rounds {
+    /// Returns when a round has ended that began after this was called. Whoever finds none going on does it.
+    fn join(&self, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        let mut state = lock(&self.state);
+        let wanted = state.begun + 1;
+        while state.ended < wanted {
+            if state.begun > state.ended {
+                let woken = self.ended.wait(state);
+                state = woken.unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            state.begun += 1;
+            drop(state);
+            let result = work();
+            state = lock(&self.state);
+            state.ended = state.begun;
+            if let Err(error) = result {
+                state.failed = Some((state.ended, error.kind()));
+            }
+            self.ended.notify_all();
+        }
+        match state.failed {
+            // It may have been a later one: then it is said once too often that something is not known to be on the disk.
+            Some((round, kind)) if round >= wanted => Err(kind.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Nothing panics while it is held half-changed.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicUsize;
+    use std::time::Duration;
+
+    use object_store::ObjectStoreExt as _;
+
+    use super::*;
+
+    fn scratch() -> (tempfile::TempDir, Durable) {
+        let folder = tempfile::tempdir().unwrap();
+        let store = Durable::open(folder.path()).unwrap();
+        (folder, store)
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_there_and_replaced_whole_and_nothing_lies_beside_it() {
+        let (folder, store) = scratch();
+        let path = Path::from("images/a/0.png");
+        for text in ["first, and longer", "second"] {
+            store.put(&path, PutPayload::from(text)).await.unwrap();
+            let found = store.get(&path).await.unwrap().bytes().await.unwrap();
+            assert_eq!(found, text);
+        }
+        let beside = fs::read_dir(folder.path().join("images/a")).unwrap();
+        assert_eq!(beside.count(), 1);
+    }
+
+    #[tokio::test]
+    async fn writers_beside_removers_of_the_same_folder_all_come_through() {
+        let (_folder, store) = scratch();
+        let store = Arc::new(store);
+        let write_and_remove = |name: u32| {
+            let store = Arc::clone(&store);
+            async move {
+                let path = Path::from(format!("images/a/{name}"));
+                for _ in 0..20 {
+                    store.put(&path, PutPayload::from("x")).await.unwrap();
+                    store.delete(&path).await.unwrap();
+                }
+            }
+        };
+        futures::future::join_all((0..8).map(write_and_remove)).await;
+    }
+
+    #[tokio::test]
+    async fn a_write_that_fails_says_so_and_leaves_nothing() {
+        let (folder, store) = scratch();
+        fs::create_dir_all(folder.path().join("images/a/0.png")).unwrap();
+        let path = Path::from("images/a/0.png");
+        store.put(&path, PutPayload::from("x")).await.unwrap_err();
+        let beside = fs::read_dir(folder.path().join("images/a")).unwrap();
+        assert_eq!(beside.count(), 1, "the folder that is in the way");
+    }
+
+    #[test]
+    fn those_who_come_together_share_a_round_that_begins_after_they_came() {
+        const CALLERS: usize = 16;
+        let (rounds, taken) = (Rounds::default(), AtomicUsize::new(0));
+        let came = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..CALLERS {
+                scope.spawn(|| {
+                    came.fetch_add(1, Ordering::SeqCst);
+                    let done = rounds.join(|| {
+                        taken.fetch_add(1, Ordering::SeqCst);
+                        // The first one waits until all are there.
+                        while came.load(Ordering::SeqCst) < CALLERS {
+                            std::thread::sleep(Duration::from_millis(1));
+                        }
+                        Ok(())
+                    });
+                    done.unwrap();
+                });
+            }
+        });
+        let taken = taken.load(Ordering::SeqCst);
+        assert!((2..CALLERS).contains(&taken), "{taken} rounds");
+    }
+
+    #[test]
+    fn who_waits_for_a_round_that_fails_hears_of_it_and_the_next_may_succeed() {
+        let rounds = Rounds::default();
+        let error = rounds.join(|| Err(io::ErrorKind::StorageFull.into()));
+        assert_eq!(error.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        rounds.join(|| Ok(())).unwrap();
+    }
+}
