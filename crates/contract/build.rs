@@ -10,6 +10,7 @@ const PUBLIC: &[&str] = &["inkstone/v1/image.proto", "inference/v2/inference.pro
 const INTERNAL: &[&str] = &[
     "inkstone/task/v1/task.proto",
     "inkstone/auth/v1/auth.proto",
+    "inkstone/orchestrator/v1/dead_letter.proto",
     "inkstone/orchestrator/v1/orchestrator.proto",
     "inkstone/registry/v1/registry.proto",
 ];

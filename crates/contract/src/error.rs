@@ -15,6 +15,7 @@ use crate::proto::v1;
 const CODE: &str = "inkstone-code";
 const FIELD: &str = "inkstone-field";
 const RETRY_AFTER_MS: &str = "inkstone-retry-after-ms";
+const RATE_LIMIT: &str = "inkstone-rate-limit";
 
 macro_rules! codes {
     ($($(#[doc = $doc:literal])* $name:ident = $text:literal, $grpc:ident, $http:ident;)*) => {
@@ -119,6 +120,8 @@ pub struct Failure {
     pub field: Option<String>,
     /// How long to wait before trying again.
     pub retry_after: Option<Duration>,
+    /// Requests a second that the caller's policy lets through, where there were more.
+    pub rate_limit: Option<u32>,
 }
 
 impl Failure {
@@ -129,6 +132,7 @@ impl Failure {
             message: message.into(),
             field: None,
             retry_after: None,
+            rate_limit: None,
         }
     }
 
@@ -159,6 +163,9 @@ impl From<Failure> for Status {
         if let Some(wait) = failure.retry_after {
             metadata.insert(RETRY_AFTER_MS, millis_up(wait).into());
         }
+        if let Some(limit) = failure.rate_limit {
+            metadata.insert(RATE_LIMIT, limit.into());
+        }
         Status::with_metadata(failure.code.grpc(), failure.message, metadata)
     }
 }
@@ -170,6 +177,7 @@ impl From<Failure> for v1::Refusal {
             message: failure.message,
             field: failure.field.unwrap_or_default(),
             retry_after_ms: failure.retry_after.map(millis_up),
+            rate_limit: failure.rate_limit,
         }
     }
 }
@@ -182,6 +190,7 @@ impl From<v1::Refusal> for Failure {
             message: refusal.message,
             field: Some(refusal.field).filter(|field| !field.is_empty()),
             retry_after: refusal.retry_after_ms.map(Duration::from_millis),
+            rate_limit: refusal.rate_limit,
         }
     }
 }
@@ -232,6 +241,7 @@ impl From<Status> for Failure {
             message,
             field: text(FIELD).map(str::to_owned),
             retry_after,
+            rate_limit: text(RATE_LIMIT).and_then(|v| v.parse().ok()),
         }
     }
 }
@@ -248,6 +258,7 @@ mod tests {
                 message: "size: 96 is not a multiple of 32".to_owned(),
                 field: Some("width".to_owned()),
                 retry_after: Some(Duration::from_millis(1500)),
+                rate_limit: Some(5),
             };
             assert_eq!(Failure::from(Status::from(failure.clone())), failure);
             assert_eq!(Failure::from(v1::Refusal::from(failure.clone())), failure);

@@ -102,7 +102,14 @@ pub struct TaskId(Uuid);
 impl TaskId {
     /// A new id that sorts after those made before it.
     pub fn random() -> Self {
-        Self(Uuid::now_v7())
+        let offset = crate::clock::offset();
+        if offset == 0 {
+            return Self(Uuid::now_v7());
+        }
+        let since = crate::clock::system_time().duration_since(std::time::UNIX_EPOCH);
+        let since = since.unwrap_or_default();
+        let at = uuid::Timestamp::from_unix(uuid::NoContext, since.as_secs(), since.subsec_nanos());
+        Self(Uuid::new_v7(at))
     }
 
     /// The id that this tenant's idempotency key always has.

@@ -1,11 +1,13 @@
 //! The words that Inkstone's services share.
 //!
 //! Services depend on this crate and never on each other: messages and gRPC services generated from
-//! `proto/`, [typed ids](id), the [words](words) for its enums, our own dialect's [JSON](json), the [limits] that hold for every
+//! `proto/`, [typed ids](id), the [clock], the [words](words) for its enums, our own dialect's [JSON](json), the [limits] that hold for every
 //! request and the [check](validate()) of them, and the one closed list of [error codes](error) with its mapping to gRPC and HTTP.
 //! Nothing here talks to anything.
 
+pub mod clock;
 pub mod error;
+pub mod fleet;
 pub mod id;
 pub mod json;
 pub mod limits;
@@ -64,5 +66,5 @@ pub mod proto {
 
 /// The present as a protobuf timestamp.
 pub fn now() -> prost_types::Timestamp {
-    std::time::SystemTime::now().into()
+    clock::system_time().into()
 }

@@ -20,6 +20,8 @@ pub const MAX_USER_BYTES: usize = 256;
 pub const MAX_SOURCE_PIXELS: u64 = 4096 * 4096;
 /// Its file, bytes.
 pub const MAX_SOURCE_BYTES: u64 = 16 * 1024 * 1024;
+/// For how long a task may wait to begin at most, seconds: as long as the task log keeps it where nothing else is set.
+pub const MAX_EXPIRES_AFTER_SECONDS: u32 = 7 * 24 * 60 * 60;
 /// A webhook's URL, bytes.
 pub const MAX_WEBHOOK_URL_BYTES: usize = 2048;
 /// The best that feedback can rate.

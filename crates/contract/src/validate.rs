@@ -4,10 +4,10 @@
 //! The model's own limits (sizes, steps, guidance) are the orchestrator's to check: it knows the version.
 
 use crate::limits::{
-    MAX_BATCH_TASKS, MAX_COMMENT_CHARS, MAX_FEEDBACK_TAG_BYTES, MAX_FEEDBACK_TAGS,
-    MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_KEY_BYTES, MAX_MODEL_BYTES, MAX_PARTIAL_IMAGES,
-    MAX_PROMPT_BYTES, MAX_RATING, MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES,
-    MAX_WEBHOOK_URL_BYTES,
+    MAX_BATCH_TASKS, MAX_COMMENT_CHARS, MAX_EXPIRES_AFTER_SECONDS, MAX_FEEDBACK_TAG_BYTES,
+    MAX_FEEDBACK_TAGS, MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_KEY_BYTES, MAX_MODEL_BYTES,
+    MAX_PARTIAL_IMAGES, MAX_PROMPT_BYTES, MAX_RATING, MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS,
+    MAX_USER_BYTES, MAX_WEBHOOK_URL_BYTES,
 };
 use crate::words::{self, ENDS, FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, VERDICTS, Words};
 use crate::{Failure, v1};
@@ -34,6 +34,11 @@ pub fn validate(task: &v1::SubmitTask) -> Result<(), Failure> {
     )?;
     no_more("images", task.images, MAX_IMAGES)?;
     no_more("partial_images", task.partial_images, MAX_PARTIAL_IMAGES)?;
+    no_more(
+        "expires_after_seconds",
+        task.expires_after_seconds,
+        MAX_EXPIRES_AFTER_SECONDS,
+    )?;
     numbers(task)?;
     known_words(task)?;
     source(task)?;
@@ -295,6 +300,11 @@ mod tests {
             named("style_tags")
         );
         assert_eq!(field(|t| t.user = "x".repeat(257)), named("user"));
+        assert_eq!(field(|t| t.expires_after_seconds = 604_800), None);
+        assert_eq!(
+            field(|t| t.expires_after_seconds = 604_801),
+            named("expires_after_seconds")
+        );
         assert_eq!(
             field(|t| t.idempotency_key = "x".repeat(257)),
             named("idempotency_key")

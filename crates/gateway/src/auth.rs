@@ -31,7 +31,10 @@ pub(crate) async fn authenticate(
         Ok(proof) => proof,
         Err(failure) => return refuse(failure),
     };
-    let known = identify(&edge, proof.proof).await;
+    // A call without a class has its place elsewhere, and waits for pictures.
+    let class = request.extensions().get::<Class>().copied();
+    let class = class.unwrap_or(Class::Submission);
+    let known = identify(&edge, proof.proof, class).await;
     let (caller, limit) = match known {
         Ok(known) => known,
         Err(failure) => return refuse(failure),
@@ -42,9 +45,9 @@ pub(crate) async fn authenticate(
     };
     // Of a handler that charged more, what it was told last counts; and whoever was refused for the limit has nothing left.
     let later = response.extensions_mut().remove::<Option<RateLimit>>();
-    let wait = response.extensions().get::<Refused>().and_then(over_limit);
+    let over = response.extensions().get::<Refused>().and_then(over_limit);
     write_limit(response.headers_mut(), later.flatten().or(limit));
-    write_wait(response.headers_mut(), wait);
+    write_over(response.headers_mut(), over);
     response
 }
 
@@ -65,30 +68,45 @@ async fn serve(
     Ok(next.run(request).await)
 }
 
-/// How long a caller over its limit, or at the end of its day, has to wait before a request of its passes. Too many tasks that wait
-/// are another matter: its requests pass.
-fn over_limit(refused: &Refused) -> Option<Duration> {
-    let Refused(failure) = refused;
-    matches!(
-        failure.code,
-        ErrorCode::RateLimited | ErrorCode::QuotaExceeded
-    )
-    .then(|| failure.retry_after.unwrap_or(Duration::from_secs(1)))
+/// What a caller is told that is over its limit, or at the end of its day.
+struct Over {
+    /// Before a request of its passes.
+    wait: Duration,
+    /// Requests a second, if it is that limit.
+    limit: Option<u32>,
 }
 
-fn write_wait(headers: &mut HeaderMap, wait: Option<Duration>) {
-    if let Some(wait) = wait {
-        headers.insert(REMAINING, 0.into());
-        headers.insert(RESET, whole_seconds(wait).max(1).into());
+/// Too many tasks that wait are another matter: the caller's requests pass.
+fn over_limit(refused: &Refused) -> Option<Over> {
+    let Refused(failure) = refused;
+    let is_over = matches!(
+        failure.code,
+        ErrorCode::RateLimited | ErrorCode::QuotaExceeded
+    );
+    is_over.then(|| Over {
+        wait: failure.retry_after.unwrap_or(Duration::from_secs(1)),
+        limit: failure.rate_limit,
+    })
+}
+
+fn write_over(headers: &mut HeaderMap, over: Option<Over>) {
+    let Some(Over { wait, limit }) = over else {
+        return;
+    };
+    if let Some(limit) = limit {
+        headers.insert(LIMIT, limit.into());
     }
+    headers.insert(REMAINING, 0.into());
+    headers.insert(RESET, whole_seconds(wait).max(1).into());
 }
 
 /// Asks auth whose proof this is.
 pub(crate) async fn identify(
     edge: &Edge,
     proof: Proof,
+    class: Class,
 ) -> Result<(Caller, Option<RateLimit>), Failure> {
-    let answer = edge.platform.authenticate(proof).await?;
+    let answer = edge.platform.authenticate(proof, class).await?;
     match answer.caller {
         Some(caller) => Ok((caller, answer.rate_limit)),
         None => {
@@ -136,9 +154,9 @@ pub(crate) fn proof_of_message(headers: &HeaderMap) -> Result<Proof, Failure> {
 /// The refusal of a caller; over the limit, with what is left of it: nothing.
 pub(crate) fn refuse(failure: Failure) -> Response {
     let refused = Refused(failure);
-    let wait = over_limit(&refused);
+    let over = over_limit(&refused);
     let mut response = refused.into_response();
-    write_wait(response.headers_mut(), wait);
+    write_over(response.headers_mut(), over);
     response
 }
 
@@ -159,9 +177,11 @@ mod tests {
     fn over_the_limit_the_answer_says_how_long() {
         let failure = Failure {
             retry_after: Some(Duration::from_millis(2500)),
+            rate_limit: Some(5),
             ..Failure::new(ErrorCode::RateLimited, "over 5 requests a second")
         };
         let response = refuse(failure);
+        assert_eq!(response.headers()["ratelimit-limit"], "5");
         assert_eq!(response.headers()["ratelimit-remaining"], "0");
         assert_eq!(response.headers()["ratelimit-reset"], "3");
     }

@@ -27,6 +27,8 @@ pub(crate) type Answer = Result<(v1::Task, bool), Failure>;
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BatchJson {
+    /// Left out is none: that one is missing is said with the limits, by the check of how many there are.
+    #[serde(default)]
     tasks: Vec<Fields>,
 }
 

@@ -78,6 +78,16 @@ impl Crowd {
         }
     }
 
+    /// Whether an address has fewer connections than one may have. Cheap, and without a say in whether there is room.
+    pub(crate) fn may_join(&self, address: IpAddr) -> bool {
+        let count = self.inside().addresses.get(&network(address)).copied();
+        let may = count.unwrap_or(0) < self.most_per_address;
+        if !may {
+            refused();
+        }
+        may
+    }
+
     /// Waits for room for one more; where there is none, makes some.
     pub(crate) async fn room(&self) -> OwnedSemaphorePermit {
         loop {
@@ -122,8 +132,7 @@ impl Crowd {
         let mut inside = self.inside();
         let count = inside.addresses.entry(network).or_insert(0);
         if *count >= self.most_per_address {
-            metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => "address")
-                .increment(1);
+            refused();
             return None;
         }
         *count += 1;
@@ -150,6 +159,12 @@ impl Crowd {
         // A poisoned lock holds whole values: each change is one call.
         self.inside.lock().unwrap_or_else(|e| e.into_inner())
     }
+}
+
+/// Counts a connection that its address is not let have.
+fn refused() {
+    metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => "address")
+        .increment(1);
 }
 
 impl Drop for Member {
@@ -299,6 +314,18 @@ mod tests {
         );
         drop(quiet);
         assert!(join(&crowd, "10.0.0.2").await.is_some());
+    }
+
+    #[tokio::test]
+    async fn whoever_has_its_share_is_turned_away_from_a_full_house_before_anyone_makes_way() {
+        let crowd = Arc::new(Crowd::new(2, 1));
+        let one = join(&crowd, "10.0.0.1").await.unwrap();
+        let two = join(&crowd, "10.0.0.2").await.unwrap();
+        assert!(!crowd.may_join(address("10.0.0.1")));
+        assert!(crowd.may_join(address("10.0.0.3")));
+        assert!(!one.line.makes_way.is_cancelled() && !two.line.makes_way.is_cancelled());
+        drop(one);
+        assert!(crowd.may_join(address("10.0.0.1")));
     }
 
     #[tokio::test]

@@ -7,8 +7,12 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{HeaderMap, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
 use contract::words::{FORMATS, word};
-use contract::{ErrorCode, Failure, v1};
+use contract::{ErrorCode, Failure, TaskId, v1};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
+use storage::{Opened, StorageError};
 
 use crate::auth;
 use crate::edge::Edge;
@@ -16,10 +20,10 @@ use crate::openapi::params::{
     TaskIdParam, header as header_param, params, path as path_param, query,
 };
 use crate::openapi::schema::{component, count, file, text};
-use crate::platform::{Picture, Reader};
+use crate::platform::Reader;
 use crate::problem::Refused;
 use crate::query::Parameters;
-use crate::room::Class;
+use crate::room::{Class, Share};
 use crate::task_json::media_type;
 use crate::tasks::task_id;
 
@@ -100,30 +104,37 @@ pub(crate) async fn get(
     };
     if let Some(token) = token {
         // Whose task it is is not known here. One picture that all the world looks at leaves room for others.
-        let _share = match edge.room(Class::Read).share(&task.to_string()) {
+        let share = match edge.room(Class::Read).share(&task.to_string()) {
             Ok(share) => share,
             Err(failure) => return Refused(failure).into_response(),
         };
-        let picture = edge
-            .platform
-            .picture(Reader::Token(&token), task, index)
-            .await;
-        return answer(&headers, &task.to_string(), picture);
+        let asked = Asked {
+            method: &method,
+            headers: &headers,
+            task,
+            index,
+        };
+        return asked.answer(&edge, Reader::Token(&token), share).await;
     }
     // A signed body is not looked at: no body has a say in which picture it is.
     let known = match auth::proven_by(&method, &uri, &headers) {
-        Ok(proven) => auth::identify(&edge, proven.proof).await,
+        Ok(proven) => auth::identify(&edge, proven.proof, Class::Read).await,
         Err(failure) => Err(failure),
     };
     match known {
         Ok((caller, limit)) => {
-            let _share = match edge.room(Class::Read).share(&caller.tenant) {
+            let share = match edge.room(Class::Read).share(&caller.tenant) {
                 Ok(share) => share,
                 Err(failure) => return auth::refuse(failure),
             };
             let reader = Reader::Tenant(&caller.tenant);
-            let picture = edge.platform.picture(reader, task, index).await;
-            let mut response = answer(&headers, &task.to_string(), picture);
+            let asked = Asked {
+                method: &method,
+                headers: &headers,
+                task,
+                index,
+            };
+            let mut response = asked.answer(&edge, reader, share).await;
             auth::write_limit(response.headers_mut(), limit);
             response
         }
@@ -131,28 +142,74 @@ pub(crate) async fn get(
     }
 }
 
-fn answer(headers: &HeaderMap, task: &str, picture: Result<Picture, Failure>) -> Response {
-    let Picture { info, data } = match picture {
-        Ok(picture) => picture,
-        Err(failure) => return Refused(failure).into_response(),
-    };
-    let tag = format!("\"{}\"", info.sha256);
-    let described = [
-        (header::ETAG, tag.clone()),
-        (header::CACHE_CONTROL, CACHE_CONTROL.to_owned()),
-    ];
-    let known = headers
-        .get(header::IF_NONE_MATCH)
-        .and_then(|v| v.to_str().ok());
-    if known.is_some_and(|known| matches_tag(known, &tag)) {
-        return (StatusCode::NOT_MODIFIED, described).into_response();
+/// Which picture is asked for, and how.
+struct Asked<'a> {
+    method: &'a Method,
+    headers: &'a HeaderMap,
+    task: TaskId,
+    index: u32,
+}
+
+impl Asked<'_> {
+    async fn answer(&self, edge: &Edge, reader: Reader<'_>, share: Share) -> Response {
+        let answer = self.try_answer(edge, reader, share).await;
+        answer.unwrap_or_else(|failure| Refused(failure).into_response())
     }
-    let content = [
-        (header::CONTENT_TYPE, media_type(info.format()).to_owned()),
-        (header::CONTENT_DISPOSITION, disposition(task, &info)),
-        (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
-    ];
-    (described, content, Body::from(data)).into_response()
+
+    /// The picture, of which no more is in memory than its client takes at a time. What is known without the file (that the
+    /// client has it already, or wants its head only) is answered without reading it. The reader's share is held until the
+    /// last byte has left.
+    async fn try_answer(
+        &self,
+        edge: &Edge,
+        reader: Reader<'_>,
+        share: Share,
+    ) -> Result<Response, Failure> {
+        let (task, platform) = (self.task, &edge.platform);
+        let found = platform.find_picture(reader, task, self.index).await?;
+        let info = &found.info;
+        let tag = format!("\"{}\"", info.sha256);
+        let known = self.headers.get(header::IF_NONE_MATCH);
+        let known = known.and_then(|value| value.to_str().ok());
+        let is_known = known.is_some_and(|known| matches_tag(known, &tag));
+        let described = [
+            (header::ETAG, tag),
+            (header::CACHE_CONTROL, CACHE_CONTROL.to_owned()),
+        ];
+        if is_known {
+            return Ok((StatusCode::NOT_MODIFIED, described).into_response());
+        }
+        let content = [
+            (header::CONTENT_TYPE, media_type(info.format()).to_owned()),
+            (
+                header::CONTENT_DISPOSITION,
+                disposition(&task.to_string(), info),
+            ),
+            (header::X_CONTENT_TYPE_OPTIONS, "nosniff".to_owned()),
+        ];
+        let (size, body) = if self.method == Method::HEAD {
+            (platform.picture_size(&found).await?, Body::empty())
+        } else {
+            let Opened { size, pieces } = platform.open_picture(&found).await?;
+            (size, body(pieces, share))
+        };
+        let length = [(header::CONTENT_LENGTH, size.to_string())];
+        Ok((described, content, length, body).into_response())
+    }
+}
+
+/// A body that is read from the store as fast as its client takes it. An answer that breaks off is shorter than its head says.
+fn body(pieces: BoxStream<'static, Result<Bytes, StorageError>>, share: Share) -> Body {
+    let told = move |piece: &Result<Bytes, StorageError>| {
+        let _held = &share;
+        if let Err(error) = piece {
+            tracing::warn!(
+                error = error as &dyn std::error::Error,
+                "a picture broke off in the middle"
+            );
+        }
+    };
+    Body::from_stream(pieces.inspect(told))
 }
 
 fn disposition(task: &str, info: &v1::ImageInfo) -> String {

@@ -12,6 +12,7 @@ mod answers;
 mod auth;
 mod batch;
 mod bodies;
+mod cors;
 mod crowd;
 mod dashscope;
 mod edge;
@@ -54,7 +55,7 @@ use rpc::{Identity, Security};
 use telemetry::Telemetry;
 
 pub use error::StartError;
-pub use settings::{HealthSettings, HttpSettings, HttpTlsSettings, Settings};
+pub use settings::{CorsSettings, HealthSettings, HttpSettings, HttpTlsSettings, Settings};
 
 use edge::Edge;
 use platform::Platform;

@@ -122,12 +122,24 @@ pub(crate) async fn allowed(
     let models = edge.platform.models().await?;
     let nothing = Policy::default();
     let policy = caller.policy.as_ref().unwrap_or(&nothing);
-    let may_use = |model: &registry::Model| allows(policy, model);
-    Ok(models.into_iter().filter(may_use).map(summary).collect())
+    let named = |model| as_allowed(policy, model);
+    Ok(models.into_iter().filter_map(named).map(summary).collect())
 }
 
-fn allows(policy: &Policy, model: &registry::Model) -> bool {
-    policy.allows_model(&model.name, &model.aliases)
+/// The model under the names that a policy allows: one that it allows by aliases only is called by the first of them, because requests that
+/// name it otherwise would be refused.
+fn as_allowed(policy: &Policy, mut model: registry::Model) -> Option<registry::Model> {
+    let own = model.name.clone();
+    model
+        .aliases
+        .retain(|alias| policy.allows_name(alias, &own));
+    if !policy.allows_name(&own, &own) {
+        if model.aliases.is_empty() {
+            return None;
+        }
+        model.name = model.aliases.remove(0);
+    }
+    Some(model)
 }
 
 /// What callers see of a model. Its defaults are those of the version that most new tasks go to.
@@ -175,19 +187,22 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_allows_by_name_by_alias_or_everything() {
-        let may = |models: &[&str]| {
-            let models = models.iter().map(|m| (*m).to_owned()).collect();
-            allows(
-                &Policy {
-                    models,
-                    ..Default::default()
-                },
-                &model(),
-            )
+    fn a_model_is_shown_under_the_names_that_a_policy_allows() {
+        let shown = |models: &[&str]| {
+            let policy = Policy {
+                models: models.iter().map(|m| (*m).to_owned()).collect(),
+                ..Default::default()
+            };
+            let mut model = model();
+            model.aliases.push("t2i-v2".to_owned());
+            as_allowed(&policy, model).map(|model| (model.name, model.aliases.join(" ")))
         };
-        assert!(may(&["demo"]) && may(&["x", "t2i-basic"]) && may(&["*"]));
-        assert!(!may(&[]) && !may(&["demo2"]));
+        let names = |name: &str, aliases: &str| Some((name.to_owned(), aliases.to_owned()));
+        assert_eq!(shown(&["demo"]), names("demo", "t2i-basic t2i-v2"));
+        assert_eq!(shown(&["*"]), names("demo", "t2i-basic t2i-v2"));
+        assert_eq!(shown(&["x", "t2i-v2"]), names("t2i-v2", ""));
+        assert_eq!(shown(&[]), None);
+        assert_eq!(shown(&["demo2"]), None);
     }
 
     #[test]

@@ -1,27 +1,25 @@
 //! What the services behind the gateway do for it, without their dialect: calls in, [`Failure`]s out.
 
-use std::convert::Infallible;
-use std::time::Duration;
+mod gathering;
 
 use bytes::Bytes;
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::{
-    AuthenticateCall, AuthenticateEachRequest, AuthenticateRequest, AuthenticateResponse, Caller,
-    ChargeRequest, IssueTokenRequest, IssueTokenResponse, ListTokenKeysRequest, RateLimit,
-    TokenKey, authenticate_answer, authenticate_request::Proof,
+    AuthenticateRequest, AuthenticateResponse, Caller, ChargeRequest, IssueTokenRequest,
+    IssueTokenResponse, ListTokenKeysRequest, RateLimit, TokenKey, authenticate_request::Proof,
 };
 use contract::orchestrator::orchestrator_service_client::OrchestratorServiceClient;
 use contract::registry::registry_service_client::RegistryServiceClient;
 use contract::v1::submit_result;
 use contract::{ErrorCode, Failure, TaskId, TenantId, orchestrator, registry, v1};
-use futures::{FutureExt as _, StreamExt as _};
 use lifecycle::Tasks;
-use rpc::{Answers, Asked, BreakerState, Gather, Identity, Peer, PeerSettings, Security};
-use storage::{Key, Storage, StorageError};
+use rpc::{BreakerState, Gather, Identity, Peer, PeerSettings, Security};
+use storage::{Key, Opened, Storage, StorageError};
 use tokio::sync::watch;
 use tonic::{Request, Status, Streaming};
 
 use crate::error::StartError;
+use crate::room::Class;
 use crate::settings::Settings;
 
 /// The largest picture that is read, bytes: what one gRPC answer carries.
@@ -49,6 +47,12 @@ pub(crate) struct Platform {
 pub(crate) struct Picture {
     pub(crate) info: v1::ImageInfo,
     pub(crate) data: Bytes,
+}
+
+/// A picture that the orchestrator vouches for, and where its bytes are.
+pub(crate) struct Found {
+    pub(crate) info: v1::ImageInfo,
+    key: Key,
 }
 
 /// Who asks for a picture.
@@ -86,9 +90,9 @@ impl Platform {
         let models = RegistryServiceClient::new(registry);
         Ok(Self {
             breakers,
-            proofs: gather_proofs(&auth, settings.auth.timeout.duration(), tasks),
-            keyed: gather_submissions(&orchestrator, settings, tasks, rpc::idempotent),
-            keyless: gather_submissions(&orchestrator, settings, tasks, Request::new),
+            proofs: gathering::proofs(&auth, settings.auth.timeout.duration(), tasks),
+            keyed: gathering::submissions(&orchestrator, settings, tasks, rpc::idempotent),
+            keyless: gathering::submissions(&orchestrator, settings, tasks, Request::new),
             auth,
             orchestrator,
             registry: rpc::with_limits!(models),
@@ -102,9 +106,17 @@ impl Platform {
         named.find_map(|(name, state)| (*name == check).then(|| state.clone()))
     }
 
-    /// Verifies a proof and charges one request to the caller's limit.
-    pub(crate) async fn authenticate(&self, proof: Proof) -> Result<AuthenticateResponse, Failure> {
-        self.proofs.ask(proof).await
+    /// Verifies a proof and charges one request to the caller's limit. Of submissions only as many as can be answered soon; what only looks
+    /// is bounded elsewhere, and quick.
+    pub(crate) async fn authenticate(
+        &self,
+        proof: Proof,
+        class: Class,
+    ) -> Result<AuthenticateResponse, Failure> {
+        match class {
+            Class::Submission => self.proofs.ask(proof).await,
+            Class::Read => self.proofs.ask_in_any_case(proof).await,
+        }
     }
 
     /// How auth refuses a call without a proof, as it does when it is well.
@@ -315,13 +327,13 @@ impl Platform {
         Ok(answer.map_err(heard("watch"))?.into_inner())
     }
 
-    /// Reads one picture of a task that has succeeded.
-    pub(crate) async fn picture(
+    /// Finds one picture of a task that has succeeded. The store is not asked.
+    pub(crate) async fn find_picture(
         &self,
         reader: Reader<'_>,
         task: TaskId,
         index: u32,
-    ) -> Result<Picture, Failure> {
+    ) -> Result<Found, Failure> {
         let (tenant, access_token) = match reader {
             Reader::Tenant(tenant) => (tenant, ""),
             Reader::Token(token) => ("", token),
@@ -338,12 +350,33 @@ impl Platform {
         let (Some(info), Some(key)) = (answer.info, Key::stored(&answer.key)) else {
             return Err(broken_answer("a picture without a place"));
         };
-        let data = self
-            .storage
-            .get(&key, MAX_PICTURE_BYTES)
-            .await
-            .map_err(unreadable)?;
+        Ok(Found { info, key })
+    }
+
+    /// Reads one picture of a task that has succeeded.
+    pub(crate) async fn picture(
+        &self,
+        reader: Reader<'_>,
+        task: TaskId,
+        index: u32,
+    ) -> Result<Picture, Failure> {
+        let Found { info, key } = self.find_picture(reader, task, index).await?;
+        let read = self.storage.get(&key, MAX_PICTURE_BYTES).await;
+        let data = read.map_err(unreadable)?;
         Ok(Picture { info, data })
+    }
+
+    /// Opens a picture, to be read piece by piece.
+    pub(crate) async fn open_picture(&self, found: &Found) -> Result<Opened, Failure> {
+        let opened = self.storage.open_object(&found.key, MAX_PICTURE_BYTES);
+        opened.await.map_err(unreadable)
+    }
+
+    /// How many bytes of a picture are stored.
+    pub(crate) async fn picture_size(&self, found: &Found) -> Result<u64, Failure> {
+        let size = self.storage.size(&found.key).await.map_err(unreadable)?;
+        let key = || found.key.clone();
+        size.ok_or_else(|| unreadable(StorageError::Missing { key: key() }))
     }
 
     /// Keeps a file that a caller has sent, and gives the key by which its tasks can begin from it. The same file again is
@@ -386,92 +419,6 @@ impl Platform {
     }
 }
 
-fn gather_proofs(
-    auth: &AuthServiceClient<Peer>,
-    timeout: Duration,
-    tasks: &Tasks,
-) -> Gather<Proof, AuthenticateResponse> {
-    let auth = auth.clone();
-    let (gather, gatherer) = Gather::new("auth", timeout, move |asked: Vec<Asked<Proof>>| {
-        let mut auth = auth.clone();
-        let call = |one: Asked<Proof>| AuthenticateCall {
-            request: Some(AuthenticateRequest {
-                proof: Some(one.question),
-                receipt: None,
-            }),
-            timeout_ms: whole_millis(one.timeout),
-            traceparent: one.traceparent,
-        };
-        let calls = asked.into_iter().map(call).collect();
-        async move {
-            let answer = auth.authenticate_each(AuthenticateEachRequest { calls });
-            let answers = answer.await.map_err(heard("authenticate"))?.into_inner();
-            let answers = answers.map(|some| {
-                let some = some.map_err(heard("authenticate"))?.answers;
-                let each = some.into_iter().map(|one| (one.call, admitted(one.answer)));
-                Ok(each.collect())
-            });
-            Ok(answers.boxed() as Answers<AuthenticateResponse>)
-        }
-        .boxed()
-    });
-    tasks.critical("proofs", async move {
-        // Until nobody can ask any more: those who wait are answered, even while the gateway stops.
-        gatherer.run().await;
-        Ok::<(), Infallible>(())
-    });
-    gather
-}
-
-fn admitted(answer: Option<authenticate_answer::Answer>) -> Result<AuthenticateResponse, Failure> {
-    match answer {
-        Some(authenticate_answer::Answer::Admitted(admitted)) => Ok(admitted),
-        Some(authenticate_answer::Answer::Refused(refusal)) => Err(refusal.into()),
-        None => Err(broken_answer("no answer to a proof")),
-    }
-}
-
-/// `request` says whether what goes in one call may be sent twice.
-fn gather_submissions(
-    orchestrator: &OrchestratorServiceClient<Peer>,
-    settings: &Settings,
-    tasks: &Tasks,
-    request: fn(orchestrator::SubmitEachRequest) -> Request<orchestrator::SubmitEachRequest>,
-) -> Gather<orchestrator::SubmitRequest, (v1::Task, bool)> {
-    let orchestrator = orchestrator.clone();
-    let timeout = settings.orchestrator.timeout.duration();
-    let call = move |asked: Vec<Asked<orchestrator::SubmitRequest>>| {
-        let mut orchestrator = orchestrator.clone();
-        let call = |one: Asked<orchestrator::SubmitRequest>| orchestrator::SubmitCall {
-            request: Some(one.question),
-            timeout_ms: whole_millis(one.timeout),
-            traceparent: one.traceparent,
-        };
-        let calls = asked.into_iter().map(call).collect();
-        async move {
-            let answer =
-                orchestrator.submit_each(request(orchestrator::SubmitEachRequest { calls }));
-            let answers = answer.await.map_err(heard("submit"))?.into_inner();
-            let answers = answers.map(|some| {
-                let some = some.map_err(heard("submit"))?.answers;
-                let each = some.into_iter().map(|one| {
-                    let result = one.result.and_then(|result| result.result);
-                    (one.call, submitted(result))
-                });
-                Ok(each.collect())
-            });
-            Ok(answers.boxed() as Answers<(v1::Task, bool)>)
-        }
-        .boxed()
-    };
-    let (gather, gatherer) = Gather::new("orchestrator", timeout, call);
-    tasks.critical("submissions", async move {
-        gatherer.run().await;
-        Ok::<(), Infallible>(())
-    });
-    gather
-}
-
 fn submitted(result: Option<submit_result::Result>) -> Result<(v1::Task, bool), Failure> {
     match result {
         Some(submit_result::Result::Accepted(accepted)) => {
@@ -480,11 +427,6 @@ fn submitted(result: Option<submit_result::Result>) -> Result<(v1::Task, bool), 
         Some(submit_result::Result::Refused(refusal)) => Err(refusal.into()),
         None => Err(broken_answer("no result for a task")),
     }
-}
-
-/// Never more than there is, and never none.
-fn whole_millis(time: Duration) -> u32 {
-    u32::try_from(time.as_millis()).unwrap_or(u32::MAX).max(1)
 }
 
 // The words of a transport are for this log; callers hear a failure of the closed list.

@@ -20,8 +20,8 @@ use crate::json::shorten;
 use crate::openapi::{Routes, also_at, answers, with_version};
 use crate::problem::{Refused, text};
 use crate::{
-    auth, batch, bodies, dashscope, feedback, grpc, health, images, layers, list, models, oip,
-    openai, openapi, tasks, tokens, welcome,
+    auth, batch, bodies, cors, dashscope, feedback, grpc, health, images, layers, list, models,
+    oip, openai, openapi, tasks, tokens, welcome,
 };
 
 /// Everything that HTTP callers can reach, and the description of it that goes with it.
@@ -30,7 +30,7 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
     openapi::finish(&mut document);
     // Made once: the router does not change while it serves.
     let _ = edge.document.set(text(&document).into());
-    router
+    let router = router
         // The package's asynchronous classes put a slash at the end.
         .route(
             "/api/v1/tasks/{id}/",
@@ -47,8 +47,13 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         // … a panic anywhere inside becomes an answer like any other, …
         .layer(CatchPanicLayer::custom(layers::panicked))
         // … and outermost, whatever comes out gets its words, its request id and its place in the metrics.
-        .layer(from_fn(layers::observe))
-        .with_state(edge.clone())
+        .layer(from_fn(layers::observe));
+    // Around all of it, so that a page can read refusals too, and a preflight, which has no credentials, needs none.
+    let router = match cors::layer(&edge.http.cors) {
+        Some(layer) => router.layer(layer),
+        None => router,
+    };
+    router.with_state(edge.clone())
 }
 
 /// The paths, each where its handler's attribute says.

@@ -99,12 +99,17 @@ async fn accept(
         // One waits here where the house is full, and the others in the operating system's queue, where they cost nothing.
         let next = async {
             let (stream, address) = listener.accept().await?;
-            Ok((stream, address.ip(), edge.crowd.room().await))
+            // Nobody makes way for whoever would not be let in.
+            if !edge.crowd.may_join(address.ip()) {
+                return Ok(None);
+            }
+            Ok(Some((stream, address.ip(), edge.crowd.room().await)))
         };
         let next: Option<io::Result<_>> = stop.run_until_cancelled(next).await;
         match next {
             None => break,
-            Some(Ok((stream, address, room))) => {
+            Some(Ok(None)) => {}
+            Some(Ok(Some((stream, address, room)))) => {
                 // Whoever has too many already is closed without a word.
                 let Some(member) = edge.crowd.join(room, address) else {
                     continue;

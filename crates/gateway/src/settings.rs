@@ -92,6 +92,18 @@ pub struct HttpSettings {
     pub drain: Millis,
     /// TLS on the public port.
     pub tls: HttpTlsSettings,
+    /// Web pages of other origins.
+    pub cors: CorsSettings,
+}
+
+/// Web pages of other origins, under `[http.cors]`.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CorsSettings {
+    /// The origins; `*` alone is every one, and none turns it off.
+    pub allow_origins: Vec<String>,
+    /// How long a browser may go by an answer to a preflight.
+    pub max_age: Millis,
 }
 
 /// TLS on the public port, under `[http.tls]`.
@@ -207,6 +219,9 @@ impl settings::Settings for Settings {
             let rule = "must be at least http.max_body";
             return Err(Self::invalid("http.max_upload", rule));
         }
+        if let Some(problem) = crate::cors::problem(&http.cors.allow_origins) {
+            return Err(Self::invalid("http.cors.allow_origins", problem));
+        }
         if let Err((key, rule)) = self.egress.validate() {
             return Err(Self::invalid(key, rule));
         }
@@ -263,6 +278,9 @@ mod tests {
             ("http.max_body_bytes", "1MiB"),
             ("http.read_timeout", "0s"),
             ("http.max_connections_per_address", "0"),
+            ("http.cors.allow_origins", "[\"studio.example.com\"]"),
+            ("http.cors.allow_origins", "[\"https://h/\"]"),
+            ("http.cors.allow_origins", "[\"*\", \"https://h\"]"),
         ] {
             let error = settings::load::<Settings>(None, &[(key, value.to_owned())]).unwrap_err();
             assert!(error.to_string().contains(key), "{error}");

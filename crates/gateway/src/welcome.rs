@@ -1,11 +1,14 @@
 //! The pages that need no one: the front page, and what each error code means.
 
-use axum::extract::Path;
+use std::sync::Arc;
+
 use axum::extract::rejection::PathRejection;
-use axum::http::header;
+use axum::extract::{Path, State};
+use axum::http::{HeaderMap, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
 use contract::{ErrorCode, Failure};
 
+use crate::edge::Edge;
 use crate::openapi::params::{params, path as path_param};
 use crate::openapi::task::codes;
 use crate::problem::Refused;
@@ -18,8 +21,21 @@ use crate::problem::Refused;
     summary = "A page with an example",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html; charset=utf-8"))
 )]
-pub(crate) async fn page() -> Html<&'static str> {
-    Html(include_str!("welcome.html"))
+pub(crate) async fn page(
+    State(edge): State<Arc<Edge>>,
+    uri: Uri,
+    headers: HeaderMap,
+) -> Html<String> {
+    Html(page_at(&edge.public_url(&uri, &headers)))
+}
+
+/// The front page of a gateway that is known by `url`, which comes from settings or from a request.
+fn page_at(url: &str) -> String {
+    let escaped = url
+        .replace('&', "&amp;")
+        .replace('<', "&lt;")
+        .replace('>', "&gt;");
+    include_str!("welcome.html").replace("{url}", &escaped)
 }
 
 params!(
@@ -93,6 +109,14 @@ pages! {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_front_page_names_the_address_that_it_was_asked_at_and_no_markup_of_it() {
+        let page = page_at("https://images.example.com");
+        assert!(page.contains("curl -s https://images.example.com/v1/images/generations"));
+        let page = page_at("http://h/<b>&");
+        assert!(page.contains("http://h/&lt;b&gt;&amp;/v1") && !page.contains("<b>"));
+    }
 
     #[test]
     fn each_page_is_about_its_own_code_and_shows_the_dialects() {

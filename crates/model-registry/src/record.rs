@@ -1,6 +1,6 @@
 //! What the registry keeps in its buckets, and how a record changes: functions from values to values.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, UNIX_EPOCH};
 
 use contract::{ModelName, VersionName, registry as proto};
 use serde::{Deserialize, Serialize};
@@ -137,7 +137,7 @@ pub(crate) fn version_digest(artifacts: &[ArtifactRecord]) -> String {
 
 /// Milliseconds since 1970.
 pub(crate) fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    let since = contract::clock::system_time().duration_since(UNIX_EPOCH);
     since.map_or(0, |d| d.as_millis() as u64)
 }
 

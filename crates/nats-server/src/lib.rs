@@ -3,6 +3,8 @@
 //!
 //! There is no in-memory imitation of the broker anywhere in Inkstone; this is the alternative.
 
+mod cluster;
+
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -12,6 +14,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
+
+pub use cluster::{Cluster, Node};
 
 /// The oldest version with what we use: batched direct get came with 2.11.
 const OLDEST: (u32, u32) = (2, 11);
@@ -65,6 +69,8 @@ pub struct Options {
     pub sync_always: bool,
     /// Speaks TLS only, and takes nobody without a certificate: a folder with `ca.pem`, `cert.pem` and `key.pem`.
     pub tls: Option<PathBuf>,
+    /// Its part in a cluster, if it is one of several.
+    pub node: Option<Node>,
 }
 
 /// A running server; stopped when dropped.
@@ -138,6 +144,7 @@ impl NatsServer {
             port: None,
             sync_always,
             tls,
+            node: None,
         })?;
         server._scratch = Some(scratch);
         Ok(server)
@@ -146,6 +153,17 @@ impl NatsServer {
     /// Its `nats://` address.
     pub fn url(&self) -> String {
         format!("nats://{}", self.address)
+    }
+
+    /// Its client port.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// Where it tells how it is, `http://…`; none unless it is one of a cluster.
+    pub fn monitor_url(&self) -> Option<String> {
+        let node = self.options.node.as_ref()?;
+        Some(format!("http://{}:{}", self.address.ip(), node.monitor))
     }
 
     /// The folder with its streams and its log.
@@ -247,7 +265,11 @@ fn configuration(options: &Options, address: SocketAddr) -> String {
         address.port(),
         store,
     );
-    plain + &tls
+    let node = options
+        .node
+        .as_ref()
+        .map_or(String::new(), Node::configuration);
+    plain + &tls + &node
 }
 
 /// Ends the server that `folder`'s pid file names, if that process runs on this very folder.
@@ -354,6 +376,7 @@ mod tests {
             port: None,
             sync_always: false,
             tls: None,
+            node: None,
         };
         let mut first = NatsServer::start(options.clone()).unwrap();
         let second = NatsServer::start(options).unwrap();

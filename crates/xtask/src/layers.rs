@@ -42,7 +42,10 @@ const RULES: &[(&str, Allowed)] = &[
     ("contract", Allowed::Only(&[])),
     ("settings", Allowed::Only(&[])),
     ("telemetry", Allowed::Only(&[])),
-    ("lifecycle", Allowed::Only(&["settings", "telemetry"])),
+    (
+        "lifecycle",
+        Allowed::Only(&["contract", "settings", "telemetry"]),
+    ),
     // How services reach each other, the broker and the object store.
     (
         "rpc",
@@ -67,14 +70,16 @@ const RULES: &[(&str, Allowed)] = &[
             "lifecycle",
         ]),
     ),
+    // An auditor's check needs nothing of the platform.
+    ("audit", Allowed::Only(&[])),
     // The engine and its pictures know nothing of services.
     ("imaging", Allowed::Only(&[])),
     ("diffusion", Allowed::Only(&[])),
     ("auth", Allowed::PlatformAnd(&[])),
     // Pictures as pixels, for callers who want no file.
     ("gateway", Allowed::PlatformAnd(&["imaging", "egress"])),
-    // Webhooks.
-    ("orchestrator", Allowed::PlatformAnd(&["egress"])),
+    // Webhooks, and who asked for what.
+    ("orchestrator", Allowed::PlatformAnd(&["egress", "audit"])),
     ("model-registry", Allowed::PlatformAnd(&[])),
     // The only service that draws.
     (
@@ -92,6 +97,18 @@ const RULES: &[(&str, Allowed)] = &[
     (
         "e2e",
         Allowed::Only(&["contract", "messaging", "nats-server"]),
+    ),
+    // Chaos reads the log and disturbs the store besides.
+    (
+        "chaos",
+        Allowed::Only(&[
+            "contract",
+            "e2e",
+            "lifecycle",
+            "messaging",
+            "nats-server",
+            "storage",
+        ]),
     ),
     ("xtask", Allowed::Only(&[])),
 ];

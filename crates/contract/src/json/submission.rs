@@ -26,6 +26,7 @@ pub const SUBMISSION_FIELDS: &[&str] = &[
     "user",
     "webhook",
     "webhook_url",
+    "expires_after_seconds",
 ];
 
 /// Reads a submission whose idempotency key came another way.
@@ -67,6 +68,7 @@ pub fn submission(mut fields: Fields, idempotency_key: String) -> Result<v1::Sub
         guidance_rescale: fields.number("guidance_rescale")?,
         source: None,
         webhook: webhook(&mut fields)?,
+        expires_after_seconds: fields.small("expires_after_seconds")?.unwrap_or_default(),
     };
     fields.nothing_else(SUBMISSION_FIELDS)?;
     Ok(task)
@@ -132,7 +134,7 @@ mod tests {
         let body = r#"{"model":"m","prompt":"p","negative_prompt":"n","width":64,"height":96,"images":2,
             "seed":18446744073709551615,"steps":20,"guidance_scale":7.5,"scheduler":"dpm++2m","quality":"hd",
             "output_format":"webp","output_compression":80,"partial_images":3,"style_tags":["3d"],"user":"u",
-            "prompt_syntax":"weighted","guidance_rescale":0.7,
+            "prompt_syntax":"weighted","guidance_rescale":0.7,"expires_after_seconds":60,
             "webhook":{"url":"https://example.com/hook","events":["task.failed"]}}"#;
         let expected = v1::SubmitTask {
             model: "m".to_owned(),
@@ -159,6 +161,7 @@ mod tests {
                 url: "https://example.com/hook".to_owned(),
                 events: vec![v1::TaskEvent::Failed.into()],
             }),
+            expires_after_seconds: 60,
         };
         assert_eq!(read(body).unwrap(), expected);
     }

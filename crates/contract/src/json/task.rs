@@ -23,6 +23,46 @@ pub struct TaskJson<'a> {
     // Only where there is some.
     #[serde(skip_serializing_if = "Option::is_none")]
     feedback: Option<FeedbackJson<'a>>,
+    // Only while it waits, and where they are known.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_position: Option<u64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    estimated_wait_ms: Option<u64>,
+    // Only where it has run.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    runs: Vec<RunJson<'a>>,
+}
+
+#[derive(Debug, Serialize)]
+struct RunJson<'a> {
+    attempt: u32,
+    worker: &'a str,
+    device: &'a str,
+    model_version: &'a str,
+    from_step: u32,
+    to_step: u32,
+    started_at: Time<'a>,
+    ended_at: Time<'a>,
+    end: Option<&'a str>,
+    #[serde(skip_serializing_if = "str::is_empty")]
+    reason: &'a str,
+}
+
+impl<'a> RunJson<'a> {
+    fn new(run: &'a v1::Run) -> Self {
+        Self {
+            attempt: run.attempt,
+            worker: &run.worker,
+            device: &run.device,
+            model_version: &run.model_version,
+            from_step: run.from_step,
+            to_step: run.to_step,
+            started_at: Time(run.started_at.as_ref()),
+            ended_at: Time(run.ended_at.as_ref()),
+            end: Some(run.end.as_str()).filter(|end| !end.is_empty()),
+            reason: &run.reason,
+        }
+    }
 }
 
 #[derive(Debug, Serialize)]
@@ -50,6 +90,8 @@ struct RequestJson<'a> {
     user: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     webhook: Option<WebhookJson<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    expires_after_seconds: Option<u32>,
 }
 
 #[derive(Debug, Serialize)]
@@ -111,6 +153,9 @@ impl<'a> TaskJson<'a> {
                 message: &error.message,
             }),
             feedback: task.feedback.as_ref().map(FeedbackJson::new),
+            queue_position: task.queue_position,
+            estimated_wait_ms: task.estimated_wait_ms,
+            runs: task.runs.iter().map(RunJson::new).collect(),
         }
     }
 }
@@ -138,6 +183,7 @@ const fn nothing() -> v1::SubmitTask {
         guidance_rescale: None,
         source: None,
         webhook: None,
+        expires_after_seconds: 0,
     }
 }
 
@@ -166,6 +212,8 @@ impl<'a> RequestJson<'a> {
                 url: &webhook.url,
                 events: webhook.events().filter_map(|end| word(ENDS, end)).collect(),
             }),
+            expires_after_seconds: (request.expires_after_seconds > 0)
+                .then_some(request.expires_after_seconds),
         }
     }
 }

@@ -167,6 +167,14 @@ pub(super) struct Listed {
 /// Walks the tenant's tasks, newest first, to the end of the page and at least one task further. The platform filters; what is
 /// walked over are the pages before.
 pub(super) async fn list(edge: &Edge, tenant: &str, wanted: &Wanted) -> Result<Listed, Failure> {
+    walk(wanted, |request| edge.platform.list(tenant, request)).await
+}
+
+/// `ask` gives the platform's pages.
+async fn walk<F>(wanted: &Wanted, ask: impl Fn(v1::ListRequest) -> F) -> Result<Listed, Failure>
+where
+    F: Future<Output = Result<v1::ListResponse, Failure>>,
+{
     let skip = wanted.skip();
     let mut listed = Listed {
         tasks: Vec::new(),
@@ -179,10 +187,11 @@ pub(super) async fn list(edge: &Edge, tenant: &str, wanted: &Wanted) -> Result<L
         return Ok(listed);
     }
     let mut page_token = String::new();
+    let enough = skip + wanted.page_size as usize;
     // The platform's pages may have fewer tasks than asked for, never more.
     for _ in 0..MAX_CALLS {
         let request = wanted.next(page_token);
-        let page = edge.platform.list(tenant, request).await?;
+        let page = ask(request).await?;
         for task in page.tasks {
             if listed.total >= skip && listed.tasks.len() < wanted.page_size as usize {
                 listed.tasks.push(task);
@@ -190,11 +199,19 @@ pub(super) async fn list(edge: &Edge, tenant: &str, wanted: &Wanted) -> Result<L
             listed.total += 1;
         }
         page_token = page.next_page_token;
-        if page_token.is_empty() || listed.total > skip + wanted.page_size as usize {
-            break;
+        if page_token.is_empty() || listed.total > enough {
+            return Ok(listed);
         }
     }
-    Ok(listed)
+    if listed.total >= enough {
+        // The page is whole. Whether anything follows is for the next page to say.
+        listed.total = enough + 1;
+        return Ok(listed);
+    }
+    // A page with less than there is would be taken for the last.
+    let message = "the filters match too few of too many tasks for a list by pages; set start_time and end_time closer \
+                   together, or page through /v1/tasks";
+    Err(Failure::invalid("end_time", message))
 }
 
 /// The answer to a list.
@@ -338,6 +355,67 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(field(query), "end_time");
+    }
+
+    /// Pages of a platform with one task of those that are wanted on every `sparse`-th of its `pages` pages.
+    async fn walked(query: ListQuery, sparse: usize, pages: usize) -> Result<Listed, Failure> {
+        let wanted = wanted(query).unwrap();
+        let ask = |request: v1::ListRequest| {
+            let page: usize = request.page_token.parse().unwrap_or_default();
+            let task = v1::Task {
+                id: page.to_string(),
+                ..v1::Task::default()
+            };
+            let next = page + 1;
+            std::future::ready(Ok(v1::ListResponse {
+                tasks: page
+                    .is_multiple_of(sparse)
+                    .then_some(task)
+                    .into_iter()
+                    .collect(),
+                next_page_token: if next < pages {
+                    next.to_string()
+                } else {
+                    String::new()
+                },
+            }))
+        };
+        walk(&wanted, ask).await
+    }
+
+    fn page(no: u32, size: u32) -> ListQuery {
+        ListQuery {
+            page_no: Some(no.to_string()),
+            page_size: Some(size.to_string()),
+            ..Default::default()
+        }
+    }
+
+    #[tokio::test]
+    async fn tasks_that_lie_far_apart_are_found_and_a_page_that_cannot_be_filled_is_refused() {
+        let ids = |listed: &Listed| -> Vec<String> {
+            listed.tasks.iter().map(|task| task.id.clone()).collect()
+        };
+        // Empty pages of the platform in between are not the end.
+        let listed = walked(page(2, 2), 3, 12).await.unwrap();
+        assert_eq!(
+            (ids(&listed), listed.total),
+            (vec!["6".to_owned(), "9".to_owned()], 4)
+        );
+        // There are no more, so a page that is not full is the last.
+        let listed = walked(page(1, 10), 3, 12).await.unwrap();
+        assert_eq!((listed.tasks.len(), listed.total), (4, 4));
+        // More may follow beyond what is walked: the next page is said to be there.
+        let listed = walked(page(1, 2), MAX_CALLS - 1, 10 * MAX_CALLS)
+            .await
+            .unwrap();
+        assert_eq!((listed.tasks.len(), listed.total), (2, 3));
+        // A page with less than there is would be taken for the last.
+        let refused = walked(page(1, 10), MAX_CALLS - 1, 100 * MAX_CALLS)
+            .await
+            .unwrap_err();
+        assert_eq!(refused.field.as_deref(), Some("end_time"));
+        assert!(refused.message.contains("/v1/tasks"), "{refused}");
     }
 
     proptest! {

@@ -34,6 +34,7 @@ use crate::edge::{Edge, OpenStream};
 use crate::grpc::caller;
 use crate::layers;
 use crate::models::allowed;
+use crate::room::Class;
 use crate::tasks::idempotency_key;
 
 /// Bytes of one request: ten prompts and what goes with them. Empty tensors take a hundred times their bytes in memory.
@@ -114,7 +115,7 @@ impl Answering {
                     Some(caller) => caller,
                     None => {
                         let proof = proof_of_message(&self.headers)?;
-                        identify(&self.edge, proof).await?.0
+                        identify(&self.edge, proof, Class::Submission).await?.0
                     }
                 };
                 answer(&self.edge, &caller, &self.headers, request).await

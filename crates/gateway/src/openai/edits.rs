@@ -185,7 +185,11 @@ fn sort(parts: Vec<Part>) -> Result<Read, Failure> {
     for Part { name, data } in parts {
         match name.as_str() {
             "image" | "image[]" => images.push(data),
-            "mask" if mask.is_none() => mask = Some(Picture::file("mask", data)),
+            "mask" if mask.is_some() => {
+                let message = "mask must be one picture: it is given more than once";
+                return Err(Failure::invalid("mask", message));
+            }
+            "mask" => mask = Some(Picture::file("mask", data)),
             name if NOT_HERE.iter().any(|(known, _)| *known == name) => return Err(not_here(name)),
             name => field(name, &data, &mut fields)?,
         }
@@ -278,6 +282,15 @@ mod tests {
         assert_eq!(field(vec![part("prompt", b"\xff")]), "prompt");
         assert_eq!(field(vec![part("markup", b"\xff")]), "markup");
         assert!(sort(vec![part("image[]", b"x")]).is_ok());
+        // Binary, as pictures are: it is not taken for a text that is none.
+        let masks = vec![
+            part("image", b"x"),
+            part("mask", b"\xff"),
+            part("mask", b"\xff"),
+        ];
+        let failure = sort(masks).unwrap_err();
+        assert_eq!(failure.field.as_deref(), Some("mask"));
+        assert!(failure.message.contains("more than once"), "{failure}");
     }
 
     #[test]

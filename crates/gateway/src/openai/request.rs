@@ -107,6 +107,7 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
         guidance_rescale: fields.number("guidance_rescale")?,
         source: None,
         webhook: None,
+        expires_after_seconds: 0,
     };
     Ok(Wish {
         task,

@@ -38,7 +38,7 @@ pub(crate) type Routes = UtoipaMethodRouter<Arc<Edge>>;
 
 /// What stands above all operations.
 const ABOUT: &str = "Text to image. One port, several dialects: our own, OpenAI Images, DashScope and the Open Inference \
-    Protocol. A task that is accepted is stored and will end.\n\nUnits, examples and how to sign are in `docs/API.md`; what an error \
+    Protocol. A task that is accepted is stored and will end.\n\nUnits, examples and how to sign are in `docs/API.md` of the source, which is not served here; what an error \
     code means is at `/docs/errors/{code}`. Over gRPC the same is `inkstone.v1.ImageService`, with reflection.";
 
 /// A page whose script and style are its own; it fetches the document and nothing else.

@@ -2,9 +2,10 @@
 
 use contract::json::{asked, submission, submission_with_key};
 use contract::limits::{
-    MAX_BATCH_TASKS, MAX_COMMENT_CHARS, MAX_FEEDBACK_TAG_BYTES, MAX_FEEDBACK_TAGS,
-    MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_MODEL_BYTES, MAX_PARTIAL_IMAGES, MAX_PROMPT_BYTES,
-    MAX_RATING, MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES, MAX_WEBHOOK_URL_BYTES,
+    MAX_BATCH_TASKS, MAX_COMMENT_CHARS, MAX_EXPIRES_AFTER_SECONDS, MAX_FEEDBACK_TAG_BYTES,
+    MAX_FEEDBACK_TAGS, MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_MODEL_BYTES, MAX_PARTIAL_IMAGES,
+    MAX_PROMPT_BYTES, MAX_RATING, MAX_STYLE_TAG_BYTES, MAX_STYLE_TAGS, MAX_USER_BYTES,
+    MAX_WEBHOOK_URL_BYTES,
 };
 use contract::words::ENDS;
 use utoipa::openapi::schema::Array;
@@ -161,6 +162,11 @@ pub(crate) fn field(path: &str, schema: &mut Object) {
         "user" => {
             schema.max_length = Some(MAX_USER_BYTES);
             "The caller's own user; stored with the task."
+        }
+        "expires_after_seconds" => {
+            schema.minimum = Some(0_u32.into());
+            schema.maximum = Some(MAX_EXPIRES_AFTER_SECONDS.into());
+            "How long the task may wait to begin; after that it fails with `deadline_exceeded`. 0 is no limit."
         }
         "idempotency_key" => {
             schema.max_length = Some(MAX_IDEMPOTENCY_KEY_BYTES);

@@ -169,6 +169,37 @@ fn task() -> Object {
             "What was last said of its pictures.",
             part::<TaskFeedback>(),
         ),
+        (
+            "queue_position?",
+            "While it waits, where it is known: your tasks before it in its lane.",
+            count().into(),
+        ),
+        (
+            "estimated_wait_ms?",
+            "While it waits, where it is known: how long until it begins.",
+            whole(0, u64::MAX).into(),
+        ),
+        (
+            "runs?",
+            "Where it ran: the last 16 times that a worker had it, in order.",
+            Array::new(run()).into(),
+        ),
+    ])
+}
+
+fn run() -> Object {
+    let end = or_null(word(["ended", "handed_back", "failed", "lost"]));
+    record([
+        ("attempt", "", count().into()),
+        ("worker", "", text().into()),
+        ("device", "", text().into()),
+        ("model_version", "", text().into()),
+        ("from_step", "Of all pictures.", count().into()),
+        ("to_step", "As far as it was put away.", count().into()),
+        ("started_at", "", or_null(time()).into()),
+        ("ended_at", "", or_null(time()).into()),
+        ("end", "Null while it goes on.", end.into()),
+        ("reason?", "Why it failed.", text().into()),
     ])
 }
 
@@ -209,6 +240,11 @@ fn task_request() -> Object {
         ("style_tags", "", Array::new(text()).into()),
         ("user", "", text().into()),
         ("webhook?", "Where it was given.", webhook.into()),
+        (
+            "expires_after_seconds?",
+            "Where it was given.",
+            count().into(),
+        ),
     ])
 }
 

@@ -129,13 +129,25 @@ fn the_schema_of_a_task_is_what_a_task_is_shown_as() {
                 url: "https://example.com".to_owned(),
                 events: vec![v1::TaskEvent::Failed.into()],
             }),
+            expires_after_seconds: 60,
             ..Default::default()
         }),
+        queue_position: Some(u64::MAX),
+        estimated_wait_ms: Some(1),
+        runs: vec![v1::Run {
+            started_at: time(),
+            end: "failed".to_owned(),
+            reason: "no".to_owned(),
+            ..Default::default()
+        }],
         ..Default::default()
     };
     check(&full);
     full.error = None;
+    full.runs = vec![v1::Run::default()];
     full.feedback = None;
+    full.queue_position = None;
+    full.estimated_wait_ms = None;
     full.request = Some(v1::SubmitTask::default());
     check(&full);
 }

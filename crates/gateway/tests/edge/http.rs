@@ -273,3 +273,45 @@ async fn stopping_with_nothing_under_way_takes_no_grace() {
     );
     drop(idle);
 }
+
+#[tokio::test]
+async fn pages_of_other_origins_may_call_where_the_settings_say_so_and_nowhere_else() {
+    let preflight = [
+        "Origin: https://studio.example.com",
+        "Access-Control-Request-Method: POST",
+        "Access-Control-Request-Headers: authorization,content-type",
+    ];
+    let (line, allowed) = ("OPTIONS /v1/tasks", "access-control-allow-origin");
+    // By default no answer says a word of it.
+    let edge = Edge::start(&[]).await;
+    let answer = send(edge.address, line, &preflight, "").await;
+    assert_eq!((answer.status, answer.header(allowed)), (405, None));
+    edge.stop().await;
+
+    let origins = (
+        "http.cors.allow_origins",
+        "[\"https://studio.example.com\"]",
+    );
+    let edge = Edge::start(&[origins]).await;
+    let answer = send(edge.address, line, &preflight, "").await;
+    assert_eq!(answer.status, 200);
+    let own = Some("https://studio.example.com");
+    assert_eq!(answer.header(allowed), own);
+    let headers = answer.header("access-control-allow-headers");
+    assert_eq!(headers, Some("authorization,content-type"));
+    assert_eq!(answer.header("access-control-max-age"), Some("600"));
+    let methods = answer.header("access-control-allow-methods").unwrap();
+    assert!(methods.contains("DELETE"), "{methods}");
+    assert_eq!(answer.header("access-control-allow-credentials"), None);
+    // A page reads refusals too, and what stands in their heads.
+    let answer = send(edge.address, "POST /v1/tasks", &[preflight[0], JSON], "{}").await;
+    assert_eq!((answer.status, answer.header(allowed)), (401, own));
+    let exposed = answer.header("access-control-expose-headers").unwrap();
+    assert!(exposed.contains("retry-after") && exposed.contains("x-request-id"));
+    assert!(answer.header("vary").unwrap().contains("origin"));
+    // Another origin's page is told nothing, and its browser keeps the answer from it.
+    let other = ["Origin: https://evil.example.com", preflight[1]];
+    let answer = send(edge.address, line, &other, "").await;
+    assert_eq!(answer.header(allowed), None);
+    edge.stop().await;
+}
