@@ -9,9 +9,10 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 PROMPT ?= a 3d panda on a yellow background
+MINUTES ?= 60
 INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
 
-.PHONY: help demo up build test lint unit e2e clients schemathesis kms bench-health bench-edge bench-memory bench-engine bench-start fuzz-snapshots fuzz-edge test-arm64 cuda test-kernels bench-cuda tools test-tools docs install
+.PHONY: help demo up build test lint unit e2e chaos chaos-short clients schemathesis kms bench-health bench-edge bench-tasks bench-backlog bench-memory bench-engine bench-start fuzz-snapshots fuzz-edge test-arm64 cuda test-kernels bench-cuda tools test-tools docs install
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -34,17 +35,25 @@ up: build ## run the platform until Ctrl-C
 install: build ## put `inkstone` into ~/.local/bin
 	@mkdir -p $(HOME)/.local/bin && cp $(INKSTONE) $(HOME)/.local/bin/inkstone && echo "~/.local/bin/inkstone"
 
-test: lint unit e2e clients schemathesis kms ## everything that CI runs
+test: lint unit e2e chaos-short clients schemathesis kms ## everything that CI runs
 
 lint: test-tools ## format, clippy, layers, tidiness, generated docs, protos, licences
 	@scripts/lint.sh
 
 unit: test-tools ## unit and integration tests of every crate
-	cargo nextest run --workspace --filterset 'not package(e2e)'
+	cargo nextest run --workspace --filterset 'not package(e2e) and not (package(chaos) and kind(test))'
 
 e2e: test-tools ## real processes, kill -9, bad input
 	cargo build --workspace --bins
 	cargo nextest run --workspace --filterset 'package(e2e)'
+
+chaos-short: test-tools ## a minute of random faults, the same each time, and proof of what held (docs/RELIABILITY.md)
+	cargo build --workspace --bins
+	cargo nextest run --workspace --filterset 'package(chaos) and kind(test)'
+
+chaos: tools ## MINUTES of random faults, each time others (SEED=N for the same again, ARGS="--replay FILE")
+	cargo build --workspace --bins
+	@$(CARGO_TARGET_DIR)/debug/chaos --out $(CARGO_TARGET_DIR)/chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 clients: build ## the OpenAI, DashScope, Triton and gRPC clients that callers have, against a running platform
 	@scripts/test-clients.sh
@@ -60,6 +69,12 @@ bench-health: build ## /healthz latency while pictures are drawn (needs hey)
 
 bench-edge: tools ## durable submissions a second, beside mosec and litserve answering nothing
 	@scripts/bench-edge.sh
+
+bench-tasks: tools ## tasks a second from submission to end with an engine that takes no time, beside Temporal
+	@scripts/bench-tasks.sh
+
+bench-backlog: test-tools ## a million waiting tasks: memory, restart, another tenant's turn, throughput
+	cargo nextest run --workspace --run-ignored only --no-capture --filterset 'package(orchestrator) & test(a_million_waiting)'
 
 bench-memory: tools ## resident memory of each service
 	cargo build --quiet --workspace --bins --examples

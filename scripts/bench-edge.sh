@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Durable submissions a second, and beside them what mosec and litserve do with a request for nothing, in one run.
+# Durable submissions a second, and after them what mosec and litserve do with a request for nothing, in one run. They are started when ours is
+# done: idle or not, they would take from the machine that we are measured on.
 # Usage: scripts/bench-edge.sh [SECONDS], for each measurement (8). Takes about SECONDS × 25.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -17,11 +18,16 @@ if [ ! -f "$venv/.done" ]; then
 fi
 
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
-mosec_port=$(free_port)
-litserve_port=$(free_port)
 peers=()
 # Each is a group of processes of its own, which goes as a whole.
 trap 'for peer in "${peers[@]}"; do kill -- "-$peer" 2>/dev/null || true; done' EXIT
+result=$(mktemp)
+"$CARGO_TARGET_DIR/debug/examples/bench_edge" --seconds "$seconds" --result "$result"
+ours=$(cat "$result")
+rm -f "$result"
+
+mosec_port=$(free_port)
+litserve_port=$(free_port)
 start() { setsid "$@" >>"$log" 2>&1 & peers+=($!); }
 : >"$log"
 start "$venv/bin/python" scripts/bench/mosec_noop.py --address 127.0.0.1 --port "$mosec_port"
@@ -37,5 +43,5 @@ wait_for() {
 wait_for "http://127.0.0.1:$mosec_port/inference"
 wait_for "http://127.0.0.1:$litserve_port/predict"
 
-"$CARGO_TARGET_DIR/debug/examples/bench_edge" --seconds "$seconds" \
+"$CARGO_TARGET_DIR/debug/examples/bench_edge" --seconds "$seconds" --ours "$ours" \
   --peer "mosec=127.0.0.1:$mosec_port/inference" --peer "litserve=127.0.0.1:$litserve_port/predict"

@@ -6,18 +6,25 @@ use std::process::{Child, Command, Output, Stdio};
 
 use e2e::{binary, repository};
 
-struct Up {
+/// A platform that someone runs at a terminal.
+pub(crate) struct Up {
     child: Child,
-    data: tempfile::TempDir,
+    pub(crate) data: tempfile::TempDir,
 }
 
 impl Up {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    /// The same with variables of its own.
+    pub(crate) fn start_with(environment: &[(&str, &str)]) -> Self {
         let data = tempfile::tempdir().unwrap();
         let mut child = Command::new(binary("inkstone"))
             .args(["up", "--listen", "127.0.0.1:0", "--data"])
             .arg(data.path())
             .current_dir(repository())
+            .envs(environment.iter().copied())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -39,7 +46,7 @@ impl Up {
             .unwrap()
     }
 
-    fn ok(&self, arguments: &[&str]) -> String {
+    pub(crate) fn ok(&self, arguments: &[&str]) -> String {
         let output = self.inkstone(arguments);
         let errors = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{arguments:?}: {errors}");
@@ -51,7 +58,7 @@ impl Up {
         pid.trim().to_owned()
     }
 
-    fn interrupt(&mut self) -> std::process::ExitStatus {
+    pub(crate) fn interrupt(&mut self) -> std::process::ExitStatus {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         self.child.wait().unwrap()
@@ -143,6 +150,19 @@ fn keys_are_created_listed_and_revoked_and_a_doctor_finds_nothing() {
     assert!(app_key.starts_with("test-"), "{created}");
     assert!(up.ok(&["keys", "list"]).contains(app_key));
     assert!(up.ok(&["keys", "revoke", app_key]).contains("revoked"));
+    // It has no TLS, and says so to whoever thinks otherwise.
+    let url = std::fs::read_to_string(up.data.path().join("run.json")).unwrap();
+    let url: serde_json::Value = serde_json::from_str(&url).unwrap();
+    let secure = url["gateway"]
+        .as_str()
+        .unwrap()
+        .replace("http://", "https://");
+    let refused = up.inkstone(&["models", "list", "--url", &secure]);
+    let message = String::from_utf8(refused.stderr).unwrap();
+    assert!(
+        message.contains("does not speak TLS; say http://"),
+        "{message}"
+    );
     let refused = up.inkstone(&["keys", "create", "--tenant", "acme", "--prefix", "vip-"]);
     let message = String::from_utf8(refused.stderr).unwrap();
     assert!(
@@ -151,6 +171,23 @@ fn keys_are_created_listed_and_revoked_and_a_doctor_finds_nothing() {
     );
     assert!(up.ok(&["models", "list"]).contains("inkstone-demo"));
     up.ok(&["doctor"]);
+    let gold = [
+        "policies",
+        "set",
+        "gold-",
+        "--models",
+        "*",
+        "--requests-per-second",
+        "5",
+        "--tier",
+        "gold",
+    ];
+    let set = up.inkstone(&gold);
+    let warning = String::from_utf8(set.stderr).unwrap();
+    assert!(
+        set.status.success() && warning.contains("no lanes for the tier"),
+        "{warning}"
+    );
 }
 
 #[test]

@@ -217,6 +217,13 @@ async fn a_batch_is_answered_task_by_task_and_charged_task_by_task() {
         let body: Value = answer.body_mut().read_json().unwrap();
         (answer.status().as_u16(), left, body)
     };
+    // One without any task says how many there may be.
+    for none in [json!({}), json!([]), json!({"tasks": []})] {
+        let (status, _, body) = send(&none);
+        assert_eq!((status, &body["field"]), (400, &json!("tasks")), "{none}");
+        let detail = body["detail"].as_str().unwrap();
+        assert!(detail.contains("1 to 100"), "{none}: {detail}");
+    }
     let bad = json!({"prompt": "a 3d cat", "steps": 1_000_000});
     let typo = json!({"promt": "a 3d cat"});
     let tasks = json!({"tasks": [good(1), bad, good(1), typo, good(2)]});

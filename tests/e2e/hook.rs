@@ -54,6 +54,18 @@ impl Hook {
         &self.url
     }
 
+    /// All that it has been told, once a message of this id is among it.
+    pub(crate) fn wait_for_id(&self, id: &str) -> Vec<Told> {
+        let mut times = 1;
+        loop {
+            let told = self.wait_for(times);
+            if told.iter().any(|one| one.header("webhook-id") == id) {
+                return told;
+            }
+            times = told.len() + 1;
+        }
+    }
+
     /// Waits until it has been told so often.
     pub(crate) fn wait_for(&self, times: usize) -> Vec<Told> {
         let deadline = Instant::now() + LIMIT;

@@ -3,6 +3,7 @@
 // Helpers of tests fail by panicking, like the tests themselves.
 #![allow(clippy::unwrap_used)]
 
+mod audit;
 mod bad_input;
 mod command_line;
 mod crash;
@@ -12,8 +13,10 @@ mod hostile;
 mod inputs;
 mod instances;
 mod intake;
+mod letters;
 mod limits;
 mod own_dialect;
+mod rates;
 mod secrets;
 mod shares;
 mod signing;

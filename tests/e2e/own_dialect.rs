@@ -135,3 +135,46 @@ async fn pictures_are_rated_and_tasks_found_by_filters_a_page_at_a_time() {
     let (status, problem) = caller.get("/v1/tasks?modle=x");
     assert_eq!((status, &problem["field"]), (400, &json!("modle")));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_picture_is_sent_whole_and_its_head_and_what_is_known_already_without_reading_it() {
+    let platform = Platform::start().await;
+    let task = platform.submit(short_picture()).await.unwrap().id;
+    platform.wait_ended(&task).await;
+    let stored = platform.objects().join(format!("images/{task}/0.png"));
+    let file = std::fs::read(&stored).unwrap();
+    let place = format!("{}/v1/tasks/{task}/images/0", platform.url());
+    let ask = |method: &str, known: &str| {
+        let request = hyper::Request::builder()
+            .method(method)
+            .uri(&place)
+            .header("authorization", platform.authorization())
+            .header("if-none-match", known);
+        let mut answer = agent().run(request.body(()).unwrap()).unwrap();
+        let body = answer.body_mut().read_to_vec().unwrap();
+        (answer.status().as_u16(), answer.headers().clone(), body)
+    };
+    let (status, whole, body) = ask("GET", "\"other\"");
+    assert_eq!((status, body == file), (200, true));
+    let tag = whole["etag"].to_str().unwrap().to_owned();
+    assert_eq!(whole["content-length"], file.len().to_string());
+    let (status, head, body) = ask("HEAD", "\"other\"");
+    assert_eq!((status, body.len()), (200, 0));
+    for name in [
+        "etag",
+        "content-length",
+        "content-type",
+        "cache-control",
+        "content-disposition",
+    ] {
+        assert_eq!(head[name], whole[name], "{name}");
+    }
+    // Where the file is gone, whoever has it hears so all the same: it is not asked for.
+    std::fs::remove_file(&stored).unwrap();
+    for method in ["GET", "HEAD"] {
+        let (status, known, body) = ask(method, &format!("\"x\", W/{tag}"));
+        assert_eq!((status, body.len()), (304, 0), "{method}");
+        assert_eq!(known["etag"], tag.as_str());
+        assert_eq!(ask(method, "\"other\"").0, 404, "{method}");
+    }
+}

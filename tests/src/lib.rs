@@ -4,6 +4,7 @@
 // A test harness fails by panicking; that is what its callers want.
 #![allow(clippy::unwrap_used, clippy::missing_panics_doc)]
 
+mod calls;
 mod secure;
 
 use std::collections::BTreeMap;
@@ -15,12 +16,10 @@ use contract::auth::key_service_client::KeyServiceClient;
 use contract::auth::{
     CreateKeyRequest, CreateKeyResponse, GetWebhookSecretRequest, RevokeKeyRequest,
 };
-use contract::v1::image_service_client::ImageServiceClient;
-use contract::v1::{GetRequest, ListRequest, SubmitRequest, SubmitTask, Task, TaskPhase};
+use contract::v1::{Task, TaskPhase};
 use messaging::{Broker, BrokerSettings};
 use nats_server::{NatsServer, free_port};
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Request, Status};
+use tonic::Request;
 
 /// The five services in the order in which they need each other.
 pub const SERVICES: [&str; 5] = [
@@ -35,9 +34,16 @@ pub const SERVICES: [&str; 5] = [
 /// [`Platform::run`], for tests of what instances have in common.
 pub const SECOND: [&str; 2] = ["auth-2", "gateway-2"];
 
-/// The service that an instance is one of.
-fn service_of(instance: &str) -> &str {
-    instance.strip_suffix("-2").unwrap_or(instance)
+/// A third of each, likewise.
+pub const THIRD: [&str; 2] = ["auth-3", "gateway-3"];
+
+/// The service that an instance is one of, and what stands behind its name in the instance's.
+fn service_of(instance: &str) -> (&str, &str) {
+    let at = instance.len().saturating_sub(2);
+    match instance.get(at..) {
+        Some("-2" | "-3") => instance.split_at(at),
+        _ => (instance, ""),
+    }
 }
 
 /// How long anything that must happen may take.
@@ -83,7 +89,7 @@ impl Platform {
     }
 
     fn on(broker: NatsServer, services: &[&'static str], settings: &[(&str, &str)]) -> Self {
-        let all = SERVICES.into_iter().chain(SECOND);
+        let all = SERVICES.into_iter().chain(SECOND).chain(THIRD);
         let ports = all.map(|service| (service, (free_port().unwrap(), free_port().unwrap())));
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let mut platform = Self {
@@ -118,12 +124,23 @@ impl Platform {
 
     /// Sets how many requests a second a policy allows, and at once, and waits until that is in force.
     pub async fn allow(&self, policy: &'static str, per_second: u32) {
+        let same = |policy: &mut serde_json::Value| policy["burst"] = per_second.into();
+        self.allow_with(policy, per_second, same).await;
+    }
+
+    /// Sets how many requests a second a policy allows, and what else `change` does to it, and waits until that is in force.
+    pub async fn allow_with(
+        &self,
+        policy: &'static str,
+        per_second: u32,
+        change: impl FnOnce(&mut serde_json::Value),
+    ) {
         let broker = self.connect().await;
         let bucket = broker.bucket::<serde_json::Value>("POLICIES", Duration::ZERO);
         let bucket = bucket.await.unwrap();
         let mut entry = bucket.get(policy).await.unwrap().unwrap();
         entry.value["requests_per_second"] = per_second.into();
-        entry.value["burst"] = per_second.into();
+        change(&mut entry.value);
         bucket.put(policy, &entry.value).await.unwrap();
         let deadline = Instant::now() + LIMIT;
         while Instant::now() < deadline {
@@ -212,7 +229,7 @@ impl Platform {
             .append(true)
             .open(self.path(&format!("{service}.log")))
             .unwrap();
-        let mut command = Command::new(binary(service_of(service)));
+        let mut command = Command::new(binary(service_of(service).0));
         command.envs(self.environment(service));
         command.envs(self.settings.iter().map(|(k, v)| (k, v)));
         command
@@ -224,8 +241,7 @@ impl Platform {
     }
 
     fn environment(&self, instance: &str) -> Vec<(String, String)> {
-        let service = service_of(instance);
-        let second = instance != service;
+        let (service, which) = service_of(instance);
         let prefix = prefix(service);
         let (main, admin) = self.ports[instance];
         let url = |service: &str| format!("http://127.0.0.1:{}", self.ports[service].0);
@@ -254,7 +270,6 @@ impl Platform {
                 ));
             }
             "orchestrator" => {
-                settings.push(("SCHEDULING__ACK_WAIT", "3s".to_owned()));
                 // The broker sets this aside on the disk.
                 settings.push(("STREAMS__TASK_MAX_SIZE", "64MiB".to_owned()));
                 settings.push(("STREAMS__DEAD_MAX_SIZE", "16MiB".to_owned()));
@@ -265,6 +280,7 @@ impl Platform {
                 ] {
                     settings.push((size, "16MiB".to_owned()));
                 }
+                settings.push(("AUDIT__MAX_SIZE", "32MiB".to_owned()));
                 settings.push(("AUTH__URL", url("auth")));
             }
             "gpu-worker" => {
@@ -274,8 +290,7 @@ impl Platform {
             }
             "gateway" => {
                 settings.push(("HTTP__LISTEN", format!("127.0.0.1:{main}")));
-                let auth = if second { "auth-2" } else { "auth" };
-                settings.push(("AUTH__URL", url(auth)));
+                settings.push(("AUTH__URL", url(&format!("auth{which}"))));
                 settings.push(("ORCHESTRATOR__URL", url("orchestrator")));
                 settings.push(("HEALTH__INTERVAL", "500ms".to_owned()));
             }
@@ -384,11 +399,6 @@ impl Platform {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    fn channel(&self, service: &str) -> Channel {
-        let url = format!("http://127.0.0.1:{}", self.ports[service].0);
-        Endpoint::from_shared(url).unwrap().connect_lazy()
-    }
-
     /// Where a service serves its metrics.
     pub fn metrics_url(&self, service: &str) -> String {
         format!("http://127.0.0.1:{}/metrics", self.ports[service].1)
@@ -407,85 +417,6 @@ impl Platform {
     /// `Authorization: Bearer …` of the tenant `acme`.
     pub fn authorization(&self) -> String {
         format!("Bearer {}", self.bearer)
-    }
-
-    /// A gRPC client of the public port.
-    pub fn client(&self) -> ImageServiceClient<Channel> {
-        ImageServiceClient::new(self.channel("gateway"))
-            .max_decoding_message_size(contract::limits::MAX_GRPC_MESSAGE_BYTES)
-    }
-
-    /// A gRPC request of the tenant `acme`.
-    pub fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        let bearer = self.authorization().parse().unwrap();
-        request.metadata_mut().insert("authorization", bearer);
-        request
-    }
-
-    /// Submits a task.
-    ///
-    /// # Errors
-    /// What the platform answered.
-    pub async fn submit(&self, task: SubmitTask) -> Result<Task, Status> {
-        let request = self.request(SubmitRequest { task: Some(task) });
-        let answer = self.client().submit(request).await?;
-        Ok(answer.into_inner().task.unwrap())
-    }
-
-    /// Reads a task.
-    ///
-    /// # Errors
-    /// What the platform answered.
-    pub async fn get(&self, id: &str) -> Result<Task, Status> {
-        let request = self.request(GetRequest {
-            task_id: id.to_owned(),
-        });
-        Ok(self.client().get(request).await?.into_inner().task.unwrap())
-    }
-
-    /// The tenant's tasks, newest first.
-    pub async fn list(&self) -> Vec<Task> {
-        let request = self.request(ListRequest {
-            page_size: 100,
-            ..ListRequest::default()
-        });
-        self.client()
-            .list(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .tasks
-    }
-
-    /// Waits until a task is as `wanted` says, through whatever is down meanwhile.
-    pub async fn wait_for(&self, id: &str, what: &str, wanted: impl Fn(&Task) -> bool) -> Task {
-        let deadline = Instant::now() + LIMIT;
-        let mut last = None;
-        while Instant::now() < deadline {
-            if let Ok(task) = self.get(id).await {
-                if wanted(&task) {
-                    return task;
-                }
-                last = Some(task);
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        let logs = SERVICES
-            .map(|s| format!("== {s}\n{}", self.log(s)))
-            .join("\n");
-        panic!("task {id} is not {what}: {last:?}\n{logs}");
-    }
-
-    /// Waits until a worker has taken a task up.
-    pub async fn wait_running(&self, id: &str) -> Task {
-        let running = |task: &Task| task.phase() == TaskPhase::Running;
-        self.wait_for(id, "running", running).await
-    }
-
-    /// Waits until a task has ended.
-    pub async fn wait_ended(&self, id: &str) -> Task {
-        self.wait_for(id, "ended", has_ended).await
     }
 }
 

@@ -1,0 +1,367 @@
+//! The platform under test: a broker of three servers and every service several times, each a process of its own, and each connected to
+//! the others by links that can be cut.
+
+use std::collections::BTreeMap;
+use std::fs::OpenOptions;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use contract::auth::CreateKeyRequest;
+use contract::auth::key_service_client::KeyServiceClient;
+use lifecycle::Tasks;
+use messaging::{Broker, BrokerSettings};
+use nats_server::{Cluster as Brokers, free_port};
+use rustix::process::{Pid, Signal, kill_process};
+use storage::FaultPlan;
+use tonic::Request;
+
+use crate::error::ChaosError;
+use crate::link::{Flow, Link};
+use crate::plan::{INSTANCES, NODES, Plan};
+use crate::settings;
+
+/// How long a process may take to be ready on a machine that has little to give.
+const READY: Duration = Duration::from_secs(180);
+const POLL: Duration = Duration::from_millis(100);
+
+/// A running platform; everything is ended when it is dropped.
+pub(crate) struct Cluster {
+    brokers: Brokers,
+    folder: PathBuf,
+    instances: BTreeMap<&'static str, Instance>,
+    tasks: Tasks,
+}
+
+/// One process and the ways from it.
+struct Instance {
+    /// Where it serves.
+    main: u16,
+    admin: u16,
+    links: Vec<Link>,
+    environment: Vec<(String, String)>,
+    child: Option<Child>,
+}
+
+/// The service that an instance is one of.
+fn service_of(instance: &str) -> &str {
+    instance
+        .rsplit_once('-')
+        .map_or(instance, |(service, _)| service)
+}
+
+impl Cluster {
+    /// Starts everything in `folder`, with clocks as the plan has them, and waits until all of it is ready.
+    ///
+    /// # Errors
+    /// What did not start, and where it says why.
+    pub(crate) async fn start(
+        folder: &Path,
+        plan: &Plan,
+        tasks: &Tasks,
+    ) -> Result<Self, ChaosError> {
+        let mut cluster = Self {
+            brokers: Brokers::scratch(NODES)?,
+            folder: folder.to_owned(),
+            instances: BTreeMap::new(),
+            tasks: tasks.clone(),
+        };
+        for name in INSTANCES {
+            let ports = || free_port().map_err(ChaosError::Port);
+            let instance = Instance {
+                main: ports()?,
+                admin: ports()?,
+                links: Vec::new(),
+                environment: Vec::new(),
+                child: None,
+            };
+            cluster.instances.insert(name, instance);
+        }
+        for name in INSTANCES {
+            let skew = plan.skews.get(name).copied().unwrap_or(0);
+            cluster.prepare(name, skew).await?;
+            cluster.run(name)?;
+            // The next ones need it, and the first auth makes the secrets that the second reads.
+            if matches!(service_of(name), "auth" | "model-registry") {
+                cluster.wait_ready(name).await?;
+            }
+        }
+        for name in INSTANCES {
+            cluster.wait_ready(name).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// Opens an instance's links and writes down its settings.
+    async fn prepare(&mut self, name: &'static str, skew: i64) -> Result<(), ChaosError> {
+        let mut urls = BTreeMap::new();
+        let mut links = Vec::new();
+        let service = service_of(name);
+        if service != "gateway" {
+            let mut brokers = Vec::new();
+            for node in &self.brokers.nodes {
+                let link = self.link(node.port()).await?;
+                brokers.push(format!("nats://127.0.0.1:{}", link.port));
+                links.push(link);
+            }
+            urls.insert("broker", brokers.join(","));
+        }
+        for &other in settings::callees(service) {
+            // Of two, the one with its own number, or the first.
+            let number = name.rsplit_once('-').map_or("1", |(_, number)| number);
+            let own = format!("{other}-{number}");
+            let first = format!("{other}-1");
+            let callee = self.instances.get(own.as_str());
+            let callee = callee.or_else(|| self.instances.get(first.as_str()));
+            let port = callee.map_or(0, |callee| callee.main);
+            let link = self.link(port).await?;
+            urls.insert(other, format!("http://127.0.0.1:{}", link.port));
+            links.push(link);
+        }
+        let folder = self.folder.clone();
+        let instance = self.instance_mut(name);
+        let (main, admin) = (instance.main, instance.admin);
+        instance.links = links;
+        instance.environment =
+            settings::environment(name, service, (main, admin), &urls, &folder, skew);
+        Ok(())
+    }
+
+    async fn link(&self, to: u16) -> Result<Link, ChaosError> {
+        Link::open(&self.tasks, to).await.map_err(ChaosError::Port)
+    }
+
+    fn instance_mut(&mut self, name: &str) -> &mut Instance {
+        self.instances
+            .get_mut(name)
+            .unwrap_or_else(|| panic!("there is no {name}"))
+    }
+
+    fn instance(&self, name: &str) -> &Instance {
+        &self.instances[name]
+    }
+
+    /// Starts an instance that does not run.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn run(&mut self, name: &str) -> Result<(), ChaosError> {
+        let path = self.folder.join(format!("{name}.log"));
+        let log = OpenOptions::new().create(true).append(true).open(&path);
+        let log = log.map_err(|source| ChaosError::File { path, source })?;
+        let mut command = Command::new(e2e::binary(service_of(name)));
+        let instance = self.instance_mut(name);
+        command
+            .envs(instance.environment.iter().map(|(k, v)| (k, v)))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        let child = command.spawn().map_err(ChaosError::Spawn)?;
+        instance.child = Some(child);
+        Ok(())
+    }
+
+    /// Kills an instance as a crash would.
+    pub(crate) fn kill(&mut self, name: &str) {
+        if let Some(mut child) = self.instance_mut(name).child.take() {
+            // Fails only when it has ended already.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// Stops an instance where it stands, or lets it go on.
+    pub(crate) fn freeze(&mut self, name: &str, stopped: bool) {
+        if let Some(child) = &self.instance(name).child {
+            signal(child.id(), stopped);
+        }
+    }
+
+    /// Cuts an instance off from the broker and from other services, or mends that.
+    pub(crate) fn cut(&self, name: &str, flow: Flow) {
+        for link in &self.instance(name).links {
+            link.set(flow);
+        }
+    }
+
+    /// Kills a server of the broker.
+    pub(crate) fn kill_node(&mut self, node: usize) {
+        self.brokers.nodes[node].kill();
+    }
+
+    /// Starts one that was killed.
+    ///
+    /// # Errors
+    /// When it does not come up.
+    pub(crate) fn restart_node(&mut self, node: usize) -> Result<(), ChaosError> {
+        Ok(self.brokers.nodes[node].restart()?)
+    }
+
+    /// Stops a server of the broker where it stands, or lets it go on.
+    pub(crate) fn freeze_node(&self, node: usize, stopped: bool) {
+        signal(self.brokers.nodes[node].process_id(), stopped);
+    }
+
+    /// Which server of the broker leads a stream; none where none that answers knows.
+    pub(crate) fn leader(&self, stream: &str) -> Option<usize> {
+        self.brokers.nodes.iter().find_map(|node| {
+            let url = format!("{}/jsz?streams=true", node.monitor_url()?);
+            let mut answer = e2e::agent().get(url).call().ok()?;
+            let told: serde_json::Value = answer.body_mut().read_json().ok()?;
+            let accounts = told["account_details"].as_array()?;
+            let mut streams = accounts
+                .iter()
+                .filter_map(|account| account["stream_detail"].as_array())
+                .flatten();
+            let found = streams.find(|found| found["name"] == stream)?;
+            let leader = found["cluster"]["leader"].as_str()?;
+            let number: usize = leader.rsplit_once('-')?.1.parse().ok()?;
+            number.checked_sub(1)
+        })
+    }
+
+    /// Has requests to the object store fail, or none.
+    ///
+    /// # Errors
+    /// When the file that says so cannot be written.
+    pub(crate) fn disturb_store(&self, plan: Option<&FaultPlan>) -> Result<(), ChaosError> {
+        let path = self.folder.join(settings::FAULTS);
+        let file = |source| ChaosError::File {
+            path: path.clone(),
+            source,
+        };
+        match plan {
+            Some(plan) => {
+                // In one go: readers take half a file for none.
+                let draft = path.with_extension("draft");
+                let text = serde_json::to_vec(plan).map_err(|e| file(e.into()))?;
+                std::fs::write(&draft, text).map_err(file)?;
+                std::fs::rename(&draft, &path).map_err(file)
+            }
+            None => match std::fs::remove_file(&path) {
+                Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file(error)),
+                _ => Ok(()),
+            },
+        }
+    }
+
+    /// Instances that have ended although nobody killed them, and how; they are started again.
+    ///
+    /// # Errors
+    /// When one cannot be started.
+    pub(crate) fn supervise(&mut self) -> Result<Vec<(&'static str, ExitStatus)>, ChaosError> {
+        let mut ended = Vec::new();
+        for (&name, instance) in &mut self.instances {
+            let Some(child) = &mut instance.child else {
+                continue;
+            };
+            if let Ok(Some(status)) = child.try_wait() {
+                ended.push((name, status));
+            }
+        }
+        for (name, _) in &ended {
+            self.run(name)?;
+        }
+        Ok(ended)
+    }
+
+    /// Waits until an instance says that it can do its work.
+    ///
+    /// # Errors
+    /// When it does not in time; one that ends is started again.
+    pub(crate) async fn wait_ready(&mut self, name: &'static str) -> Result<(), ChaosError> {
+        let url = format!("http://127.0.0.1:{}/readyz", self.instance(name).admin);
+        let deadline = Instant::now() + READY;
+        while Instant::now() < deadline {
+            if e2e::get(&url, &[]).is_ok_and(|(status, _)| status == 200) {
+                return Ok(());
+            }
+            self.supervise()?;
+            tokio::time::sleep(POLL).await;
+        }
+        let log = self.folder.join(format!("{name}.log"));
+        Err(ChaosError::NotReady {
+            name: name.to_owned(),
+            log,
+        })
+    }
+
+    /// The public addresses of all gateways.
+    pub(crate) fn gateways(&self) -> Vec<String> {
+        let all = INSTANCES.iter().filter(|name| name.starts_with("gateway"));
+        all.map(|name| format!("http://127.0.0.1:{}", self.instance(name).main))
+            .collect()
+    }
+
+    /// The client addresses of the broker's servers, past all links.
+    pub(crate) fn broker_urls(&self) -> Vec<String> {
+        self.brokers.nodes.iter().map(|node| node.url()).collect()
+    }
+
+    /// A connection to the broker, past all links.
+    ///
+    /// # Errors
+    /// When it cannot be reached.
+    pub(crate) async fn broker(&self) -> Result<Broker, ChaosError> {
+        connect(&self.brokers.urls()).await
+    }
+
+    /// Where the object store keeps its files.
+    pub(crate) fn objects(&self) -> PathBuf {
+        self.folder.join(settings::OBJECTS)
+    }
+
+    /// Makes a key of a tenant: what callers show.
+    ///
+    /// # Errors
+    /// When auth does not make it.
+    pub(crate) async fn create_key(&self, tenant: &str) -> Result<String, ChaosError> {
+        let path = self.folder.join("auth/admin-token");
+        let token = std::fs::read_to_string(&path);
+        let token = token.map_err(|source| ChaosError::File { path, source })?;
+        let mut request = Request::new(CreateKeyRequest {
+            prefix: format!("{}-", settings::POLICY),
+            tenant: tenant.to_owned(),
+            name: "chaos".to_owned(),
+            allow_signature_v1: false,
+        });
+        let bearer = format!("Bearer {}", token.trim()).parse();
+        let bearer =
+            bearer.map_err(|_| ChaosError::Key("the admin token is no text".to_owned()))?;
+        request.metadata_mut().insert("authorization", bearer);
+        let url = format!("http://127.0.0.1:{}", self.instance("auth-1").main);
+        let keys = KeyServiceClient::connect(url).await;
+        let mut keys = keys.map_err(|error| ChaosError::Key(error.to_string()))?;
+        let made = keys.create_key(request).await;
+        let made = made.map_err(|status| ChaosError::Key(status.message().to_owned()))?;
+        Ok(format!("Bearer {}", made.into_inner().bearer))
+    }
+}
+
+/// A connection to the broker at one or more addresses.
+///
+/// # Errors
+/// When it cannot be reached.
+pub(crate) async fn connect(urls: &str) -> Result<Broker, ChaosError> {
+    let settings = BrokerSettings {
+        replicas: NODES,
+        ..BrokerSettings::new(urls, READY.into())
+    };
+    Ok(Broker::connect(&settings, "chaos").await?)
+}
+
+fn signal(process: u32, stopped: bool) {
+    let signal = if stopped { Signal::STOP } else { Signal::CONT };
+    if let Some(pid) = Pid::from_raw(process as i32) {
+        // Fails only when it has ended.
+        let _ = kill_process(pid, signal);
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for name in INSTANCES {
+            self.kill(name);
+        }
+    }
+}

@@ -1,0 +1,383 @@
+//! One run: the platform is started, used and damaged, left in peace until every task has ended, and judged.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use lifecycle::Service;
+use messaging::Broker;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+use storage::sha256_hex;
+
+use crate::checker::{self, Evidence, Object, Verdict};
+use crate::clients::{CALLERS, Caller, POLITE};
+use crate::cluster::Cluster;
+use crate::error::ChaosError;
+use crate::history::{Happened, History, What};
+use crate::link::Flow;
+use crate::plan::{Fault, Plan};
+use crate::random::Random;
+use crate::{recorder, settings};
+
+/// How often it is looked whether something is to begin or to end.
+const TICK: Duration = Duration::from_millis(50);
+/// How long tasks may take to end once nothing is damaged any more.
+const DRAIN: Duration = Duration::from_secs(300);
+const POLL: Duration = Duration::from_secs(1);
+/// Longer than an orchestrator keeps what it has set aside of a day and does not use.
+const PUT_BACK: Duration = Duration::from_secs(7);
+/// Times that it is looked whether all has been put back.
+const LOOKS: usize = 6;
+/// The longest that a setting may take to be in force everywhere.
+const IN_FORCE: Duration = Duration::from_secs(60);
+const GRACE: Duration = Duration::from_secs(2);
+
+/// The files of a run, in its folder.
+pub const PLAN: &str = "plan.json";
+/// What was seen, an entry a line.
+pub const HISTORY: &str = "history.jsonl";
+/// All that was judged.
+pub const EVIDENCE: &str = "evidence.json";
+
+/// What came of a run.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Outcome {
+    /// What was done.
+    pub plan: Plan,
+    /// What was found.
+    pub verdict: Verdict,
+    /// Where everything about it lies.
+    pub folder: PathBuf,
+}
+
+/// Carries out a plan. Everything about it is kept in `folder`.
+///
+/// # Errors
+/// When the run could not be made.
+pub async fn run(plan: Plan, folder: &Path) -> Result<Outcome, ChaosError> {
+    let file = |path: PathBuf| move |source| ChaosError::File { path, source };
+    std::fs::create_dir_all(folder).map_err(file(folder.to_owned()))?;
+    write(&folder.join(PLAN), &plan)?;
+    let path = folder.join(HISTORY);
+    let history = Arc::new(History::create(&path).map_err(file(path))?);
+    let service = Service::new("chaos");
+    let mut cluster = Cluster::start(folder, &plan, &service.tasks).await?;
+    let broker = cluster.broker().await?;
+    set_policy(&broker).await?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut callers = Vec::new();
+    for (part, (tenant, manner)) in (1..).zip(CALLERS) {
+        let bearer = cluster.create_key(tenant).await?;
+        in_force(&cluster.gateways(), &bearer).await?;
+        let random = || Random::part(plan.seed, part);
+        let caller = || {
+            let (gateways, history) = (cluster.gateways(), history.clone());
+            Caller::new(
+                tenant,
+                bearer.clone(),
+                gateways,
+                history,
+                random(),
+                stop.clone(),
+            )
+        };
+        callers.push((tenant, manner, caller(), caller()));
+    }
+    recorder::listen(&cluster.broker_urls(), &service.tasks, &history).await?;
+    let (mut threads, mut lookers) = (Vec::new(), BTreeMap::new());
+    for (tenant, manner, caller, looker) in callers {
+        threads.push(caller.start(manner).map_err(ChaosError::Spawn)?);
+        lookers.insert(tenant, looker);
+    }
+    damage(&plan, &mut cluster, &history).await?;
+    stop.store(true, Ordering::Relaxed);
+    // They end with the request that they are at.
+    for thread in threads {
+        tokio::task::block_in_place(|| thread.join())
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+    }
+    drain(&broker, &mut cluster, &history).await?;
+    look_at_all(&history, &mut lookers);
+    let evidence = gather(&broker, &cluster, &history).await?;
+    write(&folder.join(EVIDENCE), &evidence)?;
+    service.stop(GRACE).await;
+    Ok(Outcome {
+        verdict: checker::check(&evidence),
+        plan,
+        folder: folder.to_owned(),
+    })
+}
+
+fn write(path: &Path, value: &impl Serialize) -> Result<(), ChaosError> {
+    let file = |source| ChaosError::File {
+        path: path.to_owned(),
+        source,
+    };
+    let text = serde_json::to_vec_pretty(value).map_err(|e| file(e.into()))?;
+    std::fs::write(path, text).map_err(file)
+}
+
+/// Sets the callers' policy: requests enough, and a limit on the day, so that days are counted.
+async fn set_policy(broker: &Broker) -> Result<(), ChaosError> {
+    let bucket = broker.bucket::<Value>("POLICIES", Duration::ZERO).await?;
+    let deadline = Instant::now() + IN_FORCE;
+    loop {
+        if let Some(mut entry) = bucket.get(settings::POLICY).await? {
+            entry.value["requests_per_second"] = settings::REQUESTS_PER_SECOND.into();
+            entry.value["burst"] = settings::REQUESTS_PER_SECOND.into();
+            entry.value["images_per_day"] = settings::IMAGES_PER_DAY.into();
+            bucket.put(settings::POLICY, &entry.value).await?;
+            return Ok(());
+        }
+        // Auth fills an empty bucket when it starts; a copy of it may be behind.
+        if Instant::now() >= deadline {
+            return Err(ChaosError::Key("there are no policies".to_owned()));
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+/// Waits until every gateway knows a key and its policy.
+async fn in_force(gateways: &[String], bearer: &str) -> Result<(), ChaosError> {
+    let expected = settings::REQUESTS_PER_SECOND.to_string();
+    let agent = e2e::agent();
+    let deadline = Instant::now() + IN_FORCE;
+    for gateway in gateways {
+        loop {
+            let asked = agent
+                .get(format!("{gateway}/v1/models"))
+                .header("authorization", bearer);
+            let known = asked.call().is_ok_and(|answer| {
+                let limit = answer.headers().get("ratelimit-limit");
+                answer.status() == 200 && limit.is_some_and(|l| l.as_bytes() == expected.as_bytes())
+            });
+            if known {
+                break;
+            }
+            if Instant::now() >= deadline {
+                return Err(ChaosError::Key(format!("{gateway} does not know it")));
+            }
+            tokio::time::sleep(TICK).await;
+        }
+    }
+    Ok(())
+}
+
+/// Carries out what the plan says, and starts again what ends by itself.
+async fn damage(plan: &Plan, cluster: &mut Cluster, history: &History) -> Result<(), ChaosError> {
+    let began = Instant::now();
+    let mut waiting = plan.strikes.iter().enumerate().peekable();
+    // When each that has begun ends, and the server of the broker that it is about.
+    let mut open: Vec<(u64, usize, Option<usize>)> = Vec::new();
+    loop {
+        let now = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
+        let (over, still): (Vec<_>, Vec<_>) = open.into_iter().partition(|strike| strike.0 <= now);
+        open = still;
+        for (_, number, node) in over {
+            let of = plan.strikes[number].fault.clone();
+            end(&of, node, cluster)?;
+            history.note(
+                "chaos",
+                What::Strike {
+                    number,
+                    begins: false,
+                    of,
+                },
+            );
+        }
+        while let Some((number, strike)) = waiting.next_if(|(_, strike)| strike.at_ms <= now) {
+            let of = strike.fault.clone();
+            history.note(
+                "chaos",
+                What::Strike {
+                    number,
+                    begins: true,
+                    of: of.clone(),
+                },
+            );
+            let node = begin(&of, cluster)?;
+            open.push((strike.at_ms + strike.for_ms, number, node));
+        }
+        supervise(cluster, history)?;
+        if now >= plan.length_ms && open.is_empty() {
+            return Ok(());
+        }
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+fn supervise(cluster: &mut Cluster, history: &History) -> Result<(), ChaosError> {
+    for (instance, status) in cluster.supervise()? {
+        let (instance, status) = (instance.to_owned(), status.to_string());
+        history.note("chaos", What::Ended { instance, status });
+    }
+    Ok(())
+}
+
+/// The server of the broker that it is about, if it is about one.
+fn begin(fault: &Fault, cluster: &mut Cluster) -> Result<Option<usize>, ChaosError> {
+    match fault {
+        Fault::Kill { instance } => cluster.kill(instance),
+        Fault::Stop { instance } => cluster.freeze(instance, true),
+        Fault::Cut { instance, silent } => {
+            let flow = if *silent { Flow::Silent } else { Flow::Closed };
+            cluster.cut(instance, flow);
+        }
+        Fault::KillLeader { stream } => {
+            let leader = tokio::task::block_in_place(|| cluster.leader(stream));
+            let node = leader.unwrap_or(0);
+            cluster.kill_node(node);
+            return Ok(Some(node));
+        }
+        Fault::KillNode { node } => {
+            cluster.kill_node(*node);
+            return Ok(Some(*node));
+        }
+        Fault::StopNode { node } => {
+            cluster.freeze_node(*node, true);
+            return Ok(Some(*node));
+        }
+        Fault::Store { plan } => cluster.disturb_store(Some(plan))?,
+    }
+    Ok(None)
+}
+
+fn end(fault: &Fault, node: Option<usize>, cluster: &mut Cluster) -> Result<(), ChaosError> {
+    match fault {
+        Fault::Kill { instance } => cluster.run(instance),
+        Fault::Stop { instance } => {
+            cluster.freeze(instance, false);
+            Ok(())
+        }
+        Fault::Cut { instance, .. } => {
+            cluster.cut(instance, Flow::Open);
+            Ok(())
+        }
+        Fault::KillLeader { .. } | Fault::KillNode { .. } => {
+            let node = node.unwrap_or(0);
+            tokio::task::block_in_place(|| cluster.restart_node(node))
+        }
+        Fault::StopNode { node } => {
+            cluster.freeze_node(*node, false);
+            Ok(())
+        }
+        Fault::Store { .. } => cluster.disturb_store(None),
+    }
+}
+
+/// Waits until every task has ended; those that have not in time are for the checker to find.
+async fn drain(
+    broker: &Broker,
+    cluster: &mut Cluster,
+    history: &History,
+) -> Result<(), ChaosError> {
+    let deadline = Instant::now() + DRAIN;
+    while Instant::now() < deadline {
+        supervise(cluster, history)?;
+        // The broker may still be choosing a leader.
+        if let Ok(log) = recorder::log(broker).await {
+            let of = |wanted: fn(&Happened) -> bool| -> BTreeSet<&str> {
+                let found = log.iter().filter(|logged| wanted(&logged.event.event));
+                found.map(|logged| logged.event.task.as_str()).collect()
+            };
+            let submitted = of(|event| matches!(event, Happened::Submitted { .. }));
+            let done = of(|event| matches!(event, Happened::Done { .. }));
+            if submitted.is_subset(&done) {
+                return Ok(());
+            }
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Every caller looks at each task that it was promised.
+fn look_at_all(history: &History, lookers: &mut BTreeMap<&str, Caller>) {
+    let promised: BTreeSet<(String, String)> = history
+        .entries()
+        .into_iter()
+        .filter_map(|entry| match entry.what {
+            What::Accepted { tenant, task, .. } => Some((tenant, task)),
+            _ => None,
+        })
+        .collect();
+    tokio::task::block_in_place(|| {
+        for (tenant, task) in promised {
+            if let Some(looker) = lookers.get_mut(tenant.as_str()) {
+                // What it sees is in the history; the checker compares.
+                looker.has_ended(&task);
+            }
+        }
+    });
+}
+
+async fn gather(
+    broker: &Broker,
+    cluster: &Cluster,
+    history: &History,
+) -> Result<Evidence, ChaosError> {
+    let mut objects = BTreeMap::new();
+    let root = cluster.objects();
+    let pictures = root.join("images");
+    if pictures.is_dir() {
+        read_objects(&root, &pictures, &mut objects)?;
+    }
+    Ok(Evidence {
+        log: recorder::log(broker).await?,
+        objects,
+        charged: charged(broker).await?,
+        entries: history.entries(),
+        rules: settings::rules(POLITE),
+    })
+}
+
+fn read_objects(
+    root: &Path,
+    folder: &Path,
+    objects: &mut BTreeMap<String, Object>,
+) -> Result<(), ChaosError> {
+    let file = |source| ChaosError::File {
+        path: folder.to_owned(),
+        source,
+    };
+    for entry in std::fs::read_dir(folder).map_err(file)? {
+        let path = entry.map_err(file)?.path();
+        if path.is_dir() {
+            read_objects(root, &path, objects)?;
+            continue;
+        }
+        let bytes = std::fs::read(&path).map_err(file)?;
+        let key = path.strip_prefix(root).unwrap_or(&path);
+        let object = Object {
+            sha256: sha256_hex(&bytes),
+            bytes: bytes.len() as u64,
+        };
+        objects.insert(key.display().to_string(), object);
+    }
+    Ok(())
+}
+
+/// Pictures that each tenant was charged for, once what was set aside and not used has been put back.
+async fn charged(broker: &Broker) -> Result<BTreeMap<String, u64>, ChaosError> {
+    let bucket = broker
+        .bucket::<Value>("USAGE", Duration::from_secs(3 * 24 * 3600))
+        .await?;
+    let mut last = None;
+    for _ in 0..LOOKS {
+        let mut charged: BTreeMap<String, u64> = BTreeMap::new();
+        // <day>.<policy>.<tenant>; a run may go over midnight.
+        for (key, used) in bucket.all().await? {
+            let tenant = key.rsplit('.').next().unwrap_or(&key).to_owned();
+            *charged.entry(tenant).or_default() += used["images"].as_u64().unwrap_or(0);
+        }
+        if last.as_ref() == Some(&charged) {
+            return Ok(charged);
+        }
+        last = Some(charged);
+        tokio::time::sleep(PUT_BACK).await;
+    }
+    Ok(last.unwrap_or_default())
+}

@@ -1,0 +1,22 @@
+//! A short run, the same each time; `make chaos` makes long ones, each another.
+
+use std::time::Duration;
+
+use chaos::plan::Plan;
+use chaos::{report, run};
+
+const SEED: u64 = 1;
+const LENGTH: Duration = Duration::from_secs(60);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_minute_of_faults_loses_doubles_forgets_and_starves_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let outcome = run(Plan::draw(SEED, LENGTH), folder.path()).await.unwrap();
+    let told = report(&outcome);
+    println!("{told}");
+    if !outcome.verdict.violations.is_empty() {
+        // For whoever looks for the reason.
+        let kept = folder.keep();
+        panic!("see {}\n{told}", kept.display());
+    }
+}
