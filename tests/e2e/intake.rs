@@ -179,6 +179,15 @@ async fn a_producer_hears_what_became_of_each_message_and_a_webhook_of_the_end()
     assert_eq!(of_first.count(), 2, "{told:?}");
 }
 
+/// Times that a message was put back to wait.
+fn waits(metrics: &str) -> f64 {
+    let waits = metrics.lines().find(|line| {
+        line.starts_with("inkstone_orchestrator_intake_total") && line.contains("waits")
+    });
+    let waits = waits.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+    waits.unwrap_or(0.0)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_message_that_waits_for_a_place_is_charged_once_however_often_it_comes_again() {
     const BURST: u64 = 20;
@@ -205,18 +214,17 @@ async fn a_message_that_waits_for_a_place_is_charged_once_however_often_it_comes
         let answer = answer.header("authorization", platform.authorization());
         let answer = answer.call().unwrap();
         let left = answer.headers()["ratelimit-remaining"].to_str().unwrap();
-        if left.parse::<u64>().unwrap() >= BURST - 4 {
+        // Three times each, and how soon depends on how they are paced.
+        let waits = waits(&platform.metrics("orchestrator"));
+        if waits > 30.0 && left.parse::<u64>().unwrap() >= BURST - 4 {
             break;
         }
-        assert!(Instant::now() < deadline, "{left} are left");
+        assert!(
+            Instant::now() < deadline,
+            "{left} are left after {waits} waits"
+        );
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    let metrics = platform.metrics("orchestrator");
-    let waits = metrics.lines().find(|line| {
-        line.starts_with("inkstone_orchestrator_intake_total") && line.contains("waits")
-    });
-    let waits = waits.and_then(|line| line.rsplit(' ').next()?.parse::<f64>().ok());
-    assert!(waits.is_some_and(|waits| waits > 30.0), "{waits:?}");
     // And they are still there.
     let tasks = producer.broker.queue("INTAKE");
     let waiting = tasks.depth("inkstone.intake.*").await.unwrap();
