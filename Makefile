@@ -74,11 +74,11 @@ bench-tasks: tools ## tasks a second from submission to end with an engine that 
 	@scripts/bench-tasks.sh
 
 bench-backlog: test-tools ## a million waiting tasks: memory, restart, another tenant's turn, throughput
-	cargo nextest run --workspace --run-ignored only --no-capture --filterset 'package(orchestrator) & test(a_million_waiting)'
+	cargo nextest run --release --workspace --test orchestrator --run-ignored only --no-capture --filterset 'package(orchestrator) & test(a_million_waiting)'
 
 bench-memory: tools ## resident memory of each service
-	cargo build --quiet --workspace --bins --examples
-	$(CARGO_TARGET_DIR)/debug/examples/memory
+	cargo build --release --quiet --workspace --bins --examples
+	$(CARGO_TARGET_DIR)/release/examples/memory
 
 bench-engine: ## our engine beside diffusers, in one run (installs torch, 2 GB)
 	@scripts/bench-engine.sh

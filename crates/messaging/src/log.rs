@@ -113,7 +113,8 @@ impl EventLog {
             PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => true,
             _ => return Err(BrokerError::request("appending an event")(error)),
         };
-        match self.last(&event.family).await? {
+        // In a box: hardly any needs it, and hundreds of these are under way at once.
+        match Box::pin(self.last(&event.family)).await? {
             Some(found) if ambiguous && found.payload == event.payload => Ok(Appended::Created),
             Some(found) => Ok(Appended::Exists(found.payload)),
             None => Err(BrokerError::request("appending an event")(error)),

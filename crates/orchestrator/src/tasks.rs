@@ -76,14 +76,17 @@ impl Tasks {
         self.check_webhook(request)?;
         // Checked last, so that a bad request hears what is wrong with it whatever the platform's state.
         self.check_health()?;
-        self.hold_source(&submitted, request).await?;
+        // What few submissions need is in boxes: each of them would be as large as all that any of them may need.
+        if request.source.is_some() {
+            Box::pin(self.hold_source(&submitted, request)).await?;
+        }
         let policy = caller.policy.clone().unwrap_or_default();
-        let allowed = match self.allow(&submitted, &policy).await {
+        let allowed = match Box::pin(self.allow(&submitted, &policy)).await {
             Ok(allowed) => allowed,
             // Whoever asks again for what was accepted asks for nothing new.
             Err(refused) => {
                 let keyed = !request.idempotency_key.is_empty();
-                return match self.existing(&submitted, keyed).await? {
+                return match Box::pin(self.existing(&submitted, keyed)).await? {
                     Some(record) => Ok((record.view(), true)),
                     None => Err(refused),
                 };
@@ -121,7 +124,7 @@ impl Tasks {
             }
         };
         same_request(&existing, &submitted)?;
-        let record = self.read(&existing.tenant, &existing.task_id).await?;
+        let record = Box::pin(self.read(&existing.tenant, &existing.task_id)).await?;
         Ok((record.view(), true))
     }
 

@@ -38,7 +38,8 @@ where
             (name == telemetry::TRACEPARENT).then_some(asked.traceparent.as_str())
         });
         let limit = asked.timeout.saturating_sub(spent);
-        let work = answer(asked.question);
+        // In a box: what goes around it, and into the set of all, would copy the whole of it each time.
+        let work = answer(asked.question).boxed();
         // One that panics takes none of the others with it.
         let work = AssertUnwindSafe(work).catch_unwind();
         let within = deadline::within(

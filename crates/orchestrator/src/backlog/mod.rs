@@ -108,7 +108,7 @@ impl Backlog {
         if lock(&self.0.announced).get(queue).is_some_and(fresh) {
             return Ok(());
         }
-        self.0.records.put(&queue.key(), &Touch {}).await?;
+        Box::pin(self.0.records.put(&queue.key(), &Touch {})).await?;
         let mut announced = lock(&self.0.announced);
         if announced.len() >= MAX_ANNOUNCED {
             announced.retain(|_, at| fresh(at));
@@ -125,7 +125,7 @@ impl Backlog {
     pub(crate) async fn poke(&self, queue: &Queue) {
         let count = lock(&self.0.pokes).note(queue, Instant::now());
         if let Some(count) = count {
-            self.tell(queue.clone(), count).await;
+            Box::pin(self.tell(queue.clone(), count)).await;
         }
     }
 
