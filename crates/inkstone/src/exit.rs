@@ -1,4 +1,4 @@
-//! What a command ends with, for scripts (docs/OPERATIONS.md, "Exit codes").
+//! What a command ends with, for scripts (docs/OPERATIONS.md, "The command line").
 
 use contract::ErrorCode;
 
