@@ -399,6 +399,7 @@ fn a_watch_goes_on_when_the_platform_is_there_again_and_says_so_when_it_stays_aw
     line_of(&mut events, "succeeded");
     assert!(ended(&mut watching).success());
     line_of(&mut told, "away");
+    line_of(&mut told, "there again");
     line_of(&mut told, "succeeded");
     assert!(ended(&mut drawing).success());
     assert!(std::fs::read(&path).unwrap().starts_with(b"\x89PNG"));

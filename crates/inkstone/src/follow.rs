@@ -27,6 +27,8 @@ pub(crate) enum Heard<'a> {
     Steps(u32, u32),
     /// The platform is away, and why; told once each time that it is lost.
     Away(&'a CliError),
+    /// It is there again.
+    Back,
 }
 
 /// A task that is followed.
@@ -36,6 +38,8 @@ pub(crate) struct Follow<'a> {
     patience: Duration,
     /// Whether the platform was there: one that never was is not waited for.
     met: bool,
+    /// Whether it was told that the platform is away, and not yet that it is back.
+    away: bool,
     /// When the stream began that is open, or was the last.
     opened: Option<Instant>,
     known: Known,
@@ -99,6 +103,7 @@ impl<'a> Follow<'a> {
             task,
             patience,
             met: false,
+            away: false,
             opened: None,
             known: Known::default(),
             loss: Loss::default(),
@@ -134,7 +139,7 @@ impl<'a> Follow<'a> {
             if lasted.is_some_and(|lasted| lasted >= STEADY) {
                 self.loss.over();
             }
-            if self.loss.since.is_none() {
+            if !std::mem::replace(&mut self.away, true) {
                 tell(Heard::Away(&error));
             }
             let hint = match &error {
@@ -160,6 +165,9 @@ impl<'a> Follow<'a> {
         self.opened = Some(Instant::now());
         while let Some(update) = updates.message().await.map_err(self.client.failed())? {
             self.met = true;
+            if std::mem::take(&mut self.away) {
+                tell(Heard::Back);
+            }
             match update.event {
                 Some(watch_response::Event::Progress(progress)) => {
                     let steps = (progress.step, progress.steps);
@@ -196,6 +204,9 @@ impl<'a> Follow<'a> {
         }
     }
 }
+
+/// What is said of a platform that is there again.
+pub(crate) const BACK: &str = "the platform is there again";
 
 /// What is said of a platform that is away and waited for.
 pub(crate) fn away(error: &CliError) -> String {

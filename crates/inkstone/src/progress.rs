@@ -6,18 +6,21 @@ use std::time::{Duration, Instant};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::client::{phase, wait};
-use crate::follow::{Heard, away};
+use crate::follow::{BACK, Heard, away};
 
 /// Between lines of one phase, at least: a short picture's steps would only clutter a log.
 const OFTEN: Duration = Duration::from_secs(1);
 /// Between lines of one phase, at most, as long as there is anything new.
 const SELDOM: Duration = Duration::from_secs(5);
+/// The phase of a task of which nothing was heard yet.
+const FIRST: &str = "queued";
 /// Lines within one phase, about: each tenth of the way.
 const PARTS: u64 = 10;
 
 /// Tells of one task.
 pub(crate) enum Progress {
-    Bar(ProgressBar),
+    /// With the phase that it shows while the platform is there.
+    Bar(ProgressBar, &'static str),
     Lines(Lines),
 }
 
@@ -25,7 +28,7 @@ impl Progress {
     /// Begins with the task's id, where it is not a bar.
     pub(crate) fn of(task: &str) -> Self {
         if std::io::stderr().is_terminal() {
-            return Self::Bar(bar());
+            return Self::Bar(bar(), FIRST);
         }
         say(&format!("task {task}"));
         Self::Lines(Lines::default())
@@ -33,13 +36,17 @@ impl Progress {
 
     pub(crate) fn tell(&mut self, heard: Heard<'_>) {
         match self {
-            Self::Bar(bar) => match heard {
-                Heard::Task(task) => bar.set_message(phase(task)),
+            Self::Bar(bar, shown) => match heard {
+                Heard::Task(task) => {
+                    *shown = phase(task);
+                    bar.set_message(*shown);
+                }
                 Heard::Steps(step, steps) => {
                     bar.set_length(steps.into());
                     bar.set_position(step.into());
                 }
                 Heard::Away(_) => bar.set_message("away"),
+                Heard::Back => bar.set_message(*shown),
             },
             Self::Lines(lines) => {
                 if let Some(line) = lines.line(&heard, Instant::now()) {
@@ -52,14 +59,14 @@ impl Progress {
     /// The person at the terminal has had enough.
     pub(crate) fn cancelling(&self) {
         match self {
-            Self::Bar(bar) => bar.abandon_with_message("cancelling"),
+            Self::Bar(bar, _) => bar.abandon_with_message("cancelling"),
             Self::Lines(_) => say("cancelling"),
         }
     }
 
     /// What follows is for stdout.
     pub(crate) fn finish(&self) {
-        if let Self::Bar(bar) = self {
+        if let Self::Bar(bar, _) = self {
             bar.finish_and_clear();
         }
     }
@@ -97,6 +104,7 @@ impl Lines {
                 Some(format!("step {step}/{steps}"))
             }
             Heard::Away(error) => Some(away(error)),
+            Heard::Back => Some(BACK.to_owned()),
         }
     }
 
@@ -116,7 +124,7 @@ fn bar() -> ProgressBar {
     let style = ProgressStyle::with_template(template);
     let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
     bar.set_style(style.progress_chars("█▓░"));
-    bar.set_message("queued");
+    bar.set_message(FIRST);
     bar.enable_steady_tick(Duration::from_millis(100));
     bar
 }

@@ -7,7 +7,7 @@ use contract::v1::{Task, TaskPhase};
 use crate::cli::WatchArgs;
 use crate::client::{Client, phase, wait};
 use crate::error::CliError;
-use crate::follow::{Follow, Heard, PATIENCE, away};
+use crate::follow::{BACK, Follow, Heard, PATIENCE, away};
 use crate::generate::not_succeeded;
 use crate::progress::say;
 
@@ -32,6 +32,7 @@ fn tell(url: &str, heard: &Heard<'_>) {
         }
         Heard::Steps(step, steps) => println!("step {step}/{steps}"),
         Heard::Away(error) => say(&away(error)),
+        Heard::Back => say(BACK),
     }
 }
 
