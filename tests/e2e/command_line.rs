@@ -143,7 +143,12 @@ fn launch(
     let mut lines = lines.map_while(Result::ok);
     let is_up = |line: &String| line.contains("Inkstone is up");
     let up = lines.by_ref().find(is_up);
-    assert!(up.is_some(), "inkstone up ended before it was up");
+    let log = || std::fs::read_to_string(log_of(data)).unwrap_or_default();
+    assert!(
+        up.is_some(),
+        "inkstone up ended before it was up:\n{}",
+        log()
+    );
     let ups = Arc::new(AtomicUsize::new(1));
     let counted = Arc::clone(&ups);
     // Someone must read on, or a full pipe would stop it.
@@ -379,7 +384,8 @@ fn a_watch_goes_on_when_the_platform_is_there_again_and_says_so_when_it_stays_aw
     let out = tempfile::tempdir().unwrap();
     let path = out.path().join("a.png").display().to_string();
     let patience = ["--patience", "5m"];
-    let draw = ["generate", "a cat", "--steps", "60", "-o", path.as_str()];
+    // Long enough to outlast what the gateway gives its callers when it stops.
+    let draw = ["generate", "a cat", "--steps", "100", "-o", path.as_str()];
     let mut drawing = up.command(&[&draw[..], &patience].concat());
     let mut drawing = drawing.spawn().unwrap();
     let mut told = BufReader::new(drawing.stderr.take().unwrap());
