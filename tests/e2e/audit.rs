@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::command_line::Up;
 use crate::{long_picture, short_picture};
 
-const SOON: (&str, &str) = ("INKSTONE_ORCHESTRATOR__AUDIT__EXPORT_EVERY", "1s");
+pub(crate) const SOON: (&str, &str) = ("INKSTONE_ORCHESTRATOR__AUDIT__EXPORT_EVERY", "1s");
 
 /// Runs `inkstone audit`; what it printed, or its complaint.
 fn audit(arguments: &[&str], files: &Path) -> Result<String, String> {
@@ -42,7 +42,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// How often each event of each task is recorded in the files.
-fn recorded(folder: &Path) -> BTreeMap<(String, String), u32> {
+pub(crate) fn recorded(folder: &Path) -> BTreeMap<(String, String), u32> {
     let mut count = BTreeMap::new();
     for file in files(folder) {
         for line in std::fs::read_to_string(file).unwrap().lines() {
@@ -56,7 +56,7 @@ fn recorded(folder: &Path) -> BTreeMap<(String, String), u32> {
     count
 }
 
-async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+pub(crate) async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let deadline = Instant::now() + LIMIT;
     while !holds() {
         assert!(Instant::now() < deadline, "not so: {what}");

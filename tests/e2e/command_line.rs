@@ -2,14 +2,34 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use e2e::{binary, repository};
+use e2e::{LIMIT, binary, repository};
+use nats_server::free_port;
 
-/// A platform that someone runs at a terminal.
+/// Exit codes, as docs/OPERATIONS.md has them.
+const USAGE: i32 = 2;
+const CANCELLED: i32 = 4;
+const UNREACHABLE: i32 = 5;
+const HAD_ENDED: i32 = 6;
+
+/// An engine that takes a known time for its steps.
+const SLOW: [(&str, &str); 2] = [
+    ("INKSTONE_GPU_WORKER__ENGINE__KIND", "simulated"),
+    ("INKSTONE_GPU_WORKER__ENGINE__SIMULATED__STEP", "200ms"),
+];
+
+/// A platform that someone runs, with its log in a file.
 pub(crate) struct Up {
     child: Child,
     pub(crate) data: tempfile::TempDir,
+    listen: String,
+    environment: Vec<(String, String)>,
+    /// How often this process has said that it is up.
+    ups: Arc<AtomicUsize>,
 }
 
 impl Up {
@@ -19,31 +39,61 @@ impl Up {
 
     /// The same with variables of its own.
     pub(crate) fn start_with(environment: &[(&str, &str)]) -> Self {
-        let data = tempfile::tempdir().unwrap();
-        let mut child = Command::new(binary("inkstone"))
-            .args(["up", "--listen", "127.0.0.1:0", "--data"])
-            .arg(data.path())
-            .current_dir(repository())
-            .envs(environment.iter().copied())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .unwrap();
-        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let up = lines.find(|line| line.as_ref().is_ok_and(|l| l.contains("Inkstone is up")));
-        assert!(up.is_some(), "inkstone up ended before it was up");
-        // Someone must read on, or a full pipe would stop it.
-        std::thread::spawn(move || lines.for_each(drop));
-        Self { child, data }
+        Self::start_at("127.0.0.1:0", environment)
     }
 
-    fn inkstone(&self, arguments: &[&str]) -> Output {
-        Command::new(binary("inkstone"))
+    /// On a port that it keeps over restarts.
+    pub(crate) fn start_on_its_port(environment: &[(&str, &str)]) -> Self {
+        let port = free_port().unwrap();
+        Self::start_at(&format!("127.0.0.1:{port}"), environment)
+    }
+
+    fn start_at(listen: &str, environment: &[(&str, &str)]) -> Self {
+        let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let environment: Vec<_> = environment.iter().map(own).collect();
+        let data = tempfile::tempdir().unwrap();
+        let (child, ups) = launch(data.path(), listen, &environment);
+        Self {
+            child,
+            data,
+            listen: listen.to_owned(),
+            environment,
+            ups,
+        }
+    }
+
+    /// Starts it anew, where it was, after an end.
+    fn start_again(&mut self) {
+        (self.child, self.ups) = launch(self.data.path(), &self.listen, &self.environment);
+    }
+
+    /// How often the process that runs has said that it is up.
+    pub(crate) fn ups(&self) -> usize {
+        self.ups.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn runs(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_none()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(log_of(self.data.path())).unwrap()
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(binary("inkstone"));
+        command
             .arg("--data")
             .arg(self.data.path())
             .args(arguments)
-            .output()
-            .unwrap()
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        command
+    }
+
+    pub(crate) fn inkstone(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
     }
 
     pub(crate) fn ok(&self, arguments: &[&str]) -> String {
@@ -62,6 +112,73 @@ impl Up {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
         self.child.wait().unwrap()
+    }
+}
+
+fn log_of(data: &Path) -> std::path::PathBuf {
+    data.join("up.log")
+}
+
+/// Runs `inkstone up` and waits until it says that it is up.
+fn launch(
+    data: &Path,
+    listen: &str,
+    environment: &[(String, String)],
+) -> (Child, Arc<AtomicUsize>) {
+    let log = std::fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .open(log_of(data))
+        .unwrap();
+    let mut child = Command::new(binary("inkstone"))
+        .args(["up", "--listen", listen, "--data"])
+        .arg(data)
+        .current_dir(repository())
+        .envs(environment.iter().map(|(name, value)| (name, value)))
+        .stdout(Stdio::piped())
+        .stderr(log)
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let mut lines = lines.map_while(Result::ok);
+    let is_up = |line: &String| line.contains("Inkstone is up");
+    let up = lines.by_ref().find(is_up);
+    let log = || std::fs::read_to_string(log_of(data)).unwrap_or_default();
+    assert!(
+        up.is_some(),
+        "inkstone up ended before it was up:\n{}",
+        log()
+    );
+    let ups = Arc::new(AtomicUsize::new(1));
+    let counted = Arc::clone(&ups);
+    // Someone must read on, or a full pipe would stop it.
+    std::thread::spawn(move || {
+        for _ in lines.filter(is_up) {
+            counted.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    (child, ups)
+}
+
+/// What a command that runs has written to one of its outputs up to the first such line, which comes back.
+fn line_of(output: &mut impl std::io::BufRead, wanted: &str) -> String {
+    let mut lines = output.lines().map_while(Result::ok);
+    let line = lines.find(|line| line.contains(wanted));
+    line.unwrap_or_else(|| panic!("it ended and never wrote {wanted:?}"))
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn ended(child: &mut Child) -> ExitStatus {
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if let Some(status) = child.try_wait().unwrap() {
+            return status;
+        }
+        assert!(Instant::now() < deadline, "it does not end");
+        std::thread::sleep(Duration::from_millis(50));
     }
 }
 
@@ -130,7 +247,7 @@ fn a_platform_that_is_not_there_is_answered_with_what_to_do() {
         .output()
         .unwrap();
     let message = String::from_utf8(output.stderr).unwrap();
-    assert!(!output.status.success());
+    assert_eq!(output.status.code(), Some(UNREACHABLE));
     for part in ["http://127.0.0.1:1", "inkstone up", "--url"] {
         assert!(message.contains(part), "{message}");
     }
@@ -205,26 +322,91 @@ fn an_interrupt_stops_everything_the_broker_included_and_a_second_start_finds_it
         !stopped.status.success() && message.contains("no platform runs"),
         "{message}"
     );
-    let child = Command::new(binary("inkstone"))
-        .args(["up", "--listen", "127.0.0.1:0", "--data"])
-        .arg(up.data.path())
-        .current_dir(repository())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .unwrap();
-    up.child = child;
-    let deadline = std::time::Instant::now() + e2e::LIMIT;
-    while !up.data.path().join("run.json").exists() {
-        assert!(
-            std::time::Instant::now() < deadline,
-            "the second start did not come up"
-        );
-        std::thread::sleep(std::time::Duration::from_millis(50));
-    }
+    up.start_again();
     assert_eq!(
         std::fs::read_to_string(up.data.path().join("key")).unwrap(),
         key
     );
     up.ok(&["models", "list"]);
+}
+
+#[test]
+fn where_nobody_looks_the_log_has_no_colours_and_generate_tells_how_far_it_is_in_lines() {
+    let up = Up::start();
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().join("a.png").display().to_string();
+    let drawn = up.inkstone(&["generate", "a cat", "--steps", "4", "-o", &path]);
+    let told = text(&drawn.stderr);
+    assert!(drawn.status.success(), "{told}");
+    let lines: Vec<&str> = told.lines().collect();
+    let task = lines[0].strip_prefix("task ").unwrap();
+    assert_eq!(lines.last(), Some(&"succeeded"), "{told}");
+    assert!(lines.len() > 2, "{told}");
+    assert!(!told.contains('\u{1b}'), "{told:?}");
+    let log = up.log();
+    assert!(log.contains("INFO") && !log.contains('\u{1b}'), "{log:?}");
+
+    // What has ended is followed to its end, and cannot be cancelled.
+    assert!(up.ok(&["watch", task]).starts_with("succeeded"));
+    let late = up.inkstone(&["cancel", task]);
+    assert_eq!(late.status.code(), Some(HAD_ENDED));
+    assert!(text(&late.stdout).contains("succeeded"));
+    assert!(text(&late.stderr).contains("had succeeded already"));
+    let unknown = "0197c5a2-0000-7000-8000-000000000001";
+    for command in ["watch", "cancel"] {
+        assert_eq!(up.inkstone(&[command, unknown]).status.code(), Some(1));
+        assert_eq!(up.inkstone(&[command]).status.code(), Some(USAGE));
+    }
+    let refused = up.inkstone(&["generate", "a cat", "--size", "100x100", "-o", &path]);
+    assert_eq!(refused.status.code(), Some(USAGE));
+}
+
+#[test]
+fn who_cancels_hears_whether_there_was_something_to_cancel_and_who_waits_that_it_was_cancelled() {
+    let up = Up::start_with(&SLOW);
+    let mut drawing = up.command(&["generate", "a cat", "--steps", "100"]);
+    let mut drawing = drawing.spawn().unwrap();
+    let mut told = BufReader::new(drawing.stderr.take().unwrap());
+    let task = line_of(&mut told, "task ").replace("task ", "");
+    line_of(&mut told, "running");
+    assert!(up.ok(&["cancel", &task]).contains("cancelled"));
+    assert_eq!(ended(&mut drawing).code(), Some(CANCELLED));
+    let again = up.inkstone(&["cancel", &task]);
+    assert_eq!(again.status.code(), Some(HAD_ENDED));
+    assert!(text(&again.stderr).contains("had been cancelled already"));
+    let watched = up.inkstone(&["watch", &task]);
+    assert_eq!(watched.status.code(), Some(CANCELLED));
+}
+
+#[test]
+fn a_watch_goes_on_when_the_platform_is_there_again_and_says_so_when_it_stays_away() {
+    let mut up = Up::start_on_its_port(&SLOW);
+    let out = tempfile::tempdir().unwrap();
+    let path = out.path().join("a.png").display().to_string();
+    let patience = ["--patience", "5m"];
+    // Long enough to outlast what the gateway gives its callers when it stops.
+    let draw = ["generate", "a cat", "--steps", "100", "-o", path.as_str()];
+    let mut drawing = up.command(&[&draw[..], &patience].concat());
+    let mut drawing = drawing.spawn().unwrap();
+    let mut told = BufReader::new(drawing.stderr.take().unwrap());
+    let task = line_of(&mut told, "task ").replace("task ", "");
+    let watch = ["watch", task.as_str()];
+    let mut watching = up.command(&[&watch[..], &patience].concat());
+    let mut watching = watching.spawn().unwrap();
+    let mut events = BufReader::new(watching.stdout.take().unwrap());
+    let mut hasty = up.command(&[&watch[..], &["--patience", "1s"]].concat());
+    let mut hasty = hasty.spawn().unwrap();
+    let mut heard = BufReader::new(hasty.stdout.take().unwrap());
+    line_of(&mut events, "step");
+    line_of(&mut heard, "step");
+    assert!(up.interrupt().success());
+    assert_eq!(ended(&mut hasty).code(), Some(UNREACHABLE));
+    up.start_again();
+    line_of(&mut events, "succeeded");
+    assert!(ended(&mut watching).success());
+    line_of(&mut told, "away");
+    line_of(&mut told, "there again");
+    line_of(&mut told, "succeeded");
+    assert!(ended(&mut drawing).success());
+    assert!(std::fs::read(&path).unwrap().starts_with(b"\x89PNG"));
 }

@@ -123,6 +123,11 @@ async fn a_task_that_was_given_up_is_submitted_again_once_however_often_it_is_as
     assert_eq!(platform.list().await.len(), 3);
     let nonsense = dead(&platform, &["show", "acme.*"]).unwrap_err();
     assert!(nonsense.contains("TENANT.TASK"), "{nonsense}");
+    let never = format!("other.{}", task.id);
+    let never = dead(&platform, &["show", &never]).unwrap_err();
+    for part in ["never was", "`inkstone dead list`"] {
+        assert!(never.contains(part), "{never}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -204,3 +204,40 @@ fn is_hash(text: &str) -> bool {
     let digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
     text.len() == DIGITS && text.bytes().all(digit)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Event;
+
+    /// A record as it was written before requests had `expires_after_seconds`.
+    const EARLIER: &str = concat!(
+        r#"{"v":1,"sequence":1,"prev_hash":"0000000000000000000000000000000000000000000000000000000000000000","#,
+        r#""recorded":"2026-01-02T03:04:05Z","source":7,"tenant":"acme","task":"t-1","event":"submitted","#,
+        r#""at":"2026-01-02T03:04:04Z","app_key":"dev-1","model":"inkstone-demo","model_version":"1","lane":"standard","#,
+        r#""user":"","request_sha256":"aa","prompt_sha256":"bb","negative_prompt_sha256":"cc","request":{"width":128,"#,
+        r#""height":128,"images":1,"seed":7,"steps":12,"guidance_scale":"2","scheduler":"SCHEDULER_DDIM","#,
+        r#""quality":"QUALITY_STANDARD","output_format":"OUTPUT_FORMAT_PNG","source_image":"","source_mask":"","#,
+        r#""webhook":""},"hash":"6ba2e382a1e90b0dfb36b0626b0b343e422f77cfa794b399e6737302bb86c583"}"#,
+    );
+
+    #[test]
+    fn a_chain_of_before_a_field_was_there_is_good_and_goes_on_with_it() {
+        let mut chain = Chain::after(Head::genesis());
+        let line = chain.follow(EARLIER).unwrap();
+        let mut content = line.content.clone();
+        let Event::Submitted(task) = &mut content.event else {
+            panic!("{line:?}");
+        };
+        assert_eq!(task.request.expires_after_seconds, 0);
+        // What has no deadline is written as ever.
+        let again = Chain::after(Head::genesis()).append(line.content);
+        assert_eq!(again.unwrap(), EARLIER);
+        task.request.expires_after_seconds = 60;
+        let behind = chain.clone();
+        let next = chain.append(content.clone()).unwrap();
+        assert!(next.contains("\"expires_after_seconds\":60"), "{next}");
+        let mut read = behind;
+        assert_eq!(read.follow(&next).unwrap().content, content);
+    }
+}

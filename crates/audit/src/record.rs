@@ -107,6 +107,14 @@ pub struct Request {
     pub source_mask: String,
     /// Whom the end is told; empty for nobody.
     pub webhook: String,
+    /// Seconds within which it was to begin; 0 for any time, and in what was recorded before there was this field.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub expires_after_seconds: u32,
+}
+
+/// Whether a limit is none.
+fn is_none(limit: &u32) -> bool {
+    *limit == 0
 }
 
 /// A picture that a task made.

@@ -135,7 +135,7 @@ pub async fn start(mut settings: Settings, telemetry: Telemetry) -> Result<Servi
         max_batch: settings.worker.max_batch,
         load: settings.models.load,
         simulated: (settings.engine.kind == EngineKind::Simulated)
-            .then(|| settings.engine.simulated.step.duration()),
+            .then_some(settings.engine.simulated),
     };
     tasks.critical("models", async move {
         models::keep(keeper, registry, checks.registry).await;

@@ -145,11 +145,13 @@ pub enum EngineKind {
 }
 
 /// `[engine.simulated]`
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SimulatedSettings {
     /// How long a step takes, of however many pictures.
     pub step: Millis,
+    /// For tests: a step that finds this file removes it and does not come back; empty for none.
+    pub hang_file: PathBuf,
 }
 
 /// Memory as settings name it.

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand};
@@ -9,7 +10,9 @@ use contract::v1::Scheduler;
 use contract::words::{SCHEDULERS, meaning};
 
 use crate::error::CliError;
-use crate::{audit, client, dead, demo, doctor, generate, inspect, keys, models, policies, up};
+use crate::{
+    audit, client, dead, demo, doctor, generate, inspect, keys, models, policies, up, watch,
+};
 
 /// Text to image, from prompt to picture.
 #[derive(Debug, Parser)]
@@ -36,12 +39,7 @@ enum Command {
     /// Draw a picture with a running platform.
     Generate(GenerateArgs),
     /// Follow a task until it ends.
-    Watch {
-        /// The task's id.
-        task: String,
-        #[command(flatten)]
-        server: ServerArgs,
-    },
+    Watch(WatchArgs),
     /// Cancel a task.
     Cancel {
         /// The task's id.
@@ -127,6 +125,17 @@ pub(crate) struct DemoArgs {
     pub(crate) folder: PathBuf,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct WatchArgs {
+    /// The task's id.
+    pub(crate) task: String,
+    /// How long to wait for a platform that has gone away meanwhile, such as 30s or 5m; 0s: not at all. Default: 1m.
+    #[arg(long, value_parser = time)]
+    pub(crate) patience: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) server: ServerArgs,
+}
+
 /// Where a running platform is.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ServerArgs {
@@ -198,6 +207,9 @@ pub(crate) struct GenerateArgs {
     /// How much of the contrast that guidance adds is taken back, 0 to 1. Default: 0.
     #[arg(long, value_parser = share)]
     pub(crate) guidance_rescale: Option<f32>,
+    /// How long to wait for a platform that has gone away meanwhile, such as 30s or 5m; 0s: not at all. Default: 1m.
+    #[arg(long, value_parser = time)]
+    pub(crate) patience: Option<Duration>,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
 }
@@ -371,6 +383,12 @@ fn scheduler() -> impl TypedValueParser<Value = Scheduler> {
         .map(|word| meaning(SCHEDULERS, &word).unwrap_or_default())
 }
 
+fn time(text: &str) -> Result<Duration, String> {
+    let parsed = text.parse::<::settings::Millis>();
+    let parsed = parsed.map(::settings::Millis::duration);
+    parsed.map_err(|_| "a time is a number and ms, s, m, h or d, such as 30s".to_owned())
+}
+
 fn share(text: &str) -> Result<f32, String> {
     let parsed = text.parse::<f32>().ok();
     let parsed = parsed.filter(|share| (0.0..=1.0).contains(share));
@@ -395,7 +413,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         Command::Up(args) => up::run(&data, &args).await,
         Command::Demo(args) => demo::run(&data, &args).await,
         Command::Generate(args) => generate::run(&data, &args).await,
-        Command::Watch { task, server } => client::watch(&data, &server, &task).await,
+        Command::Watch(args) => watch::run(&data, &args).await,
         Command::Cancel { task, server } => client::cancel(&data, &server, &task).await,
         Command::Keys { command, auth, tls } => keys::run(&data, &auth, &tls, command).await,
         Command::Policies { command, auth, tls } => {
@@ -456,6 +474,9 @@ mod tests {
     fn sizes_and_weights_are_read() {
         assert_eq!(size("128x96"), Ok((128, 96)));
         assert!(size("128").is_err());
+        assert_eq!(time("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(time("0s"), Ok(Duration::ZERO));
+        assert!(time("soon").is_err());
         assert_eq!(weight("2=10"), Ok(("2".to_owned(), 10)));
         assert!(weight("2").is_err());
     }

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::path::Path;
 
 use contract::v1::image_service_client::ImageServiceClient;
-use contract::v1::{CancelRequest, Task, TaskPhase, WatchRequest, watch_response};
+use contract::v1::{CancelRequest, GetRequest, Task, TaskPhase, WatchRequest};
 use rpc::{Identity, Peer, PeerSettings, Security};
 use settings::Millis;
 use tonic::metadata::{Ascii, MetadataValue};
@@ -12,7 +12,7 @@ use tonic::{Request, Response, Status};
 
 use crate::cli::{ServerArgs, TlsArgs};
 use crate::error::CliError;
-use crate::generate::not_succeeded;
+use crate::follow::has_ended;
 use crate::place::Place;
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
@@ -131,6 +131,14 @@ impl Client {
         CliError::call(&self.url, "--url")
     }
 
+    pub(crate) async fn get(&self, task: &str) -> Result<Task, CliError> {
+        let request = self.request(GetRequest {
+            task_id: task.to_owned(),
+        })?;
+        let task = self.call(self.service().get(request)).await?.task;
+        task.ok_or(CliError::Answer("a task that is none"))
+    }
+
     pub(crate) async fn cancel(&self, task: &str) -> Result<Task, CliError> {
         let request = self.request(CancelRequest {
             task_id: task.to_owned(),
@@ -151,40 +159,36 @@ impl Client {
     }
 }
 
-/// `inkstone cancel`.
+/// `inkstone cancel`: fails when there was nothing left to cancel.
 pub(crate) async fn cancel(data: &Path, server: &ServerArgs, task: &str) -> Result<(), CliError> {
-    let task = Client::find(data, server)?.cancel(task).await?;
+    let client = Client::find(data, server)?;
+    // To the platform cancelling too late is no error: it answers with the task alone.
+    let before = client.get(task).await?;
+    let late = has_ended(&before);
+    let task = match late {
+        true => before,
+        false => client.cancel(task).await?,
+    };
     println!("{}  {}", task.id, phase(&task));
-    Ok(())
+    match too_late(&task, late) {
+        Some(how) => Err(CliError::HadEnded { task: task.id, how }),
+        None => Ok(()),
+    }
 }
 
-/// `inkstone watch`: fails when the task ends otherwise than with pictures.
-pub(crate) async fn watch(data: &Path, server: &ServerArgs, task: &str) -> Result<(), CliError> {
-    let client = Client::find(data, server)?;
-    let mut updates = client.watch(task).await?;
-    let mut end = None;
-    while let Some(update) = updates.message().await.map_err(client.failed())? {
-        match update.event {
-            Some(watch_response::Event::Task(task)) => {
-                println!("{}{}", phase(&task), wait(&task));
-                for image in &task.images {
-                    println!("  {}{}", client.url, image.path);
-                }
-                if matches!(task.phase(), TaskPhase::Failed | TaskPhase::Cancelled) {
-                    end = Some(not_succeeded(&task));
-                }
-            }
-            Some(watch_response::Event::Progress(progress)) => {
-                println!("step {}/{}", progress.step, progress.steps);
-            }
-            Some(watch_response::Event::Preview(_)) | None => {}
-        }
+/// How a task had ended that was to be cancelled; `None` if it was cancelled. `late`: it had ended when it was first looked at. Even if
+/// not, it may have ended between that and the call.
+fn too_late(task: &Task, late: bool) -> Option<&'static str> {
+    match task.phase() {
+        TaskPhase::Succeeded => Some("had succeeded"),
+        TaskPhase::Failed => Some("had failed"),
+        TaskPhase::Cancelled if late => Some("had been cancelled"),
+        _ => None,
     }
-    end.map_or(Ok(()), Err)
 }
 
 /// What is known of a task's wait.
-fn wait(task: &Task) -> String {
+pub(crate) fn wait(task: &Task) -> String {
     let before = task
         .queue_position
         .map(|before| format!(", {before} before it"));
@@ -273,6 +277,23 @@ mod tests {
             told.contains("does not speak TLS") && told.contains("http://"),
             "{told}"
         );
+    }
+
+    #[test]
+    fn a_cancel_that_comes_too_late_says_how_the_task_had_ended() {
+        let ended = |phase: TaskPhase, late| {
+            let mut task = Task::default();
+            task.set_phase(phase);
+            too_late(&task, late)
+        };
+        assert_eq!(ended(TaskPhase::Cancelled, false), None);
+        assert_eq!(
+            ended(TaskPhase::Cancelled, true),
+            Some("had been cancelled")
+        );
+        // It ended between the look and the call.
+        assert_eq!(ended(TaskPhase::Succeeded, false), Some("had succeeded"));
+        assert_eq!(ended(TaskPhase::Failed, true), Some("had failed"));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::SystemTime;
 
+use contract::ErrorCode;
 use contract::orchestrator::dead_letter_service_client::DeadLetterServiceClient;
 use contract::orchestrator::{
     DeadLetterInfo, DeadLetterKind, GetDeadLetterRequest, ListDeadLettersRequest,
@@ -11,6 +12,7 @@ use contract::orchestrator::{
 use contract::task::DeadLetter;
 use rpc::{Identity, Peer};
 use serde_json::{Value, json};
+use tonic::Status;
 
 use crate::cli::TlsArgs;
 use crate::client::service_peer;
@@ -175,7 +177,7 @@ impl Letters {
     async fn show(&mut self, id: String, json: bool) -> Result<(), CliError> {
         let request = rpc::idempotent(GetDeadLetterRequest { id });
         let found = self.service.get_dead_letter(request).await;
-        let found = found.map_err(CliError::call(&self.url, ORCHESTRATOR_URL))?;
+        let found = found.map_err(|status| self.failed(status))?;
         let info = found.into_inner().letter;
         let info = info.ok_or(CliError::Answer("a dead letter that is none"))?;
         if json {
@@ -204,6 +206,17 @@ impl Letters {
         Ok(())
     }
 
+    /// Why a call for one letter failed.
+    fn failed(&self, status: Status) -> CliError {
+        match CliError::call(&self.url, ORCHESTRATOR_URL)(status) {
+            CliError::Refused(failure) if failure.code == ErrorCode::NotFound => {
+                let reason = failure.message;
+                CliError::NoSuchLetter { reason }
+            }
+            error => error,
+        }
+    }
+
     async fn retry(&mut self, id: String, json: bool) -> Result<(), CliError> {
         let request = RetryDeadLetterRequest { id: id.clone() };
         // Done twice it is done once.
@@ -211,7 +224,7 @@ impl Letters {
             .service
             .retry_dead_letter(rpc::idempotent(request))
             .await;
-        let retried = retried.map_err(CliError::call(&self.url, ORCHESTRATOR_URL))?;
+        let retried = retried.map_err(|status| self.failed(status))?;
         let retried = retried.into_inner();
         let task = retried.task_id;
         if json {

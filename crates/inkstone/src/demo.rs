@@ -9,6 +9,7 @@ use contract::v1::SubmitTask;
 use crate::cli::DemoArgs;
 use crate::client::Client;
 use crate::error::CliError;
+use crate::follow::PATIENCE;
 use crate::generate;
 use crate::place::Place;
 use crate::platform::{Options, Platform};
@@ -56,7 +57,8 @@ async fn draw(platform: &Platform, args: &DemoArgs) -> Result<generate::Drawn, C
         prompt: args.prompt.clone(),
         ..SubmitTask::default()
     };
-    generate::draw(&client, request, &args.folder.join(file_name(&args.prompt))).await
+    let output = args.folder.join(file_name(&args.prompt));
+    generate::draw(&client, request, &output, PATIENCE).await
 }
 
 /// `a 3d panda!` → `a-3d-panda.png`.

@@ -158,6 +158,36 @@ pub enum CliError {
         task: String,
         /// Failed or cancelled, and why.
         how: String,
+        /// Whether someone wished it so.
+        cancelled: bool,
+    },
+    /// A task that was to be cancelled had ended before.
+    #[error("the task {task} {how} already: there was nothing left to cancel")]
+    HadEnded {
+        /// Which.
+        task: String,
+        /// Its end, as a sentence has it.
+        how: &'static str,
+    },
+    /// The platform went away while a task was followed, and did not come back in time.
+    #[error(
+        "the platform was away for {seconds} s, and is no longer waited for; the task does not end by that: \
+         `inkstone watch {task}` follows it again"
+    )]
+    Away {
+        /// Which task.
+        task: String,
+        /// How long it was waited for.
+        seconds: u64,
+        /// What the last try met.
+        #[source]
+        source: Box<CliError>,
+    },
+    /// There is no such dead letter.
+    #[error("{reason}; `inkstone dead list` shows those that are there")]
+    NoSuchLetter {
+        /// What the orchestrator says.
+        reason: String,
     },
     /// What came over the wire makes no sense.
     #[error("the platform's answer makes no sense: {0}")]

@@ -1,22 +1,17 @@
 //! `inkstone generate`: submit, show progress, fetch, write.
 
-use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use contract::v1::{
     GetImageRequest, OutputFormat, PromptSyntax, SubmitRequest, SubmitTask, Task, TaskPhase,
-    watch_response,
 };
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::cli::GenerateArgs;
 use crate::client::{Client, phase};
 use crate::error::CliError;
-
-/// How often a broken connection is made anew before giving up; the task goes on meanwhile.
-const WATCH_ATTEMPTS: u32 = 20;
-const WATCH_PAUSE: Duration = Duration::from_millis(500);
+use crate::follow::{Follow, PATIENCE};
+use crate::progress::Progress;
 
 /// Pictures that were drawn and written.
 pub(crate) struct Drawn {
@@ -27,7 +22,8 @@ pub(crate) struct Drawn {
 
 pub(crate) async fn run(data: &Path, args: &GenerateArgs) -> Result<(), CliError> {
     let client = Client::find(data, &args.server)?;
-    let drawn = draw(&client, request(args)?, &args.output).await?;
+    let patience = args.patience.unwrap_or(PATIENCE);
+    let drawn = draw(&client, request(args)?, &args.output, patience).await?;
     tell(&drawn);
     Ok(())
 }
@@ -91,6 +87,7 @@ pub(crate) async fn draw(
     client: &Client,
     request: SubmitTask,
     output: &Path,
+    patience: Duration,
 ) -> Result<Drawn, CliError> {
     let began = Instant::now();
     let interrupted = lifecycle::shutdown_signal().map_err(CliError::Runtime)?;
@@ -99,15 +96,21 @@ pub(crate) async fn draw(
     })?;
     let task = client.call(client.service().submit(submit)).await?.task;
     let task = task.ok_or(CliError::Answer("a submission without a task"))?;
-    let bar = progress_bar();
+    let mut progress = Progress::of(&task.id);
+    let follow = Follow::of(client, &task, patience);
     let ended = tokio::select! {
-        ended = follow(client, &task, &bar) => ended?,
-        () = interrupted => {
-            bar.abandon_with_message("cancelling");
-            client.cancel(&task.id).await?
+        ended = follow.to_the_end(|heard| progress.tell(heard)) => Some(ended),
+        () = interrupted => None,
+    };
+    let ended = match ended {
+        Some(ended) => ended,
+        None => {
+            progress.cancelling();
+            client.cancel(&task.id).await
         }
     };
-    bar.finish_and_clear();
+    progress.finish();
+    let ended = ended?;
     if ended.phase() != TaskPhase::Succeeded {
         return Err(not_succeeded(&ended));
     }
@@ -137,74 +140,12 @@ pub(crate) fn not_succeeded(task: &Task) -> CliError {
     let phase = phase(task);
     CliError::Ended {
         task: task.id.clone(),
+        cancelled: task.phase() == TaskPhase::Cancelled,
         how: match task.phase() {
             TaskPhase::Cancelled => "was cancelled".to_owned(),
             _ => format!("{phase}{}", reason.unwrap_or_default()),
         },
     }
-}
-
-/// Waits for the end, over as many connections as it takes.
-async fn follow(client: &Client, task: &Task, bar: &ProgressBar) -> Result<Task, CliError> {
-    let mut attempt = 0;
-    loop {
-        let error = match follow_once(client, &task.id, bar, &mut attempt).await {
-            Ok(Some(ended)) => return Ok(ended),
-            Ok(None) => CliError::Answer("a watch that stopped before the task's end"),
-            Err(error) => error,
-        };
-        attempt += 1;
-        if attempt >= WATCH_ATTEMPTS {
-            return Err(error);
-        }
-        tokio::time::sleep(WATCH_PAUSE).await;
-    }
-}
-
-async fn follow_once(
-    client: &Client,
-    task: &str,
-    bar: &ProgressBar,
-    attempt: &mut u32,
-) -> Result<Option<Task>, CliError> {
-    let mut updates = client.watch(task).await?;
-    while let Some(update) = updates.message().await.map_err(client.failed())? {
-        *attempt = 0;
-        match update.event {
-            Some(watch_response::Event::Progress(progress)) => {
-                bar.set_length(progress.steps.into());
-                bar.set_position(progress.step.into());
-            }
-            Some(watch_response::Event::Task(task)) => {
-                bar.set_message(phase(&task));
-                let going_on = matches!(
-                    task.phase(),
-                    TaskPhase::Queued | TaskPhase::Scheduled | TaskPhase::Running
-                );
-                if !going_on {
-                    return Ok(Some(task));
-                }
-            }
-            Some(watch_response::Event::Preview(_)) | None => {}
-        }
-    }
-    Ok(None)
-}
-
-/// A bar where someone looks; plain lines every now and then would only clutter a log file.
-fn progress_bar() -> ProgressBar {
-    let bar = ProgressBar::new(1);
-    if !std::io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::hidden());
-        return bar;
-    }
-    let template = "  {msg:10} [{bar:32}] {pos}/{len} steps  {elapsed}";
-    let style = ProgressStyle::with_template(template);
-    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style.progress_chars("█▓░"));
-    bar.set_message("queued");
-    bar.enable_steady_tick(Duration::from_millis(100));
-    bar
 }
 
 /// `cat.png` for one picture; `cat-0.png`, `cat-1.png`, … for several.

@@ -15,6 +15,8 @@ mod demo;
 mod doctor;
 mod environment;
 mod error;
+mod exit;
+mod follow;
 mod generate;
 mod inspect;
 mod keys;
@@ -22,7 +24,9 @@ mod models;
 mod place;
 mod platform;
 mod policies;
+mod progress;
 mod up;
+mod watch;
 
 use std::process::ExitCode;
 
@@ -49,9 +53,9 @@ pub fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("inkstone: {}", lifecycle::chain(&error));
-            match error {
+            match &error {
                 CliError::Failed(failure) if failure.hung => begin_anew(),
-                _ => ExitCode::FAILURE,
+                _ => ExitCode::from(exit::code(&error)),
             }
         }
     }

@@ -4,6 +4,8 @@
 //! Spans always have ids, exported or not, so every answer carries a `traceparent`; what ties an answer to log lines is the
 //! request id on the request's span.
 
+use std::ffi::OsStr;
+use std::io::IsTerminal as _;
 use std::sync::OnceLock;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
@@ -24,6 +26,8 @@ pub use tracing::Span;
 /// The W3C header that names a request's trace.
 pub const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
+/// Switches colours off where it is set and not empty: <https://no-color.org>.
+const NO_COLOR: &str = "NO_COLOR";
 
 /// Buckets of every `_seconds` histogram: 1 ms to 2 minutes.
 const SECONDS: &[f64] = &[
@@ -88,7 +92,13 @@ impl Telemetry {
         let filter = EnvFilter::try_new(&settings.log).map_err(TelemetryError::Filter)?;
         let traces = tracer_provider(service, settings)?;
         let spans = tracing_opentelemetry::layer().with_tracer(traces.tracer(service));
-        let lines = tracing_subscriber::fmt::layer().with_writer(std::io::stderr);
+        let colours = colours(
+            std::io::stderr().is_terminal(),
+            std::env::var_os(NO_COLOR).as_deref(),
+        );
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(colours);
         let lines = match settings.format {
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
             LogFormat::Text => lines.compact().with_target(false).boxed(),
@@ -126,6 +136,11 @@ impl Telemetry {
             tracing::debug!(%error, "some spans were not exported");
         }
     }
+}
+
+/// Whether log lines are coloured: for eyes at a terminal, never in a file or a pipe.
+fn colours(terminal: bool, no_color: Option<&OsStr>) -> bool {
+    terminal && no_color.is_none_or(OsStr::is_empty)
 }
 
 /// Whether something may be logged at all, whatever the filter says. Below this level, the broker's client prints messages
@@ -212,4 +227,20 @@ pub fn traceparent(span: &Span) -> Option<String> {
     };
     propagator().inject_context(&span.context(), &mut Outgoing(set));
     found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn colours_are_for_terminals_that_do_not_refuse_them() {
+        let wish = |text: &'static str| Some(OsStr::new(text));
+        assert!(colours(true, None));
+        // The convention: only what is not empty is a wish.
+        assert!(colours(true, wish("")));
+        assert!(!colours(true, wish("1")));
+        assert!(!colours(false, None));
+        assert!(!colours(false, wish("")));
+    }
 }

@@ -5,6 +5,7 @@
 //! away and taken up again. Each step draws the next number of a sequence that begins with the request; the picture is made of
 //! the last.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Digest, SHA256, digest};
@@ -27,6 +28,8 @@ pub(crate) struct Model {
     limits: Limits,
     digest: String,
     step: Duration,
+    /// A step that finds it hangs.
+    hang_file: Option<PathBuf>,
 }
 
 /// A picture between two steps.
@@ -51,7 +54,15 @@ impl Model {
             limits,
             digest: format!("simulated-{digest}"),
             step,
+            hang_file: None,
         }
+    }
+
+    /// The same, but that a step which finds `file` removes it and does not come back: as a device may hang that works once the process is
+    /// started anew. An empty path is no file.
+    pub(crate) fn hanging_at(self, file: &Path) -> Self {
+        let hang_file = Some(file.to_owned()).filter(|file| !file.as_os_str().is_empty());
+        Self { hang_file, ..self }
     }
 
     pub(super) fn digest(&self) -> &str {
@@ -113,6 +124,12 @@ impl Model {
         &self,
         jobs: impl Iterator<Item = &'a mut Job>,
     ) -> Vec<Result<Progress, StepError>> {
+        let found = |file: &PathBuf| std::fs::remove_file(file).is_ok();
+        if self.hang_file.as_ref().is_some_and(found) {
+            loop {
+                std::thread::park();
+            }
+        }
         if !self.step.is_zero() {
             std::thread::sleep(self.step);
         }

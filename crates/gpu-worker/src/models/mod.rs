@@ -26,7 +26,7 @@ use crate::engine::{Bytes, EngineError, Loaded, Model, Needs, ReserveError, Simu
 use crate::metrics;
 use crate::pull;
 use crate::retry::Backoff;
-use crate::settings::Load;
+use crate::settings::{Load, SimulatedSettings};
 use crate::worker::Worker;
 use lifecycle::chain;
 
@@ -70,8 +70,8 @@ pub(crate) struct Keeper {
     /// Pictures in one step.
     pub(crate) max_batch: usize,
     pub(crate) load: Load,
-    /// How long a step takes, where none is computed.
-    pub(crate) simulated: Option<Duration>,
+    /// How steps are, where none is computed.
+    pub(crate) simulated: Option<SimulatedSettings>,
 }
 
 /// Why a version is not served so far.
@@ -311,7 +311,7 @@ async fn live(keeper: Keeper, key: VersionKey, version: ModelVersion, end: Cance
 async fn simulate(
     keeper: &Keeper,
     version: &ModelVersion,
-    step: Duration,
+    simulated: &SimulatedSettings,
 ) -> Result<Arc<Loaded>, GetError> {
     let profile = version.profile.unwrap_or_default();
     let limits = Limits {
@@ -326,14 +326,15 @@ async fn simulate(
     };
     let engine = &keeper.worker.engine;
     let reserved = engine.reserve(0, Needs::default()).await?;
-    let model = Model::Simulated(SimulatedModel::new(limits, &version.digest, step));
+    let model = SimulatedModel::new(limits, &version.digest, simulated.step.duration());
+    let model = Model::Simulated(model.hanging_at(&simulated.hang_file));
     Ok(engine.adopt(model, reserved).await?)
 }
 
 /// Downloads and loads a version, once there is room for it, and has it draw.
 async fn get(keeper: &Keeper, version: &ModelVersion) -> Result<Arc<Loaded>, GetError> {
-    if let Some(step) = keeper.simulated {
-        return simulate(keeper, version, step).await;
+    if let Some(simulated) = &keeper.simulated {
+        return simulate(keeper, version, simulated).await;
     }
     let folder = fetch::fetch(&keeper.worker.storage, &keeper.cache, version).await?;
     let engine = &keeper.worker.engine;

@@ -57,6 +57,7 @@ fn task(submitted: &Submitted, prompts: bool) -> Task {
             source_image: source.image_key,
             source_mask: source.mask_key,
             webhook: request.webhook.map(|hook| hook.url).unwrap_or_default(),
+            expires_after_seconds: request.expires_after_seconds,
         },
     }
 }

@@ -69,6 +69,7 @@ impl Bench {
             lane: "standard-image".to_owned(),
             request: Some(contract::v1::SubmitTask {
                 prompt: "a secret cat".to_owned(),
+                expires_after_seconds: 3600,
                 ..Default::default()
             }),
             at: Some(contract::now()),
@@ -151,6 +152,7 @@ async fn every_event_is_recorded_once_by_writers_that_start_anew_and_outrun_each
     let records = bench.records();
     let text = serde_json::to_string(&records).unwrap();
     assert!(!text.contains("secret cat"), "{text}");
+    assert!(text.contains("\"expires_after_seconds\":3600"), "{text}");
     assert_eq!(sources(records), [1, 2, 3, 4, 5, 6, 7, 8]);
 }
 

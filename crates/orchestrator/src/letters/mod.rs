@@ -58,7 +58,9 @@ impl Letters {
     pub(crate) async fn get(&self, id: &LetterId) -> Result<Letter, CallError> {
         let found = self.tasks.log.letter(id).await?;
         found.ok_or_else(|| {
-            let text = format!("there is no dead letter {id}: it has expired, or was tried again");
+            let text = format!(
+                "there is no dead letter {id}: it never was, has expired, or was tried again"
+            );
             Failure::new(ErrorCode::NotFound, text).into()
         })
     }

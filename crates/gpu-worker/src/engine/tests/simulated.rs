@@ -19,6 +19,13 @@ fn noise(step: Duration) -> Model {
     Model::Simulated(SimulatedModel::new(limits, "d1", step))
 }
 
+fn noise_that_hangs_at(file: &Path) -> Model {
+    match noise(Duration::ZERO) {
+        Model::Simulated(model) => Model::Simulated(model.hanging_at(file)),
+        model => model,
+    }
+}
+
 fn step(model: &Model, job: &mut Job) {
     for progress in model.step(&mut [job]) {
         progress.unwrap();
@@ -101,4 +108,24 @@ async fn a_simulated_step_takes_its_time_and_goes_on_from_a_snapshot_to_the_same
     assert!(began.elapsed() >= Duration::from_millis(200));
     let (_picture, outcome) = studio.go_on(request(1, 10), 1, Some(saved)).await;
     assert_eq!(drawn(outcome).await.unwrap(), straight);
+}
+
+#[tokio::test]
+async fn a_simulated_step_that_is_to_hang_does_so_once() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("hang");
+    let engine = Engine::start(NO_LIMITS).unwrap();
+    let reserved = engine.reserve(0, Needs::default()).await.unwrap();
+    let model = engine.adopt(noise_that_hangs_at(&file), reserved);
+    let model = model.await.unwrap();
+    let studio = Studio { engine, model };
+    let (_good, outcome) = studio.begin(request(1, 4), 1).await;
+    drawn(outcome).await.unwrap();
+    std::fs::write(&file, "").unwrap();
+    let (picture, _outcome) = studio.begin(request(2, 4), 1).await;
+    let hung = studio.engine.hangs(Duration::from_millis(400));
+    let hung = tokio::time::timeout(PATIENCE, hung).await;
+    let hung = hung.expect("it is noticed");
+    assert_eq!(Vec::from_iter(hung.pictures), [picture.id()]);
+    assert!(!file.exists(), "the next step would hang too");
 }
