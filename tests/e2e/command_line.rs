@@ -293,7 +293,7 @@ fn keys_are_created_listed_and_revoked_and_a_doctor_finds_nothing() {
         "set",
         "gold-",
         "--models",
-        "*",
+        "t2i-basic,sdlx",
         "--requests-per-second",
         "5",
         "--tier",
@@ -305,6 +305,7 @@ fn keys_are_created_listed_and_revoked_and_a_doctor_finds_nothing() {
         set.status.success() && warning.contains("no lanes for the tier"),
         "{warning}"
     );
+    assert!(warning.contains("no model sdlx:"), "{warning}");
 }
 
 #[test]

@@ -52,14 +52,15 @@ async fn the_command_line_reaches_a_gateway_with_a_certificate_whose_ca_it_is_gi
     .await;
     let url = platform.url().replace("http://", "https://");
     let key = platform.authorization().replace("Bearer ", "");
-    let draw = |options: &[&str]| {
+    let draw_at = |url: &str, options: &[&str]| {
         let mut command = Command::new(e2e::binary("inkstone"));
         command.args([
-            "generate", "a 3d cat", "--steps", "2", "--url", &url, "--key", &key,
+            "generate", "a 3d cat", "--steps", "2", "--url", url, "--key", &key,
         ]);
         command.args(options).arg("--output").arg(path("cat.png"));
         command.output().unwrap()
     };
+    let draw = |options: &[&str]| draw_at(&url, options);
     let drawn = draw(&["--ca", &path("ca/ca.pem")]);
     assert!(drawn.status.success(), "{drawn:?}");
     let picture = std::fs::read(path("cat.png")).unwrap();
@@ -67,4 +68,8 @@ async fn the_command_line_reaches_a_gateway_with_a_certificate_whose_ca_it_is_gi
     // This machine trusts no such CA by itself.
     let stranger = draw(&[]);
     assert!(!stranger.status.success(), "{stranger:?}");
+    // Spoken to in the clear, it is not taken for one that is not there.
+    let clear = draw_at(&platform.url(), &[]);
+    let text = String::from_utf8(clear.stderr).unwrap();
+    assert!(text.contains("speaks TLS; say https://"), "{text}");
 }

@@ -72,7 +72,7 @@ async fn serve(
 struct Over {
     /// Before a request of its passes.
     wait: Duration,
-    /// Requests a second, if it is that limit.
+    /// Requests a second, or how many at once, if it is one of these limits.
     limit: Option<u32>,
 }
 
@@ -93,9 +93,11 @@ fn write_over(headers: &mut HeaderMap, over: Option<Over>) {
     let Some(Over { wait, limit }) = over else {
         return;
     };
-    if let Some(limit) = limit {
-        headers.insert(LIMIT, limit.into());
-    }
+    // All three speak of the limit that was reached: beside another one the key's rate would be taken for it.
+    match limit {
+        Some(limit) => headers.insert(LIMIT, limit.into()),
+        None => headers.remove(LIMIT),
+    };
     headers.insert(REMAINING, 0.into());
     headers.insert(RESET, whole_seconds(wait).max(1).into());
 }
@@ -172,6 +174,7 @@ pub(crate) fn write_limit(headers: &mut HeaderMap, limit: Option<RateLimit>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::room::Room;
 
     #[test]
     fn over_the_limit_the_answer_says_how_long() {
@@ -199,5 +202,36 @@ mod tests {
         assert_eq!(response.headers()["ratelimit-reset"], "6");
         let response = refused(ErrorCode::TooManyTasks);
         assert!(!response.headers().contains_key("ratelimit-remaining"));
+    }
+
+    #[test]
+    fn of_a_refusal_all_three_headers_speak_of_the_limit_that_was_reached() {
+        let told = |failure: Failure| {
+            let mut headers = HeaderMap::new();
+            // As every answer to this caller says.
+            let rate = RateLimit {
+                limit: 50,
+                remaining: 49,
+                reset_ms: 20,
+            };
+            write_limit(&mut headers, Some(rate));
+            write_over(&mut headers, over_limit(&Refused(failure)));
+            [LIMIT, REMAINING, RESET].map(|name| {
+                let value = headers.get(name)?.to_str().unwrap();
+                Some(value.to_owned())
+            })
+        };
+        let some = |value: &str| Some(value.to_owned());
+        let room = Room::new("things are done", 4, 50);
+        let _held = (room.share("a").unwrap(), room.share("a").unwrap());
+        let share = told(room.share("a").unwrap_err());
+        assert_eq!(share, [some("2"), some("0"), some("1")]);
+        let day = told(Failure {
+            retry_after: Some(Duration::from_secs(60)),
+            ..Failure::new(ErrorCode::QuotaExceeded, "no")
+        });
+        assert_eq!(day, [None, some("0"), some("60")]);
+        let waiting = told(Failure::new(ErrorCode::TooManyTasks, "no"));
+        assert_eq!(waiting, [some("50"), some("49"), some("1")]);
     }
 }

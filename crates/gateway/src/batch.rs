@@ -130,14 +130,16 @@ pub(crate) fn result(answer: Answer) -> v1::SubmitResult {
 /// the caller's limit, if more was charged.
 ///
 /// # Errors
-/// When there are none or too many, the caller is over its limit, or nobody could be asked: then no task was made that is
-/// known of.
+/// When there are none or too many, the platform has more to do than it can, the caller is over its limit, or nobody could be
+/// asked: then no task was made that is known of.
 pub(crate) async fn submit(
     edge: &Edge,
     caller: &Caller,
     requests: Vec<Result<v1::SubmitTask, Failure>>,
 ) -> Result<(Vec<Answer>, Option<RateLimit>), Failure> {
     check_batch(requests.len())?;
+    // Before it is charged: what there is no room for costs its caller no more than the request.
+    let _room = edge.platform.batch_room(&requests)?;
     let limit = edge.platform.charge_batch(caller, requests.len()).await?;
     let mut good = Vec::with_capacity(requests.len());
     let check = |request: Result<v1::SubmitTask, Failure>| {

@@ -7,18 +7,23 @@ use crate::settings::CorsSettings;
 
 /// Every origin.
 const EVERY: &str = "*";
-/// What pages may read of an answer besides what every page may.
-const EXPOSED: [HeaderName; 10] = [
+/// What pages may read of an answer besides what every page may: all that answers say to whoever called.
+const EXPOSED: [HeaderName; 15] = [
+    header::ALLOW,
     header::CONTENT_DISPOSITION,
     header::ETAG,
     header::LOCATION,
     header::RETRY_AFTER,
+    header::WWW_AUTHENTICATE,
+    HeaderName::from_static("idempotent-replayed"),
+    HeaderName::from_static("inference-header-content-length"),
     HeaderName::from_static("ratelimit-limit"),
     HeaderName::from_static("ratelimit-remaining"),
     HeaderName::from_static("ratelimit-reset"),
     HeaderName::from_static("traceparent"),
     HeaderName::from_static("x-inkstone-task-id"),
     HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-should-retry"),
 ];
 
 /// The layer that answers preflights and marks answers; `None` where no origin may call. Credentials that a browser sends by itself

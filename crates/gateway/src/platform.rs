@@ -13,7 +13,7 @@ use contract::registry::registry_service_client::RegistryServiceClient;
 use contract::v1::submit_result;
 use contract::{ErrorCode, Failure, TaskId, TenantId, orchestrator, registry, v1};
 use lifecycle::Tasks;
-use rpc::{BreakerState, Gather, Identity, Peer, PeerSettings, Security};
+use rpc::{BreakerState, Gather, Identity, Peer, PeerSettings, Security, UnderWay};
 use storage::{Key, Opened, Storage, StorageError};
 use tokio::sync::watch;
 use tonic::{Request, Status, Streaming};
@@ -185,6 +185,20 @@ impl Platform {
         });
         let answer = self.orchestrator.clone().check(request).await;
         answer.map(drop).map_err(heard("check"))
+    }
+
+    /// Room for a batch among the submissions under way, by how many of them could be read: to be held until it is answered.
+    ///
+    /// # Errors
+    /// Unavailable when more are under way than can be answered soon.
+    pub(crate) fn batch_room(
+        &self,
+        requests: &[Result<v1::SubmitTask, Failure>],
+    ) -> Result<UnderWay<'_>, Failure> {
+        let tasks = || requests.iter().flatten();
+        let keyed = tasks().all(|task| !task.idempotency_key.is_empty());
+        let submissions = if keyed { &self.keyed } else { &self.keyless };
+        submissions.enter(tasks().count())
     }
 
     /// Charges the requests of a batch beyond the first, which was charged when its caller was let in.

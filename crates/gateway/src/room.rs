@@ -139,6 +139,8 @@ impl Shares {
             );
             return Err(Failure {
                 retry_after: Some(BUSY_WAIT),
+                // Of this refusal the share is the limit, as the key's rate is that of others.
+                rate_limit: Some(most),
                 ..Failure::new(ErrorCode::RateLimited, message)
             });
         }
@@ -223,6 +225,7 @@ mod tests {
         let refused = room.share("a").unwrap_err();
         assert_eq!(refused.code, ErrorCode::RateLimited);
         assert_eq!(refused.retry_after, Some(BUSY_WAIT));
+        assert_eq!(refused.rate_limit, Some(2));
         assert!(refused.message.contains("may have 2"), "{refused}");
         room.share("b").unwrap();
         drop(first);

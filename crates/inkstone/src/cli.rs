@@ -330,6 +330,10 @@ pub(crate) struct PolicyArgs {
     /// Pixels times steps of a tenant in a day (UTC), over all pictures; none: no limit.
     #[arg(long, value_parser = limit::<u64>)]
     pub(crate) pixel_steps_per_day: Option<Limit<u64>>,
+    /// The registry's own address, to be warned of models that it does not know. Default: the one that runs on the data folder, where
+    /// auth is that one's, too.
+    #[arg(long, env = "INKSTONE_REGISTRY_URL")]
+    pub(crate) registry_url: Option<String>,
 }
 
 /// A limit, or that there is none.

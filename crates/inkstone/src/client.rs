@@ -2,12 +2,16 @@
 
 use std::future::Future;
 use std::path::Path;
+use std::time::Duration;
 
 use contract::v1::image_service_client::ImageServiceClient;
 use contract::v1::{CancelRequest, GetRequest, Task, TaskPhase, WatchRequest};
 use rpc::{Identity, Peer, PeerSettings, Security};
 use settings::Millis;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tonic::metadata::{Ascii, MetadataValue};
+use tonic::transport::Uri;
 use tonic::{Request, Response, Status};
 
 use crate::cli::{ServerArgs, TlsArgs};
@@ -17,6 +21,14 @@ use crate::place::Place;
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 const CALL_LIMIT: &str = "30s";
+/// Where the address can be given.
+const URL: &str = "--url";
+/// A record of TLS with a hello that is cut short: whoever speaks TLS answers with an alert, and nobody else does.
+const CUT_HELLO: [u8; 10] = [22, 3, 1, 0, 5, 1, 0, 0, 1, 0];
+/// How an alert begins.
+const ALERT: [u8; 2] = [21, 3];
+/// For that answer.
+const ALERT_LIMIT: Duration = Duration::from_secs(2);
 
 /// A channel in the clear to `url`.
 pub(crate) fn peer(url: &str) -> Result<Peer, CliError> {
@@ -122,13 +134,28 @@ impl Client {
         &self,
         call: impl Future<Output = Result<Response<T>, Status>>,
     ) -> Result<T, CliError> {
-        let answer = call.await.map_err(self.failed())?;
-        Ok(answer.into_inner())
+        match call.await {
+            Ok(answer) => Ok(answer.into_inner()),
+            Err(status) => Err(self.why(status).await),
+        }
+    }
+
+    /// Why a call failed, the other end asked what it speaks where the call does not tell.
+    async fn why(&self, status: Status) -> CliError {
+        let is_told = contract::error::is_of_a_service(&status);
+        let error = self.failed()(status);
+        if is_told || matches!(error, CliError::WrongScheme { .. }) {
+            return error;
+        }
+        if self.url.starts_with("http://") && speaks_tls(&self.url).await {
+            return CliError::speaks_tls(&self.url, URL);
+        }
+        error
     }
 
     /// Why a call failed.
     pub(crate) fn failed(&self) -> impl FnOnce(Status) -> CliError {
-        CliError::call(&self.url, "--url")
+        CliError::call(&self.url, URL)
     }
 
     pub(crate) async fn get(&self, task: &str) -> Result<Task, CliError> {
@@ -157,6 +184,26 @@ impl Client {
         })?;
         self.call(self.service().watch(request)).await
     }
+}
+
+/// Whether TLS is spoken at an address that is given as one in the clear. A call there is sent an alert as well, but seldom hears it: a
+/// connection that is closed before all of a call was read is reset, and the alert goes with it. This asks for one with nothing behind it.
+async fn speaks_tls(url: &str) -> bool {
+    let url = url.parse::<Uri>().unwrap_or_default();
+    let (Some(host), port) = (url.host(), url.port_u16().unwrap_or(80)) else {
+        return false;
+    };
+    // An address of IPv6 stands in brackets in a URL and nowhere else.
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let asked = async {
+        let mut stream = TcpStream::connect((host, port)).await.ok()?;
+        stream.write_all(&CUT_HELLO).await.ok()?;
+        let mut answer = [0; ALERT.len()];
+        stream.read_exact(&mut answer).await.ok()?;
+        Some(answer)
+    };
+    let answer = tokio::time::timeout(ALERT_LIMIT, asked).await;
+    answer.ok().flatten() == Some(ALERT)
 }
 
 /// `inkstone cancel`: fails when there was nothing left to cancel.
@@ -238,9 +285,20 @@ mod tests {
         }
     }
 
+    /// What a call to this address hears while somebody answers there.
+    async fn told_at(url: &str, answering: impl Future<Output = ()>) -> String {
+        let client = Client::new(url, "ink_x".to_owned(), None).unwrap();
+        let request = client.request(ListModelsRequest {}).unwrap();
+        let mut service = client.service();
+        let told = client.call(service.list_models(request));
+        tokio::select! {
+            () = answering => unreachable!("it answers for ever"),
+            told = told => told.unwrap_err().to_string(),
+        }
+    }
+
     /// What a call hears of one who answers every connection with these bytes.
     async fn told_by(scheme: &str, answer: &'static [u8]) -> String {
-        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let answering = async {
@@ -254,14 +312,30 @@ mod tests {
                 let _ = stream.read_to_end(&mut heard).await;
             }
         };
-        let client = Client::new(&url, "ink_x".to_owned(), None).unwrap();
-        let request = client.request(ListModelsRequest {}).unwrap();
-        let mut service = client.service();
-        let told = client.call(service.list_models(request));
-        tokio::select! {
-            () = answering => unreachable!("it answers for ever"),
-            told = told => told.unwrap_err().to_string(),
-        }
+        told_at(&url, answering).await
+    }
+
+    #[tokio::test]
+    async fn tls_is_told_where_its_alert_was_lost_with_the_connection() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let answering = async {
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let mut first = [0];
+                let _ = stream.peek(&mut first).await;
+                // Closed with more to read, a connection is reset, and what was written to it is lost.
+                if first != CUT_HELLO[..1] {
+                    continue;
+                }
+                stream.read_exact(&mut [0; CUT_HELLO.len()]).await.unwrap();
+                // What rustls answers to a message that it cannot read: a fatal alert, decode_error.
+                let alert = b"\x15\x03\x03\x00\x02\x02\x32";
+                stream.write_all(alert).await.unwrap();
+            }
+        };
+        let told = told_at(&url, answering).await;
+        assert!(told.contains("speaks TLS; say https://"), "{told}");
     }
 
     #[tokio::test]

@@ -274,6 +274,16 @@ impl CliError {
         }
     }
 
+    /// TLS is spoken at `url`, which says otherwise.
+    pub(crate) fn speaks_tls(url: &str, option: &'static str) -> Self {
+        Self::WrongScheme {
+            url: url.to_owned(),
+            speaks: "speaks TLS",
+            scheme: "https",
+            option,
+        }
+    }
+
     pub(crate) fn file(
         operation: &'static str,
         path: impl Into<PathBuf>,

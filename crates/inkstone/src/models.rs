@@ -13,7 +13,7 @@ use crate::error::CliError;
 use crate::place::Place;
 
 /// Where the registry's address can be given.
-const REGISTRY_URL: &str = "--registry-url";
+pub(crate) const REGISTRY_URL: &str = "--registry-url";
 
 pub(crate) async fn run(
     data: &Path,
@@ -77,7 +77,8 @@ pub(crate) async fn run(
     Ok(())
 }
 
-fn registry(
+/// The registry at this address, or of the platform that runs on the data folder.
+pub(crate) fn registry(
     data: &Path,
     tls: &TlsArgs,
     url: Option<String>,

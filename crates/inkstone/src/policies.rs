@@ -1,18 +1,24 @@
 //! `inkstone policies`: on auth's own address, with its admin token.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use contract::auth::policy_service_client::PolicyServiceClient;
 use contract::auth::{
     ListPoliciesRequest, Policy, PolicyInfo, RemovePolicyRequest, SetPolicyRequest,
 };
+use contract::registry::{ListModelsRequest, Model};
 use rpc::{Identity, Peer};
 
 use crate::cli::{AuthArgs, Limit, PoliciesCommand, PolicyArgs, TlsArgs};
 use crate::client::{service_peer, with_bearer};
 use crate::error::CliError;
 use crate::keys::{AUTH_URL, Operator};
+use crate::models::{self, REGISTRY_URL};
+use crate::place::Place;
 
+/// Among a policy's models: all there are.
+const EVERY_MODEL: &str = "*";
 const NEW_TIER: &str = "standard";
 
 pub(crate) async fn run(
@@ -40,14 +46,20 @@ pub(crate) async fn run(
             let all = policies.list().await?;
             let before = all.into_iter().find(|p| p.prefix == change.prefix);
             let revision = before.as_ref().map_or(0, |before| before.revision);
+            let (prefix, registry) = (change.prefix.clone(), registry_of(data, args, &change));
+            let policy = changed(before.and_then(|before| before.policy), change)?;
             let request = SetPolicyRequest {
-                prefix: change.prefix.clone(),
-                policy: Some(changed(before.and_then(|before| before.policy), change)?),
+                prefix,
+                policy: Some(policy.clone()),
                 revision,
             };
-            let tier = request.policy.as_ref().map(|policy| policy.tier.clone());
             let set = policies.set(request).await?;
-            if let Some(warning) = tier.and_then(|tier| without_lanes(&tier)) {
+            let mut warnings = Vec::from_iter(without_lanes(&policy.tier));
+            if let Some(url) = registry {
+                let models = &policy.models;
+                warnings.extend(known_models(data, tls, url, models).await);
+            }
+            for warning in warnings {
                 eprintln!("inkstone: {warning}");
             }
             print_one(&set.ok_or(CliError::Answer("a change without a policy"))?);
@@ -135,19 +147,79 @@ fn changed(before: Option<Policy>, change: PolicyArgs) -> Result<Policy, CliErro
 /// What to say of a tier for which the orchestrator has no lanes, by its settings here: in this environment, else its defaults.
 fn without_lanes(tier: &str) -> Option<String> {
     let settings: orchestrator::Settings = settings::load(None, &[]).ok()?;
-    let lanes = settings.scheduling.lanes.keys();
-    let lanes: Vec<&str> = lanes.map(|lane| lane.as_str()).collect();
-    let own = |lane: &&str| {
-        lane.strip_prefix(tier)
-            .is_some_and(|rest| rest.starts_with('-'))
-    };
-    if lanes.iter().any(own) {
+    let scheduling = &settings.scheduling;
+    let mut tiers: BTreeSet<&str> = BTreeSet::new();
+    for lane in scheduling.lanes.keys() {
+        for class in &scheduling.classes {
+            let tier = lane.as_str().strip_suffix(class.name.as_str());
+            tiers.extend(tier.and_then(|tier| tier.strip_suffix('-')));
+        }
+    }
+    if tiers.contains(tier) {
         return None;
     }
+    let tiers: Vec<&str> = tiers.into_iter().collect();
     Some(format!(
         "by the settings here there are no lanes for the tier {tier:?}: where the orchestrator has none either (scheduling.lanes), its \
-         tasks run with the tier standard's. There are {}",
-        lanes.join(", ")
+         tasks run with the tier standard's. There are lanes for {}",
+        tiers.join(", ")
+    ))
+}
+
+/// The registry of the same platform, if it is known where that is.
+fn registry_of(data: &Path, args: &AuthArgs, change: &PolicyArgs) -> Option<String> {
+    let given = change.registry_url.clone();
+    given.or_else(|| match args.auth_url {
+        None => Place::at(data).running().map(|running| running.registry),
+        // What runs on the folder is another platform then, or may be.
+        Some(_) => None,
+    })
+}
+
+/// What to say of a policy's models, once the registry was asked which there are.
+async fn known_models(
+    data: &Path,
+    tls: &TlsArgs,
+    url: String,
+    models: &[String],
+) -> Option<String> {
+    let known = async {
+        let (url, mut registry) = models::registry(data, tls, Some(url))?;
+        let listed = registry.list_models(rpc::idempotent(ListModelsRequest {}));
+        let listed = listed.await.map_err(CliError::call(&url, REGISTRY_URL))?;
+        Ok::<_, CliError>(listed.into_inner().models)
+    };
+    match known.await {
+        Ok(known) => unknown_models(models, &known),
+        Err(error) => Some(format!(
+            "the registry could not be asked whether there are the policy's models: {}",
+            lifecycle::chain(&error)
+        )),
+    }
+}
+
+/// What to say of models that go by no name that there is.
+fn unknown_models(models: &[String], known: &[Model]) -> Option<String> {
+    let names = known
+        .iter()
+        .flat_map(|model| std::iter::once(&model.name).chain(&model.aliases));
+    let names: BTreeSet<&str> = names.map(String::as_str).collect();
+    let named = models.iter().map(String::as_str);
+    let unknown: Vec<&str> = named
+        .filter(|name| *name != EVERY_MODEL && !names.contains(name))
+        .collect();
+    if unknown.is_empty() {
+        return None;
+    }
+    let names: Vec<&str> = names.into_iter().collect();
+    Some(format!(
+        "the registry knows no model {}: the policy opens none by that name until one is called so. There are {}",
+        unknown.join(", "),
+        if names.is_empty() {
+            "none".to_owned()
+        } else {
+            names.join(", ")
+        }
     ))
 }
 
@@ -252,10 +324,29 @@ mod tests {
         for tier in ["gold", "prio"] {
             let told = without_lanes(tier).unwrap();
             assert!(
-                told.contains(tier) && told.contains("priority-image"),
+                told.contains(tier) && told.ends_with("lanes for priority, standard"),
                 "{told}"
             );
         }
+    }
+
+    #[test]
+    fn models_that_the_registry_does_not_know_are_told_by_name() {
+        let known = Model {
+            name: "sdxl".to_owned(),
+            aliases: vec!["t2i-basic".to_owned()],
+            ..Model::default()
+        };
+        let told = |models: &[&str]| {
+            let models: Vec<_> = models.iter().map(|name| (*name).to_owned()).collect();
+            unknown_models(&models, std::slice::from_ref(&known))
+        };
+        assert_eq!(told(&["*"]), None);
+        assert_eq!(told(&["sdxl", "t2i-basic"]), None);
+        let some = told(&["sdxl", "sdlx", "i2v"]).unwrap();
+        assert!(some.contains("no model sdlx, i2v:"), "{some}");
+        assert!(some.ends_with("There are sdxl, t2i-basic"), "{some}");
+        assert!(unknown_models(&["a".to_owned()], &[]).is_some());
     }
 
     #[test]

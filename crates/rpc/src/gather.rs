@@ -65,30 +65,37 @@ pub struct Gather<Q, A> {
     limit: Arc<Mutex<Limit>>,
 }
 
-/// One of the calls under way, until it is dropped.
-struct UnderWay<'a> {
+/// One of the calls under way, or several that go as one, until it is dropped.
+#[must_use = "they are under way for as long as it lives"]
+pub struct UnderWay<'a> {
     peer: &'static str,
     limit: &'a Mutex<Limit>,
+    calls: usize,
     since: Instant,
     answered: bool,
 }
 
 impl<'a> UnderWay<'a> {
-    /// `None` where there is no room, for one that needs it.
-    fn enter(peer: &'static str, limit: &'a Mutex<Limit>, needs_room: bool) -> Option<Self> {
-        let mut inside = locked(limit);
-        if !needs_room {
-            inside.enter_in_any_case();
-        } else if !inside.enter() {
-            return None;
-        }
-        drop(inside);
-        Some(Self {
+    /// `None` where there is no room.
+    fn enter(peer: &'static str, limit: &'a Mutex<Limit>, calls: usize) -> Option<Self> {
+        let entered = locked(limit).enter(calls);
+        entered.then(|| Self::new(peer, limit, calls))
+    }
+
+    fn enter_in_any_case(peer: &'static str, limit: &'a Mutex<Limit>) -> Self {
+        locked(limit).enter_in_any_case();
+        Self::new(peer, limit, 1)
+    }
+
+    /// Of calls that have entered.
+    fn new(peer: &'static str, limit: &'a Mutex<Limit>, calls: usize) -> Self {
+        Self {
             peer,
             limit,
+            calls,
             since: Instant::now(),
             answered: false,
-        })
+        }
     }
 }
 
@@ -98,7 +105,10 @@ impl Drop for UnderWay<'_> {
         let took = self.answered.then(|| now - self.since);
         let mut limit = locked(self.limit);
         let before = limit.most();
-        limit.leave(now, took);
+        match self.calls {
+            1 => limit.leave(now, took),
+            calls => limit.leave_together(calls),
+        }
         if limit.most() != before {
             metrics::limit(self.peer, limit.most());
         }
@@ -160,12 +170,20 @@ impl<Q: Send + 'static, A: Send + 'static> Gather<Q, A> {
     /// What the peer answered; or that it did not, in time or at all; or, at once, that too many calls are under way for how long they
     /// take.
     pub async fn ask(&self, question: Q) -> Result<A, Failure> {
-        let Some(under_way) = UnderWay::enter(self.peer, &self.limit, true) else {
+        let under_way = self.enter(1)?;
+        self.ask_as(question, under_way).await
+    }
+
+    /// Room for calls to the same peer that somebody else sends as one; to be held until they are answered.
+    ///
+    /// # Errors
+    /// Too many calls are under way for how long they take.
+    pub fn enter(&self, calls: usize) -> Result<UnderWay<'_>, Failure> {
+        UnderWay::enter(self.peer, &self.limit, calls.max(1)).ok_or_else(|| {
             metrics::over_limit(self.peer);
             let text = "the platform has more to do just now than it can; try again";
-            return Err(Failure::unavailable(text, BUSY_WAIT));
-        };
-        self.ask_as(question, under_way).await
+            Failure::unavailable(text, BUSY_WAIT)
+        })
     }
 
     /// The same, whatever is under way: for those of whom there are never many, or who must be answered when others are not.
@@ -173,10 +191,7 @@ impl<Q: Send + 'static, A: Send + 'static> Gather<Q, A> {
     /// # Errors
     /// What the peer answered; or that it did not, in time or at all.
     pub async fn ask_in_any_case(&self, question: Q) -> Result<A, Failure> {
-        let under_way = UnderWay::enter(self.peer, &self.limit, false);
-        let Some(under_way) = under_way else {
-            return Err(unanswered(self.peer));
-        };
+        let under_way = UnderWay::enter_in_any_case(self.peer, &self.limit);
         self.ask_as(question, under_way).await
     }
 

@@ -155,7 +155,7 @@ async fn over_the_limit_some_are_refused_and_those_who_must_not_be_are_not() {
     let (gather, gatherer) = Gather::new("halves", LONG, halves);
     let most = gather.limit.lock().unwrap().most();
     for _ in 0..most {
-        assert!(gather.limit.lock().unwrap().enter());
+        assert!(gather.limit.lock().unwrap().enter(1));
     }
     let asked = async {
         let refused = gather.ask(2).await.unwrap_err();
@@ -164,6 +164,25 @@ async fn over_the_limit_some_are_refused_and_those_who_must_not_be_are_not() {
         assert_eq!(gather.ask_in_any_case(2).await.unwrap(), 1);
         gather.limit.lock().unwrap().leave(Instant::now(), None);
         assert_eq!(gather.ask(4).await.unwrap(), 2);
+        drop(gather);
+    };
+    tokio::join!(asked, gatherer.run());
+}
+
+#[tokio::test(start_paused = true)]
+async fn calls_that_go_as_one_take_the_room_of_all_of_them_until_they_are_answered() {
+    let (gather, gatherer) = Gather::new("halves", LONG, halves);
+    let most = gather.limit.lock().unwrap().most();
+    let asked = async {
+        let batches: Vec<_> = (0..most.div_ceil(100)).map(|_| gather.enter(100)).collect();
+        assert!(batches.iter().all(Result::is_ok));
+        let refused = gather.enter(100).err().unwrap();
+        assert_eq!(refused.code, ErrorCode::Unavailable);
+        assert!(refused.retry_after.is_some());
+        assert!(gather.ask(2).await.is_err());
+        drop(batches);
+        assert_eq!(gather.ask(4).await.unwrap(), 2);
+        assert!(gather.enter(100).is_ok());
         drop(gather);
     };
     tokio::join!(asked, gatherer.run());

@@ -40,7 +40,7 @@ pub use breaker::{BreakerSettings, BreakerState};
 pub use budget::RetrySettings;
 pub use client::{NoDeadline, Peer, idempotent, streaming};
 pub use each::each;
-pub use gather::{Answers, Asked, Gather, Gatherer, MAX_GROUP};
+pub use gather::{Answers, Asked, Gather, Gatherer, MAX_GROUP, UnderWay};
 pub use tls::{Identity, Security, TlsError, TlsSettings};
 
 /// Streams that one connection may have open.

@@ -52,19 +52,29 @@ impl Limit {
         }
     }
 
-    /// Whether there is room for one more; then it is under way until it [leaves](Limit::leave).
-    pub(crate) fn enter(&mut self) -> bool {
+    /// Whether there is room for one more; then it is under way until it [leaves](Limit::leave). Calls that go as one find room where a
+    /// single one would, and may go beyond the limit by all but one: else single calls would keep them out for as long as there are many.
+    pub(crate) fn enter(&mut self, calls: usize) -> bool {
         if self.under_way >= self.most {
             return false;
         }
-        self.enter_in_any_case();
+        self.add(calls);
         true
     }
 
     /// One more, whatever the limit: of those that are bounded elsewhere.
     pub(crate) fn enter_in_any_case(&mut self) {
-        self.under_way += 1;
+        self.add(1);
+    }
+
+    fn add(&mut self, calls: usize) {
+        self.under_way += calls;
         self.peak = self.peak.max(self.under_way);
+    }
+
+    /// Calls that came as one are no longer under way. How long they took together says nothing of how long one takes.
+    pub(crate) fn leave_together(&mut self, calls: usize) {
+        self.under_way = self.under_way.saturating_sub(calls);
     }
 
     /// One is no longer under way; `took` if it was answered. Whoever gave up, or was in a hurry, says nothing of the peer.
@@ -160,7 +170,7 @@ mod tests {
 
         fn ask(&mut self, now: Duration) {
             self.answer_until(now);
-            if !self.limit.enter() {
+            if !self.limit.enter(1) {
                 self.refused += 1;
                 return;
             }
@@ -234,13 +244,13 @@ mod tests {
         let mut waiting: VecDeque<Duration> = (0..callers).map(|_| Duration::ZERO).collect();
         let (mut clock, mut refused) = (Duration::ZERO, 0);
         for _ in 0..callers {
-            refused += usize::from(!limit.enter());
+            refused += usize::from(!limit.enter(1));
         }
         for number in 0..calls {
             clock += work(number);
             let asked = waiting.pop_front().unwrap_or_default();
             limit.leave(now + clock, Some(clock - asked));
-            refused += usize::from(!limit.enter());
+            refused += usize::from(!limit.enter(1));
             waiting.push_back(clock);
         }
         refused
@@ -261,6 +271,19 @@ mod tests {
     }
 
     #[test]
+    fn calls_that_come_as_one_count_as_many_and_find_room_where_one_would() {
+        let mut limit = Limit::new(Instant::now());
+        while limit.under_way < BOUNDS.1 - 1 {
+            assert!(limit.enter(1));
+        }
+        assert!(limit.enter(100));
+        assert!(!limit.enter(100) && !limit.enter(1));
+        limit.leave_together(100);
+        assert!(limit.enter(1));
+        assert_eq!(limit.under_way, BOUNDS.1);
+    }
+
+    #[test]
     fn a_few_slow_calls_and_callers_who_give_up_close_nothing() {
         let now = Instant::now();
         let mut limit = Limit::new(now);
@@ -271,7 +294,7 @@ mod tests {
                 1 => None,
                 _ => Some(Duration::from_secs(3)),
             };
-            assert!(limit.enter());
+            assert!(limit.enter(1));
             limit.leave(at, took);
         }
         assert_eq!(limit.most(), BOUNDS.1);
@@ -288,7 +311,7 @@ mod tests {
             for (enters, later, took) in steps {
                 now += Duration::from_millis(later);
                 if enters {
-                    inside += usize::from(limit.enter());
+                    inside += usize::from(limit.enter(1));
                 } else if inside > 0 {
                     inside -= 1;
                     limit.leave(now, took.map(Duration::from_millis));

@@ -187,3 +187,62 @@ fn deaf_clients(platform: &Platform) {
         }
     }
 }
+
+/// Asks for pages of many kilobytes, more of them than sockets take, and reads nothing.
+fn deaf(platform: &Platform) -> TcpStream {
+    let mut stream = connect(platform);
+    let questions = "GET /openapi.json HTTP/1.1\r\nhost: x\r\n\r\n".repeat(1000);
+    stream.write_all(questions.as_bytes()).unwrap();
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn while_too_much_is_unread_requests_hear_when_to_come_again_until_the_deaf_reader_is_cut_off()
+ {
+    let settings = [
+        ("INKSTONE_GATEWAY__HTTP__MAX_UNREAD_BYTES", "16KiB"),
+        ("INKSTONE_GATEWAY__HTTP__READ_TIMEOUT", "6s"),
+    ];
+    let platform = Platform::start_services(&FRONT, &settings, false).await;
+    let ask = |path: &str| {
+        let request = e2e::agent().get(format!("{}{path}", platform.url()));
+        let request = request.header("authorization", platform.authorization());
+        request.call().unwrap()
+    };
+    let until = |what: &str, status: u16| {
+        let began = Instant::now();
+        loop {
+            let answer = ask("/v1/models");
+            if answer.status().as_u16() == status {
+                return answer;
+            }
+            assert!(began.elapsed() < PATIENCE, "{what}: {}", answer.status());
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    tokio::task::block_in_place(|| {
+        until("before", 200);
+        let mut stream = deaf(&platform);
+        let refused = until("a reader that reads nothing fills no room", 503);
+        assert_eq!(refused.headers()["retry-after"], "1");
+        // What needs no room is answered all the while.
+        assert_eq!(ask("/healthz").status(), 200);
+        let began = Instant::now();
+        while !platform
+            .metrics("gateway")
+            .contains("reason=\"slow_reader\"")
+        {
+            let waited = began.elapsed();
+            assert!(waited < PATIENCE, "a deaf reader is borne for {waited:?}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        until("what the deaf reader left is still counted", 200);
+        // Of all that it asked for, it has at most what was in the sockets, and the end.
+        let mut heard = Vec::new();
+        let _ = stream.read_to_end(&mut heard);
+        let head: &[u8] = b"HTTP/1.1 200";
+        let answers = heard.windows(head.len()).filter(|part| *part == head);
+        let answers = answers.count();
+        assert!(answers < 1000, "{answers} answers: nobody was cut off");
+    });
+}

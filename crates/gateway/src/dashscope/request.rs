@@ -202,6 +202,9 @@ fn knobs(parameters: &mut Fields) -> Result<v1::SubmitTask, Failure> {
             .into(),
         guidance_rescale: parameters.number("guidance_rescale")?,
         user: parameters.text("user")?.unwrap_or_default(),
+        expires_after_seconds: parameters
+            .small("expires_after_seconds")?
+            .unwrap_or_default(),
         ..Default::default()
     })
 }
@@ -449,6 +452,23 @@ mod tests {
         assert_eq!(
             validate(&task).unwrap_err().field.as_deref(),
             Some("prompt")
+        );
+    }
+
+    #[test]
+    fn a_task_may_be_given_a_time_to_begin_within_as_in_our_own_dialect() {
+        let body = |seconds: i64| {
+            format!(
+                r#"{{"input":{{"prompt":"p"}},"parameters":{{"expires_after_seconds":{seconds}}}}}"#
+            )
+        };
+        let task = read(Form::Prompt, &body(60)).unwrap();
+        assert_eq!(task.expires_after_seconds, 60);
+        assert_eq!(field(Form::Prompt, &body(-1)), "expires_after_seconds");
+        let task = read(Form::Prompt, &body(604_801)).unwrap();
+        assert_eq!(
+            validate(&task).unwrap_err().field.as_deref(),
+            Some("expires_after_seconds")
         );
     }
 

@@ -54,6 +54,7 @@ pub(super) const INPUTS: &[Described] = &[
     optional("SCHEDULER", "BYTES", Kind::Text),
     optional("PROMPT_SYNTAX", "BYTES", Kind::Text),
     optional("QUALITY", "BYTES", Kind::Text),
+    optional("EXPIRES_AFTER_SECONDS", "INT32", Kind::Whole),
 ];
 
 /// The pictures: files as `BYTES`, or pixels as `UINT8` of shape `[n, height, width, 3]` with `image_format` `raw`.

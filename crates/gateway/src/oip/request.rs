@@ -203,6 +203,7 @@ impl<'a> Inputs<'a> {
                 .word("QUALITY", i, QUALITIES)?
                 .unwrap_or_default()
                 .into(),
+            expires_after_seconds: self.small("EXPIRES_AFTER_SECONDS", i)?,
             ..Default::default()
         })
     }
@@ -371,6 +372,18 @@ mod tests {
         );
         let scale = tensor("GUIDANCE_SCALE", Values::Real(vec![f64::NAN]));
         assert_eq!(field(vec![prompt(), scale]), "GUIDANCE_SCALE");
+    }
+
+    #[test]
+    fn a_task_may_be_given_a_time_to_begin_within_as_in_our_own_dialect() {
+        let within = |seconds| {
+            let seconds = tensor("EXPIRES_AFTER_SECONDS", Values::Whole(vec![seconds]));
+            vec![texts("PROMPT", &["p", "q"]), seconds]
+        };
+        let plan = plan(&asked(within(60)), "").unwrap();
+        assert!(plan.tasks.iter().all(|t| t.expires_after_seconds == 60));
+        assert_eq!(field(within(604_801)), "EXPIRES_AFTER_SECONDS");
+        assert_eq!(field(within(-1)), "EXPIRES_AFTER_SECONDS");
     }
 
     #[test]

@@ -36,6 +36,7 @@ const NUMBERS: &[&str] = &[
     "guidance_rescale",
     "output_compression",
     "partial_images",
+    "expires_after_seconds",
     "strength",
 ];
 /// What would change the picture and cannot.
@@ -261,12 +262,14 @@ mod tests {
             part("prompt", b"7"),
             part("n", b"2"),
             part("guidance_scale", b"2.5"),
+            part("expires_after_seconds", b"60"),
             part("style_tags[]", b"a"),
             part("style_tags[]", b"b"),
         ]);
         let wish = request::decode(form.unwrap().0, String::new()).unwrap();
         assert_eq!((wish.task.prompt.as_str(), wish.task.images), ("7", 2));
         assert_eq!(wish.task.guidance_scale, Some(2.5));
+        assert_eq!(wish.task.expires_after_seconds, 60);
         assert_eq!(wish.task.style_tags, ["a", "b"]);
     }
 

@@ -107,7 +107,7 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
         guidance_rescale: fields.number("guidance_rescale")?,
         source: None,
         webhook: None,
-        expires_after_seconds: 0,
+        expires_after_seconds: fields.small("expires_after_seconds")?.unwrap_or_default(),
     };
     Ok(Wish {
         task,
@@ -249,6 +249,16 @@ mod tests {
         assert!(failure.message.contains("dpm++2m-sde-karras"), "{failure}");
         let named = Some("prompt_syntax".to_owned());
         assert_eq!(field(r#"{"prompt_syntax":"lpw"}"#), named);
+    }
+
+    #[test]
+    fn a_task_may_be_given_a_time_to_begin_within_as_in_our_own_dialect() {
+        let wish = read(r#"{"prompt":"p","expires_after_seconds":60}"#).unwrap();
+        assert_eq!(wish.task.expires_after_seconds, 60);
+        let named = Some("expires_after_seconds".to_owned());
+        assert_eq!(field(r#"{"expires_after_seconds":-1}"#), named);
+        let wish = read(r#"{"prompt":"p","expires_after_seconds":604801}"#).unwrap();
+        assert_eq!(validate(&wish.task).unwrap_err().field, named);
     }
 
     #[test]

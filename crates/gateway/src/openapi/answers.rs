@@ -197,7 +197,10 @@ pub(super) fn headers() -> Vec<(&'static str, Header)> {
         ),
         (
             "RateLimit-Limit",
-            header(whole(0, most), "Requests a second that the key may make."),
+            header(
+                whole(0, most),
+                "Requests a second that the key may make; with 429 the limit that was reached, if it is that or the tenant's share.",
+            ),
         ),
         (
             "RateLimit-Remaining",
