@@ -195,7 +195,8 @@ async fn exchange(
     let jobs = &service.tasks;
     let outcomes = notices::Outcomes::new(broker, notices);
     let log = &tasks.log;
-    notices::start(jobs, broker, log, outcomes.clone(), &notices.public_url).await?;
+    let (told, meter) = (outcomes.clone(), tasks.meter.clone());
+    notices::start(jobs, broker, log, told, meter, &notices.public_url).await?;
     let deliverer = notices::webhook::Deliverer {
         log: log.clone(),
         auth: auth.clone(),

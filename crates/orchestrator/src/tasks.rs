@@ -304,26 +304,12 @@ impl Tasks {
         record.done = Some(match self.log.end(&record.task_ref()?, &done).await? {
             Ended::First => {
                 tracing::info!(task, "cancelled");
-                self.refund(&record.submitted);
+                self.meter.refund_task(&record.submitted);
                 done
             }
             Ended::Already(first) => *first,
         });
         Ok(record.view())
-    }
-
-    /// Gives back what a task that was cancelled was charged for.
-    fn refund(&self, submitted: &Submitted) {
-        let (Ok(tenant), Some(request)) = (submitted.tenant.parse(), &submitted.request) else {
-            return;
-        };
-        if submitted.charged_to.is_empty() {
-            return;
-        }
-        let policy = submitted.charged_to.clone();
-        let at = submitted.at.unwrap_or_default().seconds;
-        let account = Account { tenant, policy };
-        self.meter.refund(&account, at, Use::of(request));
     }
 
     /// A page of a tenant's tasks, newest first, and the token of the next.
