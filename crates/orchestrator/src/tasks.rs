@@ -99,6 +99,7 @@ impl Tasks {
             Submission::Accepted => {
                 drop(in_doubt);
                 self.backlog.poke(&queue).await;
+                self.note_deadline(&submitted).await;
                 metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
                 tracing::info!(
                     task = submitted.task_id,
@@ -123,6 +124,14 @@ impl Tasks {
         same_request(&existing, &submitted)?;
         let record = self.read(&existing.tenant, &existing.task_id).await?;
         Ok((record.view(), true))
+    }
+
+    /// Notes by when a task that is stored must have begun. Where that fails its end comes late, when its queue has come to it.
+    pub(crate) async fn note_deadline(&self, submitted: &Submitted) {
+        if let Err(error) = self.log.note_deadline(submitted).await {
+            let (task, error) = (&submitted.task_id, lifecycle::chain(&error));
+            tracing::warn!(task, error, "its deadline is not noted");
+        }
     }
 
     /// Whether a webhook could be told, as far as its URL says.

@@ -7,6 +7,7 @@ use contract::TenantId;
 use contract::task::{Cancelled, Done, done};
 use contract::v1::TaskPhase;
 use prost::Message as _;
+use task_log::TaskRef;
 
 use crate::support::{PATIENCE, Platform, stop, submitted, tenants, until};
 
@@ -150,6 +151,51 @@ async fn a_tenant_has_no_more_tasks_at_workers_than_its_limit() {
         let limited = out.get(&limited).copied();
         assert!(limited.unwrap_or(0) <= 3, "{out:?}");
     }
+    stop(orchestrator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_did_not_begin_in_time_ends_however_deep_it_lies_and_others_stay() {
+    let platform = Platform::start().await;
+    let orchestrator = platform.orchestrator(&[("scheduling.window", "4")]).await;
+    // Nobody takes them, and more than are ever held in memory lie before it.
+    platform.submit_many("acme", 1500).await;
+    let limited = |seconds| {
+        let mut event = submitted("acme", "1");
+        if let Some(request) = &mut event.request {
+            request.expires_after_seconds = seconds;
+        }
+        event
+    };
+    let (soon, later) = (limited(2), limited(600));
+    let began = Instant::now();
+    let mut tasks = Vec::new();
+    for event in [&soon, &later] {
+        tasks.push(platform.submit(event).await);
+        platform.log.note_deadline(event).await.unwrap();
+    }
+    let phase = async |task: &TaskRef| {
+        let record = platform.log.read(&task.tenant, task.task).await.unwrap();
+        record.unwrap().phase()
+    };
+    until("it has ended", async || {
+        phase(&tasks[0]).await == TaskPhase::Failed
+    })
+    .await;
+    println!("ended after {:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(phase(&tasks[1]).await, TaskPhase::Queued);
+    let noted = platform.broker.log("DEADLINES");
+    until("only the other is noted", async || {
+        let noted = noted.last_of_each("inkstone.deadline.*.>").await.unwrap();
+        let of = |task: &TaskRef| {
+            let name = task.task.to_string();
+            noted.iter().any(|event| event.subject.ends_with(&name))
+        };
+        !of(&tasks[0]) && of(&tasks[1])
+    })
+    .await;
     stop(orchestrator).await;
 }
 
