@@ -100,7 +100,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let max_size = settings.streams.task_max_size.bytes();
     watch_dependencies(&service, &broker, &storage, &log, max_size);
 
-    let waiting = Arc::new(Waiting::new(log.clone()));
+    let waiting = Arc::new(Waiting::new(log.clone(), service.tasks.clone()));
     let meter = Arc::new(Meter::open(&broker, meter::now).await?);
     meter.clone().keep_up(&service);
     let learned = learning::Learned::start(&service, &broker, &log).await?;
