@@ -52,8 +52,11 @@ pub(crate) fn start(service: &Service, log: &TaskLog) {
 
 impl Deadlines {
     fn new(log: TaskLog) -> Self {
-        let (next, kept) = Default::default();
-        Self { log, next, kept }
+        Self {
+            log,
+            next: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+        }
     }
 
     async fn sweep(&self) -> Result<(), TaskLogError> {

@@ -34,9 +34,9 @@ pub struct FaultPlan {
     pub lost_answers: u8,
     /// Reads that break off in the middle.
     pub broken_reads: u8,
-    /// Writes that answer that all is stored, where other bytes are.
+    /// Writes of whole objects that answer that all is stored, where other bytes are.
     pub lies: u8,
-    /// Writes that fail as on a full disk.
+    /// Writes of whole objects that fail as on a full disk.
     pub full: u8,
     /// Requests that take `delay_ms` longer, whatever becomes of them.
     pub delays: u8,
