@@ -122,6 +122,8 @@ pub struct OutputSettings {
     pub verify: Verify,
     /// How long a task waits here for the store; zero is any time.
     pub patience: Millis,
+    /// How long a task goes from worker to worker whose store takes nothing; zero is any time.
+    pub give_up_after: Millis,
 }
 
 /// How a stored picture is verified before its task's end is written.

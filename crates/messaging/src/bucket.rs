@@ -182,6 +182,20 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
         })
     }
 
+    /// Removes what was written at `key` up to `revision`, and leaves nothing in its place: nobody who follows the bucket hears of it, and no key
+    /// that is gone takes room for ever. What was written since stays. True when something went.
+    ///
+    /// # Errors
+    /// When the broker does not confirm.
+    pub async fn forget(&self, key: &str, revision: u64) -> Result<bool, BrokerError> {
+        let subject = format!("$KV.{}.{key}", self.name);
+        // Up to but not including it.
+        let purge = self.store.stream.purge().filter(subject);
+        let purged = purge.sequence(revision + 1).await;
+        let purged = purged.map_err(BrokerError::request("writing a bucket"))?;
+        Ok(purged.purged > 0)
+    }
+
     /// The last write of each key that was written after `revision`, in the order of their revisions, as many as one read returns:
     /// less than [`MAX_BATCH`] means that these are all.
     ///

@@ -18,6 +18,7 @@ use storage::{Aged, Key, Storage, StorageError};
 use task_log::{TaskLog, TaskLogError};
 
 use crate::settings::InputSettings;
+use crate::sweeps;
 
 /// Files that one sweep removes at most; the next one takes the rest.
 const MAX_SWEPT: usize = 10_000;
@@ -88,6 +89,23 @@ impl Inputs {
         }
     }
 
+    async fn sweep_and_tell(&self, log: &TaskLog) {
+        match self.sweep(log).await {
+            Ok(removed) => {
+                metrics::counter!("inkstone_orchestrator_input_sweeps_total").increment(1);
+                metrics::counter!("inkstone_orchestrator_inputs_removed_total")
+                    .increment(removed as u64);
+                if removed > 0 {
+                    tracing::info!(removed, "pictures that callers had sent have expired");
+                }
+            }
+            Err(error) => {
+                let error = lifecycle::chain(&error);
+                tracing::warn!(error, "pictures that callers have sent stay for now");
+            }
+        }
+    }
+
     /// Removes what has expired, and says how much that was.
     async fn sweep(&self, log: &TaskLog) -> Result<usize, SweepError> {
         let now = contract::clock::system_time();
@@ -137,34 +155,9 @@ fn expiry(now: SystemTime, open_since: Option<SystemTime>, keep: Duration) -> Sy
 /// Sweeps now and then for as long as the service runs.
 pub(crate) fn start(service: &Service, inputs: Inputs, log: TaskLog, settings: &InputSettings) {
     let every = settings.sweep_every.duration();
-    let stopping = service.tasks.stopping();
-    let sweeps = async move {
-        let mut next = tokio::time::interval(every);
-        next.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            next.tick().await;
-            match inputs.sweep(&log).await {
-                Ok(removed) => {
-                    metrics::counter!("inkstone_orchestrator_input_sweeps_total").increment(1);
-                    metrics::counter!("inkstone_orchestrator_inputs_removed_total")
-                        .increment(removed as u64);
-                    if removed > 0 {
-                        tracing::info!(removed, "pictures that callers had sent have expired");
-                    }
-                }
-                Err(error) => {
-                    let error = lifecycle::chain(&error);
-                    tracing::warn!(error, "pictures that callers have sent stay for now");
-                }
-            }
-        }
-    };
-    service.tasks.critical("inputs", async move {
-        tokio::select! {
-            () = stopping => {}
-            () = sweeps => {}
-        }
-        Ok::<(), std::convert::Infallible>(())
+    sweeps::start(service, "inputs", every, move || {
+        let (inputs, log) = (inputs.clone(), log.clone());
+        async move { inputs.sweep_and_tell(&log).await }
     });
 }
 

@@ -7,7 +7,8 @@
 //! * [`waiting`] and [`meter`] hold callers to what their policies allow at once and in a day;
 //! * [`tasks`] is what callers can do with tasks;
 //! * [`backlog`] knows which queues there are, and holds the next few tasks of each;
-//! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](deadline);
+//! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](task_log::deadline);
+//! * [`deadlines`] ends what did not begin in time, however deep it lies;
 //! * [`estimate`] says how long a task waits (pure), [`waits`] tells its caller;
 //! * [`dispatch`] carries that out, from the backlog in TASKS to the workers' queue WORK;
 //! * [`partitions`] says whose queues this orchestrator does so for, where there are several;
@@ -23,6 +24,7 @@ mod audit;
 mod auth;
 mod backlog;
 mod cost;
+mod deadlines;
 mod dispatch;
 mod error;
 mod estimate;
@@ -43,6 +45,7 @@ mod retention;
 mod route;
 mod schedule;
 mod settings;
+mod sweeps;
 mod tasks;
 mod usage;
 mod waiting;
@@ -97,7 +100,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let max_size = settings.streams.task_max_size.bytes();
     watch_dependencies(&service, &broker, &storage, &log, max_size);
 
-    let waiting = Arc::new(Waiting::new(log.clone()));
+    let waiting = Arc::new(Waiting::new(log.clone(), service.tasks.clone()));
     let meter = Arc::new(Meter::open(&broker, meter::now).await?);
     meter.clone().keep_up(&service);
     let learned = learning::Learned::start(&service, &broker, &log).await?;
@@ -121,6 +124,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     if settings.audit.enabled {
         self::audit::start(&service, &broker, &storage, &log, &settings.audit).await?;
     }
+    deadlines::start(&service, &log);
     retention::start(&service, &storage, &log, &settings.retention);
     let inputs = inputs::Inputs::new(storage, &settings.inputs);
     inputs::start(&service, inputs.clone(), log.clone(), &settings.inputs);
@@ -195,7 +199,8 @@ async fn exchange(
     let jobs = &service.tasks;
     let outcomes = notices::Outcomes::new(broker, notices);
     let log = &tasks.log;
-    notices::start(jobs, broker, log, outcomes.clone(), &notices.public_url).await?;
+    let (told, meter) = (outcomes.clone(), tasks.meter.clone());
+    notices::start(jobs, broker, log, told, meter, &notices.public_url).await?;
     let deliverer = notices::webhook::Deliverer {
         log: log.clone(),
         auth: auth.clone(),

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
+use contract::task::Submitted;
 use contract::{Failure, TenantId};
 use futures::StreamExt as _;
 use lifecycle::Service;
@@ -192,6 +193,19 @@ impl Meter {
         }
         spare.left = spare.left.plus(charged);
         spare.used_at = Instant::now();
+    }
+
+    /// Gives back what a task was charged for that is not drawn after all.
+    pub(crate) fn refund_task(&self, submitted: &Submitted) {
+        let (Ok(tenant), Some(request)) = (submitted.tenant.parse(), &submitted.request) else {
+            return;
+        };
+        if submitted.charged_to.is_empty() {
+            return;
+        }
+        let policy = submitted.charged_to.clone();
+        let at = submitted.at.unwrap_or_default().seconds;
+        self.refund(&Account { tenant, policy }, at, Use::of(request));
     }
 
     fn account(&self, account: &Account) -> Arc<Held> {

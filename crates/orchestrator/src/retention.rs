@@ -4,8 +4,11 @@
 //! pictures that no task's end names, which a worker leaves behind that dies between storing and saying so. Before anything is removed
 //! the log is asked for its task, and a task that has not ended keeps everything.
 //!
+//! The same sweep removes the cursors of queues of which the log has nothing left.
+//!
 //! Every orchestrator sweeps by itself. Removing what another has removed is no error.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use contract::task::done::Outcome;
@@ -15,6 +18,7 @@ use storage::{Drawn, Kind, Storage, StorageError};
 use task_log::{Record, TaskLog, TaskLogError};
 
 use crate::settings::RetentionSettings;
+use crate::sweeps;
 
 /// Objects that are looked at together.
 const AT_ONCE: usize = 8;
@@ -79,6 +83,27 @@ struct Sweeper {
 }
 
 impl Sweeper {
+    async fn sweep_all(&self) {
+        for kind in [Kind::Checkpoint, Kind::Picture] {
+            match self.sweep(kind).await {
+                Ok(()) => metrics::gauge!("inkstone_orchestrator_last_sweep_seconds")
+                    .set(contract::now().seconds as f64),
+                Err(error) => {
+                    let error = lifecycle::chain(&error);
+                    tracing::warn!(error, ?kind, "what has expired stays for now");
+                }
+            }
+        }
+        match self.log.sweep_cursors().await {
+            Ok(0) => {}
+            Ok(gone) => tracing::debug!(gone, "cursors of queues that are gone are removed"),
+            Err(error) => {
+                let error = lifecycle::chain(&error);
+                tracing::warn!(error, "cursors of queues that are gone stay for now");
+            }
+        }
+    }
+
     /// Removes what has expired of a kind.
     async fn sweep(&self, kind: Kind) -> Result<(), SweepError> {
         let now = contract::clock::system_time();
@@ -129,35 +154,15 @@ pub(crate) fn start(
     log: &TaskLog,
     settings: &RetentionSettings,
 ) {
-    let sweeper = Sweeper {
+    let sweeper = Arc::new(Sweeper {
         storage: storage.clone(),
         log: log.clone(),
         settings: settings.clone(),
-    };
-    let stopping = service.tasks.stopping();
-    let sweeps = async move {
-        let mut every = tokio::time::interval(sweeper.settings.sweep_every.duration());
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            every.tick().await;
-            for kind in [Kind::Checkpoint, Kind::Picture] {
-                match sweeper.sweep(kind).await {
-                    Ok(()) => metrics::gauge!("inkstone_orchestrator_last_sweep_seconds")
-                        .set(contract::now().seconds as f64),
-                    Err(error) => {
-                        let error = lifecycle::chain(&error);
-                        tracing::warn!(error, ?kind, "what has expired stays for now");
-                    }
-                }
-            }
-        }
-    };
-    service.tasks.critical("retention", async move {
-        tokio::select! {
-            () = stopping => {}
-            () = sweeps => {}
-        }
-        Ok::<(), std::convert::Infallible>(())
+    });
+    let every = settings.sweep_every.duration();
+    sweeps::start(service, "retention", every, move || {
+        let sweeper = sweeper.clone();
+        async move { sweeper.sweep_all().await }
     });
 }
 

@@ -102,6 +102,7 @@ impl Tasks {
             Submission::Accepted => {
                 drop(in_doubt);
                 self.backlog.poke(&queue).await;
+                self.note_deadline(&submitted).await;
                 metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
                 tracing::info!(
                     task = submitted.task_id,
@@ -126,6 +127,14 @@ impl Tasks {
         same_request(&existing, &submitted)?;
         let record = Box::pin(self.read(&existing.tenant, &existing.task_id)).await?;
         Ok((record.view(), true))
+    }
+
+    /// Notes by when a task that is stored must have begun. Where that fails its end comes late, when its queue has come to it.
+    pub(crate) async fn note_deadline(&self, submitted: &Submitted) {
+        if let Err(error) = self.log.note_deadline(submitted).await {
+            let (task, error) = (&submitted.task_id, lifecycle::chain(&error));
+            tracing::warn!(task, error, "its deadline is not noted");
+        }
     }
 
     /// Whether a webhook could be told, as far as its URL says.
@@ -307,26 +316,12 @@ impl Tasks {
         record.done = Some(match self.log.end(&record.task_ref()?, &done).await? {
             Ended::First => {
                 tracing::info!(task, "cancelled");
-                self.refund(&record.submitted);
+                self.meter.refund_task(&record.submitted);
                 done
             }
             Ended::Already(first) => *first,
         });
         Ok(record.view())
-    }
-
-    /// Gives back what a task that was cancelled was charged for.
-    fn refund(&self, submitted: &Submitted) {
-        let (Ok(tenant), Some(request)) = (submitted.tenant.parse(), &submitted.request) else {
-            return;
-        };
-        if submitted.charged_to.is_empty() {
-            return;
-        }
-        let policy = submitted.charged_to.clone();
-        let at = submitted.at.unwrap_or_default().seconds;
-        let account = Account { tenant, policy };
-        self.meter.refund(&account, at, Use::of(request));
     }
 
     /// A page of a tenant's tasks, newest first, and the token of the next.

@@ -34,6 +34,10 @@ pub struct FaultPlan {
     pub lost_answers: u8,
     /// Reads that break off in the middle.
     pub broken_reads: u8,
+    /// Writes of whole objects that answer that all is stored, where other bytes are.
+    pub lies: u8,
+    /// Writes of whole objects that fail as on a full disk.
+    pub full: u8,
     /// Requests that take `delay_ms` longer, whatever becomes of them.
     pub delays: u8,
     /// Milliseconds.
@@ -45,24 +49,27 @@ enum Fault {
     Error,
     LostAnswer,
     BrokenRead,
+    Lie,
+    Full,
 }
 
 /// What is to become of the `number`-th request: which fault, and whether it is held up.
 fn fate(plan: &FaultPlan, number: u64) -> (Option<Fault>, bool) {
     let random = mix(plan.seed.wrapping_add(mix(number)));
     let (what, late) = (random % 100, (random >> 32) % 100);
-    let (errors, lost) = (u64::from(plan.errors), u64::from(plan.lost_answers));
-    let broken = u64::from(plan.broken_reads);
-    let fault = if what < errors {
-        Some(Fault::Error)
-    } else if what < errors + lost {
-        Some(Fault::LostAnswer)
-    } else if what < errors + lost + broken {
-        Some(Fault::BrokenRead)
-    } else {
-        None
-    };
-    (fault, late < u64::from(plan.delays))
+    let faults = [
+        (Fault::Error, plan.errors),
+        (Fault::LostAnswer, plan.lost_answers),
+        (Fault::BrokenRead, plan.broken_reads),
+        (Fault::Lie, plan.lies),
+        (Fault::Full, plan.full),
+    ];
+    let mut below = 0;
+    let fault = faults.into_iter().find(|(_, share)| {
+        below += u64::from(*share);
+        what < below
+    });
+    (fault.map(|(fault, _)| fault), late < u64::from(plan.delays))
 }
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
@@ -113,8 +120,22 @@ impl Faulty {
                 request.await?;
                 Err(failed("an answer was to be lost"))
             }
-            Some(Fault::BrokenRead) | None => request.await,
+            Some(Fault::BrokenRead | Fault::Lie | Fault::Full) | None => request.await,
         }
+    }
+}
+
+/// The same number of other bytes.
+fn other(payload: &PutPayload) -> PutPayload {
+    let bytes = payload.iter().flat_map(|part| part.iter());
+    let bytes: Vec<u8> = bytes.map(|byte| !byte).collect();
+    PutPayload::from(bytes)
+}
+
+fn full() -> Error {
+    Error::Generic {
+        store: "faulty",
+        source: std::io::Error::from(std::io::ErrorKind::StorageFull).into(),
     }
 }
 
@@ -139,8 +160,19 @@ impl ObjectStore for Faulty {
         payload: PutPayload,
         options: PutOptions,
     ) -> Result<PutResult> {
-        let put = self.inner.put_opts(location, payload, options);
-        self.through(put).await
+        match self.strike().await {
+            Some(Fault::Error) => Err(failed("a fault was asked for")),
+            Some(Fault::Full) => Err(full()),
+            Some(Fault::Lie) => {
+                let other = other(&payload);
+                self.inner.put_opts(location, other, options).await
+            }
+            Some(Fault::LostAnswer) => {
+                self.inner.put_opts(location, payload, options).await?;
+                Err(failed("an answer was to be lost"))
+            }
+            Some(Fault::BrokenRead) | None => self.inner.put_opts(location, payload, options).await,
+        }
     }
 
     async fn put_multipart_opts(
@@ -159,7 +191,9 @@ impl ObjectStore for Faulty {
             Some(Fault::BrokenRead) if !head => {
                 broken(self.inner.get_opts(location, options).await?).await
             }
-            Some(Fault::BrokenRead) | None => self.inner.get_opts(location, options).await,
+            Some(Fault::BrokenRead | Fault::Lie | Fault::Full) | None => {
+                self.inner.get_opts(location, options).await
+            }
         }
     }
 
@@ -246,7 +280,29 @@ mod tests {
         });
         assert_eq!(storage.size(&key).await.unwrap(), Some(2), "it was stored");
         assert!(storage.get(&key, 2).await.is_err());
+        all(FaultPlan {
+            full: 100,
+            ..FaultPlan::default()
+        });
+        let error = storage.put(&key, data.clone()).await.unwrap_err();
+        let StorageError::Request { source, .. } = error else {
+            panic!("{error}");
+        };
+        let Error::Generic { source, .. } = source else {
+            panic!("{source}");
+        };
+        let cause = source.downcast::<std::io::Error>().unwrap();
+        assert_eq!(cause.kind(), std::io::ErrorKind::StorageFull);
+        assert_eq!(storage.get(&key, 2).await.unwrap(), data, "it stays");
+        all(FaultPlan {
+            lies: 100,
+            ..FaultPlan::default()
+        });
+        storage.put(&key, data.clone()).await.unwrap();
+        let found = storage.get(&key, 2).await.unwrap();
+        assert!(found.len() == data.len() && found != data);
         std::fs::remove_file(&file).unwrap();
+        storage.put(&key, data.clone()).await.unwrap();
         assert_eq!(storage.get(&key, 2).await.unwrap(), data);
     }
 
@@ -259,6 +315,7 @@ mod tests {
             broken_reads: 10,
             delays: 30,
             delay_ms: 1,
+            ..FaultPlan::default()
         };
         let fates: Vec<_> = (0..10_000).map(|number| fate(&plan, number)).collect();
         let again: Vec<_> = (0..10_000).map(|number| fate(&plan, number)).collect();

@@ -35,6 +35,14 @@ pub fn expired(within: Duration) -> Done {
     }
 }
 
+/// Whether this is the end of a task that did not begin in time, so that nothing of it was drawn, whoever wrote it.
+pub fn has_expired(done: &Done) -> bool {
+    let late = ErrorCode::DeadlineExceeded.to_string();
+    let failed =
+        matches!(&done.outcome, Some(done::Outcome::Failed(failed)) if failed.code == late);
+    failed && done.started_at.is_none()
+}
+
 #[cfg(test)]
 mod tests {
     use contract::v1::SubmitTask;
@@ -54,6 +62,13 @@ mod tests {
         }
         let after = deadline(&submitted).map(|at| at - submitted_at(&submitted));
         assert_eq!(after, Some(Duration::from_secs(90)));
+        let done = expired(Duration::from_secs(90));
+        assert!(has_expired(&done));
+        let begun = Done {
+            started_at: Some(contract::now()),
+            ..done
+        };
+        assert!(!has_expired(&begun) && !has_expired(&Done::default()));
         let Some(done::Outcome::Failed(failed)) = expired(Duration::from_secs(90)).outcome else {
             panic!("not failed");
         };

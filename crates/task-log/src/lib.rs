@@ -10,10 +10,11 @@
 //! * **I4** work is acknowledged only after `done` is stored: the worker acknowledges what [`TaskLog::end`] returned.
 //!
 //! Beside it lie WORK (what workers pull, [`TaskLog::hand_over`]) and DEAD (what was given up, [`TaskLog::bury`]). What may be
-//! lost (progress, previews) goes over plain subjects.
+//! lost (progress, previews) goes over plain subjects. DEADLINES is an index of what must have begun by when ([`TaskLog::due`]).
 
 pub mod deadline;
 mod dispatch;
+mod due;
 mod error;
 mod follow;
 mod intake;
@@ -36,6 +37,7 @@ use messaging::{Appended, Broker, EventLog, NewEvent, Puller, Replaced, WorkQueu
 use prost::Message;
 
 pub use dispatch::{Handed, Handover};
+pub use due::{Due, slot_of};
 pub use error::TaskLogError;
 pub use follow::{Happened, Stretch, What};
 pub use intake::{Committer, Intake};
@@ -70,6 +72,7 @@ pub struct TaskLog {
     broker: Broker,
     tasks: EventLog,
     dead: EventLog,
+    deadlines: EventLog,
     work: WorkQueue,
 }
 
@@ -79,12 +82,13 @@ impl TaskLog {
         Self {
             tasks: broker.log(streams::TASKS),
             dead: broker.log(streams::DEAD),
+            deadlines: broker.log(streams::DEADLINES),
             work: broker.queue(streams::WORK),
             broker,
         }
     }
 
-    /// Makes the three streams, or brings them to these settings.
+    /// Makes the streams, or brings them to these settings.
     ///
     /// # Errors
     /// When the broker refuses.

@@ -6,7 +6,7 @@
 use std::fmt;
 
 use contract::{Lane, TenantId};
-use messaging::{BrokerError, Bucket, Event, EventLog, Page, Reader};
+use messaging::{BrokerError, Bucket, Event, EventLog, MAX_BATCH, Page, Reader};
 use serde::{Deserialize, Serialize};
 
 use crate::{TaskLog, TaskLogError, streams};
@@ -129,6 +129,33 @@ impl TaskLog {
         sequence: u64,
     ) -> Result<Reader, TaskLogError> {
         Ok(self.tasks.reader(&queue.filter(), sequence).await?)
+    }
+
+    /// Removes the cursors of queues of which no submission is left in the log, and says how many those were: whoever opens such a queue
+    /// begins at the beginning, where there is nothing. One that was written meanwhile stays.
+    ///
+    /// # Errors
+    /// When the broker does not answer. Calling again goes on.
+    pub async fn sweep_cursors(&self) -> Result<usize, TaskLogError> {
+        let cursors = self.cursors().await?;
+        let (mut since, mut gone) = (0, 0);
+        loop {
+            let written = cursors.written_since(since).await?;
+            for one in &written {
+                since = since.max(one.revision);
+                let is_empty = match Queue::of_key(&one.key) {
+                    Some(queue) => self.next_submission(&queue, 1).await?.is_none(),
+                    // Not of this version's making.
+                    None => false,
+                };
+                if is_empty && cursors.forget(&one.key, one.revision).await? {
+                    gone += 1;
+                }
+            }
+            if written.len() < MAX_BATCH {
+                return Ok(gone);
+            }
+        }
     }
 
     /// The last sequence of TASKS.

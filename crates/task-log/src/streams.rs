@@ -1,4 +1,4 @@
-//! The three streams and their subjects.
+//! The streams and their subjects.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,11 +12,14 @@ use crate::record::TaskRef;
 pub(crate) const TASKS: &str = "TASKS";
 pub(crate) const WORK: &str = "WORK";
 pub(crate) const DEAD: &str = "DEAD";
+pub(crate) const DEADLINES: &str = "DEADLINES";
 
 /// Messages that one consumer may have out at once: a bound on what a broker keeps in memory for it.
 pub(crate) const MAX_OUT: i64 = 4096;
 /// What TASKS takes at least beyond the size at which submissions are refused.
 const RESERVE_BYTES: u64 = 64 << 20;
+/// How long a deadline stays noted beyond the time for which its task is kept.
+const DEADLINE_GRACE: Duration = Duration::from_secs(24 * 3600);
 /// How long a dispatch's message id is remembered.
 const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
@@ -35,7 +38,7 @@ pub struct StreamSettings {
     pub dead_max_size: ByteSize,
 }
 
-pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
+pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 4] {
     let accepted = settings.task_max_size.bytes();
     let size = accepted.saturating_add(RESERVE_BYTES.max(accepted / 4));
     let size = i64::try_from(size).unwrap_or(i64::MAX);
@@ -85,7 +88,23 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 3] {
         duplicate_window: DUPLICATE_WINDOW,
         republish: None,
     };
-    [tasks, work, dead]
+    let deadlines = StreamSpec {
+        name: DEADLINES,
+        subjects: &["inkstone.deadline.>"],
+        retention: RetentionPolicy::Limits,
+        max_messages: -1,
+        max_messages_per_subject: 1,
+        shares: false,
+        max_message_size: -1,
+        max_age: settings.task_retention.duration() + DEADLINE_GRACE,
+        // One small message for each task in TASKS at most, which has a limit.
+        max_bytes: -1,
+        refuse_when_full: false,
+        batches: false,
+        duplicate_window: DUPLICATE_WINDOW,
+        republish: None,
+    };
+    [tasks, work, dead, deadlines]
 }
 
 /// `inkstone.work.<model>.<version>.<lane>.<tenant>.<task>`: each task has a subject of its own, so that the broker refuses a second

@@ -14,6 +14,14 @@ const RETRY_DELAYS: [Duration; 3] = [
     Duration::from_secs(15),
 ];
 
+/// A task whose pictures no store takes rests for this part of the time that it has been tried already, so that it is drawn less and less
+/// often in vain, ...
+const REST_OF_TIME_TRIED: u32 = 8;
+/// ... this long at least, ...
+const SHORTEST_REST: Duration = Duration::from_secs(5);
+/// ... and this long at most.
+const LONGEST_REST: Duration = Duration::from_secs(5 * 60);
+
 /// What the log holds of a task, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Known {
@@ -92,6 +100,13 @@ pub enum CameOut {
     Failed,
     /// The worker stops; the attempt was nobody's fault.
     Stopped,
+    /// The object store takes no picture from this worker; another may reach it. No fault of the task's, but it does not go round for ever.
+    NotStored {
+        /// How long ago it was first taken up.
+        tried_for: Duration,
+        /// How long it may be tried; `None` for ever.
+        at_most: Option<Duration>,
+    },
     /// The task's end is in the log already.
     EndedElsewhere,
 }
@@ -136,6 +151,14 @@ pub fn after_attempt(attempt: u32, came_out: CameOut, max_attempts: u32) -> Next
         CameOut::Stopped => Next::Rest {
             attempts: attempt.saturating_sub(1),
             pause: Duration::ZERO,
+        },
+        CameOut::NotStored {
+            tried_for,
+            at_most: Some(most),
+        } if tried_for >= most => Next::End(Ending::GivenUp),
+        CameOut::NotStored { tried_for, .. } => Next::Rest {
+            attempts: attempt.saturating_sub(1),
+            pause: (tried_for / REST_OF_TIME_TRIED).clamp(SHORTEST_REST, LONGEST_REST),
         },
         CameOut::EndedElsewhere => Next::Over,
     }
@@ -255,6 +278,51 @@ mod tests {
         let next = after_attempt(2, CameOut::Stopped, 3);
         let (attempts, pause) = (1, Duration::ZERO);
         assert_eq!(next, Next::Rest { attempts, pause });
+    }
+
+    proptest! {
+        #[test]
+        fn a_task_that_no_store_takes_is_given_up_in_time_and_costs_no_attempt_before(
+            attempt in 1u32..5,
+            drawing in 0u64..600,
+            most in 1u64..200_000,
+        ) {
+            let most = Duration::from_secs(most);
+            let mut tried_for = Duration::ZERO;
+            let mut rounds = 0_u32;
+            loop {
+                tried_for += Duration::from_secs(drawing);
+                rounds += 1;
+                let came_out = CameOut::NotStored { tried_for, at_most: Some(most) };
+                match after_attempt(attempt, came_out, 3) {
+                    Next::Rest { attempts, pause } => {
+                        prop_assert_eq!(attempts, attempt - 1);
+                        prop_assert!((SHORTEST_REST..=LONGEST_REST).contains(&pause));
+                        tried_for += pause;
+                    }
+                    next => {
+                        prop_assert_eq!(next, Next::End(Ending::GivenUp));
+                        break;
+                    }
+                }
+            }
+            prop_assert!(tried_for < most + LONGEST_REST + Duration::from_secs(drawing));
+            // Not at every few seconds of a day.
+            prop_assert!(u64::from(rounds) <= 40 + most.as_secs() / LONGEST_REST.as_secs());
+        }
+    }
+
+    #[test]
+    fn without_a_limit_a_task_that_no_store_takes_waits_on() {
+        let came_out = CameOut::NotStored {
+            tried_for: Duration::from_secs(86_400),
+            at_most: None,
+        };
+        let (attempts, pause) = (0, LONGEST_REST);
+        assert_eq!(
+            after_attempt(1, came_out, 3),
+            Next::Rest { attempts, pause }
+        );
     }
 
     #[test]

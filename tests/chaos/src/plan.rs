@@ -249,6 +249,8 @@ impl Free {
                     broken_reads: random.between(0, 20) as u8,
                     delays: random.between(0, 50) as u8,
                     delay_ms: random.between(50, 3_000),
+                    // A lie cannot be told from a broken disk, and nobody could draw what is lost: these are for tests of their own.
+                    ..FaultPlan::default()
                 };
                 Some(Fault::Store { plan })
             }

@@ -49,7 +49,9 @@ impl PipelineNode for Output {
 async fn store(job: &TaskJob, index: u32, file: Bytes) -> Result<StoredImage, NodeError> {
     let format = job.encoding.format;
     let key = Key::image(job.task.task, index, format.extension());
-    let OutputSettings { verify, patience } = &job.worker.output;
+    let OutputSettings {
+        verify, patience, ..
+    } = &job.worker.output;
     let (storage, patience) = (&job.worker.storage, patience.duration());
     let sha256 = sha256_hex(&file);
     let written = Written {

@@ -13,8 +13,6 @@ use crate::worker::Worker;
 /// How long another worker has for taking one up, after it may be tried again. Then this one does: a second try at the same
 /// place is better than none.
 const LEFT_FOR: Duration = Duration::from_secs(30);
-/// How long a task rests whose worker does not reach the store.
-pub(super) const AWAY: Duration = Duration::from_secs(5);
 /// Before a task that is left to another worker is looked at again.
 pub(super) const LEFT_AGAIN: Duration = Duration::from_secs(2);
 /// Tasks that are remembered; beyond it the one that may be taken up here soonest is forgotten.

@@ -5,6 +5,7 @@
 //! task's state, by the worker that takes the task up.
 
 mod elsewhere;
+mod finish;
 mod history;
 mod letters;
 mod running;
@@ -13,9 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use contract::ErrorCode;
-use contract::task::{
-    Dispatch, Done, Failed, Phase, State, StoredImage, Submitted, Succeeded, done,
-};
+use contract::task::{Dispatch, Done, Failed, Phase, State, StoredImage, Submitted, done};
 use messaging::Delivery;
 use prost::Message as _;
 use storage::Key;
@@ -28,13 +27,14 @@ use tracing::Instrument as _;
 
 use crate::metrics;
 use crate::models::Served;
-use crate::pipeline::{self, NodeError, TaskJob, Verdict, checkpoint};
+use crate::pipeline::{self, TaskJob, checkpoint};
 use crate::retry::{Stopped, until_stopped};
 use crate::worker::Worker;
 use lifecycle::chain;
 
 pub(crate) use elsewhere::Elsewhere;
-use elsewhere::{AWAY, LEFT_AGAIN, is_anothers};
+use elsewhere::{LEFT_AGAIN, is_anothers};
+use finish::finish;
 use history::Over;
 use letters::{bury, unreadable};
 pub(crate) use running::Running;
@@ -291,92 +291,6 @@ async fn end_elsewhere(worker: &Worker, task: TaskRef) -> Done {
     }
 }
 
-/// Writes the end that the pipeline came to, if it came to one.
-async fn finish(
-    job: &mut TaskJob,
-    delivery: &Delivery,
-    result: Result<(), NodeError>,
-) -> (metrics::Outcome, Settlement) {
-    let attempt = job.state.attempt;
-    let error = match result {
-        Ok(()) => {
-            let succeeded = Succeeded {
-                images: std::mem::take(&mut job.images),
-                engine_ms: job.engine_time.as_millis().try_into().unwrap_or(u64::MAX),
-            };
-            let ended = end(job, done::Outcome::Succeeded(succeeded.clone())).await;
-            // An answer that was lost makes our own end look like another's.
-            let ours = |done: &Done| done.worker == job.worker.name && done.attempt == attempt;
-            return match ended {
-                Ok(Ended::First) => succeeded_here(job).await,
-                Ok(Ended::Already(done)) if ours(&done) => succeeded_here(job).await,
-                Ok(Ended::Already(done)) => {
-                    job.images = succeeded.images;
-                    ("ended_elsewhere", ended_elsewhere(job, &done).await)
-                }
-                Err(Stopped) => ("handed_back", hand_back(job).await),
-            };
-        }
-        Err(error) => error,
-    };
-    let settled = match error.verdict() {
-        Verdict::HandBack => Err(Stopped),
-        Verdict::LeaveToAnother => {
-            tracing::warn!(error = chain(&error), "left to another worker");
-            leave(job, AWAY);
-            let attempts = attempt.saturating_sub(1);
-            let reason = chain(&error);
-            let rested = rest(job, attempts, AWAY, Over::HandedBack, &reason).await;
-            Ok(("handed_back", rested))
-        }
-        Verdict::Fail(code) => {
-            tracing::warn!(%code, error = chain(&error), "the task cannot be carried out");
-            fail(job, code, chain(&error))
-                .await
-                .map(|()| ("failed", Settlement::Ack))
-        }
-        Verdict::Retry => retry(job, delivery, &chain(&error)).await,
-    };
-    match settled {
-        Ok(settled) => {
-            if settled.1 == Settlement::Ack {
-                checkpoint::remove(job).await;
-            }
-            settled
-        }
-        Err(Stopped) => ("handed_back", hand_back(job).await),
-    }
-}
-
-/// The attempt failed as another may not.
-async fn retry(
-    job: &TaskJob,
-    delivery: &Delivery,
-    error: &str,
-) -> Result<(metrics::Outcome, Settlement), Stopped> {
-    let attempt = job.state.attempt;
-    match after_attempt(attempt, CameOut::Failed, job.worker.max_attempts) {
-        Next::Rest { attempts, pause } => {
-            tracing::warn!(attempt, ?pause, error, "the attempt failed");
-            leave(job, pause);
-            let rested = rest(job, attempts, pause, Over::Failed, error).await;
-            Ok(("retried", rested))
-        }
-        Next::End(_) | Next::Over => {
-            let code = ErrorCode::AttemptsExhausted;
-            let reason = format!("taken up {attempt} times; the last time: {error}");
-            let (worker, state) = (&job.worker, Some(&job.state));
-            let given = give_up(worker, delivery, &job.task, code, reason, attempt, state);
-            Ok(("failed", given.await?))
-        }
-    }
-}
-
-async fn succeeded_here(job: &mut TaskJob) -> (metrics::Outcome, Settlement) {
-    checkpoint::remove(job).await;
-    ("succeeded", Settlement::Ack)
-}
-
 /// Stores the end, for as long as it takes.
 async fn end(job: &TaskJob, outcome: done::Outcome) -> Result<Ended, Stopped> {
     let done = ending(&job.worker, outcome, job.state.attempt, Some(&job.state));
@@ -384,14 +298,6 @@ async fn end(job: &TaskJob, outcome: done::Outcome) -> Result<Ended, Stopped> {
         job.worker.log.end(&job.task, &done)
     })
     .await
-}
-
-async fn fail(job: &TaskJob, code: ErrorCode, message: String) -> Result<(), Stopped> {
-    let failed = Failed {
-        code: code.to_string(),
-        message,
-    };
-    end(job, done::Outcome::Failed(failed)).await.map(drop)
 }
 
 fn ending(worker: &Worker, outcome: done::Outcome, attempt: u32, state: Option<&State>) -> Done {

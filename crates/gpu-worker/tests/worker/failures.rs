@@ -1,10 +1,12 @@
 //! What cannot be done, and what waits for a part that is away.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use contract::task::{Phase, State, done};
 use contract::v1::{SubmitTask, TaskPhase};
 use gpu_worker::{StartError, WorkerRecord};
+use lifecycle::Service;
 use messaging::Bucket;
 
 use crate::support::{MODEL, Platform, request, stop, telemetry, until};
@@ -153,6 +155,95 @@ async fn a_store_that_takes_no_pictures_makes_the_task_wait_and_not_fail() {
     assert_eq!(platform.pictures(&task).await.len(), 1);
     assert_eq!(platform.record(&task).await.done.unwrap().attempt, 1);
     stop(worker).await;
+}
+
+/// A worker whose store goes wrong as the file says that is named beside it.
+async fn faulty_worker(platform: &Platform, settings: &[(&str, &str)]) -> (Service, PathBuf) {
+    let faults = platform.folder.path().join("faults.json");
+    let file = faults.display().to_string();
+    let own = [("storage.faults", file.as_str())];
+    let worker = platform.worker(&[&own[..], settings].concat()).await;
+    (worker, faults)
+}
+
+#[tokio::test]
+async fn a_store_that_says_stored_and_has_other_bytes_is_not_believed() {
+    let platform = Platform::start().await;
+    let (worker, faults) = faulty_worker(&platform, &[]).await;
+    std::fs::write(&faults, r#"{"lies":100}"#).unwrap();
+    let task = platform.submit(request("a cat", 1, 2)).await;
+    let written = || {
+        let mut files = platform.objects("images").into_iter();
+        let picture = files.find(|file| file.extension().is_some_and(|it| it == "png"))?;
+        std::fs::metadata(picture).ok()?.modified().ok()
+    };
+    let mut first = None;
+    until("something is in the picture's place", async || {
+        first = written();
+        first.is_some()
+    })
+    .await;
+    until("it is stored again", async || {
+        written().is_some_and(|at| Some(at) != first)
+    })
+    .await;
+    assert_eq!(platform.phase(&task).await, TaskPhase::Running);
+    std::fs::remove_file(&faults).unwrap();
+    let pictures = platform.pictures(&task).await;
+    let (image, data) = &pictures[0];
+    assert_eq!(storage::sha256_hex(data), image.sha256);
+    assert_eq!(platform.record(&task).await.done.unwrap().attempt, 1);
+    platform.work_is_settled().await;
+    stop(worker).await;
+}
+
+/// Soon tired of a store that takes nothing.
+const IMPATIENT: [(&str, &str); 2] = [("worker.name", "full"), ("output.patience", "500ms")];
+
+#[tokio::test]
+async fn a_task_whose_worker_has_a_full_disk_is_not_done_and_goes_to_another() {
+    let platform = Platform::start().await;
+    let (full, faults) = faulty_worker(&platform, &IMPATIENT).await;
+    std::fs::write(&faults, r#"{"full":100}"#).unwrap();
+    let task = platform.submit(request("a cat", 1, 2)).await;
+    until("it is put off", async || {
+        let runs = platform.record(&task).await.view().runs;
+        runs.last().is_some_and(|run| run.end == "handed_back")
+    })
+    .await;
+    assert_eq!(platform.record(&task).await.done, None);
+    assert!(platform.objects("images").is_empty());
+    let roomy = platform.worker(&[("worker.name", "roomy")]).await;
+    assert_eq!(platform.pictures(&task).await.len(), 1);
+    let record = platform.record(&task).await;
+    assert_eq!(record.view().runs.last().unwrap().worker, "roomy");
+    assert_eq!(
+        record.done.unwrap().attempt,
+        1,
+        "it was no fault of the task's"
+    );
+    platform.work_is_settled().await;
+    stop(full).await;
+    stop(roomy).await;
+}
+
+#[tokio::test]
+async fn a_task_that_no_worker_can_store_is_given_up_in_its_time_with_the_reason() {
+    let platform = Platform::start().await;
+    let settings = [&IMPATIENT[..], &[("output.give_up_after", "3s")]].concat();
+    let (full, faults) = faulty_worker(&platform, &settings).await;
+    std::fs::write(&faults, r#"{"full":100}"#).unwrap();
+    let task = platform.submit(request("a cat", 1, 2)).await;
+    let (code, message) = failure(platform.done(&task).await);
+    assert_eq!(code, "attempts_exhausted");
+    assert!(
+        message.contains("could store its pictures within 3s"),
+        "{message}"
+    );
+    platform.work_is_settled().await;
+    let letters = platform.dead_letters().await;
+    assert_eq!(letters[0].task_id, task.task.to_string());
+    stop(full).await;
 }
 
 #[tokio::test]

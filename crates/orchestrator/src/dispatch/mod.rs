@@ -12,6 +12,7 @@ mod keep;
 mod out;
 mod reading;
 mod round;
+mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;

@@ -2,13 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use contract::task::{DeadLetter, Submitted};
+use contract::task::Submitted;
 use futures::FutureExt as _;
 use messaging::{BrokerError, Event, MAX_BATCH, Page, Reader, Written};
 use prost::Message as _;
 use task_log::{Queue, TaskLog, TaskLogError, Touch};
 
-use super::{Answer, Dispatcher};
+use super::{Answer, Dispatcher, unreadable};
 use crate::backlog::FORGET_AFTER;
 use crate::backlog::line::{Line, REST, Waiting};
 use crate::learning::Learned;
@@ -442,25 +442,12 @@ async fn heads(log: &TaskLog, learned: &Learned, page: Page, from: u64) -> Heads
     heads
 }
 
-/// Keeps a copy of a submission that cannot be read and can never run. True when that is stored.
+/// Gives up a submission that cannot be read and can never run. True when that is stored.
 async fn bury_unreadable(event: &Event, log: &TaskLog) -> bool {
-    // inkstone.task.<tenant>.<lane>.<task>.submitted
-    let mut tokens = event.subject.split('.').skip(2);
-    let mut token = || tokens.next().unwrap_or("unknown").to_owned();
-    let letter = DeadLetter {
-        tenant: token(),
-        lane: token(),
-        task_id: token(),
-        code: contract::ErrorCode::Internal.to_string(),
-        reason: "the submission cannot be decoded".to_owned(),
-        at: Some(contract::now()),
-        subject: event.subject.clone(),
-        payload: event.payload.to_vec(),
-        ..DeadLetter::default()
-    };
     tracing::error!(
         subject = event.subject,
         "a submission cannot be decoded; see DEAD"
     );
-    log.bury(&letter).await.is_ok()
+    let letter = unreadable::letter(&event.subject, &event.payload);
+    unreadable::give_up(log, &letter).await
 }

@@ -113,6 +113,7 @@ impl Letters {
         announced.map_err(TaskLogError::from)?;
         let stored = self.tasks.intake.submit(&submitted).await?;
         self.tasks.backlog.poke(&queue).await;
+        self.tasks.note_deadline(&submitted).await;
         Ok(Retried {
             task: Some(task),
             existing: stored != Submission::Accepted,

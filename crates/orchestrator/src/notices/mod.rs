@@ -2,6 +2,9 @@
 //!
 //! A durable consumer, shared by all orchestrators, reads the ends in the log. An end is acknowledged only when all that follows from it
 //! is stored: the outcome in OUTCOMES, the delivery in WEBHOOKS. From there [`webhook`] carries deliveries out.
+//!
+//! What a task was charged for that did not begin in time is given back here, too: its end may be an orchestrator's or a worker's, and each
+//! end comes by here.
 
 mod busy;
 mod outcome;
@@ -18,8 +21,9 @@ use contract::{ErrorCode, TaskId, TenantId};
 use lifecycle::Tasks as ServiceTasks;
 use messaging::{Broker, BrokerError, Delivery, Outgoing, WorkQueue};
 use prost::Message as _;
-use task_log::{LetterKind, Record, TaskLog, TaskLogError};
+use task_log::{LetterKind, Record, TaskLog, TaskLogError, deadline};
 
+use crate::meter::Meter;
 use crate::{exchange, pulled};
 
 pub(crate) use outcome::{Outcomes, Target};
@@ -35,6 +39,7 @@ const GIVE_BACK: Duration = Duration::from_secs(2);
 struct Notices {
     log: TaskLog,
     outcomes: Outcomes,
+    meter: Arc<Meter>,
     webhooks: WorkQueue,
     /// In front of the paths of pictures.
     public_url: String,
@@ -49,12 +54,14 @@ pub(crate) async fn start(
     broker: &Broker,
     log: &TaskLog,
     outcomes: Outcomes,
+    meter: Arc<Meter>,
     public_url: &str,
 ) -> Result<(), TaskLogError> {
     let puller = log.ends_of_all(ACK_WAIT).await?;
     let notices = Arc::new(Notices {
         log: log.clone(),
         outcomes,
+        meter,
         webhooks: broker.queue(exchange::WEBHOOKS),
         public_url: public_url.to_owned(),
     });
@@ -100,6 +107,10 @@ impl Notices {
         let Some(event) = event_of(record.phase()) else {
             return Ok(());
         };
+        // Once at most: one that comes again was seen before, here or elsewhere.
+        if end.deliveries() == 1 && record.done.as_ref().is_some_and(deadline::has_expired) {
+            self.meter.refund_task(&record.submitted);
+        }
         if let Some(producer) = &record.submitted.producer {
             let outcome = v1::Outcome {
                 r#type: event.into(),
@@ -192,9 +203,16 @@ fn letter(delivery: &WebhookDelivery, reason: String) -> DeadLetter {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use contract::task::{Cancelled, Done, Submitted, done};
+    use messaging::{BrokerSettings, Puller};
+    use nats_server::NatsServer;
+    use task_log::TaskRef;
 
     use super::*;
+    use crate::meter::{Account, Charge};
+    use crate::usage::{DayLimit, Use};
 
     fn record(events: &[TaskEvent]) -> Record {
         let webhook = v1::Webhook {
@@ -237,6 +255,96 @@ mod tests {
         let mut none = record(&[]);
         none.submitted.request = Some(v1::SubmitTask::default());
         assert!(delivery(&none, TaskEvent::Cancelled, "").is_none());
+    }
+
+    async fn next(puller: &Puller) -> Delivery {
+        loop {
+            if let Some(delivery) = puller.pull(1).await.unwrap().pop() {
+                return delivery;
+            }
+        }
+    }
+
+    /// Ends a task that was charged three pictures, all that a day has, and says whether another may be charged after its end was seen, and
+    /// after it was seen again.
+    async fn charged_after(done: Done) -> (bool, bool) {
+        let server = NatsServer::scratch().unwrap();
+        let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
+        let broker = Broker::connect(&broker, "test").await.unwrap();
+        let settings: crate::Settings = settings::load(None, &[]).unwrap();
+        let log = TaskLog::new(broker.clone());
+        log.ensure_streams(&settings.streams).await.unwrap();
+        let meter = Arc::new(Meter::open(&broker, crate::meter::now).await.unwrap());
+        let account = Account {
+            tenant: "acme".parse().unwrap(),
+            policy: "prod".to_owned(),
+        };
+        let charge = async |images: u64| {
+            let limit = DayLimit {
+                images: NonZeroU64::new(3),
+                pixel_steps: None,
+            };
+            let ask = Use {
+                images,
+                pixel_steps: 0,
+            };
+            let charged = meter.charge(&account, limit, ask).await;
+            charged.map(Charge::keep).is_ok()
+        };
+        assert!(charge(3).await);
+        let submitted = Submitted {
+            task_id: TaskId::random().to_string(),
+            tenant: "acme".to_owned(),
+            lane: "standard-image".to_owned(),
+            charged_to: "prod".to_owned(),
+            at: Some(contract::now()),
+            request: Some(v1::SubmitTask {
+                images: 3,
+                ..v1::SubmitTask::default()
+            }),
+            ..Submitted::default()
+        };
+        log.submit(&submitted).await.unwrap();
+        let task = TaskRef::of(&submitted).unwrap();
+        log.end(&task, &done).await.unwrap();
+        let notices = Notices {
+            log: log.clone(),
+            outcomes: Outcomes::new(&broker, &settings.notices),
+            meter: meter.clone(),
+            webhooks: broker.queue(exchange::WEBHOOKS),
+            public_url: String::new(),
+        };
+        let ends = log.ends_of_all(ACK_WAIT).await.unwrap();
+        let end = next(&ends).await;
+        notices.settle(&end).await.unwrap();
+        let first = charge(3).await;
+        end.give_back(Duration::ZERO).await.unwrap();
+        let end = next(&ends).await;
+        notices.settle(&end).await.unwrap();
+        (first, charge(1).await)
+    }
+
+    #[tokio::test]
+    async fn a_task_that_did_not_begin_in_time_is_given_back_once_whoever_ended_it() {
+        let expired = deadline::expired(Duration::from_secs(5));
+        assert_eq!(charged_after(expired.clone()).await, (true, false));
+        let by_a_worker = Done {
+            worker: "painter".to_owned(),
+            ..expired
+        };
+        assert_eq!(charged_after(by_a_worker).await, (true, false));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_failed_otherwise_stays_charged() {
+        let failed = Done {
+            outcome: Some(done::Outcome::Failed(contract::task::Failed {
+                code: ErrorCode::EngineFailed.to_string(),
+                message: String::new(),
+            })),
+            ..Done::default()
+        };
+        assert_eq!(charged_after(failed).await, (false, false));
     }
 
     #[test]

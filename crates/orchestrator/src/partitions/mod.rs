@@ -16,6 +16,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use contract::TenantId;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
 use lifecycle::Service;
 use messaging::{Broker, BrokerError, Bucket};
 use serde::{Deserialize, Serialize};
@@ -122,8 +124,17 @@ struct Membership {
     demands: BTreeMap<String, Member>,
     /// The broker's time at a moment of ours.
     clock: Option<(SystemTime, Instant)>,
+    /// Partitions that are being given away: not ours any more, whatever their leases say meanwhile.
+    giving: BTreeSet<Partition>,
     mandate: watch::Sender<Mandate>,
     served: watch::Receiver<Served>,
+}
+
+/// Partitions on their way to whoever takes them, and the revision of each one's lease.
+struct Release {
+    leases: Bucket<Lease>,
+    served: watch::Receiver<Served>,
+    revisions: BTreeMap<Partition, Option<u64>>,
 }
 
 /// Joins those who share the partitions. `name` must be nobody else's.
@@ -151,6 +162,7 @@ pub(crate) async fn start(
         seen: HashMap::new(),
         demands: BTreeMap::new(),
         clock: None,
+        giving: BTreeSet::new(),
         mandate,
         served,
     };
@@ -170,19 +182,41 @@ pub(crate) async fn start(
 }
 
 impl Membership {
+    /// Renews again and again. What is given away goes beside that: however long it takes, no renewal waits for it.
     async fn run(&mut self) {
         let mut every = tokio::time::interval(RENEW_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut giving: BoxFuture<'static, Result<(), BrokerError>> =
+            std::future::pending().boxed();
         loop {
-            every.tick().await;
-            if let Err(error) = self.renew().await {
-                let error = lifecycle::chain(&error);
-                tracing::debug!(error, "partitions are not renewed");
+            tokio::select! {
+                biased;
+                _ = every.tick() => match self.renew().await {
+                    // One at a time: what else is to go is found again by the renewal after it.
+                    Ok(Some(release)) if self.giving.is_empty() => {
+                        self.giving = release.revisions.keys().copied().collect();
+                        giving = release.carry_out().boxed();
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        let error = lifecycle::chain(&error);
+                        tracing::debug!(error, "partitions are not renewed");
+                    }
+                },
+                given = &mut giving => {
+                    giving = std::future::pending().boxed();
+                    self.giving.clear();
+                    if let Err(error) = given {
+                        let error = lifecycle::chain(&error);
+                        tracing::debug!(error, "partitions are given away later");
+                    }
+                }
             }
         }
     }
 
-    async fn renew(&mut self) -> Result<(), BrokerError> {
+    /// Shows that this one lives, takes what is its to take, and says what it is to give away.
+    async fn renew(&mut self) -> Result<Option<Release>, BrokerError> {
         let began = Instant::now();
         let member = self.member();
         self.members.put(&self.me, &member).await?;
@@ -203,15 +237,19 @@ impl Membership {
             .filter(|(p, owner)| **owner == self.me && **p < self.partitions)
             .map(|(p, _)| *p)
             .collect();
-        mine.retain(|partition| !plan.release.contains(partition));
+        mine.retain(|p| !plan.release.contains(p) && !self.giving.contains(p));
         for partition in plan.take {
+            // Its lease may change any moment, by what is on its way.
+            if self.giving.contains(&partition) {
+                continue;
+            }
             let revision = leases.get(&partition).map(|(_, revision)| *revision);
-            if self.write(partition, &self.me, revision).await? {
+            if write(&self.leases, partition, &self.me, revision).await? {
                 mine.insert(partition);
             }
         }
         self.tell(mine, Some(began), &names);
-        self.release(&plan.release, &leases).await
+        Ok(self.release(&plan.release, &leases))
     }
 
     fn member(&self) -> Member {
@@ -258,26 +296,6 @@ impl Membership {
         Ok(written.into_iter().filter_map(lease).collect())
     }
 
-    /// True when the lease was written; false when someone else was first.
-    async fn write(
-        &self,
-        partition: Partition,
-        owner: &str,
-        revision: Option<u64>,
-    ) -> Result<bool, BrokerError> {
-        let (key, owner) = (partition.to_string(), owner.to_owned());
-        let lease = Lease { owner };
-        let written = match revision {
-            Some(revision) => self.leases.update(&key, &lease, revision).await,
-            None => self.leases.create(&key, &lease).await,
-        };
-        match written {
-            Ok(_) => Ok(true),
-            Err(BrokerError::Conflict { .. }) => Ok(false),
-            Err(error) => Err(error),
-        }
-    }
-
     fn tell(&self, mine: BTreeSet<Partition>, renewed: Option<Instant>, living: &[&str]) {
         let mut others: BTreeMap<Version, Vec<u64>> = BTreeMap::new();
         for (name, member) in &self.demands {
@@ -300,26 +318,20 @@ impl Membership {
         });
     }
 
-    /// Gives partitions to whoever takes them, once nothing is dispatched from them any more.
-    async fn release(
-        &mut self,
+    /// What gives these partitions away; `None` where there are none.
+    fn release(
+        &self,
         partitions: &[Partition],
         leases: &BTreeMap<Partition, (String, u64)>,
-    ) -> Result<(), BrokerError> {
-        if partitions.is_empty() {
-            return Ok(());
-        }
-        let is_free = |served: &Served| partitions.iter().all(|p| !served.partitions.contains(p));
-        let waited = tokio::time::timeout(LET_GO, self.served.wait_for(is_free)).await;
-        // What it holds of the channel goes at once.
-        if waited.map(|_| ()).is_err() {
-            tracing::debug!("partitions are let go while a dispatch is on its way");
-        }
-        for partition in partitions {
-            let revision = leases.get(partition).map(|(_, revision)| *revision);
-            self.write(*partition, "", revision).await?;
-        }
-        Ok(())
+    ) -> Option<Release> {
+        let revision = |partition| leases.get(partition).map(|(_, revision)| *revision);
+        let revisions = partitions.iter().map(|p| (*p, revision(p)));
+        let release = Release {
+            leases: self.leases.clone(),
+            served: self.served.clone(),
+            revisions: revisions.collect(),
+        };
+        (!partitions.is_empty()).then_some(release)
     }
 
     /// Lets everything go at once, so that nobody waits for it.
@@ -329,7 +341,9 @@ impl Membership {
             let leases = self.leases().await?;
             let mine = leases.iter().filter(|(_, (owner, _))| *owner == self.me);
             let mine: Vec<Partition> = mine.map(|(p, _)| *p).collect();
-            self.release(&mine, &leases).await?;
+            if let Some(release) = self.release(&mine, &leases) {
+                release.carry_out().await?;
+            }
             self.members.delete(&self.me).await
         };
         if let Err(error) = leaving.await {
@@ -337,5 +351,103 @@ impl Membership {
             let error = lifecycle::chain(error);
             tracing::debug!(error, "partitions are taken over in some seconds");
         }
+    }
+}
+
+impl Release {
+    /// Gives the partitions to whoever takes them, once nothing is dispatched from them any more.
+    async fn carry_out(mut self) -> Result<(), BrokerError> {
+        let revisions = &self.revisions;
+        let is_free = |served: &Served| revisions.keys().all(|p| !served.partitions.contains(p));
+        let waited = tokio::time::timeout(LET_GO, self.served.wait_for(is_free)).await;
+        // What it holds of the channel goes at once.
+        if waited.map(|_| ()).is_err() {
+            tracing::debug!("partitions are let go while a dispatch is on its way");
+        }
+        for (partition, revision) in &self.revisions {
+            write(&self.leases, *partition, "", *revision).await?;
+        }
+        Ok(())
+    }
+}
+
+/// True when the lease was written; false when someone else was first.
+async fn write(
+    leases: &Bucket<Lease>,
+    partition: Partition,
+    owner: &str,
+    revision: Option<u64>,
+) -> Result<bool, BrokerError> {
+    let (key, owner) = (partition.to_string(), owner.to_owned());
+    let lease = Lease { owner };
+    let written = match revision {
+        Some(revision) => leases.update(&key, &lease, revision).await,
+        None => leases.create(&key, &lease).await,
+    };
+    match written {
+        Ok(_) => Ok(true),
+        Err(BrokerError::Conflict { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use messaging::BrokerSettings;
+    use nats_server::NatsServer;
+
+    use super::*;
+
+    /// One that has no dispatcher.
+    async fn member(broker: &Broker, name: &str, partitions: Partition) -> Membership {
+        let (mandate, _) = watch::channel(Mandate {
+            partitions: Arc::default(),
+            renewed: None,
+            others: Arc::default(),
+            clock: None,
+        });
+        let (_, served) = watch::channel(Served::default());
+        Membership {
+            me: name.to_owned(),
+            partitions,
+            members: broker.bucket("MEMBERS", MEMBER_AGE).await.unwrap(),
+            leases: broker.bucket("LEASES", Duration::ZERO).await.unwrap(),
+            seen: HashMap::new(),
+            demands: BTreeMap::new(),
+            clock: None,
+            giving: BTreeSet::new(),
+            mandate,
+            served,
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_given_away_does_not_hold_up_the_next_renewal() {
+        let server = NatsServer::scratch().unwrap();
+        let settings = BrokerSettings::new(server.url(), "20s".parse().unwrap());
+        let broker = Broker::connect(&settings, "test").await.unwrap();
+        let mut one = member(&broker, "one", 4).await;
+        assert!(one.renew().await.unwrap().is_none());
+        let of_one = async |one: &Membership| {
+            let leases = one.leases().await.unwrap();
+            leases.values().filter(|(owner, _)| owner == "one").count()
+        };
+        assert_eq!(of_one(&one).await, 4);
+        one.members.put("two", &Member::default()).await.unwrap();
+        let release = one.renew().await.unwrap().expect("half goes to the other");
+        assert_eq!(of_one(&one).await, 4, "nothing was waited for");
+        assert_eq!(one.mandate.borrow().partitions.len(), 2);
+        // However long that takes: renewals go on, and take nothing of it back.
+        one.giving = release.revisions.keys().copied().collect();
+        one.members.delete("two").await.unwrap();
+        let before = one.mandate.borrow().renewed;
+        assert!(one.renew().await.unwrap().is_none());
+        assert!(one.mandate.borrow().renewed > before);
+        assert_eq!(one.mandate.borrow().partitions.len(), 2);
+        release.carry_out().await.unwrap();
+        assert_eq!(of_one(&one).await, 2);
+        one.giving.clear();
+        one.renew().await.unwrap();
+        assert_eq!(one.mandate.borrow().partitions.len(), 4);
     }
 }

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 use contract::TenantId;
 use contract::task::{Cancelled, Done, done};
 use contract::v1::TaskPhase;
+use prost::Message as _;
+use task_log::TaskRef;
 
 use crate::support::{PATIENCE, Platform, stop, submitted, tenants, until};
 
@@ -153,7 +155,52 @@ async fn a_tenant_has_no_more_tasks_at_workers_than_its_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_submission_that_cannot_be_read_is_buried_and_blocks_nobody() {
+async fn a_task_that_did_not_begin_in_time_ends_however_deep_it_lies_and_others_stay() {
+    let platform = Platform::start().await;
+    let orchestrator = platform.orchestrator(&[("scheduling.window", "4")]).await;
+    // Nobody takes them, and more than are ever held in memory lie before it.
+    platform.submit_many("acme", 1500).await;
+    let limited = |seconds| {
+        let mut event = submitted("acme", "1");
+        if let Some(request) = &mut event.request {
+            request.expires_after_seconds = seconds;
+        }
+        event
+    };
+    let (soon, later) = (limited(2), limited(600));
+    let began = Instant::now();
+    let mut tasks = Vec::new();
+    for event in [&soon, &later] {
+        tasks.push(platform.submit(event).await);
+        platform.log.note_deadline(event).await.unwrap();
+    }
+    let phase = async |task: &TaskRef| {
+        let record = platform.log.read(&task.tenant, task.task).await.unwrap();
+        record.unwrap().phase()
+    };
+    until("it has ended", async || {
+        phase(&tasks[0]).await == TaskPhase::Failed
+    })
+    .await;
+    println!("ended after {:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(20));
+    assert_eq!(phase(&tasks[1]).await, TaskPhase::Queued);
+    let noted = platform.broker.log("DEADLINES");
+    until("only the other is noted", async || {
+        let noted = noted.last_of_each("inkstone.deadline.*.>").await.unwrap();
+        let of = |task: &TaskRef| {
+            let name = task.task.to_string();
+            noted.iter().any(|event| event.subject.ends_with(&name))
+        };
+        !of(&tasks[0]) && of(&tasks[1])
+    })
+    .await;
+    stop(orchestrator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_submission_that_cannot_be_read_ends_and_is_buried_and_blocks_nobody() {
     let platform = Platform::start().await;
     let orchestrator = platform.orchestrator(&[]).await;
     let event = submitted("acme", "1");
@@ -161,13 +208,32 @@ async fn a_submission_that_cannot_be_read_is_buried_and_blocks_nobody() {
     let subject = format!("inkstone.task.acme.standard-image.{task}.submitted");
     let tasks = platform.broker.log("TASKS");
     let nonsense = bytes::Bytes::from_static(b"\xff\xff nonsense");
-    tasks.put(&subject, nonsense).await.unwrap();
+    tasks.put(&subject, nonsense.clone()).await.unwrap();
+    // Of this one nobody can ask: it has no task's id.
+    let nobodys = "inkstone.task.acme.standard-image.nonsense.submitted";
+    tasks.put(nobodys, nonsense).await.unwrap();
     let next = platform.submit(&event).await;
     let worker = platform.worker("1").await;
     assert_eq!(worker.work_off(1).await, [next]);
     let dead = platform.broker.log("DEAD");
     let letters = dead.last_of_each("inkstone.dead.>").await.unwrap();
-    assert_eq!(letters.len(), 1);
+    assert_eq!(letters.len(), 2);
+    let end = async |task: &str| {
+        let subject = format!("inkstone.task.acme.standard-image.{task}.done");
+        tasks.last(&subject).await.unwrap()
+    };
+    let done = end(&task.to_string()).await.expect("it has an end");
+    let done = Done::decode(done.payload).unwrap();
+    let Some(done::Outcome::Failed(failed)) = done.outcome else {
+        panic!("{:?}", done.outcome);
+    };
+    assert_eq!(failed.code, "internal");
+    assert!(
+        failed.message.contains("cannot be decoded"),
+        "{}",
+        failed.message
+    );
+    assert!(end("nonsense").await.is_none());
     stop(orchestrator).await;
 }
 

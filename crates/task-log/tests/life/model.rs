@@ -1,5 +1,7 @@
 //! Who can do what next, by the functions that the services decide by.
 
+use std::time::Duration;
+
 use stateright::{Model, Property};
 use task_log::transition::{
     CameOut, Decision, Ending, Known, Next, Settlement, Written, after_attempt, after_refusal,
@@ -9,6 +11,17 @@ use task_log::transition::{
 use crate::world::{
     At, Canceller, Checkpoint, Dispatcher, End, MAX_ATTEMPTS, Message, Mishaps, Run, STEPS, Stands,
     World,
+};
+
+/// The store takes no picture, and the task may be tried for longer.
+const NOT_STORED: CameOut = CameOut::NotStored {
+    tried_for: Duration::ZERO,
+    at_most: Some(Duration::from_secs(1)),
+};
+/// The same, and it has been tried for as long as it may.
+const NOT_STORED_IN_TIME: CameOut = CameOut::NotStored {
+    tried_for: Duration::from_secs(1),
+    at_most: Some(Duration::from_secs(1)),
 };
 
 /// A task's life, with so many mishaps.
@@ -74,6 +87,12 @@ impl Model for Life {
                 }
                 if world.left.stops > 0 {
                     acts.push(Act::ComesOut(number, CameOut::Stopped));
+                }
+                if run.step == STEPS {
+                    acts.push(Act::ComesOut(number, NOT_STORED_IN_TIME));
+                    if world.left.stops > 0 {
+                        acts.push(Act::ComesOut(number, NOT_STORED));
+                    }
                 }
             }
         }
@@ -309,7 +328,7 @@ fn comes_out(world: &mut World, worker: usize, came_out: CameOut) -> Option<()> 
     let At::Running(run) = world.workers[worker].at else {
         return None;
     };
-    if came_out == CameOut::Stopped {
+    if came_out == CameOut::Stopped || came_out == NOT_STORED {
         world.left.stops -= 1;
     }
     world.workers[worker].at = left_by(run, came_out);

@@ -49,7 +49,7 @@ pub(crate) fn all() -> Vec<Property<Life>> {
             },
         ),
     ];
-    let sometimes: [(&'static str, Holds); 5] = [
+    let sometimes: [(&'static str, Holds); 6] = [
         ("a task succeeds", |_, world| {
             world.is_over() && matches!(world.done, Some(End::By(_, Ending::Succeeded)))
         }),
@@ -59,6 +59,13 @@ pub(crate) fn all() -> Vec<Property<Life>> {
         ("a task is given up", |_, world| {
             world.is_over() && matches!(world.done, Some(End::By(_, Ending::GivenUp)))
         }),
+        (
+            "a task whose pictures no store takes is given up",
+            |_, world| {
+                let early = u32::from(world.seen.runs) < MAX_ATTEMPTS;
+                early && matches!(world.done, Some(End::By(_, Ending::GivenUp)))
+            },
+        ),
         ("a task is cancelled", |_, world| {
             world.is_over() && world.done == Some(End::Cancelled)
         }),

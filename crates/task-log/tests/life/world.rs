@@ -18,7 +18,7 @@ pub(crate) struct Mishaps {
     pub(crate) deaths: u8,
     /// A worker that is alive is taken for dead: its dispatch is handed to another, and it goes on.
     pub(crate) taken_for_dead: u8,
-    /// A worker is asked to stop, and is started again.
+    /// A worker is asked to stop, and is started again; or the store takes nothing from it, and it leaves the task to another.
     pub(crate) stops: u8,
 }
 
@@ -151,7 +151,7 @@ pub(crate) struct Seen {
     pub(crate) first_end: Option<End>,
     /// Times that it was taken up.
     pub(crate) runs: u8,
-    /// Times that it was handed back by a worker that stopped.
+    /// Times that it was handed back by a worker that stopped, or that could store nothing.
     pub(crate) handed_back: u8,
     pub(crate) acknowledged_before_the_end: bool,
 }

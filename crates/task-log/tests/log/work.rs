@@ -2,7 +2,7 @@
 
 use contract::TaskId;
 use contract::task::{Phase, State};
-use task_log::{Handed, Handover, TaskRef};
+use task_log::{Cursor, Handed, Handover, Queue, TaskRef};
 
 use crate::{Bench, bench, cancelled, submitted, tenant};
 
@@ -135,4 +135,33 @@ async fn a_queue_is_read_in_turn_and_page_by_page_with_what_is_left_behind() {
     assert!(reader.read(8).await.unwrap().events.is_empty());
     let last = log.submissions(&queue, next, 8).await.unwrap();
     assert!(last.events.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cursor_goes_when_nothing_of_its_queue_is_left_and_not_when_it_was_written_meanwhile() {
+    let Bench {
+        server: _server,
+        log,
+        ..
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    log.submit(&event).await.unwrap();
+    let there = Queue::of_key("standard-image.acme").unwrap();
+    let gone = Queue::of_key("standard-image.other").unwrap();
+    let cursors = log.cursors().await.unwrap();
+    let cursor = |sequence| Cursor { sequence };
+    cursors.create(&there.key(), &cursor(1)).await.unwrap();
+    let first = cursors.create(&gone.key(), &cursor(7)).await.unwrap();
+    let second = cursors.update(&gone.key(), &cursor(8), first).await;
+    assert!(!cursors.forget(&gone.key(), first).await.unwrap());
+    let found = cursors.get(&gone.key()).await.unwrap().unwrap();
+    assert_eq!(found.revision, second.unwrap());
+    assert_eq!(log.sweep_cursors().await.unwrap(), 1);
+    assert_eq!(log.sweep_cursors().await.unwrap(), 0);
+    assert!(cursors.get(&gone.key()).await.unwrap().is_none());
+    let found = cursors.get(&there.key()).await.unwrap().unwrap();
+    assert_eq!(found.value, cursor(1));
+    // Nothing says that it was there; who has the queue makes its cursor again.
+    assert_eq!(cursors.written_since(0).await.unwrap().len(), 1);
+    cursors.create(&gone.key(), &cursor(9)).await.unwrap();
 }

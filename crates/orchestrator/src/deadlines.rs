@@ -1,0 +1,162 @@
+//! Tasks that did not begin in time end, however deep in their queues they lie.
+//!
+//! The log has an index of deadlines by time ([`TaskLog::due`]). Once a second those whose time is over are looked at: a task that nobody
+//! has handed to a worker ends as expired. One that was handed over is its worker's, which looks at the deadline before it begins.
+//! What is in memory does not grow with the backlog: a page of the index at a time.
+//!
+//! Every orchestrator does so by itself. Ending what another has ended is no error, and what one has looked at the others do not find.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
+
+use futures::{StreamExt as _, TryStreamExt as _};
+use lifecycle::Service;
+use messaging::MAX_BATCH;
+use task_log::{Due, Ended, Record, TaskLog, TaskLogError, deadline, slot_of};
+
+use crate::sweeps;
+
+/// Between two looks.
+const EVERY: Duration = Duration::from_secs(1);
+/// Slots that are looked at again: what is noted late, or by a clock that is behind, is found there.
+const LATE: u64 = 15;
+/// Between two times that it is kept up to which slot all were looked at.
+const KEEP_EVERY: u64 = 30;
+/// The longest that nobody may have looked: no task that waits is older than that.
+const LONGEST: Duration = Duration::from_secs(8 * 24 * 3600);
+/// Slots that are looked at together, and tasks of each.
+const AT_ONCE: usize = 8;
+
+struct Deadlines {
+    log: TaskLog,
+    /// All slots before this were looked at; 0 where that is not known so far.
+    next: AtomicU64,
+    /// As it was kept last.
+    kept: AtomicU64,
+}
+
+/// Looks at deadlines for as long as the service runs.
+pub(crate) fn start(service: &Service, log: &TaskLog) {
+    let deadlines = Arc::new(Deadlines::new(log.clone()));
+    sweeps::start(service, "deadlines", EVERY, move || {
+        let deadlines = deadlines.clone();
+        async move {
+            if let Err(error) = deadlines.sweep().await {
+                let error = lifecycle::chain(&error);
+                tracing::debug!(error, "deadlines are looked at again");
+            }
+        }
+    });
+}
+
+impl Deadlines {
+    fn new(log: TaskLog) -> Self {
+        Self {
+            log,
+            next: AtomicU64::new(0),
+            kept: AtomicU64::new(0),
+        }
+    }
+
+    async fn sweep(&self) -> Result<(), TaskLogError> {
+        let now = contract::clock::system_time().duration_since(UNIX_EPOCH);
+        let now = now.unwrap_or_default();
+        // The one before it is over.
+        let until = slot_of(now);
+        let next = match self.next.load(Ordering::Relaxed) {
+            0 => self.log.looked_up_to().await?.unwrap_or(until),
+            next => next,
+        };
+        let first = next.min(until.saturating_sub(LATE));
+        let first = first.max(slot_of(now.saturating_sub(LONGEST)));
+        let slots = futures::stream::iter(first..until).map(Ok::<u64, TaskLogError>);
+        let each = async |slot: u64| self.look(slot, now).await;
+        slots.try_for_each_concurrent(AT_ONCE, each).await?;
+        self.next.store(until, Ordering::Relaxed);
+        if until >= self.kept.load(Ordering::Relaxed) + KEEP_EVERY {
+            self.log.keep_looked_up_to(until).await?;
+            self.kept.store(until, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Looks at the tasks of a slot.
+    async fn look(&self, slot: u64, now: Duration) -> Result<(), TaskLogError> {
+        let mut from = 1;
+        loop {
+            let due = self.log.due(slot, from).await?;
+            let more = due.len() >= MAX_BATCH;
+            from = due.last().map_or(from, |last| last.sequence + 1);
+            let due = futures::stream::iter(due).map(Ok::<Due, TaskLogError>);
+            let each = async |one: Due| self.look_at(one, now).await;
+            due.try_for_each_concurrent(AT_ONCE, each).await?;
+            if !more {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn look_at(&self, due: Due, now: Duration) -> Result<(), TaskLogError> {
+        if let Some(task) = &due.task {
+            let record = match self.log.read(&task.tenant, task.task).await {
+                Ok(record) => record,
+                // It ends otherwise, when its queue has come to it.
+                Err(TaskLogError::Decode { .. } | TaskLogError::Id(_)) => None,
+                Err(error) => return Err(error),
+            };
+            if let Some(record) = record
+                && let Some(within) = expired(&record, now)
+            {
+                let end = deadline::expired(within);
+                if self.log.end(&record.task_ref()?, &end).await? == Ended::First {
+                    tracing::debug!(task = %task.task, ?within, "too late to begin");
+                }
+            }
+        }
+        self.log.forget_due(&due).await
+    }
+}
+
+/// Within which time the task should have begun, if that is over and nobody has been handed it.
+fn expired(record: &Record, now: Duration) -> Option<Duration> {
+    let submitted = &record.submitted;
+    let deadline = deadline::deadline(submitted).filter(|deadline| *deadline <= now)?;
+    let waits = record.done.is_none() && record.state.is_none();
+    waits.then(|| deadline.saturating_sub(deadline::submitted_at(submitted)))
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::task::{State, Submitted};
+    use contract::v1::SubmitTask;
+
+    use super::*;
+
+    #[test]
+    fn only_what_is_late_and_was_handed_to_nobody_expires() {
+        let mut record = Record {
+            submitted: Submitted {
+                at: Some(contract::now()),
+                request: Some(SubmitTask {
+                    expires_after_seconds: 90,
+                    ..SubmitTask::default()
+                }),
+                ..Submitted::default()
+            },
+            state: None,
+            state_sequence: 0,
+            done: None,
+            feedback: None,
+            sequence: 1,
+        };
+        let at = deadline::deadline(&record.submitted).unwrap();
+        assert_eq!(expired(&record, at - Duration::from_nanos(1)), None);
+        assert_eq!(expired(&record, at), Some(Duration::from_secs(90)));
+        record.state = Some(State::default());
+        assert_eq!(expired(&record, at), None);
+        record.state = None;
+        record.done = Some(deadline::expired(Duration::from_secs(90)));
+        assert_eq!(expired(&record, at), None);
+    }
+}
