@@ -318,7 +318,13 @@ struct Bench {
 
 impl Bench {
     async fn start(sync_always: bool, time: Duration) -> Self {
+        // What whoever sets the broker up knows.
+        let manner = match sync_always {
+            true => "together",
+            false => "one_by_one",
+        };
         let settings = [
+            ("INKSTONE_ORCHESTRATOR__COMMIT__MANNER", manner),
             ("INKSTONE_ORCHESTRATOR__STREAMS__TASK_MAX_SIZE", "4GiB"),
             // One tenant is all there is.
             ("INKSTONE_GATEWAY__HTTP__TENANT_SHARE", "100"),
@@ -429,14 +435,16 @@ async fn main() {
     let mut arguments = std::env::args().skip(1);
     let mut seconds = 8;
     let (mut peers, mut ours, mut result) = (Vec::new(), None, None);
+    let mut only = None;
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--seconds" => seconds = arguments.next().unwrap().parse().unwrap(),
             "--peer" => peers.push(arguments.next().unwrap()),
             "--ours" => ours = Some(arguments.next().unwrap().parse().unwrap()),
+            "--only" => only = arguments.next(),
             "--result" => result = Some(arguments.next().unwrap()),
             other => panic!(
-                "what is {other}? --seconds N, --result FILE for our rate over HTTP; or --ours RATE and --peer NAME=HOST:PORT/PATH, \
+                "what is {other}? --seconds N, --result FILE for our rate over HTTP, --only http|grpc|flushed|batch; or --ours RATE and --peer NAME=HOST:PORT/PATH, \
                  to measure only peers beside that"
             ),
         }
@@ -445,6 +453,9 @@ async fn main() {
 
     if let Some(ours) = ours {
         return beside(ours, &peers, time).await;
+    }
+    if let Some(only) = only {
+        return only_one(&only, time).await;
     }
     println!("# one by one; the broker flushes now and then, as it does by default");
     let bench = Bench::start(false, time).await;
@@ -489,6 +500,25 @@ async fn main() {
     if let Some(result) = result {
         std::fs::write(result, format!("{http:.0}\n")).unwrap();
     }
+}
+
+/// One of the ways in, for whoever looks for what it costs.
+async fn only_one(which: &str, time: Duration) {
+    let bench = Bench::start(matches!(which, "flushed" | "batch"), time).await;
+    let (address, authorization) = (&bench.address, &bench.authorization);
+    let (target, callers) = match which {
+        "http" => (over_http2(address, authorization).await, CALLERS),
+        "batch" => (
+            Target::Batch(grpc_clients(address), authorization.clone()),
+            BATCH_CALLERS,
+        ),
+        _ => (
+            Target::Grpc(grpc_clients(address), authorization.clone()),
+            CALLERS,
+        ),
+    };
+    bench.measure(which, target, callers).await;
+    bench.memory();
 }
 
 /// What peers do with a request for nothing, beside what we did over HTTP.

@@ -177,6 +177,7 @@ impl Bench {
     async fn start(outstanding: usize) -> Self {
         let (slots, window) = (outstanding.min(256).to_string(), outstanding.to_string());
         let settings = [
+            ("INKSTONE_ORCHESTRATOR__COMMIT__MANNER", "one_by_one"),
             ("INKSTONE_GPU_WORKER__ENGINE__KIND", "simulated"),
             ("INKSTONE_GPU_WORKER__WORKER__SLOTS", slots.as_str()),
             ("INKSTONE_GPU_WORKER__WORKER__MAX_BATCH", "64"),

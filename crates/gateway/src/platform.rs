@@ -26,6 +26,8 @@ use crate::settings::Settings;
 const MAX_PICTURE_BYTES: u64 = 32 * 1024 * 1024;
 /// How old a stored file of a caller may be and still do as it is. The orchestrator renews older ones that are about to expire.
 const FRESH: std::time::Duration = std::time::Duration::from_secs(60 * 60);
+/// So many tasks of a batch take of the platform what one that comes alone takes (docs/PERFORMANCE.md, "The edge").
+const AS_ONE_CALL: usize = 4;
 const NO_SENSE: &str = "a part of the platform gave an answer that makes no sense";
 
 /// The services behind. Cheap to clone.
@@ -198,7 +200,7 @@ impl Platform {
         let tasks = || requests.iter().flatten();
         let keyed = tasks().all(|task| !task.idempotency_key.is_empty());
         let submissions = if keyed { &self.keyed } else { &self.keyless };
-        submissions.enter(tasks().count())
+        submissions.enter(tasks().count().div_ceil(AS_ONE_CALL))
     }
 
     /// Charges the requests of a batch beyond the first, which was charged when its caller was let in.

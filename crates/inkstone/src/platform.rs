@@ -26,6 +26,8 @@ const STOP_GRACE: Duration = Duration::from_secs(20);
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
 /// Where an operator says what callers know the platform by.
 const PUBLIC_URL: &str = "INKSTONE_ORCHESTRATOR__NOTICES__PUBLIC_URL";
+/// Where an operator says how submissions are stored. Here nobody has to: the broker is our own.
+const COMMIT: &str = "INKSTONE_ORCHESTRATOR__COMMIT__MANNER";
 /// Between looks at the broker's process.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -95,6 +97,7 @@ impl Platform {
             telemetry: &telemetry,
             services: Vec::new(),
             scheme: "http",
+            sync_always: options.sync_always,
         };
         if let Err(error) = starting.all(options.listen, &models).await {
             stop_services(&starting.services).await;
@@ -298,6 +301,8 @@ struct Starting<'a> {
     services: Vec<Service>,
     /// What the public port speaks, once its settings are read.
     scheme: &'static str,
+    /// Of the broker.
+    sync_always: bool,
 }
 
 impl Starting<'_> {
@@ -367,6 +372,13 @@ impl Starting<'_> {
         self.scheme = scheme_of(&settings::load(None, &[])?);
         let given = std::env::var_os(PUBLIC_URL).is_some();
         of_orchestrator.extend(public_url(self.scheme, listen, given));
+        if std::env::var_os(COMMIT).is_none() {
+            let manner = match self.sync_always {
+                true => "together",
+                false => "one_by_one",
+            };
+            of_orchestrator.push(("commit.manner", manner.to_owned()));
+        }
         let orchestrator = settings::load(None, &of_orchestrator)?;
         let orchestrator = orchestrator::start(orchestrator, telemetry.clone()).await;
         let orchestrator = started("orchestrator", orchestrator)?;

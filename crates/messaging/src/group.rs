@@ -17,7 +17,7 @@ const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
 const BATCH_COMMIT: &str = "Nats-Batch-Commit";
 const OPERATION: &str = "appending events";
 /// The most events in one batch; the server takes a thousand.
-pub const MAX_GROUP: usize = 256;
+pub const MAX_GROUP: usize = 1000;
 
 /// How a group of events is stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -113,7 +113,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         &settings.scheduling,
     )
     .await?;
-    let (intake, committer) = log.intake();
+    let (intake, committer) = log.intake(settings.commit.manner);
     service.tasks.critical("commit", async move {
         // Until nobody can submit any more: what was sent is answered, even while the service stops.
         committer.run().await;

@@ -11,7 +11,7 @@ use messaging::BrokerSettings;
 use rpc::{PeerSettings, TlsSettings};
 use settings::{ByteSize, Millis, SettingsError};
 use storage::StorageSettings;
-use task_log::StreamSettings;
+use task_log::{Commit, StreamSettings};
 use telemetry::TelemetrySettings;
 
 use crate::route::{self, ClassRule, RouteRule};
@@ -37,6 +37,8 @@ pub struct Settings {
     pub registry: PeerSettings,
     /// TASKS, WORK and DEAD.
     pub streams: StreamSettings,
+    /// How submissions are stored.
+    pub commit: CommitSettings,
     /// What runs next.
     pub scheduling: SchedulingSettings,
     /// Who vouches for producers, and signs webhooks.
@@ -55,6 +57,14 @@ pub struct Settings {
     pub audit: AuditSettings,
     /// How long what was drawn stays.
     pub retention: RetentionSettings,
+}
+
+/// How submissions are stored.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CommitSettings {
+    /// Each by itself or together.
+    pub manner: Commit,
 }
 
 /// How long what workers stored for tasks stays.

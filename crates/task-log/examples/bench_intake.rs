@@ -1,6 +1,6 @@
 //! What the log alone takes: submissions a second through [`TaskLog::intake`] against a real broker, for so many callers at once.
 //!
-//! `bench_intake [--sync-always]`
+//! `bench_intake [--sync-always] [--one-by-one | --together]`
 #![allow(clippy::print_stdout, clippy::unwrap_used, clippy::disallowed_methods)]
 
 use std::time::{Duration, Instant};
@@ -9,7 +9,7 @@ use contract::TaskId;
 use contract::task::Submitted;
 use messaging::{Broker, BrokerSettings};
 use nats_server::NatsServer;
-use task_log::{StreamSettings, TaskLog};
+use task_log::{Commit, StreamSettings, TaskLog};
 
 const TIME: Duration = Duration::from_secs(2);
 
@@ -39,7 +39,13 @@ async fn main() {
         dead_max_size: "16MiB".parse().unwrap(),
     };
     log.ensure_streams(&streams).await.unwrap();
-    let (intake, committer) = log.intake();
+    let said = |word: &str| std::env::args().any(|argument| argument == word);
+    let commit = match (said("--one-by-one"), said("--together")) {
+        (true, _) => Commit::OneByOne,
+        (_, true) => Commit::Together,
+        _ => Commit::Measured,
+    };
+    let (intake, committer) = log.intake(commit);
     tokio::spawn(committer.run());
     for callers in [1, 8, 64, 256, 1024] {
         let began = Instant::now();

@@ -40,7 +40,7 @@ pub use dispatch::{Handed, Handover};
 pub use due::{Due, slot_of};
 pub use error::TaskLogError;
 pub use follow::{Happened, Stretch, What};
-pub use intake::{Committer, Intake};
+pub use intake::{Commit, Committer, Intake};
 pub use letters::{Letter, LetterId, LetterKind, WantedLetters};
 pub use listing::{Page, Wanted};
 pub use queue::{Cursor, Queue, Touch};
@@ -108,9 +108,9 @@ impl TaskLog {
         intake::outcome(self.tasks.create(&event).await?)
     }
 
-    /// A way in for many at once: what comes together is stored together. Whoever opens it runs the [`Committer`].
-    pub fn intake(&self) -> (Intake, Committer) {
-        intake::open(self.tasks.clone())
+    /// A way in for many at once. Whoever opens it runs the [`Committer`].
+    pub fn intake(&self, commit: Commit) -> (Intake, Committer) {
+        intake::open(self.tasks.clone(), commit)
     }
 
     /// All that is known of a task; `None` when this tenant has no such task.

@@ -13,7 +13,7 @@ use contract::v1::{Feedback, TaskPhase};
 use contract::{TaskId, TenantId};
 use messaging::{Broker, BrokerError, BrokerSettings};
 use nats_server::NatsServer;
-use task_log::{Ended, StreamSettings, Submission, TaskLog, TaskRef, Update};
+use task_log::{Commit, Ended, StreamSettings, Submission, TaskLog, TaskRef, Update};
 
 struct Bench {
     server: NatsServer,
@@ -88,13 +88,19 @@ async fn the_same_submission_twice_is_one_task() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn submissions_that_come_together_are_stored_together_and_each_hears_of_its_own() {
+async fn of_submissions_that_come_together_each_hears_of_its_own_however_they_are_stored() {
+    for commit in [Commit::OneByOne, Commit::Together, Commit::Measured] {
+        each_hears_of_its_own(commit).await;
+    }
+}
+
+async fn each_hears_of_its_own(commit: Commit) {
     let Bench {
         server: _server,
         broker,
         log,
     } = bench().await;
-    let (intake, committer) = log.intake();
+    let (intake, committer) = log.intake(commit);
     let running = tokio::spawn(committer.run());
     // One that was there before, and one that comes twice, as other requests, among a thousand that are new.
     let before = submitted(TaskId::random());
@@ -140,13 +146,19 @@ async fn submissions_that_come_together_are_stored_together_and_each_hears_of_it
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_group_that_the_broker_did_not_answer_for_is_settled_one_by_one() {
+async fn what_the_broker_did_not_answer_for_is_settled_one_by_one() {
+    for commit in [Commit::OneByOne, Commit::Together, Commit::Measured] {
+        settled_one_by_one(commit).await;
+    }
+}
+
+async fn settled_one_by_one(commit: Commit) {
     let Bench {
         mut server,
         broker: _broker,
         log,
     } = bench().await;
-    let (intake, committer) = log.intake();
+    let (intake, committer) = log.intake(commit);
     let running = tokio::spawn(committer.run());
     let all: Vec<Submitted> = (0..400).map(|_| submitted(TaskId::random())).collect();
     let submitting = tokio::spawn({
