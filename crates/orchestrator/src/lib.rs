@@ -8,7 +8,8 @@
 //! * [`tasks`] is what callers can do with tasks;
 //! * [`backlog`] knows which queues there are, and holds the next few tasks of each;
 //! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](deadline);
-//! * [`estimate`] says how long a task waits (pure), [`waits`] tells its caller;
+//! * [`estimate`] says how long a task waits (pure), going by what workers have [`ahead`] of it and by how fast they were seen to be
+//!   ([`throughput`]), both pure; [`waits`] tells its caller;
 //! * [`dispatch`] carries that out, from the backlog in TASKS to the workers' queue WORK;
 //! * [`partitions`] says whose queues this orchestrator does so for, where there are several;
 //! * [`letters`] lets operators look at what was given up, and try it again;
@@ -19,6 +20,7 @@
 //! of heads in memory, however long the backlog).
 
 mod admit;
+mod ahead;
 mod audit;
 mod auth;
 mod backlog;
@@ -44,6 +46,7 @@ mod route;
 mod schedule;
 mod settings;
 mod tasks;
+mod throughput;
 mod usage;
 mod waiting;
 mod waits;
@@ -106,7 +109,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         &broker,
         &log,
         &waiting,
-        learned,
+        learned.clone(),
         &settings.scheduling,
     )
     .await?;
@@ -124,10 +127,11 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     retention::start(&service, &storage, &log, &settings.retention);
     let inputs = inputs::Inputs::new(storage, &settings.inputs);
     inputs::start(&service, inputs.clone(), log.clone(), &settings.inputs);
+    let queues: Arc<dyn waits::Queues> = Arc::new(backlog.clone());
     let waits = waits::Waits::start(
         &service,
         &broker,
-        Arc::new(backlog.clone()),
+        (queues, learned),
         settings.scheduling.policy(),
     );
     let tasks = tasks::Tasks {

@@ -84,12 +84,13 @@ impl Tasks {
             Err(refused) => {
                 let keyed = !request.idempotency_key.is_empty();
                 return match self.existing(&submitted, keyed).await? {
-                    Some(record) => Ok((record.view(), true)),
+                    Some(record) => Ok((self.waits.view(&record), true)),
                     None => Err(refused),
                 };
             }
         };
-        let queue = queue_of(&TaskRef::of(&submitted)?);
+        let place = TaskRef::of(&submitted)?;
+        let queue = queue_of(&place);
         // Before it is stored: a task in a queue that nobody knows would wait for ever.
         let announced = self.backlog.announce(&queue).await;
         announced.map_err(TaskLogError::from)?;
@@ -98,7 +99,8 @@ impl Tasks {
         let existing = match self.intake.submit(&submitted).await? {
             Submission::Accepted => {
                 drop(in_doubt);
-                self.backlog.poke(&queue).await;
+                // Before it counts itself.
+                let before = self.waits.length(&place);
                 metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
                 tracing::info!(
                     task = submitted.task_id,
@@ -113,7 +115,9 @@ impl Tasks {
                     feedback: None,
                     sequence: 0,
                 };
-                return Ok((record.view(), false));
+                let task = self.waits.view_new(&record, before);
+                self.backlog.poke(&queue).await;
+                return Ok((task, false));
             }
             Submission::Existing(existing) => {
                 in_doubt.not_made();
@@ -122,7 +126,7 @@ impl Tasks {
         };
         same_request(&existing, &submitted)?;
         let record = self.read(&existing.tenant, &existing.task_id).await?;
-        Ok((record.view(), true))
+        Ok((self.waits.view(&record), true))
     }
 
     /// Whether a webhook could be told, as far as its URL says.
