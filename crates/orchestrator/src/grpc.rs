@@ -139,7 +139,7 @@ impl OrchestratorService for Grpc {
     ) -> Result<Response<api::GetResponse>, Status> {
         let api::GetRequest { tenant, task_id } = request.into_inner();
         let record = self.tasks.read(&tenant, &task_id).await.map_err(status)?;
-        let task = Some(self.tasks.waits.view(&record));
+        let task = Some(self.tasks.waits.view(&record).await);
         Ok(Response::new(api::GetResponse { task }))
     }
 
@@ -240,7 +240,7 @@ async fn forward(
         let event = match next_or_retell(&mut watch, estimates, &mut told, sender).await {
             Ok(None) => return,
             Ok(Some(Update::Changed(record))) => {
-                let task = estimates.view(&record);
+                let task = estimates.view(&record).await;
                 let now = Told::of(&task, Instant::now());
                 told = waits(&task).then_some((record, now));
                 let event = watch_response::Event::Task(task);
@@ -286,7 +286,7 @@ async fn next_or_retell(
         let Some((record, before)) = told else {
             continue;
         };
-        let task = estimates.view(record);
+        let task = estimates.view(record).await;
         let now = Told::of(&task, Instant::now());
         if before.is_outdated_by(&now)
             && sender

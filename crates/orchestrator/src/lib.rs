@@ -9,7 +9,8 @@
 //! * [`backlog`] knows which queues there are, and holds the next few tasks of each;
 //! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](deadline);
 //! * [`estimate`] says how long a task waits (pure), going by what workers have [`ahead`] of it and by how fast they were seen to be
-//!   ([`throughput`]), both pure; [`waits`] tells its caller;
+//!   ([`throughput`]), both pure; [`waits`] tells its caller,
+//!   [`asking`] the orchestrator that knows;
 //! * [`dispatch`] carries that out, from the backlog in TASKS to the workers' queue WORK;
 //! * [`partitions`] says whose queues this orchestrator does so for, where there are several;
 //! * [`letters`] lets operators look at what was given up, and try it again;
@@ -21,6 +22,7 @@
 
 mod admit;
 mod ahead;
+mod asking;
 mod audit;
 mod auth;
 mod backlog;
@@ -133,7 +135,8 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         &broker,
         (queues, learned),
         settings.scheduling.policy(),
-    );
+    )
+    .await?;
     let tasks = tasks::Tasks {
         log,
         intake,

@@ -84,7 +84,7 @@ impl Tasks {
             Err(refused) => {
                 let keyed = !request.idempotency_key.is_empty();
                 return match self.existing(&submitted, keyed).await? {
-                    Some(record) => Ok((self.waits.view(&record), true)),
+                    Some(record) => Ok((self.waits.view(&record).await, true)),
                     None => Err(refused),
                 };
             }
@@ -115,8 +115,9 @@ impl Tasks {
                     feedback: None,
                     sequence: 0,
                 };
-                let task = self.waits.view_new(&record, before);
-                self.backlog.poke(&queue).await;
+                // At once, so that it does not wait for the answer of who is asked.
+                let view = self.waits.view_new(&record, before);
+                let (task, ()) = futures::join!(view, self.backlog.poke(&queue));
                 return Ok((task, false));
             }
             Submission::Existing(existing) => {
@@ -126,7 +127,7 @@ impl Tasks {
         };
         same_request(&existing, &submitted)?;
         let record = self.read(&existing.tenant, &existing.task_id).await?;
-        Ok((self.waits.view(&record), true))
+        Ok((self.waits.view(&record).await, true))
     }
 
     /// Whether a webhook could be told, as far as its URL says.

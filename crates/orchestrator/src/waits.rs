@@ -2,8 +2,8 @@
 //!
 //! The model ([`crate::estimate`]) is solved some times a second, of this orchestrator's queues and the live workers, and how fast those are is
 //! measured ([`crate::throughput`]). Whoever asks for a task has its own place looked up as it is just then, which costs some
-//! microseconds. What is not known is not told: nothing of queues that another orchestrator serves, and no wait before any end has
-//! told what tasks cost, unless nothing is to be waited for.
+//! microseconds; of a queue that another orchestrator serves that one is asked ([`crate::asking`]). What is not known is not told: no
+//! wait before any end has told what tasks cost, unless nothing is to be waited for.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,15 +11,19 @@ use std::time::{Duration, Instant};
 
 use contract::fleet::{self, WorkerRecord};
 use contract::v1::{self, TaskPhase};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use lifecycle::Service;
 use messaging::{Broker, BrokerError, Bucket};
 use task_log::{Queue, Record, TaskRef};
 use tokio::sync::watch;
 
 use crate::ahead::{Ahead, Handed};
+use crate::asking::{Asking, At, Figures, Question, Waiter};
 use crate::backlog::{Standing, queue_of};
 use crate::estimate::{Fleet, Outlook, Place, QueueLoad};
 use crate::learning::Learned;
+use crate::partitions::Partition;
 use crate::schedule::LanePolicy;
 use crate::throughput::{Sample, Throughput};
 
@@ -46,6 +50,9 @@ pub(crate) trait Queues: Send + Sync + 'static {
     /// How many tasks wait in a queue, and so before the next one that comes; `None` when another orchestrator serves it.
     fn length(&self, queue: &Queue) -> Option<u64>;
 
+    /// The partition in which a task's queue is, and whether this orchestrator serves it.
+    fn partition(&self, task: &TaskRef) -> (Partition, bool);
+
     /// Where the dispatcher stands.
     fn standing(&self) -> Arc<Standing>;
 }
@@ -56,52 +63,77 @@ pub(crate) struct Waits {
     queues: Arc<dyn Queues>,
     learned: Learned,
     outlook: watch::Receiver<Option<Arc<Outlook>>>,
+    asking: Asking,
 }
 
 impl Waits {
-    /// Solves the model for as long as the service runs.
-    pub(crate) fn start(
+    /// Solves the model, and answers others, for as long as the service runs.
+    ///
+    /// # Errors
+    /// When others cannot be listened to.
+    pub(crate) async fn start(
         service: &Service,
         broker: &Broker,
         (queues, learned): (Arc<dyn Queues>, Learned),
         policy: LanePolicy,
-    ) -> Self {
+    ) -> Result<Self, BrokerError> {
         let (sender, outlook) = watch::channel(None);
         let stopping = service.tasks.stopping();
-        let (source, broker) = (queues.clone(), broker.clone());
+        let (source, solver) = (queues.clone(), broker.clone());
         service.tasks.critical("waits", async move {
             tokio::select! {
                 () = stopping => {}
-                () = keep_solving(&broker, &*source, &policy, &sender) => {}
+                () = keep_solving(&solver, &*source, &policy, &sender) => {}
             }
             Ok::<(), std::convert::Infallible>(())
         });
-        Self {
+        let (asking, questions) = Asking::start(service, broker).await?;
+        let waits = Self {
             queues,
             learned,
             outlook,
+            asking,
+        };
+        let (answering, stopping) = (waits.clone(), service.tasks.stopping());
+        service.tasks.critical("questions", async move {
+            tokio::select! {
+                () = stopping => {}
+                () = answering.keep_answering(questions) => {}
+            }
+            Ok::<(), std::convert::Infallible>(())
+        });
+        Ok(waits)
+    }
+
+    async fn keep_answering(&self, mut questions: BoxStream<'static, (Partition, Question)>) {
+        while let Some((_, question)) = questions.next().await {
+            let (_, is_here) = self.queues.partition(&question.waiter.place);
+            if is_here && let Some(figures) = self.figures(&question.waiter, None) {
+                self.asking.answer(&question, figures).await;
+            }
         }
     }
 
-    /// How many tasks wait in a task's queue, and so before it if it is about to be stored there.
+    /// How many tasks wait in a task's queue, and so before it if it is about to be stored there; not known of a queue of another's.
     pub(crate) fn length(&self, task: &TaskRef) -> Option<u64> {
         self.queues.length(&queue_of(task))
     }
 
     /// The task as its tenant sees it, with its place and its wait as far as they are known.
-    pub(crate) fn view(&self, record: &Record) -> v1::Task {
-        self.view_at(record, None)
+    pub(crate) async fn view(&self, record: &Record) -> v1::Task {
+        let at = match record.state {
+            Some(_) => At::Workers,
+            None => At::Sequence(record.sequence),
+        };
+        self.view_at(record, at, None).await
     }
 
-    /// The same of a task that was stored just now, behind `before` others of its queue.
-    pub(crate) fn view_new(&self, record: &Record, before: Option<u64>) -> v1::Task {
-        match before {
-            Some(before) => self.view_at(record, Some(before)),
-            None => record.view(),
-        }
+    /// The same of a task that was stored just now, behind `before` others of its queue if that is known.
+    pub(crate) async fn view_new(&self, record: &Record, before: Option<u64>) -> v1::Task {
+        self.view_at(record, At::End, before).await
     }
 
-    fn view_at(&self, record: &Record, before: Option<u64>) -> v1::Task {
+    async fn view_at(&self, record: &Record, at: At, before: Option<u64>) -> v1::Task {
         let mut task = record.view();
         if !waits(&task) {
             return task;
@@ -109,70 +141,85 @@ impl Waits {
         let Ok(place) = record.task_ref() else {
             return task;
         };
-        let standing = self.queues.standing();
-        // Of a task that was handed over a moment ago the log may not tell so yet.
-        let told = self
-            .at_workers(&place, &standing)
-            .or_else(|| self.in_queue(record, &place, before, &standing));
-        if let Some((position, wait)) = told {
+        let (partition, is_here) = self.queues.partition(&place);
+        let waiter = Waiter {
+            place,
+            at,
+            cost: self.learned.cost(&record.submitted),
+            limit: match record.submitted.tasks_running {
+                0 => None,
+                limit => Some(limit.into()),
+            },
+        };
+        let figures = match is_here {
+            true => self.figures(&waiter, before),
+            false => self.asking.ask(partition, &waiter).await,
+        };
+        if let Some(Figures { position, wait }) = figures {
             task.queue_position = Some(position);
             task.estimated_wait_ms = wait.and_then(|wait| u64::try_from(wait.as_millis()).ok());
         }
         task
     }
 
+    /// What is known here of a task that waits.
+    fn figures(&self, waiter: &Waiter, before: Option<u64>) -> Option<Figures> {
+        let standing = self.queues.standing();
+        // Of a task that was handed over a moment ago the log may not tell so yet.
+        self.at_workers(&waiter.place, &standing)
+            .or_else(|| self.in_queue(waiter, before, &standing))
+    }
+
     /// Of a task that was handed to workers and has not begun.
-    fn at_workers(&self, place: &TaskRef, standing: &Standing) -> Option<(u64, Option<Duration>)> {
+    fn at_workers(&self, place: &TaskRef, standing: &Standing) -> Option<Figures> {
         let all = &standing.handed;
         let own = all.iter().find(|one| one.task == place.task)?;
         if own.begun.is_some() {
             return None;
         }
-        let position = not_begun(all, place, own.order);
         let wait = self.outlook().and_then(|outlook| {
             let ahead = Ahead::of(all, Some(own.order), outlook.fleet(), Instant::now());
             self.told(outlook.wait_at_workers(ahead))
         });
-        Some((position, wait))
+        Some(Figures {
+            position: not_begun(all, place, own.order),
+            wait,
+        })
     }
 
     /// Of a task that waits in its queue.
     fn in_queue(
         &self,
-        record: &Record,
-        place: &TaskRef,
+        waiter: &Waiter,
         before: Option<u64>,
         standing: &Standing,
-    ) -> Option<(u64, Option<Duration>)> {
-        if record.state.is_some() {
-            return None;
-        }
-        let position = match before {
-            Some(before) => before,
-            None => self.queues.position(place, record.sequence)?,
+    ) -> Option<Figures> {
+        let place = &waiter.place;
+        let position = match (waiter.at, before) {
+            (At::Workers, _) => return None,
+            (At::End, Some(before)) => before,
+            (At::End, None) => self.length(place)?,
+            (At::Sequence(sequence), _) => self.queues.position(place, sequence)?,
         };
         let all = &standing.handed;
         let of_tenant = all.iter().filter(|one| one.tenant == place.tenant);
         let handed = of_tenant.count() as u64;
         let wait = self.outlook().and_then(|outlook| {
             let ahead = Ahead::of(all, None, outlook.fleet(), Instant::now());
-            let wait = outlook.wait(
-                Place {
-                    lane: &place.lane,
-                    tenant: &place.tenant,
-                    position,
-                    cost: self.learned.cost(&record.submitted),
-                    limit: match record.submitted.tasks_running {
-                        0 => None,
-                        limit => Some(limit.into()),
-                    },
-                    handed,
-                },
-                ahead,
-            );
-            self.told(wait)
+            let place = Place {
+                lane: &place.lane,
+                tenant: &place.tenant,
+                position,
+                cost: waiter.cost,
+                limit: waiter.limit,
+                handed,
+            };
+            self.told(outlook.wait(place, ahead))
         });
-        Some((position + not_begun(all, place, u64::MAX), wait))
+        Some(Figures {
+            position: position + not_begun(all, place, u64::MAX),
+            wait,
+        })
     }
 
     fn outlook(&self) -> Option<Arc<Outlook>> {

@@ -152,7 +152,7 @@ impl Backlog {
 
     async fn tell(&self, queue: Queue, count: u64) {
         let partition = self.0.partitions.of(&queue.tenant);
-        if self.0.mandate.borrow().partitions.contains(&partition) {
+        if self.is_mine(partition) {
             // Without room it is found in rotation.
             let _ = self.0.own.try_send((queue, count));
             return;
@@ -160,6 +160,10 @@ impl Backlog {
         let word = format!("{count} {queue}");
         let subject = format!("inkstone.poke.{partition}");
         self.0.broker.tell(subject, word.into()).await;
+    }
+
+    fn is_mine(&self, partition: Partition) -> bool {
+        self.0.mandate.borrow().partitions.contains(&partition)
     }
 
     /// What of this orchestrator's queues is in memory.
@@ -195,10 +199,15 @@ impl Queues for Backlog {
         let waiting = self.lines().get(queue).map(Line::waiting);
         let waiting = waiting.or_else(|| {
             let partition = self.0.partitions.of(&queue.tenant);
-            let is_mine = self.0.mandate.borrow().partitions.contains(&partition);
-            (is_mine && self.standing().settled.contains(&partition)).then_some(0)
+            let is_settled = self.standing().settled.contains(&partition);
+            (self.is_mine(partition) && is_settled).then_some(0)
         })?;
         Some(waiting + lock(&self.0.pokes).untold(queue))
+    }
+
+    fn partition(&self, task: &TaskRef) -> (Partition, bool) {
+        let partition = self.0.partitions.of(&task.tenant);
+        (partition, self.is_mine(partition))
     }
 
     fn standing(&self) -> Arc<Standing> {
