@@ -3,10 +3,11 @@
 // What was measured, for whoever runs it by hand.
 #![allow(clippy::print_stdout)]
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use contract::fleet::{BUCKET, MAX_AGE, WorkerRecord};
 use contract::v1::{SubmitTask, Task, TaskPhase};
-use e2e::Platform;
+use e2e::{LIMIT, Platform};
 use prost_types::Timestamp;
 
 /// One device whose three slots draw in turn, so that it gets through a third of what its slots would if each had it alone. A step takes a
@@ -58,6 +59,7 @@ fn told(task: &Task) -> Option<Duration> {
 async fn nine_of_ten_waits_are_told_within_a_quarter_though_slots_share_a_device() {
     let platform = Platform::start_with(&SHARED).await;
     platform.allow("dev", 1000).await;
+    the_worker_is_announced(&platform).await;
     let mut first = Vec::new();
     for number in 0..FIRST {
         first.push(platform.submit(picture(number)).await.unwrap().id);
@@ -94,6 +96,20 @@ async fn nine_of_ten_waits_are_told_within_a_quarter_though_slots_share_a_device
     // There was something to wait for: four seconds at the least, if nothing but steps took time.
     assert!(longest > Duration::from_secs(4), "{longest:?}");
     assert!(honest * 10 >= all * 9, "{honest} of {all}");
+}
+
+async fn the_worker_is_announced(platform: &Platform) {
+    let broker = platform.connect().await;
+    let workers = broker
+        .bucket::<WorkerRecord>(BUCKET, MAX_AGE)
+        .await
+        .unwrap();
+    let deadline = Instant::now() + LIMIT;
+    let serves = |worker: &WorkerRecord| !worker.models.is_empty();
+    while !workers.all().await.unwrap().values().any(serves) {
+        assert!(Instant::now() < deadline, "no worker serves any model");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
 }
 
 /// Whoever waits is told, in its queue and at the workers: all but those that begin just then.

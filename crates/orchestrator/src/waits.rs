@@ -31,8 +31,10 @@ use crate::throughput::{Sample, Throughput};
 const SOLVE_EVERY: Duration = Duration::from_millis(100);
 /// … and that takes at most one part in so many of the time.
 const SOLVE_PART: u32 = 50;
-/// How often the workers are counted.
+/// How often the workers are counted …
 const COUNT_EVERY: Duration = Duration::from_secs(2);
+/// … and while there is none.
+const COUNT_NONE_EVERY: Duration = Duration::from_millis(500);
 /// Of two waits told for one moment, the later one is news when it is away from the other by this part of the larger …
 const NEWS: f64 = 0.25;
 /// … and by so much.
@@ -289,7 +291,11 @@ async fn keep_solving(
     let mut counted: Option<Instant> = None;
     let mut throughput = Throughput::default();
     loop {
-        if counted.is_none_or(|at| at.elapsed() >= COUNT_EVERY) {
+        let count_every = match workers.devices {
+            0 => COUNT_NONE_EVERY,
+            _ => COUNT_EVERY,
+        };
+        if counted.is_none_or(|at| at.elapsed() >= count_every) {
             counted = Some(Instant::now());
             match count_workers(broker, &mut bucket).await {
                 Ok(count) => workers = count,
