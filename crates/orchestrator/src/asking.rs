@@ -69,12 +69,30 @@ struct Asked {
     limit: Option<u64>,
 }
 
-/// An answer on its way. Nothing is answered where nothing is known.
+/// An answer on its way. Also where nothing is known: who asks waits for it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Told {
     id: u64,
-    position: u64,
+    position: Option<u64>,
     wait_ms: Option<u64>,
+}
+
+impl Told {
+    fn new(id: u64, figures: Option<Figures>) -> Self {
+        let wait = figures.and_then(|figures| figures.wait);
+        Self {
+            id,
+            position: figures.map(|figures| figures.position),
+            wait_ms: wait.and_then(|wait| u64::try_from(wait.as_millis()).ok()),
+        }
+    }
+
+    fn figures(&self) -> Option<Figures> {
+        Some(Figures {
+            position: self.position?,
+            wait: self.wait_ms.map(Duration::from_millis),
+        })
+    }
 }
 
 /// A question of another's.
@@ -99,7 +117,7 @@ struct Inner {
 #[derive(Default)]
 struct Open {
     last: u64,
-    asked: HashMap<u64, oneshot::Sender<Figures>>,
+    asked: HashMap<u64, oneshot::Sender<Option<Figures>>>,
     pace: Pace,
 }
 
@@ -173,10 +191,10 @@ impl Asking {
         self.0.broker.tell(subject, payload.into()).await;
         let answer = tokio::time::timeout(PATIENCE, answered).await;
         self.open().asked.remove(&id);
-        answer.ok()?.ok()
+        answer.ok()?.ok()?
     }
 
-    fn enter(&self) -> Option<(u64, oneshot::Receiver<Figures>)> {
+    fn enter(&self) -> Option<(u64, oneshot::Receiver<Option<Figures>>)> {
         let mut open = self.open();
         // Those whose askers have gone away are not waited for.
         if open.asked.len() >= MAX_OPEN {
@@ -197,23 +215,14 @@ impl Asking {
             return;
         };
         if let Some(answer) = self.open().asked.remove(&told.id) {
-            let figures = Figures {
-                position: told.position,
-                wait: told.wait_ms.map(Duration::from_millis),
-            };
             // Whoever asked may be gone.
-            let _ = answer.send(figures);
+            let _ = answer.send(told.figures());
         }
     }
 
     /// Answers another's question.
-    pub(crate) async fn answer(&self, question: &Question, figures: Figures) {
-        let wait = figures.wait.map(|wait| wait.as_millis());
-        let told = Told {
-            id: question.id,
-            position: figures.position,
-            wait_ms: wait.and_then(|wait| u64::try_from(wait).ok()),
-        };
+    pub(crate) async fn answer(&self, question: &Question, figures: Option<Figures>) {
+        let told = Told::new(question.id, figures);
         let payload = serde_json::to_vec(&told).unwrap_or_default();
         let subject = subject_of(question.to);
         self.0.broker.tell(subject, payload.into()).await;
@@ -270,6 +279,24 @@ mod tests {
         assert_eq!(question.waiter.at, At::Sequence(9));
         assert!(read("inkstone.wait.x", &payload).is_none());
         assert!(read("inkstone.wait.3", b"{}").is_none());
+    }
+
+    #[test]
+    fn an_answer_is_read_as_it_was_written() {
+        let figures = |position, wait_ms: Option<u64>| Figures {
+            position,
+            wait: wait_ms.map(Duration::from_millis),
+        };
+        for figures in [
+            None,
+            Some(figures(7, None)),
+            Some(figures(0, Some(0))),
+            Some(figures(9, Some(1234))),
+        ] {
+            let payload = serde_json::to_vec(&Told::new(3, figures)).unwrap();
+            let told: Told = serde_json::from_slice(&payload).unwrap();
+            assert_eq!((told.id, told.figures()), (3, figures));
+        }
     }
 
     #[test]

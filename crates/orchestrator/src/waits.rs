@@ -110,7 +110,8 @@ impl Waits {
     async fn keep_answering(&self, mut questions: BoxStream<'static, (Partition, Question)>) {
         while let Some((_, question)) = questions.next().await {
             let (_, is_here) = self.queues.partition(&question.waiter.place);
-            if is_here && let Some(figures) = self.figures(&question.waiter, None) {
+            if is_here {
+                let figures = self.figures(&question.waiter, None);
                 self.asking.answer(&question, figures).await;
             }
         }
