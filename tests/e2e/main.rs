@@ -8,6 +8,7 @@ mod bad_input;
 mod command_line;
 mod crash;
 mod edge;
+mod estimates;
 mod hang;
 mod hook;
 mod hostile;

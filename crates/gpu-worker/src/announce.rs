@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contract::fleet::{BUCKET, MAX_AGE, WorkerRecord};
 use messaging::{Broker, BrokerError, Bucket};
@@ -11,8 +11,10 @@ use crate::models::{Models, Status};
 use crate::worker::Worker;
 use lifecycle::chain;
 
-/// How often a worker says something.
+/// How often a worker says something …
 const EVERY: Duration = Duration::from_secs(5);
+/// … and how soon when it serves other versions than it said.
+const SOON: Duration = Duration::from_millis(500);
 
 /// What is said about the worker.
 pub(crate) struct Announcer {
@@ -23,17 +25,26 @@ pub(crate) struct Announcer {
 }
 
 impl Announcer {
-    /// Says it every few seconds until the worker stops, and then takes it back.
+    /// Says it every few seconds, and soon when it has changed, until the worker stops, and then takes it back.
     pub(crate) async fn keep_announcing(self, broker: Broker) {
-        let mut every = tokio::time::interval(EVERY);
+        let mut every = tokio::time::interval(SOON);
         let mut bucket: Option<Bucket<WorkerRecord>> = None;
+        let mut said: Option<(WorkerRecord, Instant)> = None;
         loop {
             tokio::select! {
                 () = self.worker.stop.cancelled() => break,
                 _ = every.tick() => {}
             }
-            if let Err(error) = self.announce(&broker, &mut bucket).await {
-                tracing::debug!(error = chain(&error), "not announced");
+            let (record, now) = (self.record(), Instant::now());
+            if let Some((before, at)) = &said
+                && now.saturating_duration_since(*at) < EVERY
+                && serves_the_same(before, &record)
+            {
+                continue;
+            }
+            match announce(&broker, &mut bucket, &record).await {
+                Ok(()) => said = Some((record, now)),
+                Err(error) => tracing::debug!(error = chain(&error), "not announced"),
             }
         }
         if let Some(bucket) = bucket
@@ -41,21 +52,6 @@ impl Announcer {
         {
             tracing::debug!(error = chain(&error), "the record vanishes by its age");
         }
-    }
-
-    async fn announce(
-        &self,
-        broker: &Broker,
-        bucket: &mut Option<Bucket<WorkerRecord>>,
-    ) -> Result<(), BrokerError> {
-        let bucket = match bucket {
-            Some(bucket) => bucket,
-            None => bucket.insert(broker.bucket(BUCKET, MAX_AGE).await?),
-        };
-        bucket
-            .put(&self.worker.name, &self.record())
-            .await
-            .map(drop)
     }
 
     fn record(&self) -> WorkerRecord {
@@ -79,6 +75,22 @@ impl Announcer {
             version: env!("CARGO_PKG_VERSION").to_owned(),
         }
     }
+}
+
+fn serves_the_same(before: &WorkerRecord, now: &WorkerRecord) -> bool {
+    before.models == now.models && before.loading == now.loading
+}
+
+async fn announce(
+    broker: &Broker,
+    bucket: &mut Option<Bucket<WorkerRecord>>,
+    record: &WorkerRecord,
+) -> Result<(), BrokerError> {
+    let bucket = match bucket {
+        Some(bucket) => bucket,
+        None => bucket.insert(broker.bucket(BUCKET, MAX_AGE).await?),
+    };
+    bucket.put(&record.name, record).await.map(drop)
 }
 
 /// A name that no other worker has: the machine's, and a few random characters.

@@ -26,6 +26,8 @@ const FIRST_GUESS: f64 = 70_000.0;
 const FIRST_MOVE: f64 = 0.5;
 /// … and by this when many were heard.
 const LAST_MOVE: f64 = 0.05;
+/// What tasks cost has changed much when a rate is by so much another than the one that they were costed by.
+const MUCH: f64 = 1.5;
 /// The longest that one task is taken to cost.
 const MAX_COST: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -66,6 +68,26 @@ fn passes(request: &SubmitTask) -> u64 {
     }
 }
 
+/// What a task's cost goes by, beside its version: kept of tasks that wait, whose requests are not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Size {
+    pixel_steps: u64,
+    bucket: u8,
+    hd: bool,
+}
+
+impl Size {
+    /// Of a request with every default filled in.
+    pub(crate) fn of(request: &SubmitTask) -> Self {
+        let pixels = u64::from(request.width) * u64::from(request.height);
+        Self {
+            pixel_steps: pixel_steps(request),
+            bucket: canvas_bucket(pixels),
+            hd: request.quality() == Quality::Hd,
+        }
+    }
+}
+
 /// What a rate holds for.
 type Key = (Version, u8, bool);
 
@@ -74,6 +96,7 @@ type Key = (Version, u8, bool);
 pub(crate) struct Costs {
     rates: BTreeMap<Key, Rate>,
     heard: u64,
+    changes: u64,
 }
 
 /// A running median.
@@ -85,6 +108,8 @@ struct Rate {
     count: u32,
     /// When it was last heard of, in measurements.
     heard: u64,
+    /// What tasks of its kind were costed by when costs last changed much.
+    told: f64,
 }
 
 impl Rate {
@@ -103,9 +128,26 @@ impl Costs {
         let Some(request) = &submitted.request else {
             return 1;
         };
-        let picoseconds = pixel_steps(request) as f64 * self.rate(&key(submitted, request));
+        let version = (submitted.model.clone(), submitted.model_version.clone());
+        self.of_size(&version, Size::of(request))
+    }
+
+    /// The same of a task of which no more is known.
+    pub(crate) fn of_size(&self, version: &Version, size: Size) -> u64 {
+        let rate = self.rate(&(version.clone(), size.bucket, size.hd));
+        let picoseconds = size.pixel_steps as f64 * rate;
         let most = MAX_COST.as_micros() as f64;
         ((picoseconds / 1e6).clamp(1.0, most)) as u64
+    }
+
+    /// Whether anything was measured at all.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.heard > 0
+    }
+
+    /// How often what some tasks cost has changed much. Costs that were told before are of another measure then.
+    pub(crate) fn changes(&self) -> u64 {
+        self.changes
     }
 
     /// Takes in how long a task took. Ends that tell no time, and those of other kinds, teach nothing.
@@ -122,15 +164,22 @@ impl Costs {
         let measured = success.engine_ms as f64 * 1e9 / pixel_steps(request) as f64;
         self.heard += 1;
         let heard = self.heard;
-        let key = key(submitted, request);
+        let size = Size::of(request);
+        let version = (submitted.model.clone(), submitted.model_version.clone());
+        let key = (version, size.bucket, size.hd);
         let new = Rate {
             value: measured,
             count: 0,
             heard,
+            told: self.rate(&key),
         };
         let rate = self.rates.entry(key).or_insert(new);
         rate.learn(measured);
         rate.heard = heard;
+        if rate.value > rate.told * MUCH || rate.told > rate.value * MUCH {
+            rate.told = rate.value;
+            self.changes += 1;
+        }
         self.forget();
     }
 
@@ -162,13 +211,6 @@ impl Costs {
         }
         *all.select_nth_unstable_by(middle, f64::total_cmp).1
     }
-}
-
-fn key(submitted: &Submitted, request: &SubmitTask) -> Key {
-    let version = (submitted.model.clone(), submitted.model_version.clone());
-    let pixels = u64::from(request.width) * u64::from(request.height);
-    let hd = request.quality() == Quality::Hd;
-    (version, canvas_bucket(pixels), hd)
 }
 
 #[cfg(test)]
@@ -257,6 +299,28 @@ mod tests {
         costs.learn(&task, &ended(60_000));
         let cost = costs.of(&task);
         assert!((99_000..=106_000).contains(&cost), "{cost}");
+    }
+
+    #[test]
+    fn costs_that_change_much_are_said_to_have_changed() {
+        let mut costs = Costs::default();
+        let task = submitted("m", 512, 20, 1);
+        let size = Size::of(task.request.as_ref().unwrap());
+        let version = ("m".to_owned(), "1".to_owned());
+        assert!(!costs.is_measured());
+        // Far from what was guessed.
+        costs.learn(&task, &ended(100_000));
+        assert!(costs.is_measured());
+        assert_eq!(costs.changes(), 1);
+        assert_eq!(costs.of(&task), costs.of_size(&version, size));
+        for _ in 0..20 {
+            costs.learn(&task, &ended(110_000));
+        }
+        assert_eq!(costs.changes(), 1);
+        for _ in 0..40 {
+            costs.learn(&task, &ended(200_000));
+        }
+        assert_eq!(costs.changes(), 2);
     }
 
     #[test]

@@ -5,6 +5,9 @@
 //! ([`crate::schedule`]) as the task's own, or all that it has, and each other lane the same cost by weight, or all that it has. The sum
 //! of these, divided by the rate, is the wait.
 //!
+//! A task that was handed to workers and has not begun waits for those that were handed over before it. Every task also waits for what
+//! is left of those that run.
+//!
 //! What is left out: tasks that come later, ageing, and versions that keep workers of their own. The first two can only move it while
 //! others come; both are small against what waits where an estimate matters.
 
@@ -13,6 +16,7 @@ use std::time::Duration;
 
 use contract::{Lane, TenantId};
 
+use crate::ahead::Ahead;
 use crate::schedule::{LanePolicy, RingTurn, Turns};
 
 /// What waits of one tenant in one lane.
@@ -22,7 +26,7 @@ pub(crate) struct QueueLoad {
     pub(crate) tenant: TenantId,
     /// Tasks.
     pub(crate) waiting: u64,
-    /// Of one task, in units of work.
+    /// Of one task, in units of work; 0 where that is not known.
     pub(crate) mean_cost: u64,
 }
 
@@ -30,28 +34,33 @@ pub(crate) struct QueueLoad {
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Fleet {
     /// Tasks that run at once.
-    pub(crate) slots: u64,
-    /// Units of work that one of them gets through in a second.
-    pub(crate) rate_per_slot: f64,
-    /// What is left of tasks that were handed to workers, in units of work.
-    pub(crate) ahead: u64,
+    pub(crate) slots: f64,
+    /// Units of work that they get through in a second, all together.
+    pub(crate) rate: f64,
+    /// The same of one task that runs while all slots are taken.
+    pub(crate) speed: f64,
 }
 
-/// Where a task stands.
+/// Where a task stands that waits in its queue.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Place<'a> {
     pub(crate) lane: &'a Lane,
     pub(crate) tenant: &'a TenantId,
     /// Tasks before it in its own queue.
     pub(crate) position: u64,
-    /// Tasks of its tenant that workers may have at once.
+    /// Of itself, in units of work.
+    pub(crate) cost: u64,
+    /// Tasks of its tenant that workers may have at once …
     pub(crate) limit: Option<u64>,
+    /// … and that they have.
+    pub(crate) handed: u64,
 }
 
 /// One moment's queues, prepared so that each of many tasks can be told its wait at the cost of a few searches.
 #[derive(Debug, Clone)]
 pub(crate) struct Outlook {
     lanes: BTreeMap<Lane, LaneLoad>,
+    policy: LanePolicy,
     quantum: f64,
     fleet: Fleet,
     /// Of a task, over all queues.
@@ -100,55 +109,96 @@ impl Outlook {
             by_lane.entry(&queue.lane).or_default().push(queue);
         }
         let (mut tasks, mut cost) = (0.0, 0.0);
-        for queue in queues {
+        for queue in queues.iter().filter(|queue| queue.mean_cost > 0) {
             tasks += queue.waiting as f64;
             cost += queue.waiting as f64 * queue.mean_cost as f64;
         }
+        let mean_cost = if tasks > 0.0 { cost / tasks } else { 0.0 };
         let load = |(lane, queues): (&Lane, Vec<&QueueLoad>)| {
-            let mut load = LaneLoad::new(queues, turns.ring(lane));
+            let mut load = LaneLoad::new(queues, turns.ring(lane), mean_cost);
             load.weight = policy.weight(lane) as f64;
             load.ahead = turns.ahead(lane);
             (lane.clone(), load)
         };
         Self {
             lanes: by_lane.into_iter().map(load).collect(),
+            policy: policy.clone(),
             quantum: policy.quantum.max(1) as f64,
             fleet,
-            mean_cost: if tasks > 0.0 { cost / tasks } else { 0.0 },
+            mean_cost,
         }
     }
 
-    /// How long until the task begins; `None` when nothing works. Some hundred nanoseconds.
-    pub(crate) fn wait(&self, place: Place<'_>) -> Option<Duration> {
-        let Fleet {
-            slots,
-            rate_per_slot,
-            ahead,
-        } = self.fleet;
-        let rate = slots as f64 * rate_per_slot;
+    /// The workers.
+    pub(crate) fn fleet(&self) -> &Fleet {
+        &self.fleet
+    }
+
+    /// How long until a task begins that waits in its queue, behind all that workers have; `None` when nothing works. Some hundred
+    /// nanoseconds.
+    pub(crate) fn wait(&self, place: Place<'_>, ahead: Ahead) -> Option<Duration> {
+        let seconds = self.seconds(ahead, self.work_before(place))?;
+        let limited = match place.limit {
+            // However much room there is, its tenant's own tasks go few at a time.
+            Some(limit) => self.rounds(place, limit.max(1)),
+            None => 0.0,
+        };
+        Duration::try_from_secs_f64(seconds.max(limited)).ok()
+    }
+
+    /// The same of one that was handed to workers.
+    pub(crate) fn wait_at_workers(&self, ahead: Ahead) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.seconds(ahead, 0.0)?).ok()
+    }
+
+    fn seconds(&self, ahead: Ahead, before: f64) -> Option<f64> {
+        let Fleet { slots, rate, .. } = self.fleet;
         if !(rate.is_finite() && rate > 0.0) {
             return None;
         }
-        let before = self.work_before(place);
-        // A slot becomes free while the others are, on average, in the middle of a task.
-        let under_way = (slots as f64 - 1.0) / 2.0 * self.mean_cost;
-        let mut seconds = (ahead as f64 + before - under_way).max(0.0) / rate;
-        if let (Some(limit), Some(load)) = (place.limit, self.lanes.get(place.lane)) {
-            // However much room there is, its tenant's own tasks go few at a time.
-            let mean = load.find(place.tenant).map_or(0.0, |(_, queue)| queue.mean);
-            let rounds = place.position as f64 / limit.max(1) as f64;
-            seconds = seconds.max(rounds * mean / rate_per_slot);
+        let mean = match self.mean_cost > 0.0 {
+            true => self.mean_cost,
+            false => ahead.mean_cost,
+        };
+        let others = ahead.tasks as f64 + if mean > 0.0 { before / mean } else { 0.0 };
+        if others + 0.5 < slots {
+            return Some(0.0);
         }
-        Duration::try_from_secs_f64(seconds).ok()
+        // A slot becomes free while the others are, on average, in the middle of a task.
+        let under_way = (slots - 1.0).max(0.0) / 2.0 * mean;
+        Some((ahead.work + before - under_way).max(0.0) / rate)
+    }
+
+    /// How long its tenant's own tasks take that go before it, in seconds.
+    fn rounds(&self, place: Place<'_>, limit: u64) -> f64 {
+        let own = self.lanes.get(place.lane);
+        let known = own.and_then(|load| load.find(place.tenant));
+        let mean = known.map_or(place.cost as f64, |(_, queue)| queue.mean);
+        let before = place.position as f64 + place.handed as f64;
+        let rounds = (before + 1.0 - limit as f64).max(0.0) / limit as f64;
+        if self.fleet.speed > 0.0 {
+            rounds * mean / self.fleet.speed
+        } else {
+            0.0
+        }
     }
 
     /// What is handed out before the task, in units of work.
     fn work_before(&self, place: Place<'_>) -> f64 {
-        let Some(own) = self.lanes.get(place.lane) else {
-            return 0.0;
+        let (ahead, weight, in_lane) = match self.lanes.get(place.lane) {
+            Some(own) => {
+                let in_lane = own.work_before(place, self.quantum);
+                (own.ahead, own.weight, in_lane)
+            }
+            // A lane that had nothing begins where the others are.
+            None => {
+                let least = self.lanes.values().map(|lane| lane.ahead);
+                let ahead = least.reduce(f64::min).unwrap_or(0.0);
+                let own = place.position as f64 * place.cost as f64;
+                (ahead, self.policy.weight(place.lane) as f64, own)
+            }
         };
-        let in_lane = own.work_before(place, self.quantum);
-        let tag = own.ahead + in_lane / own.weight;
+        let tag = ahead + in_lane / weight;
         let others = self.lanes.iter().filter(|(lane, _)| *lane != place.lane);
         let served = |(_, lane): (&Lane, &LaneLoad)| {
             ((tag - lane.ahead).max(0.0) * lane.weight).min(lane.total())
@@ -158,9 +208,14 @@ impl Outlook {
 }
 
 impl LaneLoad {
-    fn new(mut queues: Vec<&QueueLoad>, ring: Option<&RingTurn>) -> Self {
+    /// `usual`: what a task costs of which nothing else is known.
+    fn new(mut queues: Vec<&QueueLoad>, ring: Option<&RingTurn>, usual: f64) -> Self {
         queues.sort_by(|a, b| a.tenant.cmp(&b.tenant));
-        let work = |queue: &&QueueLoad| queue.waiting as f64 * queue.mean_cost as f64;
+        let mean = |queue: &QueueLoad| match queue.mean_cost {
+            0 => usual,
+            mean => mean as f64,
+        };
+        let work = |queue: &&QueueLoad| queue.waiting as f64 * mean(queue);
         let mut backlogs: Vec<f64> = queues.iter().map(work).collect();
         backlogs.sort_by(f64::total_cmp);
         let sum = |sum: &mut f64, work: &f64| {
@@ -176,11 +231,11 @@ impl LaneLoad {
             .get(turn)
             .is_some_and(|queue| Some(&queue.tenant) == at);
         let left = |queue: &&QueueLoad| ring.map_or(0, |ring| ring.deficit(&queue.tenant)) as f64;
-        let beyond = |queue: &&QueueLoad| left(queue) - queue.mean_cost as f64 / 2.0;
+        let beyond = |queue: &&QueueLoad| left(queue) - mean(queue) / 2.0;
         let beyond = queues.iter().map(beyond).sum::<f64>() / queues.len().max(1) as f64;
         let known = |queue: &QueueLoad| Queue {
             tenant: queue.tenant.clone(),
-            mean: queue.mean_cost as f64,
+            mean: mean(queue),
             deficit: left(&queue),
             work: work(&queue),
         };
@@ -217,13 +272,23 @@ impl LaneLoad {
 
     /// What is handed out in the lane before the task.
     fn work_before(&self, place: Place<'_>, quantum: f64) -> f64 {
-        let Some((index, queue)) = self.find(place.tenant) else {
-            return 0.0;
+        let cost = place.cost as f64;
+        let found = self.find(place.tenant);
+        let known = found.map(|(_, queue)| (queue.mean, queue.deficit, queue.work));
+        let (mean, deficit, work) = known.unwrap_or((cost, 0.0, 0.0));
+        let mean = if mean > 0.0 { mean } else { cost };
+        let there = self.queues.len();
+        // One that is new goes into the ring where its tenant belongs.
+        let (index, count, turn) = match found {
+            Some((index, _)) => (index, there, self.turn),
+            None => {
+                let index = self.queues.partition_point(|q| q.tenant < *place.tenant);
+                let turn = self.turn + usize::from(index <= self.turn);
+                (index, there + 1, turn)
+            }
         };
-        let (mean, deficit) = (queue.mean, queue.deficit);
-        let count = self.queues.len();
-        let steps = (index + count - self.turn.min(count)) % count;
-        let visiting = self.begun && steps == 0;
+        let steps = (index + count - turn.min(count)) % count;
+        let visiting = self.begun && steps == 0 && found.is_some();
         let own = place.position as f64 * mean;
         let missing = ((own + mean - deficit) / quantum).ceil();
         // Quanta that those before it in the ring have had by then, and those behind it.
@@ -239,7 +304,7 @@ impl LaneLoad {
         };
         let others = |quanta: f64| {
             let each = (quanta * quantum + self.beyond).max(0.0);
-            let own_part = each.min(queue.work);
+            let own_part = each.min(work);
             (self.served(each) - own_part).max(0.0)
         };
         let low = others(behind);
@@ -271,26 +336,38 @@ mod tests {
         simulation.queues.iter().map(load).collect()
     }
 
+    fn fleet(slots: u64) -> Fleet {
+        Fleet {
+            slots: slots as f64,
+            rate: slots as f64 * 1e6,
+            speed: 1e6,
+        }
+    }
+
     /// When each waiting task begins, as it is told now.
     fn told(simulation: &Simulation, slots: u64) -> BTreeMap<u64, Duration> {
-        let fleet = Fleet {
-            slots,
-            rate_per_slot: 1e6,
-            ahead: simulation.running_cost(),
+        let left = simulation.running_cost();
+        let ahead = Ahead {
+            tasks: if left > 0 { slots } else { 0 },
+            work: left as f64,
+            mean_cost: 0.0,
         };
         let loads = loads(simulation);
+        let fleet = fleet(slots);
         let outlook = Outlook::new(&loads, &simulation.policy, &simulation.turns, fleet);
         let mut told = BTreeMap::new();
         for ((lane, tenant), heads) in &simulation.queues {
             for (position, head) in heads.iter().enumerate() {
-                let position = position as u64;
                 let place = Place {
                     lane,
                     tenant,
-                    position,
+                    position: position as u64,
+                    cost: head.cost,
                     limit: None,
+                    handed: 0,
                 };
-                told.insert(head.id, simulation.now + outlook.wait(place).unwrap());
+                let wait = outlook.wait(place, ahead).unwrap();
+                told.insert(head.id, simulation.now + wait);
             }
         }
         told
@@ -324,33 +401,83 @@ mod tests {
         }
     }
 
+    /// Two seconds each.
+    const TASK: u64 = 2_000_000;
+
+    fn load(lane: &str, tenant: &str, waiting: u64) -> QueueLoad {
+        QueueLoad {
+            lane: lane.parse().unwrap(),
+            tenant: tenant.parse().unwrap(),
+            waiting,
+            mean_cost: TASK,
+        }
+    }
+
+    fn wait_of(outlook: &Outlook, lane: &str, tenant: &str, position: u64) -> Option<Duration> {
+        let (lane, tenant): (Lane, TenantId) = (lane.parse().unwrap(), tenant.parse().unwrap());
+        let place = Place {
+            lane: &lane,
+            tenant: &tenant,
+            position,
+            cost: TASK,
+            limit: None,
+            handed: 0,
+        };
+        outlook.wait(place, Ahead::default())
+    }
+
     #[test]
     fn a_lone_queue_waits_for_what_is_before_it() {
-        let queues = [QueueLoad {
-            lane: "fast".parse().unwrap(),
-            tenant: "t".parse().unwrap(),
-            waiting: 100,
-            mean_cost: 2_000_000,
-        }];
+        let queues = [load("fast", "t", 100)];
         let policy = policy([("fast", 1)], 1_000_000);
         let wait = |slots, position, limit| {
-            let fleet = Fleet {
-                slots,
-                rate_per_slot: 1e6,
-                ahead: 0,
-            };
-            let outlook = Outlook::new(&queues, &policy, &Turns::default(), fleet);
+            let outlook = Outlook::new(&queues, &policy, &Turns::default(), fleet(slots));
             let (lane, tenant) = (&queues[0].lane, &queues[0].tenant);
-            outlook.wait(Place {
+            let place = Place {
                 lane,
                 tenant,
                 position,
+                cost: TASK,
                 limit,
-            })
+                handed: 0,
+            };
+            outlook.wait(place, Ahead::default())
         };
         assert_eq!(wait(1, 10, None), Some(Duration::from_secs(20)));
         assert_eq!(wait(2, 10, Some(1)), Some(Duration::from_secs(20)));
         assert_eq!(wait(0, 10, None), None);
+        // There are slots for all of them.
+        assert_eq!(wait(11, 10, None), Some(Duration::ZERO));
+    }
+
+    #[test]
+    fn slots_that_share_a_device_get_through_what_the_device_does() {
+        let queues = [load("fast", "t", 100)];
+        let policy = policy([("fast", 1)], 1_000_000);
+        let shared = Fleet {
+            slots: 3.0,
+            rate: 1e6,
+            speed: 1e6 / 3.0,
+        };
+        let outlook = Outlook::new(&queues, &policy, &Turns::default(), shared);
+        // Twenty before it, less two that are half done when it begins.
+        let wait = wait_of(&outlook, "fast", "t", 20).unwrap();
+        assert_eq!(wait, Duration::from_secs(38));
+    }
+
+    #[test]
+    fn a_queue_that_is_new_takes_its_turn_among_those_that_are_known() {
+        let queues = [load("fast", "a", 100), load("fast", "c", 100)];
+        let policy = policy([("fast", 1), ("slow", 1)], TASK);
+        let outlook = Outlook::new(&queues, &policy, &Turns::default(), fleet(1));
+        let tenth = wait_of(&outlook, "fast", "b", 10).unwrap().as_secs();
+        // Each of the others has ten, too, more or less.
+        assert!((50..=70).contains(&tenth), "{tenth}");
+        let first = wait_of(&outlook, "fast", "b", 0).unwrap().as_secs();
+        assert!(first <= 6, "{first}");
+        // And a lane that is new shares with the other.
+        let tenth = wait_of(&outlook, "slow", "b", 10).unwrap().as_secs();
+        assert_eq!(tenth, 40);
     }
 
     /// Queues of different lanes, tenants and sizes, and workers that go through them.

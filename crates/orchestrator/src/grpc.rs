@@ -1,6 +1,6 @@
 //! Decode, call, encode.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contract::auth::Caller;
 use contract::orchestrator as api;
@@ -13,19 +13,22 @@ use futures::future::join_all;
 use futures::stream::BoxStream;
 use lifecycle::Tasks as ServiceTasks;
 use rpc::Asked;
-use task_log::{Update, Watch};
+use task_log::{Record, TaskLogError, Update, Watch};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::error::CallError;
 use crate::tasks::Tasks;
-use crate::waits::Waits;
+use crate::waits::{Told, Waits, waits};
 
 /// Updates that a slow watcher may be behind before progress is left out.
 const WATCH_BUFFER: usize = 32;
 /// Before a watch that lost the log tries again.
 const WATCH_AGAIN: Duration = Duration::from_millis(500);
+
+/// How often a watcher of a task that waits is told another wait at most.
+const TELL_AGAIN: Duration = Duration::from_secs(2);
 
 /// The gRPC service.
 pub(crate) struct Grpc {
@@ -136,7 +139,7 @@ impl OrchestratorService for Grpc {
     ) -> Result<Response<api::GetResponse>, Status> {
         let api::GetRequest { tenant, task_id } = request.into_inner();
         let record = self.tasks.read(&tenant, &task_id).await.map_err(status)?;
-        let task = Some(self.tasks.waits.view(&record));
+        let task = Some(self.tasks.waits.view(&record).await);
         Ok(Response::new(api::GetResponse { task }))
     }
 
@@ -190,10 +193,10 @@ impl OrchestratorService for Grpc {
         let watch = watch.map_err(status)?;
         let (sender, receiver) = mpsc::channel(WATCH_BUFFER);
         let stopping = self.service.stopping();
-        let waits = self.tasks.waits.clone();
+        let estimates = self.tasks.waits.clone();
         self.service.job("watch", async move {
             tokio::select! {
-                () = forward(watch, &waits, request.previews, &sender) => {}
+                () = forward(watch, &estimates, request.previews, &sender) => {}
                 () = sender.closed() => {}
                 () = stopping => {
                     let text = "this orchestrator is stopping; watch again";
@@ -224,18 +227,23 @@ impl OrchestratorService for Grpc {
     }
 }
 
-/// Sends a task's updates until its end has been sent. Progress is left out when the receiver is behind; changes wait.
+/// Sends a task's updates until its end has been sent. Progress is left out when the receiver is behind; changes wait. While the task waits it
+/// is sent again when its wait is clearly another than what was told.
 async fn forward(
     mut watch: Watch,
-    waits: &Waits,
+    estimates: &Waits,
     previews: bool,
     sender: &mpsc::Sender<Result<api::WatchResponse, Status>>,
 ) {
+    let mut told: Option<(Box<Record>, Told)> = None;
     loop {
-        let event = match watch.next().await {
+        let event = match next_or_retell(&mut watch, estimates, &mut told, sender).await {
             Ok(None) => return,
             Ok(Some(Update::Changed(record))) => {
-                let event = watch_response::Event::Task(waits.view(&record));
+                let task = estimates.view(&record).await;
+                let now = Told::of(&task, Instant::now());
+                told = waits(&task).then_some((record, now));
+                let event = watch_response::Event::Task(task);
                 if sender.send(Ok(response(event))).await.is_err() {
                     return;
                 }
@@ -258,6 +266,35 @@ async fn forward(
             _ => continue,
         };
         let _ = sender.try_send(Ok(response(event)));
+    }
+}
+
+/// The next update. Meanwhile a task that waits is sent again when its wait has changed, if the receiver is not behind.
+async fn next_or_retell(
+    watch: &mut Watch,
+    estimates: &Waits,
+    told: &mut Option<(Box<Record>, Told)>,
+    sender: &mpsc::Sender<Result<api::WatchResponse, Status>>,
+) -> Result<Option<Update>, TaskLogError> {
+    // Not dropped half-way: it may have heard something and be about to read it.
+    let mut next = std::pin::pin!(watch.next());
+    loop {
+        tokio::select! {
+            update = &mut next => return update,
+            () = tokio::time::sleep(TELL_AGAIN), if told.is_some() => {}
+        }
+        let Some((record, before)) = told else {
+            continue;
+        };
+        let task = estimates.view(record).await;
+        let now = Told::of(&task, Instant::now());
+        if before.is_outdated_by(&now)
+            && sender
+                .try_send(Ok(response(watch_response::Event::Task(task))))
+                .is_ok()
+        {
+            *before = now;
+        }
     }
 }
 

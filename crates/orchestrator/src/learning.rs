@@ -9,7 +9,8 @@ use lifecycle::Service;
 use messaging::{Broker, BrokerError};
 use task_log::TaskLog;
 
-use crate::cost::Costs;
+use crate::cost::{Costs, Size};
+use crate::schedule::Version;
 
 /// Between two ends that are learned from: each costs a read of its task. Costs change slowly, so a sample says enough.
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
@@ -57,6 +58,21 @@ impl Learned {
     /// What a task will take of a device, in microseconds.
     pub(crate) fn cost(&self, submitted: &Submitted) -> u64 {
         self.costs().of(submitted)
+    }
+
+    /// The same of a task of which no more is known than this.
+    pub(crate) fn cost_of(&self, version: &Version, size: Size) -> u64 {
+        self.costs().of_size(version, size)
+    }
+
+    /// Whether anything was learned so far: without it a cost is a guess.
+    pub(crate) fn is_measured(&self) -> bool {
+        self.costs().is_measured()
+    }
+
+    /// How often what some tasks cost has changed much.
+    pub(crate) fn changes(&self) -> u64 {
+        self.costs().changes()
     }
 
     async fn learn_from(&self, log: &TaskLog, subject: &str) {

@@ -9,7 +9,9 @@
 //! * [`backlog`] knows which queues there are, and holds the next few tasks of each;
 //! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](task_log::deadline);
 //! * [`deadlines`] ends what did not begin in time, however deep it lies;
-//! * [`estimate`] says how long a task waits (pure), [`waits`] tells its caller;
+//! * [`estimate`] says how long a task waits (pure), going by what workers have [`ahead`] of it and by how fast they were seen to be
+//!   ([`throughput`]), both pure; [`waits`] tells its caller,
+//!   [`asking`] the orchestrator that knows;
 //! * [`dispatch`] carries that out, from the backlog in TASKS to the workers' queue WORK;
 //! * [`partitions`] says whose queues this orchestrator does so for, where there are several;
 //! * [`letters`] lets operators look at what was given up, and try it again;
@@ -20,6 +22,8 @@
 //! of heads in memory, however long the backlog).
 
 mod admit;
+mod ahead;
+mod asking;
 mod audit;
 mod auth;
 mod backlog;
@@ -47,6 +51,7 @@ mod schedule;
 mod settings;
 mod sweeps;
 mod tasks;
+mod throughput;
 mod usage;
 mod waiting;
 mod waits;
@@ -109,7 +114,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         &broker,
         &log,
         &waiting,
-        learned,
+        learned.clone(),
         &settings.scheduling,
     )
     .await?;
@@ -128,12 +133,14 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     retention::start(&service, &storage, &log, &settings.retention);
     let inputs = inputs::Inputs::new(storage, &settings.inputs);
     inputs::start(&service, inputs.clone(), log.clone(), &settings.inputs);
+    let queues: Arc<dyn waits::Queues> = Arc::new(backlog.clone());
     let waits = waits::Waits::start(
         &service,
         &broker,
-        Arc::new(backlog.clone()),
+        (queues, learned),
         settings.scheduling.policy(),
-    );
+    )
+    .await?;
     let tasks = tasks::Tasks {
         log,
         intake,

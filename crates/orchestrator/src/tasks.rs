@@ -12,7 +12,9 @@ use contract::{ErrorCode, Failure, TaskId, TenantId, validate_feedback};
 use egress::{Egress, EgressError};
 use lifecycle::Health;
 use prost::Message as _;
-use task_log::{Ended, Intake, Record, Submission, TaskLog, TaskLogError, TaskRef, Watch};
+use task_log::{
+    Ended, Intake, Record, Submission, TaskLog, TaskLogError, TaskRef, Watch, deadline,
+};
 
 use crate::admit;
 use crate::backlog::{Backlog, queue_of};
@@ -87,12 +89,13 @@ impl Tasks {
             Err(refused) => {
                 let keyed = !request.idempotency_key.is_empty();
                 return match Box::pin(self.existing(&submitted, keyed)).await? {
-                    Some(record) => Ok((record.view(), true)),
+                    Some(record) => Ok((self.waits.view(&record).await, true)),
                     None => Err(refused),
                 };
             }
         };
-        let queue = queue_of(&TaskRef::of(&submitted)?);
+        let place = TaskRef::of(&submitted)?;
+        let queue = queue_of(&place);
         // Before it is stored: a task in a queue that nobody knows would wait for ever.
         let announced = self.backlog.announce(&queue).await;
         announced.map_err(TaskLogError::from)?;
@@ -101,8 +104,8 @@ impl Tasks {
         let existing = match self.intake.submit(&submitted).await? {
             Submission::Accepted => {
                 drop(in_doubt);
-                self.backlog.poke(&queue).await;
-                self.note_deadline(&submitted).await;
+                // Before it counts itself.
+                let before = self.waits.length(&place);
                 metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
                 tracing::info!(
                     task = submitted.task_id,
@@ -117,7 +120,11 @@ impl Tasks {
                     feedback: None,
                     sequence: 0,
                 };
-                return Ok((record.view(), false));
+                // At once, so that it does not wait for the answer of who is asked.
+                let view = self.waits.view_new(&record, before);
+                let noted = self.note_deadline(&record.submitted);
+                let (task, (), ()) = futures::join!(view, self.backlog.poke(&queue), noted);
+                return Ok((task, false));
             }
             Submission::Existing(existing) => {
                 in_doubt.not_made();
@@ -126,12 +133,15 @@ impl Tasks {
         };
         same_request(&existing, &submitted)?;
         let record = Box::pin(self.read(&existing.tenant, &existing.task_id)).await?;
-        Ok((record.view(), true))
+        Ok((Box::pin(self.waits.view(&record)).await, true))
     }
 
     /// Notes by when a task that is stored must have begun. Where that fails its end comes late, when its queue has come to it.
     pub(crate) async fn note_deadline(&self, submitted: &Submitted) {
-        if let Err(error) = self.log.note_deadline(submitted).await {
+        if deadline::deadline(submitted).is_none() {
+            return;
+        }
+        if let Err(error) = Box::pin(self.log.note_deadline(submitted)).await {
             let (task, error) = (&submitted.task_id, lifecycle::chain(&error));
             tracing::warn!(task, error, "its deadline is not noted");
         }

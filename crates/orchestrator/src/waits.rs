@@ -1,27 +1,44 @@
 //! What callers are told of their tasks' waits: the place in the queue, and how long until they begin.
 //!
-//! The model ([`crate::estimate`]) is solved once a second, of this orchestrator's queues and the live workers. A poll asks for its
-//! task's place alone, so that it costs some microseconds; what is not known is not told.
+//! The model ([`crate::estimate`]) is solved some times a second, of this orchestrator's queues and the live workers, and how fast those are is
+//! measured ([`crate::throughput`]). Whoever asks for a task has its own place looked up as it is just then, which costs some
+//! microseconds; of a queue that another orchestrator serves that one is asked ([`crate::asking`]). What is not known is not told: no
+//! wait before any end has told what tasks cost, unless nothing is to be waited for.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contract::fleet::{self, WorkerRecord};
 use contract::v1::{self, TaskPhase};
+use futures::StreamExt as _;
+use futures::stream::BoxStream;
 use lifecycle::Service;
 use messaging::{Broker, BrokerError, Bucket};
-use task_log::{Record, TaskRef};
+use task_log::{Queue, Record, TaskRef};
 use tokio::sync::watch;
 
+use crate::ahead::{Ahead, Handed};
+use crate::asking::{Asking, At, Figures, Question, Waiter};
+use crate::backlog::{Standing, queue_of};
 use crate::estimate::{Fleet, Outlook, Place, QueueLoad};
-use crate::schedule::{LanePolicy, Turns};
+use crate::learning::Learned;
+use crate::partitions::Partition;
+use crate::schedule::LanePolicy;
+use crate::throughput::{Sample, Throughput};
 
-/// How often the model is solved.
-const SOLVE_EVERY: Duration = Duration::from_secs(1);
-/// How often the workers are counted, in times that the model is solved.
-const COUNT_EVERY: u32 = 5;
-/// Units of work are microseconds of a device.
-const RATE_PER_SLOT: f64 = 1e6;
+/// How often the model is solved …
+const SOLVE_EVERY: Duration = Duration::from_millis(100);
+/// … and that takes at most one part in so many of the time.
+const SOLVE_PART: u32 = 50;
+/// How often the workers are counted …
+const COUNT_EVERY: Duration = Duration::from_secs(2);
+/// … and while there is none.
+const COUNT_NONE_EVERY: Duration = Duration::from_millis(500);
+/// Of two waits told for one moment, the later one is news when it is away from the other by this part of the larger …
+const NEWS: f64 = 0.25;
+/// … and by so much.
+const LEAST_NEWS: Duration = Duration::from_secs(2);
 
 /// What waits here.
 pub(crate) trait Queues: Send + Sync + 'static {
@@ -32,71 +49,235 @@ pub(crate) trait Queues: Send + Sync + 'static {
     /// orchestrator serves its queue.
     fn position(&self, task: &TaskRef, sequence: u64) -> Option<u64>;
 
-    /// Whose turn it is.
-    fn turns(&self) -> Turns;
+    /// How many tasks wait in a queue, and so before the next one that comes; `None` when another orchestrator serves it.
+    fn length(&self, queue: &Queue) -> Option<u64>;
 
-    /// What is left of the tasks that were handed to workers from here, in units of work.
-    fn handed_over(&self) -> u64;
+    /// The partition in which a task's queue is, and whether this orchestrator serves it.
+    fn partition(&self, task: &TaskRef) -> (Partition, bool);
 
-    /// The part of the workers' time that goes to these queues, 0 to 1.
-    fn share(&self) -> f64;
+    /// Where the dispatcher stands.
+    fn standing(&self) -> Arc<Standing>;
 }
 
 /// Tells waits. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Waits {
     queues: Arc<dyn Queues>,
+    learned: Learned,
     outlook: watch::Receiver<Option<Arc<Outlook>>>,
+    asking: Asking,
 }
 
 impl Waits {
-    /// Solves the model for as long as the service runs.
-    pub(crate) fn start(
+    /// Solves the model, and answers others, for as long as the service runs.
+    ///
+    /// # Errors
+    /// When others cannot be listened to.
+    pub(crate) async fn start(
         service: &Service,
         broker: &Broker,
-        queues: Arc<dyn Queues>,
+        (queues, learned): (Arc<dyn Queues>, Learned),
         policy: LanePolicy,
-    ) -> Self {
+    ) -> Result<Self, BrokerError> {
         let (sender, outlook) = watch::channel(None);
         let stopping = service.tasks.stopping();
-        let (source, broker) = (queues.clone(), broker.clone());
+        let (source, solver) = (queues.clone(), broker.clone());
         service.tasks.critical("waits", async move {
             tokio::select! {
                 () = stopping => {}
-                () = keep_solving(&broker, &*source, &policy, &sender) => {}
+                () = keep_solving(&solver, &*source, &policy, &sender) => {}
             }
             Ok::<(), std::convert::Infallible>(())
         });
-        Self { queues, outlook }
+        let (asking, questions) = Asking::start(service, broker).await?;
+        let waits = Self {
+            queues,
+            learned,
+            outlook,
+            asking,
+        };
+        let (answering, stopping) = (waits.clone(), service.tasks.stopping());
+        service.tasks.critical("questions", async move {
+            tokio::select! {
+                () = stopping => {}
+                () = answering.keep_answering(questions) => {}
+            }
+            Ok::<(), std::convert::Infallible>(())
+        });
+        Ok(waits)
     }
 
-    /// The task as its tenant sees it, with its wait if it waits and that is known.
-    pub(crate) fn view(&self, record: &Record) -> v1::Task {
+    async fn keep_answering(&self, mut questions: BoxStream<'static, (Partition, Question)>) {
+        while let Some((_, question)) = questions.next().await {
+            let (_, is_here) = self.queues.partition(&question.waiter.place);
+            if is_here {
+                let figures = self.figures(&question.waiter, None);
+                self.asking.answer(&question, figures).await;
+            }
+        }
+    }
+
+    /// How many tasks wait in a task's queue, and so before it if it is about to be stored there; not known of a queue of another's.
+    pub(crate) fn length(&self, task: &TaskRef) -> Option<u64> {
+        self.queues.length(&queue_of(task))
+    }
+
+    /// The task as its tenant sees it, with its place and its wait as far as they are known.
+    pub(crate) async fn view(&self, record: &Record) -> v1::Task {
+        let at = match record.state {
+            Some(_) => At::Workers,
+            None => At::Sequence(record.sequence),
+        };
+        self.view_at(record, at, None).await
+    }
+
+    /// The same of a task that was stored just now, behind `before` others of its queue if that is known.
+    pub(crate) async fn view_new(&self, record: &Record, before: Option<u64>) -> v1::Task {
+        self.view_at(record, At::End, before).await
+    }
+
+    async fn view_at(&self, record: &Record, at: At, before: Option<u64>) -> v1::Task {
         let mut task = record.view();
-        if task.phase() != TaskPhase::Queued {
+        if !waits(&task) {
             return task;
         }
         let Ok(place) = record.task_ref() else {
             return task;
         };
-        let Some(position) = self.queues.position(&place, record.sequence) else {
-            return task;
+        let (partition, is_here) = self.queues.partition(&place);
+        let waiter = Waiter {
+            place,
+            at,
+            cost: self.learned.cost(&record.submitted),
+            limit: match record.submitted.tasks_running {
+                0 => None,
+                limit => Some(limit.into()),
+            },
         };
-        task.queue_position = Some(position);
-        let outlook = self.outlook.borrow().clone();
-        let wait = outlook.and_then(|outlook| {
-            outlook.wait(Place {
+        let figures = match is_here {
+            true => self.figures(&waiter, before),
+            false => self.asking.ask(partition, &waiter).await,
+        };
+        if let Some(Figures { position, wait }) = figures {
+            task.queue_position = Some(position);
+            task.estimated_wait_ms = wait.and_then(|wait| u64::try_from(wait.as_millis()).ok());
+        }
+        task
+    }
+
+    /// What is known here of a task that waits.
+    fn figures(&self, waiter: &Waiter, before: Option<u64>) -> Option<Figures> {
+        let standing = self.queues.standing();
+        // Of a task that was handed over a moment ago the log may not tell so yet.
+        self.at_workers(&waiter.place, &standing)
+            .or_else(|| self.in_queue(waiter, before, &standing))
+    }
+
+    /// Of a task that was handed to workers and has not begun.
+    fn at_workers(&self, place: &TaskRef, standing: &Standing) -> Option<Figures> {
+        let all = &standing.handed;
+        let own = all.iter().find(|one| one.task == place.task)?;
+        if own.begun.is_some() {
+            return None;
+        }
+        let wait = self.outlook().and_then(|outlook| {
+            let ahead = Ahead::of(all, Some(own.order), outlook.fleet(), Instant::now());
+            self.told(outlook.wait_at_workers(ahead))
+        });
+        Some(Figures {
+            position: not_begun(all, place, own.order),
+            wait,
+        })
+    }
+
+    /// Of a task that waits in its queue.
+    fn in_queue(
+        &self,
+        waiter: &Waiter,
+        before: Option<u64>,
+        standing: &Standing,
+    ) -> Option<Figures> {
+        let place = &waiter.place;
+        let position = match (waiter.at, before) {
+            (At::Workers, _) => return None,
+            (At::End, Some(before)) => before,
+            (At::End, None) => self.length(place)?,
+            (At::Sequence(sequence), _) => self.queues.position(place, sequence)?,
+        };
+        let all = &standing.handed;
+        let of_tenant = all.iter().filter(|one| one.tenant == place.tenant);
+        let handed = of_tenant.count() as u64;
+        let wait = self.outlook().and_then(|outlook| {
+            let ahead = Ahead::of(all, None, outlook.fleet(), Instant::now());
+            let place = Place {
                 lane: &place.lane,
                 tenant: &place.tenant,
                 position,
-                limit: match record.submitted.tasks_running {
-                    0 => None,
-                    limit => Some(limit.into()),
-                },
-            })
+                cost: waiter.cost,
+                limit: waiter.limit,
+                handed,
+            };
+            self.told(outlook.wait(place, ahead))
         });
-        task.estimated_wait_ms = wait.and_then(|wait| u64::try_from(wait.as_millis()).ok());
-        task
+        Some(Figures {
+            position: position + not_begun(all, place, u64::MAX),
+            wait,
+        })
+    }
+
+    fn outlook(&self) -> Option<Arc<Outlook>> {
+        self.outlook.borrow().clone()
+    }
+
+    /// A wait that may be told: none that comes of guesses alone.
+    fn told(&self, wait: Option<Duration>) -> Option<Duration> {
+        wait.filter(|wait| wait.is_zero() || self.learned.is_measured())
+    }
+}
+
+/// Whether a task waits to begin.
+pub(crate) fn waits(task: &v1::Task) -> bool {
+    matches!(task.phase(), TaskPhase::Queued | TaskPhase::Scheduled)
+}
+
+/// How many of a task's own queue workers have, or are about to get, and have not begun that were handed over earlier than `before`.
+fn not_begun(handed: &[Handed], place: &TaskRef, before: u64) -> u64 {
+    let is_before = |one: &&Handed| {
+        one.begun.is_none()
+            && one.order < before
+            && one.tenant == place.tenant
+            && one.lane.as_ref() == Some(&place.lane)
+    };
+    handed.iter().filter(is_before).count() as u64
+}
+
+/// What a watcher was told of a wait, and when.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
+    wait: Option<Duration>,
+    at: Instant,
+}
+
+impl Told {
+    /// What this view of a task tells.
+    pub(crate) fn of(task: &v1::Task, at: Instant) -> Self {
+        let wait = task.estimated_wait_ms.map(Duration::from_millis);
+        Self { wait, at }
+    }
+
+    /// Whether the later one is news to who was told this: the wait has become known, or unknown, or is clearly another than
+    /// what is left of the one that was told.
+    pub(crate) fn is_outdated_by(&self, later: &Self) -> bool {
+        let passed = later.at.saturating_duration_since(self.at);
+        match (self.wait, later.wait) {
+            (None, None) => false,
+            (Some(_), None) | (None, Some(_)) => true,
+            (Some(told), Some(wait)) => {
+                let left = told.saturating_sub(passed);
+                let most = left.max(wait).mul_f64(NEWS).max(LEAST_NEWS);
+                left.abs_diff(wait) > most
+            }
+        }
     }
 }
 
@@ -106,40 +287,137 @@ async fn keep_solving(
     policy: &LanePolicy,
     sender: &watch::Sender<Option<Arc<Outlook>>>,
 ) {
-    let mut every = tokio::time::interval(SOLVE_EVERY);
     let mut bucket = None;
-    let mut slots = 0;
-    for round in 0_u32.. {
-        every.tick().await;
-        if round.is_multiple_of(COUNT_EVERY) {
-            match count_slots(broker, &mut bucket).await {
-                Ok(counted) => slots = counted,
+    let mut workers = Workers::default();
+    let mut counted: Option<Instant> = None;
+    let mut throughput = Throughput::default();
+    loop {
+        let count_every = match workers.devices {
+            0 => COUNT_NONE_EVERY,
+            _ => COUNT_EVERY,
+        };
+        if counted.is_none_or(|at| at.elapsed() >= count_every) {
+            counted = Some(Instant::now());
+            match count_workers(broker, &mut bucket).await {
+                Ok(count) => workers = count,
                 // The last count holds: workers do not come and go with the broker's answers.
                 Err(error) => {
                     tracing::debug!(error = lifecycle::chain(&error), "workers not counted");
                 }
             }
         }
-        let fleet = Fleet {
-            slots,
-            rate_per_slot: RATE_PER_SLOT * queues.share(),
-            ahead: queues.handed_over(),
-        };
-        let outlook = Outlook::new(&queues.queues(), policy, &queues.turns(), fleet);
-        sender.send_replace(Some(Arc::new(outlook)));
+        let began = Instant::now();
+        let standing = queues.standing();
+        if let Some(at) = standing.at {
+            let capacity = workers.devices as f64 * standing.share;
+            throughput.note(Sample {
+                at,
+                tally: standing.tally,
+                handed: &standing.handed,
+                capacity,
+                changes: standing.changes,
+            });
+            let fleet = fleet_of(workers, standing.share, &throughput);
+            let outlook = Outlook::new(&queues.queues(), policy, &standing.turns, fleet);
+            sender.send_replace(Some(Arc::new(outlook)));
+        }
+        let pause = (began.elapsed() * SOLVE_PART).max(SOLVE_EVERY);
+        tokio::time::sleep(pause).await;
     }
 }
 
-/// Tasks that all live workers together can run at once.
-async fn count_slots(
+/// What of the workers goes to the queues here, `share` of them.
+fn fleet_of(workers: Workers, share: f64, throughput: &Throughput) -> Fleet {
+    let slots = workers.slots as f64 * share;
+    let rate = throughput.rate(workers.devices as f64 * share);
+    // Before any task has told what it gets of its device: as much as any other.
+    let even = rate / slots.max(1.0);
+    Fleet {
+        slots,
+        rate,
+        speed: throughput.speed().unwrap_or(even),
+    }
+}
+
+/// All live workers together, each with a device of its own.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Workers {
+    devices: u64,
+    /// Tasks that they can run at once.
+    slots: u64,
+}
+
+impl Workers {
+    /// Those that have a model to work with.
+    fn of(records: &BTreeMap<String, WorkerRecord>) -> Self {
+        let able = records.values().filter(|worker| !worker.models.is_empty());
+        able.fold(Self::default(), |sum, worker| Self {
+            devices: sum.devices + 1,
+            slots: sum.slots + worker.slots as u64,
+        })
+    }
+}
+
+async fn count_workers(
     broker: &Broker,
     bucket: &mut Option<Bucket<WorkerRecord>>,
-) -> Result<u64, BrokerError> {
+) -> Result<Workers, BrokerError> {
     let bucket = match bucket {
         Some(bucket) => bucket,
         None => bucket.insert(broker.bucket(fleet::BUCKET, fleet::MAX_AGE).await?),
     };
-    let workers = bucket.all().await?;
-    let able = workers.values().filter(|worker| !worker.models.is_empty());
-    Ok(able.map(|worker| worker.slots as u64).sum())
+    Ok(Workers::of(&bucket.all().await?))
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::TaskId;
+
+    use super::*;
+
+    #[test]
+    fn a_wait_is_told_again_when_it_is_clearly_another_than_what_is_left_of_it() {
+        let start = Instant::now();
+        let told = |seconds: Option<u64>, after: u64| Told {
+            wait: seconds.map(Duration::from_secs),
+            at: start + Duration::from_secs(after),
+        };
+        let first = told(Some(100), 0);
+        assert!(!first.is_outdated_by(&told(Some(60), 40)));
+        assert!(!first.is_outdated_by(&told(Some(70), 40)));
+        assert!(first.is_outdated_by(&told(Some(100), 40)));
+        assert!(first.is_outdated_by(&told(Some(20), 40)));
+        assert!(first.is_outdated_by(&told(None, 40)));
+        // Near the end a second or two is none.
+        assert!(!first.is_outdated_by(&told(Some(2), 100)));
+        assert!(!told(None, 0).is_outdated_by(&told(None, 40)));
+        assert!(told(None, 0).is_outdated_by(&told(Some(0), 40)));
+    }
+
+    #[test]
+    fn tasks_that_workers_have_and_have_not_begun_count_in_their_own_queue() {
+        let place = TaskRef {
+            tenant: "acme".parse().unwrap(),
+            lane: "standard-image".parse().unwrap(),
+            task: TaskId::random(),
+        };
+        let handed = |order: u64, tenant: &str, lane: &str, has_begun: bool| Handed {
+            task: TaskId::random(),
+            tenant: tenant.parse().unwrap(),
+            lane: Some(lane.parse().unwrap()),
+            cost: Some(1),
+            order,
+            begun: has_begun.then(Instant::now),
+        };
+        let all = [
+            handed(1, "acme", "standard-image", true),
+            handed(2, "acme", "standard-image", false),
+            handed(3, "acme", "standard-hd", false),
+            handed(4, "other", "standard-image", false),
+            handed(5, "acme", "standard-image", false),
+        ];
+        assert_eq!(not_begun(&all, &place, u64::MAX), 2);
+        assert_eq!(not_begun(&all, &place, 5), 1);
+        assert_eq!(not_begun(&all, &place, 2), 0);
+    }
 }

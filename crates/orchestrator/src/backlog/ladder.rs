@@ -41,8 +41,19 @@ impl Ladder {
         }
     }
 
+    /// How many lie before `sequence`, of which one of the queue is there, when `known` are known of in all. Behind the last rung there
+    /// can be one more for each place of the log, and no more than are known of.
+    pub(crate) fn ordinal_up_to(&self, sequence: u64, known: u64) -> Option<u64> {
+        let &(last, ordinal) = self.0.back()?;
+        if sequence <= last {
+            return self.ordinal(sequence);
+        }
+        let most = known.saturating_sub(1).max(ordinal);
+        Some(ordinal.saturating_add(sequence - last).min(most))
+    }
+
     /// How many lie before `sequence`, between rungs in proportion.
-    pub(crate) fn ordinal(&self, sequence: u64) -> Option<u64> {
+    fn ordinal(&self, sequence: u64) -> Option<u64> {
         let at = self.0.partition_point(|rung| rung.0 <= sequence);
         let below = *self.0.get(at.checked_sub(1)?)?;
         let Some(&above) = self.0.get(at) else {

@@ -8,6 +8,7 @@ use contract::task::Submitted;
 use task_log::{Queue, TaskLogError, TaskRef};
 
 use super::ladder::Ladder;
+use crate::cost::Size;
 use crate::schedule::Version;
 use task_log::deadline;
 
@@ -20,8 +21,10 @@ pub(crate) struct Waiting {
     pub(crate) version: Version,
     /// Tasks of its tenant that workers may have at once.
     pub(crate) limit: Option<usize>,
-    /// What it will take of a device, in units of work.
+    /// What it will take of a device, in units of work …
     pub(crate) cost: u64,
+    /// … and what that goes by, so that it can be told anew.
+    pub(crate) size: Option<Size>,
     /// Since the UNIX epoch.
     pub(crate) submitted_at: Duration,
     /// When it is of no use any more, since the UNIX epoch.
@@ -44,6 +47,7 @@ impl Waiting {
             version: (submitted.model.clone(), submitted.model_version.clone()),
             limit: Some(limit).filter(|limit| *limit > 0),
             cost,
+            size: submitted.request.as_ref().map(Size::of),
             submitted_at: deadline::submitted_at(submitted),
             deadline: deadline::deadline(submitted),
             trace: trace.map(Into::into),
@@ -77,6 +81,8 @@ pub(crate) struct Line {
     pub(crate) looked: Instant,
     /// Not before then, because the last attempt failed.
     pub(crate) not_before: Option<Instant>,
+    /// The mean cost of those that were read last; 0 before any was.
+    usual: u64,
     /// Submissions that have gone by, for the ladder.
     passed: u64,
     pub(crate) ladder: Ladder,
@@ -100,6 +106,7 @@ impl Line {
             heard: false,
             looked: now,
             not_before: None,
+            usual: 0,
             passed: 0,
             ladder,
         }
@@ -115,15 +122,24 @@ impl Line {
             .fold(self.next, u64::min)
     }
 
-    /// How many wait, as far as is known.
+    /// How many wait that are not being handed over just now, as far as is known.
     pub(crate) fn waiting(&self) -> u64 {
-        self.heads.len() as u64 + self.under_way.len() as u64 + self.behind
+        self.heads.len() as u64 + self.behind
     }
 
-    /// Of the heads; 1 where there is none.
+    /// Of the heads; where there is none, of those that were there last. 0: none was ever seen.
     pub(crate) fn mean_cost(&self) -> u64 {
-        let sum: u64 = self.heads.iter().map(|head| head.cost).sum();
-        sum.checked_div(self.heads.len() as u64).unwrap_or(0).max(1)
+        mean_cost(&self.heads).unwrap_or(self.usual)
+    }
+
+    /// Tells anew what the heads cost.
+    pub(crate) fn cost_anew(&mut self, cost: impl Fn(&Version, Size) -> u64) {
+        for head in &mut self.heads {
+            if let Some(size) = head.size {
+                head.cost = cost(&head.version, size);
+            }
+        }
+        self.usual = self.mean_cost();
     }
 
     pub(crate) fn is_active(&self) -> bool {
@@ -162,6 +178,7 @@ impl Line {
         now: Instant,
     ) {
         self.heads.extend(taken);
+        self.usual = self.mean_cost();
         self.passed += seen;
         self.next = self.next.max(next);
         self.ladder.note(self.next, self.passed);
@@ -225,7 +242,8 @@ impl Line {
             let before = |head: &&Waiting| head.sequence < sequence;
             return Some(self.heads.iter().filter(before).count() as u64);
         }
-        let ordinal = self.ladder.ordinal(sequence)?;
+        let known = self.passed + self.behind;
+        let ordinal = self.ladder.ordinal_up_to(sequence, known)?;
         Some(self.heads.len() as u64 + ordinal.saturating_sub(self.passed))
     }
 
@@ -235,6 +253,12 @@ impl Line {
             self.ladder.note(sequence, self.passed + self.behind);
         }
     }
+}
+
+fn mean_cost(heads: &VecDeque<Waiting>) -> Option<u64> {
+    let sum: u64 = heads.iter().map(|head| head.cost).sum();
+    let mean = sum.checked_div(heads.len() as u64)?;
+    Some(mean.max(1))
 }
 
 /// How long a queue rests after something about it failed.
@@ -259,6 +283,7 @@ mod tests {
             version: ("demo".to_owned(), "1".to_owned()),
             limit: None,
             cost: 1,
+            size: None,
             submitted_at: Duration::ZERO,
             deadline: None,
             trace: None,
@@ -316,7 +341,8 @@ mod tests {
                 prop_assert!(line.cursor() >= last);
                 last = line.cursor();
                 prop_assert!(line.heads.iter().is_sorted_by_key(|head| head.sequence));
-                prop_assert_eq!(line.waiting(), open.len() as u64);
+                let waiting = line.waiting() + under_way.len() as u64;
+                prop_assert_eq!(waiting, open.len() as u64);
             }
         }
     }
@@ -364,5 +390,33 @@ mod tests {
         assert_eq!(line.position(5), None);
         let middle = line.position(500).unwrap();
         assert!((40..60).contains(&middle), "{middle}");
+    }
+
+    #[test]
+    fn who_came_in_a_burst_a_moment_ago_is_told_of_those_before_it() {
+        let (mut line, now) = (line(), Instant::now());
+        line.begin_reading();
+        line.read(vec![waiting(10), waiting(20)], 2, 21, 0, now);
+        // Nobody has looked at the log's end since.
+        line.hear(100);
+        assert_eq!(line.waiting(), 102);
+        assert_eq!(line.position(21), Some(2));
+        assert_eq!(line.position(31), Some(12));
+        assert_eq!(line.position(5000), Some(101));
+    }
+
+    #[test]
+    fn a_queue_without_heads_costs_what_its_last_ones_did() {
+        let (mut line, now) = (line(), Instant::now());
+        assert_eq!(line.mean_cost(), 0);
+        line.begin_reading();
+        let head = Waiting {
+            cost: 7,
+            ..waiting(10)
+        };
+        line.read(vec![head], 1, 11, 0, now);
+        line.take(10).unwrap();
+        line.done(10);
+        assert_eq!(line.mean_cost(), 7);
     }
 }

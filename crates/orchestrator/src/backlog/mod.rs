@@ -8,7 +8,7 @@ pub(crate) mod ladder;
 pub(crate) mod line;
 mod pokes;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
@@ -17,9 +17,11 @@ use messaging::{Broker, BrokerError, Bucket};
 use task_log::{Queue, TaskLog, TaskRef, Touch};
 use tokio::sync::{mpsc, watch};
 
+use crate::ahead::Handed;
 use crate::estimate::QueueLoad;
-use crate::partitions::{Mandate, Partitions};
+use crate::partitions::{Mandate, Partition, Partitions};
 use crate::schedule::Turns;
+use crate::throughput::Tally;
 use crate::waits::Queues;
 use line::Line;
 use pokes::{PAUSE, Pokes};
@@ -49,18 +51,26 @@ struct Inner {
     mandate: watch::Receiver<Mandate>,
     own: mpsc::Sender<Word>,
     lines: Mutex<HashMap<Queue, Line>>,
-    standing: Mutex<Standing>,
+    standing: Mutex<Arc<Standing>>,
 }
 
-/// What the dispatcher tells of itself now and then, for estimates.
+/// What the dispatcher tells of itself whenever that has changed, for estimates.
 #[derive(Debug, Default)]
 pub(crate) struct Standing {
+    /// When it was so; `None`: nothing was told so far.
+    pub(crate) at: Option<Instant>,
     /// Whose turn it is.
     pub(crate) turns: Turns,
-    /// What workers have of these partitions' tasks, in units of work.
-    pub(crate) handed_over: u64,
+    /// What workers have of these partitions' tasks, in the order in which they were handed over.
+    pub(crate) handed: Vec<Handed>,
+    /// What has become of those before.
+    pub(crate) tally: Tally,
+    /// How often the measure of costs had changed in which all this is.
+    pub(crate) changes: u64,
     /// The part of the workers' time that goes to these partitions, 0 to 1.
     pub(crate) share: f64,
+    /// Partitions of which all queues that exist are in memory.
+    pub(crate) settled: BTreeSet<Partition>,
 }
 
 impl Backlog {
@@ -142,7 +152,7 @@ impl Backlog {
 
     async fn tell(&self, queue: Queue, count: u64) {
         let partition = self.0.partitions.of(&queue.tenant);
-        if self.0.mandate.borrow().partitions.contains(&partition) {
+        if self.is_mine(partition) {
             // Without room it is found in rotation.
             let _ = self.0.own.try_send((queue, count));
             return;
@@ -152,6 +162,10 @@ impl Backlog {
         self.0.broker.tell(subject, word.into()).await;
     }
 
+    fn is_mine(&self, partition: Partition) -> bool {
+        self.0.mandate.borrow().partitions.contains(&partition)
+    }
+
     /// What of this orchestrator's queues is in memory.
     pub(crate) fn lines(&self) -> MutexGuard<'_, HashMap<Queue, Line>> {
         lock(&self.0.lines)
@@ -159,7 +173,7 @@ impl Backlog {
 
     /// Where the dispatcher stands.
     pub(crate) fn stand(&self, standing: Standing) {
-        *lock(&self.0.standing) = standing;
+        *lock(&self.0.standing) = Arc::new(standing);
     }
 }
 
@@ -181,16 +195,23 @@ impl Queues for Backlog {
         self.lines().get(&queue)?.position(sequence)
     }
 
-    fn turns(&self) -> Turns {
-        lock(&self.0.standing).turns.clone()
+    fn length(&self, queue: &Queue) -> Option<u64> {
+        let waiting = self.lines().get(queue).map(Line::waiting);
+        let waiting = waiting.or_else(|| {
+            let partition = self.0.partitions.of(&queue.tenant);
+            let is_settled = self.standing().settled.contains(&partition);
+            (self.is_mine(partition) && is_settled).then_some(0)
+        })?;
+        Some(waiting + lock(&self.0.pokes).untold(queue))
     }
 
-    fn handed_over(&self) -> u64 {
-        lock(&self.0.standing).handed_over
+    fn partition(&self, task: &TaskRef) -> (Partition, bool) {
+        let partition = self.0.partitions.of(&task.tenant);
+        (partition, self.is_mine(partition))
     }
 
-    fn share(&self) -> f64 {
-        lock(&self.0.standing).share
+    fn standing(&self) -> Arc<Standing> {
+        lock(&self.0.standing).clone()
     }
 }
 

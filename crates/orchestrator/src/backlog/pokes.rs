@@ -31,6 +31,11 @@ impl Pokes {
         Some(1 + before.map_or(0, |(_, untold)| untold))
     }
 
+    /// How many submissions of a queue are still to be told of.
+    pub(crate) fn untold(&self, queue: &Queue) -> u64 {
+        self.0.get(queue).map_or(0, |(_, untold)| *untold)
+    }
+
     /// What is to be told now; forgets queues of which there is nothing to tell.
     pub(crate) fn due(&mut self, now: Instant) -> Vec<(Queue, u64)> {
         let mut due = Vec::new();

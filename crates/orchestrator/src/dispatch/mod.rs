@@ -19,11 +19,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use contract::TaskId;
+use contract::task::{Phase, State};
 use futures::future::BoxFuture;
 use futures::stream::{BoxStream, FuturesUnordered};
 use futures::{FutureExt as _, StreamExt as _};
 use lifecycle::Service;
 use messaging::{Broker, Bucket, Reader};
+use prost::Message as _;
 use task_log::{Cursor, Queue, TaskLog, TaskLogError, Touch};
 use tokio::sync::{mpsc, watch};
 
@@ -100,6 +102,12 @@ struct Dispatcher {
     looked: Option<Instant>,
     /// Something has changed that a round may act on.
     is_due: bool,
+    /// Something has changed that estimates go by.
+    has_moved: bool,
+    /// Not before then are estimates told of it.
+    stand_after: Option<Instant>,
+    /// How often the measure of costs had changed when what is in memory was costed.
+    costed: u64,
     answers: FuturesUnordered<BoxFuture<'static, Answer>>,
 }
 
@@ -150,16 +158,26 @@ pub(crate) async fn start(
         asking: false,
         looked: None,
         is_due: false,
+        has_moved: true,
+        stand_after: None,
+        costed: 0,
         answers: FuturesUnordered::new(),
     };
     let done = broker.listen("inkstone.event.*.*.*.done".to_owned());
-    let done = done.await?.filter_map(async |(subject, _)| ended(&subject));
+    let done = done
+        .await?
+        .filter_map(async |(subject, _)| task_of(&subject));
+    let states = broker.listen("inkstone.event.*.*.*.state".to_owned());
+    let states = states
+        .await?
+        .filter_map(async |(subject, payload)| state(&subject, &payload));
     let words = broker.listen("inkstone.poke.*".to_owned()).await?;
     let words = words.filter_map(async |(_, payload)| backlog::read_word(&payload));
     let heard = Heard {
         own: own_words,
         words: words.boxed(),
         ends: done.boxed(),
+        states: states.boxed(),
     };
     let stopping = service.tasks.stopping();
     service.tasks.critical("dispatcher", async move {
@@ -173,15 +191,22 @@ pub(crate) async fn start(
     Ok(())
 }
 
-/// `inkstone.event.<tenant>.<lane>.<task>.done`.
-fn ended(subject: &str) -> Option<TaskId> {
+/// The task whose event is told at `inkstone.event.<tenant>.<lane>.<task>.<event>`.
+fn task_of(subject: &str) -> Option<TaskId> {
     subject.split('.').nth(4)?.parse().ok()
+}
+
+/// `inkstone.event.<tenant>.<lane>.<task>.state`: which task, and whether a worker has it.
+fn state(subject: &str, payload: &[u8]) -> Option<(TaskId, bool)> {
+    let state = State::decode(payload).ok()?;
+    Some((task_of(subject)?, state.phase() == Phase::Running))
 }
 
 struct Heard {
     own: mpsc::Receiver<Word>,
     words: BoxStream<'static, Word>,
     ends: BoxStream<'static, TaskId>,
+    states: BoxStream<'static, (TaskId, bool)>,
 }
 
 impl Dispatcher {
@@ -193,6 +218,7 @@ impl Dispatcher {
                 Some(word) = heard.own.recv() => self.hear(word),
                 Some(word) = heard.words.next() => self.hear(word),
                 Some(task) = heard.ends.next() => self.end(task),
+                Some(state) = heard.states.next() => self.begin(state),
                 Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
                     self.take(answer);
                 }
@@ -206,6 +232,7 @@ impl Dispatcher {
                 self.is_due = false;
                 self.round();
             }
+            self.stand();
         }
     }
 
@@ -216,6 +243,10 @@ impl Dispatcher {
         }
         while let Some(Some(word)) = heard.words.next().now_or_never() {
             self.hear(word);
+        }
+        // Before ends, so that of what was short it is known that it had begun.
+        while let Some(Some(state)) = heard.states.next().now_or_never() {
+            self.begin(state);
         }
         while let Some(Some(task)) = heard.ends.next().now_or_never() {
             self.end(task);
@@ -258,7 +289,15 @@ impl Dispatcher {
     }
 
     fn end(&mut self, task: TaskId) {
-        self.is_due |= self.out.end(task, Instant::now());
+        if self.out.end(task, Instant::now()) {
+            self.is_due = true;
+            self.has_moved = true;
+        }
+    }
+
+    fn begin(&mut self, (task, is_running): (TaskId, bool)) {
+        self.out.begin(task, is_running, Instant::now());
+        self.has_moved = true;
     }
 
     fn tick(&mut self) {
@@ -274,6 +313,8 @@ impl Dispatcher {
             self.drop_idle_readers(now);
             self.tell_demand();
         }
+        self.cost_anew();
+        self.has_moved = true;
         self.look_in_rotation(now);
         // Those that rested, and those whose share of the heads has grown.
         let active: Vec<Queue> = self.active.iter().cloned().collect();

@@ -3,20 +3,44 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::Instant;
 
-use contract::{TaskId, TenantId};
+use contract::{Lane, TaskId, TenantId};
 use task_log::Out as Listed;
 
+use crate::ahead::Handed;
+use crate::cost::Size;
 use crate::partitions::{Partition, Partitions};
 use crate::schedule::Version;
+use crate::throughput::Tally;
 
 /// One dispatch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Dispatched {
     version: Version,
     tenant: TenantId,
-    /// In units of work; `None` for one that was handed over elsewhere.
-    cost: Option<u64>,
+    /// `None` for one that was handed over elsewhere.
+    own: Option<Own>,
     since: Instant,
+    /// Grows with each.
+    order: u64,
+    /// Since when a worker has it.
+    begun: Option<Instant>,
+}
+
+impl Dispatched {
+    /// It was handed over here, and no worker has it.
+    fn is_ready(&self) -> bool {
+        self.own.is_some() && self.begun.is_none()
+    }
+}
+
+/// What is known of a task that was handed over here.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Own {
+    pub(crate) lane: Lane,
+    /// In units of work.
+    pub(crate) cost: u64,
+    /// What that goes by.
+    pub(crate) size: Option<Size>,
 }
 
 /// All dispatches.
@@ -31,6 +55,11 @@ pub(crate) struct Out {
     /// Dispatches of an earlier version, which do not tell their task.
     older: BTreeMap<Version, usize>,
     is_known: bool,
+    /// Dispatches so far.
+    added: u64,
+    /// Those from here that no worker has.
+    ready: usize,
+    tally: Tally,
 }
 
 /// Ends that are remembered between two looks. Of others the dispatch may count for a look too long.
@@ -46,6 +75,9 @@ impl Out {
             tenants: BTreeMap::new(),
             older: BTreeMap::new(),
             is_known: false,
+            added: 0,
+            ready: 0,
+            tally: Tally::default(),
         }
     }
 
@@ -73,23 +105,69 @@ impl Out {
         own.map(|(_, count)| count).sum()
     }
 
-    /// What the dispatches of these partitions take of workers, in units of work. One of unknown cost counts as the others do.
-    pub(crate) fn cost(&self, own: &BTreeSet<Partition>) -> u64 {
-        let own = |one: &&Dispatched| own.contains(&self.partitions.of(&one.tenant));
-        let (mut sum, mut known, mut all) = (0_u64, 0_u64, 0_u64);
-        for one in self.tasks.values().filter(own) {
-            sum = sum.saturating_add(one.cost.unwrap_or(0));
-            known += u64::from(one.cost.is_some());
-            all += 1;
+    /// The dispatches of these partitions, in the order in which they were made.
+    pub(crate) fn handed(&self, own: &BTreeSet<Partition>) -> Vec<Handed> {
+        let is_own = |one: &&Dispatched| own.contains(&self.partitions.of(&one.tenant));
+        let of = |(task, one): (&TaskId, &Dispatched)| Handed {
+            task: *task,
+            tenant: one.tenant.clone(),
+            lane: one.own.as_ref().map(|own| own.lane.clone()),
+            cost: one.own.as_ref().map(|own| own.cost),
+            order: one.order,
+            begun: one.begun,
+        };
+        let own = self.tasks.iter().filter(|(_, one)| is_own(one));
+        let mut handed: Vec<Handed> = own.map(of).collect();
+        handed.sort_unstable_by_key(|one| one.order);
+        handed
+    }
+
+    /// What has ended so far.
+    pub(crate) fn tally(&self) -> Tally {
+        self.tally
+    }
+
+    /// Tells anew what those cost that were handed over here.
+    pub(crate) fn cost_anew(&mut self, cost: impl Fn(&Version, Size) -> u64) {
+        for one in self.tasks.values_mut() {
+            if let Some(own) = &mut one.own
+                && let Some(size) = own.size
+            {
+                own.cost = cost(&one.version, size);
+            }
         }
-        (sum / known.max(1)).saturating_mul(all)
+    }
+
+    /// A worker has a task from now on, or has it no more and another may take it.
+    pub(crate) fn begin(&mut self, task: TaskId, is_running: bool, now: Instant) {
+        let Some(one) = self.tasks.get_mut(&task) else {
+            return;
+        };
+        let was_ready = one.is_ready();
+        one.begun = match is_running {
+            true => one.begun.or(Some(now)),
+            false => None,
+        };
+        let is_ready = one.is_ready();
+        self.count_ready(was_ready, is_ready);
+    }
+
+    fn count_ready(&mut self, was_ready: bool, is_ready: bool) {
+        match (was_ready, is_ready) {
+            (false, true) => self.ready += 1,
+            (true, false) => {
+                self.ready = self.ready.saturating_sub(1);
+                self.tally.dry += u64::from(self.ready == 0);
+            }
+            _ => {}
+        }
     }
 
     pub(crate) fn add(
         &mut self,
         task: TaskId,
         (version, tenant): (Version, TenantId),
-        cost: Option<u64>,
+        own: Option<Own>,
         now: Instant,
     ) {
         self.remove(task);
@@ -98,12 +176,16 @@ impl Out {
         let counts = self.counts.entry(version.clone()).or_default();
         *counts.entry(partition).or_default() += 1;
         *self.tenants.entry(tenant.clone()).or_default() += 1;
+        self.added += 1;
         let dispatched = Dispatched {
             version,
             tenant,
-            cost,
+            own,
             since: now,
+            order: self.added,
+            begun: None,
         };
+        self.count_ready(false, dispatched.is_ready());
         self.tasks.insert(task, dispatched);
     }
 
@@ -112,6 +194,7 @@ impl Out {
         let Some(gone) = self.tasks.remove(&task) else {
             return false;
         };
+        self.count_ready(gone.is_ready(), false);
         let partition = self.partitions.of(&gone.tenant);
         if let Some(counts) = self.counts.get_mut(&gone.version) {
             if let Some(count) = counts.get_mut(&partition) {
@@ -137,6 +220,13 @@ impl Out {
     pub(crate) fn end(&mut self, task: TaskId, now: Instant) -> bool {
         if self.ended.len() < MAX_ENDED {
             self.ended.insert(task, now);
+        }
+        // What ends before anybody had it was cancelled or expired: nobody did the work.
+        if let Some(one) = self.tasks.get(&task)
+            && let (Some(own), Some(begun)) = (&one.own, one.begun)
+        {
+            let ran = now.saturating_duration_since(begun);
+            self.tally.add(own.cost, ran);
         }
         self.remove(task)
     }
@@ -177,6 +267,14 @@ mod tests {
 
     use super::*;
 
+    fn own(cost: u64) -> Option<Own> {
+        Some(Own {
+            lane: "standard-image".parse().unwrap(),
+            cost,
+            size: None,
+        })
+    }
+
     proptest! {
         #[test]
         fn counts_are_those_of_what_is_there(
@@ -192,7 +290,7 @@ mod tests {
                 now += Duration::from_millis(1);
                 match step {
                     0 => {
-                        out.add(tasks[task], (version(task % 2), tenant(tenant_of)), Some(1), now);
+                        out.add(tasks[task], (version(task % 2), tenant(tenant_of)), own(1), now);
                         there.insert(task, tenant_of);
                     }
                     1 => {
@@ -231,9 +329,9 @@ mod tests {
         let start = Instant::now();
         let began = start + Duration::from_millis(10);
         let later = start + Duration::from_millis(20);
-        out.add(old, (version.clone(), tenant.clone()), Some(1), start);
-        out.add(ended, (version.clone(), tenant.clone()), Some(1), start);
-        out.add(new, (version.clone(), tenant.clone()), Some(1), later);
+        out.add(old, (version.clone(), tenant.clone()), own(1), start);
+        out.add(ended, (version.clone(), tenant.clone()), own(1), start);
+        out.add(new, (version.clone(), tenant.clone()), own(1), later);
         out.end(ended, later);
         let listed = [old, ended].map(|task| Listed {
             version: version.clone(),
@@ -245,5 +343,39 @@ mod tests {
         assert_eq!(out.of_version(&version), 2);
         out.look(Vec::new(), later + Duration::from_millis(1), later);
         assert_eq!(out.of_version(&version), 0);
+    }
+
+    #[test]
+    fn what_has_begun_and_what_was_done_is_told() {
+        let mut out = Out::new(Partitions(1));
+        let all: BTreeSet<Partition> = [0].into();
+        let version = ("m".to_owned(), "1".to_owned());
+        let tenant: TenantId = "acme".parse().unwrap();
+        let [first, second, elsewhere] = [0; 3].map(|_| TaskId::random());
+        let start = Instant::now();
+        for (task, own) in [(first, own(5)), (second, own(7)), (elsewhere, None)] {
+            out.add(task, (version.clone(), tenant.clone()), own, start);
+        }
+        out.begin(first, true, start);
+        // As its checkpoints are written.
+        let later = start + Duration::from_secs(2);
+        out.begin(first, true, later);
+        let handed = out.handed(&all);
+        let begun: Vec<_> = handed.iter().map(|one| (one.task, one.begun)).collect();
+        assert_eq!(
+            begun,
+            [(first, Some(start)), (second, None), (elsewhere, None)]
+        );
+        assert_eq!(out.tally().dry, 0);
+        out.begin(second, true, later);
+        assert_eq!(out.tally().dry, 1);
+        // It was handed back, and is cancelled before another takes it.
+        out.begin(second, false, later);
+        assert!(out.end(second, later));
+        assert_eq!((out.tally().served, out.tally().dry), (0, 2));
+        assert!(out.end(first, later));
+        let tally = out.tally();
+        assert_eq!(tally.served, 5);
+        assert_eq!(tally.ran, Duration::from_secs(2));
     }
 }

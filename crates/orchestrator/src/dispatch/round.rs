@@ -7,6 +7,7 @@ use futures::FutureExt as _;
 use task_log::{Handed, Handover, Queue, TaskLog, TaskLogError};
 use tracing::Instrument as _;
 
+use super::out::Own;
 use super::{Answer, Dispatcher};
 use crate::backlog::Standing;
 use crate::backlog::line::{REST, Waiting};
@@ -16,6 +17,9 @@ use task_log::deadline;
 
 /// Dispatches under way at once; with more the next round waits.
 const MAX_HANDS: usize = 256;
+
+/// Telling how things stand takes at most one part in so many of the time.
+const STAND_PART: u32 = 50;
 
 /// What came of handing a task over.
 pub(super) struct HandedOver {
@@ -168,7 +172,13 @@ impl Dispatcher {
             return;
         };
         let place = (head.version.clone(), head.task.tenant.clone());
-        self.out.add(head.task.task, place, Some(head.cost), now);
+        let own = Own {
+            lane: queue.lane.clone(),
+            cost: head.cost,
+            size: head.size,
+        };
+        self.out.add(head.task.task, place, Some(own), now);
+        self.has_moved = true;
         let weight = self.settings.lanes.get(&queue.lane).copied().unwrap_or(1);
         let (log, queue) = (self.log.clone(), queue.clone());
         let hand = async move {
@@ -238,12 +248,49 @@ impl Dispatcher {
         }
         drop(lines);
         self.demand = demand;
-        self.backlog.stand(Standing {
-            turns: self.turns.clone(),
-            handed_over: self.out.cost(&self.own),
-            share: self.share(),
-        });
         self.tell_served();
+    }
+
+    /// Tells estimates how things stand, if they have moved; after a time that is long against what that takes.
+    pub(super) fn stand(&mut self) {
+        let began = Instant::now();
+        if !self.has_moved || self.stand_after.is_some_and(|at| began < at) {
+            return;
+        }
+        self.has_moved = false;
+        // Until all queues that are known of are open, one that is not there may yet have tasks.
+        let is_settled = self.known_to > 0 && self.opening.is_empty();
+        let settled = self.own.difference(&self.closing).copied();
+        self.backlog.stand(Standing {
+            at: Some(began),
+            turns: self.turns.clone(),
+            handed: self.out.handed(&self.own),
+            tally: self.out.tally(),
+            changes: self.costed,
+            share: self.share(),
+            settled: settled.filter(|_| is_settled).collect(),
+        });
+        self.stand_after = Some(began + began.elapsed() * STAND_PART);
+    }
+
+    /// Tells anew what tasks cost, once that has changed much: what was told before is of another measure.
+    pub(super) fn cost_anew(&mut self) {
+        let changes = self.learned.changes();
+        if self.costed == changes {
+            return;
+        }
+        self.costed = changes;
+        let learned = &self.learned;
+        let cost = |version: &Version, size| learned.cost_of(version, size);
+        let mut lines = self.backlog.lines();
+        for queue in &self.active {
+            if let Some(line) = lines.get_mut(queue) {
+                line.cost_anew(cost);
+            }
+        }
+        drop(lines);
+        self.out.cost_anew(cost);
+        self.has_moved = true;
     }
 
     /// The part of the workers' time that goes to the queues here.

@@ -8,3 +8,4 @@
 mod backlog;
 mod dispatch;
 mod support;
+mod waits;
