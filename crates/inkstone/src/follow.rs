@@ -122,7 +122,7 @@ impl<'a> Follow<'a> {
     ///
     /// # Errors
     /// When the platform refuses, was not there to begin with, or stays away for longer than patience lasts.
-    pub(crate) async fn to_the_end(
+    pub(crate) async fn until_the_end(
         mut self,
         mut tell: impl FnMut(Heard<'_>),
     ) -> Result<Task, CliError> {

@@ -99,7 +99,7 @@ pub(crate) async fn draw(
     let mut progress = Progress::of(&task.id);
     let follow = Follow::of(client, &task, patience);
     let ended = tokio::select! {
-        ended = follow.to_the_end(|heard| progress.tell(heard)) => Some(ended),
+        ended = follow.until_the_end(|heard| progress.tell(heard)) => Some(ended),
         () = interrupted => None,
     };
     let ended = match ended {

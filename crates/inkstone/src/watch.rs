@@ -16,7 +16,9 @@ pub(crate) async fn run(data: &Path, args: &WatchArgs) -> Result<(), CliError> {
     let client = Client::find(data, &args.server)?;
     let patience = args.patience.unwrap_or(PATIENCE);
     let follow = Follow::new(&client, &args.task, patience);
-    let ended = follow.to_the_end(|heard| tell(&client.url, &heard)).await?;
+    let ended = follow
+        .until_the_end(|heard| tell(&client.url, &heard))
+        .await?;
     match ended.phase() {
         TaskPhase::Succeeded => Ok(()),
         _ => Err(not_succeeded(&ended)),
