@@ -349,12 +349,7 @@ impl Bench {
         let began = self.processor();
         let (most, done) = saturate(&target, callers, self.time).await;
         println!("{name:<44} {most:>9.0} /s at saturation, {callers} callers");
-        print!("  processor, µs a submission:");
-        for ((process, before), (_, after)) in began.iter().zip(self.processor()) {
-            let each = (after - *before).as_secs_f64() * 1e6 / done.max(1) as f64;
-            print!(" {process} {each:.0}");
-        }
-        println!();
+        self.print_processor(&began, done);
         for part in [0.5, 0.8, 0.95] {
             let stop = Arc::new(AtomicBool::new(false));
             let health = tokio::spawn(poll(
@@ -370,6 +365,7 @@ impl Bench {
                 self.authorization.clone(),
                 stop.clone(),
             ));
+            let began = self.processor();
             let run = open_loop(&target, most * part, self.time).await;
             stop.store(true, Ordering::Relaxed);
             let (health, polled) = (health.await.unwrap(), polled.await.unwrap());
@@ -384,6 +380,7 @@ impl Bench {
                 milliseconds(&health, 0.99),
                 milliseconds(&polled, 0.99),
             );
+            self.print_processor(&began, run.sent as usize * target.each());
             if let Some(why) = run.why {
                 println!("    the last failure: {why}");
             }
@@ -391,11 +388,21 @@ impl Bench {
         most
     }
 
+    fn print_processor(&self, began: &[(&'static str, Duration)], submissions: usize) {
+        print!("  processor, µs a submission:");
+        for ((process, before), (_, after)) in began.iter().zip(self.processor()) {
+            let each = (after - *before).as_secs_f64() * 1e6 / submissions.max(1) as f64;
+            print!(" {process} {each:.0}");
+        }
+        println!();
+    }
+
     /// What each process has used of the processor so far.
     fn processor(&self) -> Vec<(&'static str, Duration)> {
         let services = SERVICES.map(|service| (service, self.platform.process_id(service)));
         let broker = ("nats-server", self.platform.broker.process_id());
-        let all = services.into_iter().chain([broker]);
+        let own = ("this", std::process::id());
+        let all = services.into_iter().chain([broker, own]);
         all.map(|(name, process)| (name, used(process))).collect()
     }
 

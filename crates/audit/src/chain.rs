@@ -151,20 +151,67 @@ impl Chain {
     /// When it is not; the chain stays where it was.
     pub fn follow(&mut self, text: &str) -> Result<Line, LineError> {
         let line = Line::read(text)?;
+        self.go_on(line.sequence, &line.prev_hash, &line.hash)?;
+        Ok(line)
+    }
+
+    /// The same, without reading what the record says.
+    ///
+    /// # Errors
+    /// When it is not; the chain stays where it was.
+    pub fn pass(&mut self, text: &str) -> Result<(), LineError> {
+        let hash = checked(text)?;
+        let link: Link = serde_json::from_str(text).map_err(LineError::Unknown)?;
+        known(link.v)?;
+        self.go_on(link.sequence, &link.prev_hash, hash)
+    }
+
+    fn go_on(&mut self, found: u64, prev_hash: &str, hash: &str) -> Result<(), LineError> {
         let expected = self.head.sequence + 1;
-        if line.sequence != expected {
-            let found = line.sequence;
+        if found != expected {
             return Err(LineError::Sequence { found, expected });
         }
-        if line.prev_hash != self.head.hash {
+        if prev_hash != self.head.hash {
             return Err(LineError::Broken);
         }
         self.head = Head {
-            sequence: line.sequence,
-            hash: line.hash.clone(),
+            sequence: found,
+            hash: hash.to_owned(),
         };
-        Ok(line)
+        Ok(())
     }
+}
+
+/// A record's place in the chain.
+#[derive(Deserialize)]
+struct Link {
+    v: u32,
+    sequence: u64,
+    prev_hash: String,
+}
+
+fn known(version: u32) -> Result<(), LineError> {
+    match version {
+        VERSION => Ok(()),
+        other => Err(LineError::Version(other)),
+    }
+}
+
+/// The hash of a line, which is that of its bytes.
+fn checked(text: &str) -> Result<&str, LineError> {
+    let end = text.len().checked_sub(MARK.len() + DIGITS + TAIL.len());
+    let (body, rest) = end
+        .and_then(|end| text.split_at_checked(end))
+        .ok_or(LineError::NoHash)?;
+    let written = rest
+        .strip_prefix(MARK)
+        .and_then(|rest| rest.strip_suffix(TAIL))
+        .filter(|hash| is_hash(hash))
+        .ok_or(LineError::NoHash)?;
+    if written != hash(body.as_bytes()) {
+        return Err(LineError::Changed);
+    }
+    Ok(written)
 }
 
 impl Line {
@@ -173,22 +220,9 @@ impl Line {
     /// # Errors
     /// When it is none, or was changed.
     pub fn read(text: &str) -> Result<Self, LineError> {
-        let end = text.len().checked_sub(MARK.len() + DIGITS + TAIL.len());
-        let (body, rest) = end
-            .and_then(|end| text.split_at_checked(end))
-            .ok_or(LineError::NoHash)?;
-        let written = rest
-            .strip_prefix(MARK)
-            .and_then(|rest| rest.strip_suffix(TAIL))
-            .filter(|hash| is_hash(hash))
-            .ok_or(LineError::NoHash)?;
-        if written != hash(body.as_bytes()) {
-            return Err(LineError::Changed);
-        }
+        checked(text)?;
         let line: Self = serde_json::from_str(text).map_err(LineError::Unknown)?;
-        if line.v != VERSION {
-            return Err(LineError::Version(line.v));
-        }
+        known(line.v)?;
         Ok(line)
     }
 }
@@ -220,6 +254,32 @@ mod tests {
         r#""quality":"QUALITY_STANDARD","output_format":"OUTPUT_FORMAT_PNG","source_image":"","source_mask":"","#,
         r#""webhook":""},"hash":"6ba2e382a1e90b0dfb36b0626b0b343e422f77cfa794b399e6737302bb86c583"}"#,
     );
+
+    #[test]
+    fn who_passes_a_record_and_who_reads_it_agree() {
+        let passes = |text: &str| Chain::after(Head::genesis()).pass(text);
+        let reads = |text: &str| Chain::after(Head::genesis()).follow(text);
+        passes(EARLIER).unwrap();
+        let mut wrong = vec![
+            String::new(),
+            EARLIER.replace("acme", "acne"),
+            EARLIER.replace("\"hash\"", "\"hush\""),
+        ];
+        // Records whose own hash is right, and whose place is not.
+        for (from, to) in [
+            ("\"sequence\":1", "\"sequence\":2"),
+            ("\"v\":1", "\"v\":2"),
+            ("\"prev_hash\":\"0", "\"prev_hash\":\"1"),
+        ] {
+            let changed = EARLIER.replace(from, to);
+            let (body, _) = changed.split_once(MARK).unwrap();
+            wrong.push(format!("{body}{MARK}{}{TAIL}", hash(body.as_bytes())));
+        }
+        for text in wrong {
+            let (passed, read) = (passes(&text).unwrap_err(), reads(&text).unwrap_err());
+            assert_eq!(passed.to_string(), read.to_string(), "{text}");
+        }
+    }
 
     #[test]
     fn a_chain_of_before_a_field_was_there_is_good_and_goes_on_with_it() {

@@ -56,10 +56,10 @@ pub enum FileError {
 /// [`FileError`] when they do not continue the chain; [`FileError::NoFooter`] of no lines at all.
 pub fn write(before: &Head, lines: &[String]) -> Result<Vec<u8>, FileError> {
     let mut chain = Chain::after(before.clone());
-    let mut text = String::new();
+    let mut text = String::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
     for (index, line) in lines.iter().enumerate() {
         let line_number = index + 1;
-        chain.follow(line).map_err(at(line_number))?;
+        chain.pass(line).map_err(at(line_number))?;
         text.push_str(line);
         text.push('\n');
     }

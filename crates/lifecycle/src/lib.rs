@@ -8,6 +8,7 @@
 //! a message, so no process lives on half-dead; stopping is bounded by a grace time.
 
 pub mod admin;
+mod background;
 mod core_dump;
 mod health;
 mod process;

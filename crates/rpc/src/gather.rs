@@ -23,8 +23,9 @@ use crate::{deadline, metrics};
 /// Calls in one group.
 pub const MAX_GROUP: usize = 64;
 /// Groups without any answer yet, beyond which calls wait for company.
-const OPENING: usize = 2;
-/// How long they do.
+const OPENING: usize = 1;
+/// How long they do, or for as long as the last group has gone before them: who sends each call by itself, just behind another, spends more on
+/// sending than on what is sent.
 const PATIENCE: Duration = Duration::from_millis(1);
 /// Groups under way; further calls wait in the queue.
 const UNDER_WAY: usize = 1024;
@@ -242,7 +243,12 @@ impl<Q: Send + 'static, A: Send + 'static> Gatherer<Q, A> {
         let mut opening = FuturesUnordered::new();
         let mut opened = FuturesUnordered::new();
         let mut open = true;
+        let mut went: Option<Instant> = None;
         loop {
+            if !waiting.is_empty() && waiting.len() < MAX_GROUP {
+                // Who came in the same moment is heard before the first of them goes.
+                tokio::task::yield_now().await;
+            }
             while waiting.len() < MAX_GROUP
                 && let Ok(pending) = self.calls.try_recv()
             {
@@ -250,9 +256,12 @@ impl<Q: Send + 'static, A: Send + 'static> Gatherer<Q, A> {
             }
             let oldest = waiting.front().map(|pending: &Pending<Q, A>| pending.since);
             let under_way = opening.len() + opened.len();
+            let paced = went.is_none_or(|went| went.elapsed() >= PATIENCE);
+            let may_go_alone = paced && opening.len() < OPENING;
             if let Some(oldest) = oldest
-                && goes(waiting.len(), opening.len(), under_way, oldest.elapsed())
+                && goes(waiting.len(), may_go_alone, under_way, oldest.elapsed())
             {
+                went = Some(Instant::now());
                 let group: Vec<_> = waiting.drain(..).collect();
                 opening.push(self.send(group));
                 continue;
@@ -321,8 +330,8 @@ fn still_asked<Q, A>(pending: Pending<Q, A>) -> Option<(Asked<Q>, Answer<A>)> {
 }
 
 /// Whether those who wait go now.
-fn goes(waiting: usize, opening: usize, under_way: usize, waited: Duration) -> bool {
-    let company = opening < OPENING || waiting >= MAX_GROUP || waited >= PATIENCE;
+fn goes(waiting: usize, may_go_alone: bool, under_way: usize, waited: Duration) -> bool {
+    let company = may_go_alone || waiting >= MAX_GROUP || waited >= PATIENCE;
     waiting > 0 && company && under_way < UNDER_WAY
 }
 

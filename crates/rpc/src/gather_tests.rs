@@ -108,6 +108,29 @@ async fn while_groups_are_opening_calls_gather() {
     assert!(sizes.len() <= 2 + 1000 / MAX_GROUP + 1, "{sizes:?}");
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_lone_call_goes_at_once_and_one_just_behind_another_waits_for_company() {
+    let sizes = Arc::new(Mutex::new(Vec::new()));
+    let seen = sizes.clone();
+    let (gather, gatherer) = Gather::new("halves", LONG, move |asked| {
+        seen.lock().unwrap().push(asked.len());
+        halves(asked)
+    });
+    let asked = async {
+        for pause in [2 * PATIENCE, PATIENCE / 2] {
+            let began = Instant::now();
+            gather.ask(2).await.unwrap();
+            assert_eq!(began.elapsed(), Duration::ZERO);
+            tokio::time::sleep(pause).await;
+        }
+        // Half of the patience after the last group.
+        futures::future::join_all([4, 6].map(|number| gather.ask(number))).await;
+        drop(gather);
+    };
+    tokio::join!(asked, gatherer.run());
+    assert_eq!(*sizes.lock().unwrap(), [1, 1, 2]);
+}
+
 /// Tells when it is dropped.
 struct Dropped(Option<oneshot::Sender<()>>);
 
@@ -207,11 +230,11 @@ async fn what_the_peer_leaves_unanswered_is_told() {
 proptest! {
     #[test]
     fn nobody_waits_longer_than_patience_while_there_is_room(
-        waiting in 1..=MAX_GROUP, opening in 0..10usize, more in 0..10usize, micros in 0..3000u64,
+        waiting in 1..=MAX_GROUP, alone: bool, under_way in 0..UNDER_WAY, micros in 0..3000u64,
     ) {
         let waited = Duration::from_micros(micros);
-        let now = goes(waiting, opening, opening + more, waited);
+        let now = goes(waiting, alone, under_way, waited);
         prop_assert!(now || waited < PATIENCE);
-        prop_assert!(now || opening >= OPENING);
+        prop_assert!(now || !alone);
     }
 }

@@ -91,7 +91,13 @@ impl Telemetry {
     ) -> Result<Self, TelemetryError> {
         let filter = EnvFilter::try_new(&settings.log).map_err(TelemetryError::Filter)?;
         let traces = tracer_provider(service, settings)?;
-        let spans = tracing_opentelemetry::layer().with_tracer(traces.tracer(service));
+        // Where a span was opened in the code, by which thread, and for how long it was idle would cost every request more than the rest of
+        // its spans does.
+        let spans = tracing_opentelemetry::layer()
+            .with_location(false)
+            .with_threads(false)
+            .with_tracked_inactivity(false)
+            .with_tracer(traces.tracer(service));
         let colours = colours(
             std::io::stderr().is_terminal(),
             std::env::var_os(NO_COLOR).as_deref(),

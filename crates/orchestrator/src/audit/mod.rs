@@ -76,7 +76,8 @@ pub(crate) async fn start(
     let state = broker.bucket("audit", Duration::ZERO).await?;
     let exporter = export::Exporter::new(blocks, state, storage.clone(), settings);
     let stopping = service.tasks.stopping();
-    service.tasks.critical("audit", async move {
+    // However much there is to record: those who submit wait for answers, and this is only late.
+    service.tasks.background("audit", async move {
         tokio::select! {
             () = stopping => {}
             () = writer.run() => {}
