@@ -165,7 +165,7 @@ pub(crate) enum AuthError {
     /// It was not removed, because that would turn callers away.
     #[error(
         "{keys} keys that are good fall under the policy {prefix:?} and would be turned away; revoke them, or remove it all \
-         the same (inkstone policies remove {prefix} --even-if-used)"
+         the same (inkstone policies remove {prefix:?} --even-if-used)"
     )]
     PolicyUsed { prefix: String, keys: usize },
     /// It is not as the operator saw it.

@@ -171,7 +171,7 @@ pub enum CliError {
     },
     /// The platform went away while a task was followed, and did not come back in time.
     #[error(
-        "the platform was away for {seconds} s, and is no longer waited for; the task does not end by that: \
+        "the platform went away, and was waited for for {seconds} s (--patience); the task does not end by that: \
          `inkstone watch {task}` follows it again"
     )]
     Away {

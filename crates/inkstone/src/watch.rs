@@ -1,5 +1,6 @@
 //! `inkstone watch`: what happens to a task, line by line, until it has ended.
 
+use std::io::Write as _;
 use std::path::Path;
 
 use contract::v1::{Task, TaskPhase};
@@ -29,13 +30,18 @@ fn tell(url: &str, heard: &Heard<'_>) {
     match *heard {
         Heard::Task(task) => {
             for line in lines(url, task) {
-                println!("{line}");
+                print(&line);
             }
         }
-        Heard::Steps(step, steps) => println!("step {step}/{steps}"),
+        Heard::Steps(step, steps) => print(&format!("step {step}/{steps}")),
         Heard::Away(error) => say(&away(error)),
         Heard::Back => say(BACK),
     }
+}
+
+/// Where nobody reads it any more (`| head -1`), the exit code still tells how the task ended.
+fn print(line: &str) {
+    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn lines(url: &str, task: &Task) -> Vec<String> {

@@ -1,7 +1,7 @@
 //! Tasks that did not begin in time end, however deep in their queues they lie.
 //!
-//! The log has an index of deadlines by time ([`TaskLog::due`]). Once a second those whose time is over are looked at: a task that nobody
-//! has handed to a worker ends as expired. One that was handed over is its worker's, which looks at the deadline before it begins.
+//! The log has an index of deadlines by time ([`TaskLog::due`]). Once a second those whose time is over are looked at: a task that no
+//! worker has begun ends as expired, by the rule that a worker goes by before it begins one; so also when all workers are away.
 //! What is in memory does not grow with the backlog: a page of the index at a time.
 //!
 //! Every orchestrator does so by itself. Ending what another has ended is no error, and what one has looked at the others do not find.
@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
+use contract::task::State;
 use futures::{StreamExt as _, TryStreamExt as _};
 use lifecycle::Service;
 use messaging::MAX_BATCH;
@@ -27,6 +28,8 @@ const KEEP_EVERY: u64 = 30;
 const LONGEST: Duration = Duration::from_secs(8 * 24 * 3600);
 /// Slots that are looked at together, and tasks of each.
 const AT_ONCE: usize = 8;
+/// Slots after which it is noted how far it has come: half an hour.
+const STRETCH: u64 = 900;
 
 struct Deadlines {
     log: TaskLog,
@@ -44,7 +47,7 @@ pub(crate) fn start(service: &Service, log: &TaskLog) {
         async move {
             if let Err(error) = deadlines.sweep().await {
                 let error = lifecycle::chain(&error);
-                tracing::debug!(error, "deadlines are looked at again");
+                tracing::warn!(error, "deadlines are looked at again");
             }
         }
     });
@@ -70,10 +73,15 @@ impl Deadlines {
         };
         let first = next.min(until.saturating_sub(LATE));
         let first = first.max(slot_of(now.saturating_sub(LONGEST)));
-        let slots = futures::stream::iter(first..until).map(Ok::<u64, TaskLogError>);
-        let each = async |slot: u64| self.look(slot, now).await;
-        slots.try_for_each_concurrent(AT_ONCE, each).await?;
-        self.next.store(until, Ordering::Relaxed);
+        let mut begin = first;
+        while begin < until {
+            let end = until.min(begin + STRETCH);
+            let slots = futures::stream::iter(begin..end).map(Ok::<u64, TaskLogError>);
+            let each = async |slot: u64| self.look(slot, now).await;
+            slots.try_for_each_concurrent(AT_ONCE, each).await?;
+            self.next.store(end, Ordering::Relaxed);
+            begin = end;
+        }
         if until >= self.kept.load(Ordering::Relaxed) + KEEP_EVERY {
             self.log.keep_looked_up_to(until).await?;
             self.kept.store(until, Ordering::Relaxed);
@@ -118,23 +126,24 @@ impl Deadlines {
     }
 }
 
-/// Within which time the task should have begun, if that is over and nobody has been handed it.
+/// Within which time the task should have begun, if that is over and it has not.
 fn expired(record: &Record, now: Duration) -> Option<Duration> {
     let submitted = &record.submitted;
     let deadline = deadline::deadline(submitted).filter(|deadline| *deadline <= now)?;
-    let waits = record.done.is_none() && record.state.is_none();
+    let began = |state: &State| state.started_at.is_some();
+    let waits = record.done.is_none() && !record.state.as_ref().is_some_and(began);
     waits.then(|| deadline.saturating_sub(deadline::submitted_at(submitted)))
 }
 
 #[cfg(test)]
 mod tests {
-    use contract::task::{State, Submitted};
+    use contract::task::Submitted;
     use contract::v1::SubmitTask;
 
     use super::*;
 
     #[test]
-    fn only_what_is_late_and_was_handed_to_nobody_expires() {
+    fn only_what_is_late_and_has_not_begun_expires() {
         let mut record = Record {
             submitted: Submitted {
                 at: Some(contract::now()),
@@ -153,7 +162,13 @@ mod tests {
         let at = deadline::deadline(&record.submitted).unwrap();
         assert_eq!(expired(&record, at - Duration::from_nanos(1)), None);
         assert_eq!(expired(&record, at), Some(Duration::from_secs(90)));
+        // Handed over, to workers that may be away.
         record.state = Some(State::default());
+        assert_eq!(expired(&record, at), Some(Duration::from_secs(90)));
+        record.state = Some(State {
+            started_at: Some(contract::now()),
+            ..State::default()
+        });
         assert_eq!(expired(&record, at), None);
         record.state = None;
         record.done = Some(deadline::expired(Duration::from_secs(90)));

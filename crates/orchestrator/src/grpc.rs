@@ -287,6 +287,10 @@ async fn next_or_retell(
             continue;
         };
         let task = estimates.view(record).await;
+        // Whoever knows was not asked, or did not answer: that is no news.
+        if task.queue_position.is_none() {
+            continue;
+        }
         let now = Told::of(&task, Instant::now());
         if before.is_outdated_by(&now)
             && sender

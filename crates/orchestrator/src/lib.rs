@@ -127,6 +127,8 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let peer = security.peer("auth", Identity::Auth, &settings.auth)?;
     let auth = auth::Auth::new(peer, settings.auth.timeout.duration(), &service.tasks);
     if settings.audit.enabled {
+        // A client of its own: what waits for answers must not share connections with a thread that comes last.
+        let storage = Storage::open(&settings.storage)?;
         self::audit::start(&service, &broker, &storage, &log, &settings.audit).await?;
     }
     deadlines::start(&service, &log);

@@ -35,7 +35,7 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// The model registry.
     pub registry: PeerSettings,
-    /// TASKS, WORK and DEAD.
+    /// TASKS, WORK, DEAD and DEADLINES.
     pub streams: StreamSettings,
     /// How submissions are stored.
     pub commit: CommitSettings,

@@ -269,7 +269,12 @@ impl<Q: Send + 'static, A: Send + 'static> Gatherer<Q, A> {
             if !open && waiting.is_empty() && under_way == 0 {
                 return;
             }
-            let patience = oldest.map(|since| since + PATIENCE);
+            // A lone call goes as soon as the last group has gone a while ago.
+            let earliest = match went {
+                Some(went) if opening.len() < OPENING => oldest.map(|since| since.min(went)),
+                _ => oldest,
+            };
+            let patience = earliest.map(|since| since + PATIENCE);
             tokio::select! {
                 pending = self.calls.recv(), if open && waiting.len() < MAX_GROUP => match pending {
                     Some(pending) => waiting.push_back(pending),
@@ -289,7 +294,8 @@ impl<Q: Send + 'static, A: Send + 'static> Gatherer<Q, A> {
         &self,
         group: Vec<Pending<Q, A>>,
     ) -> impl Future<Output = Option<impl Future<Output = ()> + use<Q, A>>> + use<Q, A> {
-        let (peer, until) = (self.peer, Instant::now() + self.timeout);
+        // A little later than the last of them gives up by itself, and says why.
+        let (peer, until) = (self.peer, Instant::now() + self.timeout + PATIENCE);
         let (asked, answers): (Vec<_>, Vec<_>) = group
             .into_iter()
             .filter_map(|one| still_asked(one).map(|(asked, answer)| (asked, Some(answer))))

@@ -123,8 +123,10 @@ async fn a_lone_call_goes_at_once_and_one_just_behind_another_waits_for_company(
             assert_eq!(began.elapsed(), Duration::ZERO);
             tokio::time::sleep(pause).await;
         }
-        // Half of the patience after the last group.
+        // Half of the patience after the last group: not for the whole of it.
+        let began = Instant::now();
         futures::future::join_all([4, 6].map(|number| gather.ask(number))).await;
+        assert!(began.elapsed() <= PATIENCE, "{:?}", began.elapsed());
         drop(gather);
     };
     tokio::join!(asked, gatherer.run());

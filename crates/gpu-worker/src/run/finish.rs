@@ -124,7 +124,9 @@ async fn given_up(job: &TaskJob, delivery: &Delivery, why: &Why) -> Left {
     let reason = match why.verdict {
         Verdict::LeaveToAnother => {
             let limit = job.worker.output.give_up_after.duration();
-            format!("no worker could store its pictures within {limit:?}; the last time: {text}")
+            format!(
+                "no worker has stored its pictures within {limit:?} of its beginning; the last time: {text}"
+            )
         }
         _ => format!("taken up {attempt} times; the last time: {text}"),
     };

@@ -217,7 +217,10 @@ impl Dispatcher {
             tokio::select! {
                 Some(word) = heard.own.recv() => self.hear(word),
                 Some(word) = heard.words.next() => self.hear(word),
-                Some(task) = heard.ends.next() => self.end(task),
+                Some(task) = heard.ends.next() => {
+                    self.drain_states(&mut heard);
+                    self.end(task);
+                }
                 Some(state) = heard.states.next() => self.begin(state),
                 Some(answer) = self.answers.next(), if !self.answers.is_empty() => {
                     self.take(answer);
@@ -244,15 +247,19 @@ impl Dispatcher {
         while let Some(Some(word)) = heard.words.next().now_or_never() {
             self.hear(word);
         }
-        // Before ends, so that of what was short it is known that it had begun.
-        while let Some(Some(state)) = heard.states.next().now_or_never() {
-            self.begin(state);
-        }
+        self.drain_states(heard);
         while let Some(Some(task)) = heard.ends.next().now_or_never() {
             self.end(task);
         }
         while let Some(Some(answer)) = self.answers.next().now_or_never() {
             self.take(answer);
+        }
+    }
+
+    /// Before ends, so that of what was short it is known that it had begun.
+    fn drain_states(&mut self, heard: &mut Heard) {
+        while let Some(Some(state)) = heard.states.next().now_or_never() {
+            self.begin(state);
         }
     }
 

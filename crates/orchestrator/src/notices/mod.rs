@@ -107,7 +107,7 @@ impl Notices {
         let Some(event) = event_of(record.phase()) else {
             return Ok(());
         };
-        // Once at most: one that comes again was seen before, here or elsewhere.
+        // Once, as far as the broker keeps count of its deliveries: one that comes again was seen before, here or elsewhere.
         if end.deliveries() == 1 && record.done.as_ref().is_some_and(deadline::has_expired) {
             self.meter.refund_task(&record.submitted);
         }
