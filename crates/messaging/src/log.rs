@@ -194,6 +194,15 @@ impl EventLog {
         Ok(self.last_of_each(subject).await?.pop())
     }
 
+    /// The last event at exactly `subject`. Costs the broker less than [`last`](Self::last).
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn at(&self, subject: &str) -> Result<Option<Event>, BrokerError> {
+        let place = format!("$JS.API.DIRECT.GET.{}.{subject}", self.stream);
+        self.ask(place, Bytes::new()).await
+    }
+
     /// The last event at each subject that `filter` matches, in stream order.
     ///
     /// # Errors
@@ -254,16 +263,18 @@ impl EventLog {
     /// # Errors
     /// When the broker does not answer.
     pub async fn next(&self, filter: &str, sequence: u64) -> Result<Option<Event>, BrokerError> {
+        let request = serde_json::json!({ "seq": sequence.max(1), "next_by_subj": filter });
+        let place = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        self.ask(place, Bytes::from(request.to_string())).await
+    }
+
+    /// One question, one event.
+    async fn ask(&self, place: String, request: Bytes) -> Result<Option<Event>, BrokerError> {
         const OPERATION: &str = "reading an event";
         if !self.broker.is_connected() {
             return Err(self.broker.unreachable());
         }
-        let request = serde_json::json!({ "seq": sequence.max(1), "next_by_subj": filter });
-        let subject = format!("$JS.API.DIRECT.GET.{}", self.stream);
-        let asked = self
-            .broker
-            .client
-            .request(subject, Bytes::from(request.to_string()));
+        let asked = self.broker.client.request(place, request);
         let answer = asked.await.map_err(BrokerError::request(OPERATION))?;
         match answer.status.map_or(200, |status| status.as_u16()) {
             200 => event(answer).map(Some),

@@ -129,7 +129,17 @@ impl TaskLog {
         Record::from_events(&events)
     }
 
-    /// The same for whoever's task it is: for callers that hold the task's access token instead of a key.
+    /// How a task was submitted; `None` when there is no such task in this lane.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub async fn submitted(&self, task: &TaskRef) -> Result<Option<Submitted>, TaskLogError> {
+        let found = self.tasks.at(&task.subject("submitted")).await?;
+        let read = |event: messaging::Event| decode("submitted", &event.payload);
+        found.map(read).transpose()
+    }
+
+    /// The same as [`read`](Self::read) for whoever's task it is: for callers that hold the task's access token instead of a key.
     ///
     /// # Errors
     /// As for [`read`](Self::read).

@@ -14,14 +14,14 @@ pub(crate) mod webhook;
 use std::sync::Arc;
 use std::time::Duration;
 
+use contract::ErrorCode;
 use contract::json::TaskEventJson;
-use contract::task::{DeadLetter, WebhookDelivery};
+use contract::task::{DeadLetter, Done, WebhookDelivery};
 use contract::v1::{self, TaskEvent, TaskPhase};
-use contract::{ErrorCode, TaskId, TenantId};
 use lifecycle::Tasks as ServiceTasks;
 use messaging::{Broker, BrokerError, Delivery, Outgoing, WorkQueue};
 use prost::Message as _;
-use task_log::{LetterKind, Record, TaskLog, TaskLogError, deadline};
+use task_log::{LetterKind, Record, TaskLog, TaskLogError, TaskRef, deadline};
 
 use crate::meter::Meter;
 use crate::{exchange, pulled};
@@ -98,19 +98,32 @@ impl Notices {
     async fn settle(&self, end: &Delivery) -> Result<(), TaskLogError> {
         // inkstone.task.<tenant>.<lane>.<task>.done
         let mut tokens = end.subject().split('.').skip(2);
-        let tenant: TenantId = tokens.next().unwrap_or_default().parse()?;
-        let task: TaskId = tokens.nth(1).unwrap_or_default().parse()?;
-        let Some(record) = self.log.read(&tenant, task).await? else {
+        let mut token = || tokens.next().unwrap_or_default();
+        let place = TaskRef::parse(token(), token(), token())?;
+        let Some(submitted) = self.log.submitted(&place).await? else {
             // The log has let go of it meanwhile.
+            return Ok(());
+        };
+        let done = Done::decode(end.payload().clone());
+        let done = done.map_err(|source| TaskLogError::Decode {
+            what: "done",
+            source,
+        })?;
+        // Once, as far as the broker keeps count of its deliveries: one that comes again was seen before, here or elsewhere.
+        if end.deliveries() == 1 && deadline::has_expired(&done) {
+            self.meter.refund_task(&submitted);
+        }
+        let has_webhook = (submitted.request.as_ref()).is_some_and(|it| it.webhook.is_some());
+        if submitted.producer.is_none() && !has_webhook {
+            return Ok(());
+        }
+        let TaskRef { tenant, task, .. } = place;
+        let Some(record) = self.log.read(&tenant, task).await? else {
             return Ok(());
         };
         let Some(event) = event_of(record.phase()) else {
             return Ok(());
         };
-        // Once, as far as the broker keeps count of its deliveries: one that comes again was seen before, here or elsewhere.
-        if end.deliveries() == 1 && record.done.as_ref().is_some_and(deadline::has_expired) {
-            self.meter.refund_task(&record.submitted);
-        }
         if let Some(producer) = &record.submitted.producer {
             let outcome = v1::Outcome {
                 r#type: event.into(),
