@@ -42,7 +42,7 @@ pub(crate) enum At {
 pub(crate) struct Waiter {
     pub(crate) place: TaskRef,
     pub(crate) at: At,
-    /// What it will take of a device, in units of work.
+    /// What tasks like it take of a device, in units of work.
     pub(crate) cost: u64,
     /// Tasks of its tenant that workers may have at once.
     pub(crate) limit: Option<u64>,

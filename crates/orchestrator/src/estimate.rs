@@ -48,7 +48,7 @@ pub(crate) struct Place<'a> {
     pub(crate) tenant: &'a TenantId,
     /// Tasks before it in its own queue.
     pub(crate) position: u64,
-    /// Of itself, in units of work.
+    /// What tasks cost, in units of work, where nothing is known of its queue.
     pub(crate) cost: u64,
     /// Tasks of its tenant that workers may have at once …
     pub(crate) limit: Option<u64>,

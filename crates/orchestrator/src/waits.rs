@@ -6,7 +6,7 @@
 //! wait before any end has told what tasks cost, unless nothing is to be waited for.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use contract::fleet::{self, WorkerRecord};
@@ -66,6 +66,32 @@ pub(crate) struct Waits {
     learned: Learned,
     outlook: watch::Receiver<Option<Arc<Outlook>>>,
     asking: Asking,
+    usual: Arc<Usual>,
+}
+
+/// What the last submissions cost on average: of a queue that has filled faster than the model is solved nothing else is known.
+#[derive(Debug, Default)]
+struct Usual(Mutex<Option<f64>>);
+
+impl Usual {
+    /// One more submission counts for one in so many.
+    const OF: f64 = 16.0;
+
+    /// What is usual, with this one.
+    fn note(&self, cost: u64) -> u64 {
+        // Every change leaves it whole.
+        let mut mean = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let cost = cost as f64;
+        let new = mean.map_or(cost, |mean| mean + (cost - mean) / Self::OF);
+        *mean = Some(new);
+        new as u64
+    }
+
+    /// What is usual; before anything was submitted, what this one costs.
+    fn or(&self, cost: u64) -> u64 {
+        let mean = *self.0.lock().unwrap_or_else(|e| e.into_inner());
+        mean.map_or(cost, |mean| mean as u64)
+    }
 }
 
 impl Waits {
@@ -95,6 +121,7 @@ impl Waits {
             learned,
             outlook,
             asking,
+            usual: Arc::default(),
         };
         let (answering, stopping) = (waits.clone(), service.tasks.stopping());
         service.tasks.critical("questions", async move {
@@ -145,10 +172,14 @@ impl Waits {
             return task;
         };
         let (partition, is_here) = self.queues.partition(&place);
+        let cost = self.learned.cost(&record.submitted);
         let waiter = Waiter {
             place,
             at,
-            cost: self.learned.cost(&record.submitted),
+            cost: match at {
+                At::End => self.usual.note(cost),
+                At::Sequence(_) | At::Workers => self.usual.or(cost),
+            },
             limit: match record.submitted.tasks_running {
                 0 => None,
                 limit => Some(limit.into()),
@@ -374,6 +405,20 @@ mod tests {
     use contract::TaskId;
 
     use super::*;
+
+    #[test]
+    fn what_is_usual_is_not_what_the_last_one_costs() {
+        let usual = Usual::default();
+        assert_eq!(usual.or(70), 70);
+        for number in 0..200_u64 {
+            // 60 to 140, 100 on average.
+            usual.note(60 + number * 50 % 90);
+        }
+        for cost in [60, 140] {
+            let told = usual.or(cost);
+            assert!((85..=115).contains(&told), "{told}");
+        }
+    }
 
     #[test]
     fn a_wait_is_told_again_when_it_is_clearly_another_than_what_is_left_of_it() {

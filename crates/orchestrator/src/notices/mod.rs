@@ -218,6 +218,7 @@ fn letter(delivery: &WebhookDelivery, reason: String) -> DeadLetter {
 mod tests {
     use std::num::NonZeroU64;
 
+    use contract::TaskId;
     use contract::task::{Cancelled, Done, Submitted, done};
     use messaging::{BrokerSettings, Puller};
     use nats_server::NatsServer;
