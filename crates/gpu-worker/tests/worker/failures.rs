@@ -237,7 +237,7 @@ async fn a_task_that_no_worker_can_store_is_given_up_in_its_time_with_the_reason
     let (code, message) = failure(platform.done(&task).await);
     assert_eq!(code, "attempts_exhausted");
     assert!(
-        message.contains("could store its pictures within 3s"),
+        message.contains("has stored its pictures within 3s"),
         "{message}"
     );
     platform.work_is_settled().await;
