@@ -14,7 +14,7 @@ trap '[ -z "$temporal" ] || kill "$temporal" 2>/dev/null || true; [ -z "$tempora
 
 # As it is shipped: measured with the profile of tests, which compiles our own crates quickly rather than well, it would be another program.
 if [ ! -x "$CARGO_TARGET_DIR/release/inkstone-gateway" ]; then
-  echo "first build with the release profile: a quarter of an hour and more on two cores, with cargo's progress below"
+  echo "first build with the release profile: a quarter of an hour or longer on two cores, with cargo's progress below"
 fi
 cargo build --release --workspace --bins --examples
 if [ ! -f "$venv/.done" ]; then
