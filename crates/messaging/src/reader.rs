@@ -25,14 +25,15 @@ pub struct Reader {
 }
 
 impl EventLog {
-    /// Reads events at subjects that `filter` matches, from `sequence` on.
+    /// Reads events at subjects that one of `filters` matches, in stream order, from `sequence` on. Where the stream ends before that, it
+    /// reads what comes next.
     ///
     /// # Errors
     /// When the broker refuses.
-    pub async fn reader(&self, filter: &str, sequence: u64) -> Result<Reader, BrokerError> {
+    pub async fn reader(&self, filters: &[&str], sequence: u64) -> Result<Reader, BrokerError> {
         let next = sequence.max(1);
         let config = pull::Config {
-            filter_subject: filter.to_owned(),
+            filter_subjects: filters.iter().map(|&filter| filter.to_owned()).collect(),
             ack_policy: AckPolicy::None,
             deliver_policy: DeliverPolicy::ByStartSequence {
                 start_sequence: next,

@@ -129,7 +129,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     if settings.audit.enabled {
         // A client of its own: what waits for answers must not share connections with a thread that comes last.
         let storage = Storage::open(&settings.storage)?;
-        self::audit::start(&service, &broker, &storage, &log, &settings.audit).await?;
+        self::audit::start(&service, &broker, storage, &settings).await?;
     }
     deadlines::start(&service, &log);
     retention::start(&service, &storage, &log, &settings.retention);

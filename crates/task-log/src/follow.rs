@@ -2,8 +2,12 @@
 
 use bytes::Bytes;
 use contract::task::{Done, Submitted};
+use messaging::{EventLog, MAX_BATCH, Reader};
 
 use crate::{TaskLog, TaskLogError, decode};
+
+/// Submissions and ends, and not what changes in between.
+const FOR_GOOD: [&str; 2] = ["inkstone.task.*.*.*.submitted", "inkstone.task.*.*.*.done"];
 
 /// Something that happened to a task for good.
 #[derive(Debug, Clone)]
@@ -38,10 +42,47 @@ pub struct Stretch {
     pub happened: Vec<Happened>,
     /// The last place that was looked at; `None` when there is nothing behind where the stretch begins.
     pub last: Option<u64>,
+    /// How many events lie behind it.
+    pub behind: u64,
+}
+
+/// Reads the log in its order, for as long as it goes on. It costs the broker less than asking for each stretch by its place, but a
+/// consumer: for one reader at a time.
+pub struct Following {
+    tasks: EventLog,
+    reader: Option<Reader>,
+    /// Up to where it has read.
+    after: u64,
+}
+
+impl Following {
+    /// The next stretch: what is there, without waiting for more. After an error it goes on where it was.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn next(&mut self) -> Result<Stretch, TaskLogError> {
+        let mut reader = match self.reader.take() {
+            Some(reader) => reader,
+            None => self.tasks.reader(&FOR_GOOD, self.after + 1).await?,
+        };
+        let page = reader.read(MAX_BATCH).await?;
+        self.reader = Some(reader);
+        // A log that is shorter than it was, or a replica that is behind, gives what was there before.
+        let (behind, after) = (page.behind, self.after);
+        let new = page.events.into_iter().filter(|it| it.sequence > after);
+        let happened: Vec<Happened> = new.filter_map(happened).collect();
+        let last = happened.last().map(|it| it.sequence);
+        self.after = last.unwrap_or(after);
+        Ok(Stretch {
+            happened,
+            last,
+            behind,
+        })
+    }
 }
 
 impl TaskLog {
-    /// Submissions and ends behind place `sequence` of the log, a stretch of them. All that the log holds is seen once and in order by who
+    /// Submissions and ends behind place `sequence` of the log, a stretch of them, by one question. All that the log holds is seen once and in order by who
     /// goes on behind each stretch's last place.
     ///
     /// # Errors
@@ -49,13 +90,23 @@ impl TaskLog {
     pub async fn after(&self, sequence: u64) -> Result<Stretch, TaskLogError> {
         // One question for both kinds: of two, the later one would see what happened between them, and the earlier one not.
         // Everything that TASKS has: to count what is behind a narrower filter would cost the broker time that grows with the log.
-        let filter = ">";
-        let batch = messaging::MAX_BATCH;
-        let events = self.tasks.from_sequence(filter, sequence + 1, batch);
-        let events = events.await?;
-        let last = events.last().map(|event| event.sequence);
-        let happened = events.into_iter().filter_map(happened).collect();
-        Ok(Stretch { happened, last })
+        let page = self.tasks.page(">", sequence + 1, MAX_BATCH).await?;
+        let last = page.events.last().map(|event| event.sequence);
+        let happened = page.events.into_iter().filter_map(happened).collect();
+        Ok(Stretch {
+            happened,
+            last,
+            behind: page.behind,
+        })
+    }
+
+    /// The same from place `sequence` on, for who goes on for long.
+    pub fn following(&self, sequence: u64) -> Following {
+        Following {
+            tasks: self.tasks.clone(),
+            reader: None,
+            after: sequence,
+        }
     }
 }
 

@@ -39,7 +39,7 @@ use prost::Message;
 pub use dispatch::{Handed, Handover};
 pub use due::{Due, slot_of};
 pub use error::TaskLogError;
-pub use follow::{Happened, Stretch, What};
+pub use follow::{Following, Happened, Stretch, What};
 pub use intake::{Commit, Committer, Intake};
 pub use letters::{Letter, LetterId, LetterKind, WantedLetters};
 pub use listing::{Page, Wanted};

@@ -128,7 +128,7 @@ impl TaskLog {
         queue: &Queue,
         sequence: u64,
     ) -> Result<Reader, TaskLogError> {
-        Ok(self.tasks.reader(&queue.filter(), sequence).await?)
+        Ok(self.tasks.reader(&[&queue.filter()], sequence).await?)
     }
 
     /// Removes the cursors of queues of which no submission is left in the log, and says how many those were: whoever opens such a queue
@@ -197,7 +197,7 @@ async fn adopt(
     let (backlog, cursors) = (log.backlog().await?, log.cursors().await?);
     let filter = format!("inkstone.task.*.{lane}.*.submitted");
     let mut known = std::collections::HashSet::new();
-    let mut reader = tasks.reader(&filter, seen + 1).await?;
+    let mut reader = tasks.reader(&[&filter], seen + 1).await?;
     loop {
         let page = reader.read(BATCH).await?;
         for event in &page.events {

@@ -14,11 +14,13 @@ mod write;
 use std::time::Duration;
 
 use lifecycle::Service;
-use messaging::{Broker, BrokerError, Event, EventLog, RetentionPolicy, StreamSpec};
+use messaging::{
+    Broker, BrokerError, BrokerSettings, Bucket, Event, EventLog, RetentionPolicy, StreamSpec,
+};
 use storage::{Storage, StorageError};
 use task_log::{TaskLog, TaskLogError};
 
-use crate::settings::AuditSettings;
+use crate::settings::{AuditSettings, Settings};
 
 const AUDIT: &str = "AUDIT";
 const BLOCKS: &str = "inkstone.audit.block.*";
@@ -59,6 +61,9 @@ pub(crate) enum AuditError {
     ReadBack,
 }
 
+/// Before another try to reach the broker.
+const CONNECT_AGAIN: Duration = Duration::from_secs(1);
+
 /// Opens the stream, and starts to write the chain and to put it into files.
 ///
 /// # Errors
@@ -66,26 +71,50 @@ pub(crate) enum AuditError {
 pub(crate) async fn start(
     service: &Service,
     broker: &Broker,
-    storage: &Storage,
-    log: &TaskLog,
-    settings: &AuditSettings,
+    storage: Storage,
+    settings: &Settings,
 ) -> Result<(), BrokerError> {
-    broker.ensure_stream(&spec(settings)).await?;
-    let blocks = broker.log(AUDIT);
-    let writer = write::Writer::new(log.clone(), blocks.clone(), settings.prompts);
-    let state = broker.bucket("audit", Duration::ZERO).await?;
-    let exporter = export::Exporter::new(blocks, state, storage.clone(), settings);
+    broker.ensure_stream(&spec(&settings.audit)).await?;
+    state(broker).await?;
+    let (audit, settings) = (settings.audit.clone(), settings.broker.clone());
     let stopping = service.tasks.stopping();
     // However much there is to record: those who submit wait for answers, and this is only late.
     service.tasks.background("audit", async move {
         tokio::select! {
             () = stopping => {}
-            () = writer.run() => {}
-            () = exporter.run() => {}
+            () = keep(&settings, storage, &audit) => {}
         }
         Ok::<(), std::convert::Infallible>(())
     });
     Ok(())
+}
+
+/// Writes and exports until it is dropped, over a connection of its own: what comes in over it is taken apart by this thread, which comes last,
+/// and no answer that somebody waits for lies behind it.
+async fn keep(broker: &BrokerSettings, storage: Storage, settings: &AuditSettings) {
+    let opened = async || {
+        let broker = Broker::connect(broker, "orchestrator, audit").await?;
+        let state = state(&broker).await?;
+        Ok::<_, BrokerError>((broker, state))
+    };
+    let (broker, state) = loop {
+        match opened().await {
+            Ok(opened) => break opened,
+            Err(error) => {
+                let error = lifecycle::chain(&error);
+                tracing::warn!(error, "the audit chain waits for the broker");
+            }
+        }
+        tokio::time::sleep(CONNECT_AGAIN).await;
+    };
+    let blocks = broker.log(AUDIT);
+    let writer = write::Writer::new(TaskLog::new(broker), blocks.clone(), settings.prompts);
+    let exporter = export::Exporter::new(blocks, state, storage, settings);
+    tokio::join!(writer.run(), exporter.run());
+}
+
+async fn state(broker: &Broker) -> Result<Bucket<export::State>, BrokerError> {
+    broker.bucket("audit", Duration::ZERO).await
 }
 
 fn spec(settings: &AuditSettings) -> StreamSpec {

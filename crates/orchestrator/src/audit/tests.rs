@@ -63,12 +63,16 @@ async fn bench() -> Bench {
 
 impl Bench {
     async fn task(&self) {
+        self.task_of("a secret cat").await;
+    }
+
+    async fn task_of(&self, prompt: &str) {
         let submitted = Submitted {
             task_id: TaskId::random().to_string(),
             tenant: "acme".to_owned(),
             lane: "standard-image".to_owned(),
             request: Some(contract::v1::SubmitTask {
-                prompt: "a secret cat".to_owned(),
+                prompt: prompt.to_owned(),
                 expires_after_seconds: 3600,
                 ..Default::default()
             }),
@@ -124,11 +128,11 @@ async fn every_event_is_recorded_once_by_writers_that_start_anew_and_outrun_each
     let (one, other) = (bench.writer(), bench.writer());
     let (mut first, mut second) = (None, None);
     bench.task().await;
-    assert_eq!(one.turn(&mut first).await.unwrap(), Turn::More);
+    assert_eq!(one.turn(&mut first).await.unwrap(), Turn::CaughtUp);
     // Idle, and so with its own idea of where the chain stands.
     assert_eq!(other.turn(&mut second).await.unwrap(), Turn::Idle);
     bench.task().await;
-    assert_eq!(one.turn(&mut first).await.unwrap(), Turn::More);
+    assert_eq!(one.turn(&mut first).await.unwrap(), Turn::CaughtUp);
     assert_eq!(other.turn(&mut second).await.unwrap(), Turn::Outrun);
     bench.task().await;
     // As after a crash: nothing is known but what is stored.
@@ -154,6 +158,30 @@ async fn every_event_is_recorded_once_by_writers_that_start_anew_and_outrun_each
     assert!(!text.contains("secret cat"), "{text}");
     assert!(text.contains("\"expires_after_seconds\":3600"), "{text}");
     assert_eq!(sources(records), [1, 2, 3, 4, 5, 6, 7, 8]);
+}
+
+#[tokio::test]
+async fn what_does_not_fit_into_one_block_goes_into_the_next_and_none_is_left_out() {
+    const TASKS: u64 = 600;
+    let bench = bench().await;
+    let blocks = bench.broker.log(AUDIT);
+    let writer = write::Writer::new(bench.log.clone(), blocks.clone(), true);
+    let mut place = None;
+    // The first asks by place, and the others go on reading.
+    bench.task().await;
+    assert_eq!(writer.turn(&mut place).await.unwrap(), Turn::CaughtUp);
+    let prompt = "a secret cat ".repeat(300);
+    let tasks = (1..TASKS).map(|_| bench.task_of(&prompt));
+    futures::future::join_all(tasks).await;
+    while writer.turn(&mut place).await.unwrap() != Turn::Idle {}
+
+    let later = SystemTime::now() + Duration::from_secs(600);
+    let exporter = bench.exporter().await;
+    while exporter.turn(later).await.unwrap() {}
+    let sources: Vec<u64> = bench.records().iter().map(|it| it.content.source).collect();
+    assert_eq!(sources, (1..=2 * TASKS).collect::<Vec<_>>());
+    // 2.3 MiB, no more than half a mebibyte and a record in each.
+    assert!(blocks.last_sequence().await.unwrap() > 5);
 }
 
 #[tokio::test]

@@ -1,10 +1,11 @@
 //! From the task log to the chain.
 
+use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
 use ::audit::{Chain, Head};
 use messaging::{Appended, EventLog, NewEvent};
-use task_log::{Happened, Stretch, TaskLog, What};
+use task_log::{Following, Happened, TaskLog, What};
 
 use super::{AuditError, content, last_block, line, lines, number, subject};
 
@@ -12,6 +13,8 @@ use super::{AuditError, content, last_block, line, lines, number, subject};
 const BLOCK_BYTES: usize = 512 * 1024;
 /// Before the log is looked at again that had nothing new.
 const IDLE: Duration = Duration::from_millis(500);
+/// … and that had, and then no more: what comes meanwhile is recorded together.
+const CAUGHT_UP: Duration = Duration::from_millis(50);
 /// Before another try, after another orchestrator was first: it will be the next time too.
 const STAND_BY: Duration = Duration::from_secs(2);
 /// … and after an error.
@@ -29,15 +32,23 @@ pub(super) struct Place {
     chain: Chain,
     /// The next block's number.
     block: u64,
-    /// How far the log has been read.
+    /// How far the log is recorded.
     source: u64,
+    /// What reads on. Who has just begun asks by place: it may be that another writes, and that it will never need it.
+    following: Option<Following>,
+    /// What was read and is not recorded so far.
+    read: VecDeque<Happened>,
+    /// How many events there were behind that.
+    behind: u64,
 }
 
 /// What came of one turn.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Turn {
-    /// There may be more.
+    /// There is more.
     More,
+    /// All that was there when the log was read is recorded.
+    CaughtUp,
     /// All of the log is recorded.
     Idle,
     /// Another orchestrator has appended meanwhile.
@@ -74,6 +85,7 @@ impl Writer {
         loop {
             let pause = match self.turn(&mut place).await {
                 Ok(Turn::More) => continue,
+                Ok(Turn::CaughtUp) => CAUGHT_UP,
                 Ok(Turn::Idle) => IDLE,
                 Ok(Turn::Outrun) => STAND_BY,
                 Err(error) => {
@@ -88,14 +100,13 @@ impl Writer {
         }
     }
 
-    /// Records a stretch of the log at most. `place` is kept between turns.
+    /// Records a block at most. `place` is kept between turns.
     pub(super) async fn turn(&self, place: &mut Option<Place>) -> Result<Turn, AuditError> {
         let mut here = match place.take() {
             Some(here) => here,
             None => self.place().await?,
         };
-        let stretch = self.log.after(here.source).await?;
-        let Some(last) = stretch.last else {
+        if here.read.is_empty() && !self.read(&mut here).await? {
             let log = self.log.last_sequence().await?;
             if log < here.source {
                 let recorded = here.source;
@@ -104,8 +115,8 @@ impl Writer {
             behind(Duration::ZERO);
             *place = Some(here);
             return Ok(Turn::Idle);
-        };
-        let (payload, records, source) = self.block(&mut here.chain, &stretch, last)?;
+        }
+        let (payload, records, recorded) = self.block(&mut here)?;
         if records > 0 {
             let subject = subject(here.block);
             let event = NewEvent::new(subject.clone(), subject, payload.into());
@@ -114,34 +125,53 @@ impl Writer {
             }
             here.block += 1;
             metrics::counter!("inkstone_orchestrator_audit_records_total").increment(records);
-            let recorded = stretch.happened.iter().rfind(|it| it.sequence <= source);
-            if let Some(age) = recorded.and_then(age) {
+            if let Some(age) = recorded {
                 behind(age);
             }
+            if here.following.is_none() {
+                // It is this one that writes.
+                let last = here.read.back().map(|it| it.sequence);
+                let from = last.unwrap_or(here.source);
+                here.following = Some(self.log.following(from));
+            }
         }
-        here.source = source;
+        let more = !here.read.is_empty() || here.behind > 0;
         *place = Some(here);
-        Ok(Turn::More)
+        Ok(if more { Turn::More } else { Turn::CaughtUp })
     }
 
-    /// The text of a block with as much of the stretch as fits, how many records that is, and up to where it goes.
-    fn block(
-        &self,
-        chain: &mut Chain,
-        stretch: &Stretch,
-        last: u64,
-    ) -> Result<(String, u64, u64), AuditError> {
-        let (mut text, mut records, mut source) = (String::new(), 0, 0);
-        for happened in &stretch.happened {
-            if text.len() >= BLOCK_BYTES {
-                return Ok((text, records, source));
-            }
-            text.push_str(&chain.append(content::of(happened, self.prompts))?);
+    /// Reads what comes next; false when there is nothing.
+    async fn read(&self, here: &mut Place) -> Result<bool, AuditError> {
+        let stretch = match &mut here.following {
+            Some(following) => following.next().await?,
+            None => self.log.after(here.source).await?,
+        };
+        let Some(last) = stretch.last else {
+            return Ok(false);
+        };
+        here.behind = stretch.behind;
+        here.read = stretch.happened.into();
+        if here.read.is_empty() {
+            here.source = last;
+        }
+        Ok(true)
+    }
+
+    /// The text of a block with as much of what was read as fits, how many records that is, and how old the last of them is.
+    fn block(&self, here: &mut Place) -> Result<(String, u64, Option<Duration>), AuditError> {
+        let (mut text, mut records) = (String::new(), 0);
+        let mut recorded = None;
+        while text.len() < BLOCK_BYTES
+            && let Some(happened) = here.read.pop_front()
+        {
+            let content = content::of(&happened, self.prompts);
+            text.push_str(&here.chain.append(content)?);
             text.push('\n');
             records += 1;
-            source = happened.sequence;
+            here.source = happened.sequence;
+            recorded = age(&happened);
         }
-        Ok((text, records, last))
+        Ok((text, records, recorded))
     }
 
     async fn place(&self) -> Result<Place, AuditError> {
@@ -150,6 +180,9 @@ impl Writer {
                 chain: Chain::after(Head::genesis()),
                 block: 1,
                 source: 0,
+                following: None,
+                read: VecDeque::new(),
+                behind: 0,
             });
         };
         let block = number(&last);
@@ -163,6 +196,9 @@ impl Writer {
             chain: Chain::after(head),
             block: block + 1,
             source: line.content.source,
+            following: None,
+            read: VecDeque::new(),
+            behind: 0,
         })
     }
 }
