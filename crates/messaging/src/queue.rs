@@ -15,6 +15,7 @@ use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 
 /// How long one pull waits for messages before it is asked again.
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
+const ACKNOWLEDGING: &str = "acknowledging work";
 
 /// A stream from which each message is taken by one worker at a time.
 #[derive(Clone)]
@@ -375,6 +376,16 @@ impl Delivery {
         self.confirm(AckKind::Ack).await
     }
 
+    /// The same, without waiting for the confirmation: where one more delivery does no harm. An acknowledgement may be lost.
+    ///
+    /// # Errors
+    /// When the client is closed, or the message came without an address.
+    pub async fn ack_unconfirmed(&self) -> Result<(), BrokerError> {
+        let to = self.address()?;
+        let sent = self.broker.client.publish(to, AckKind::Ack.into()).await;
+        sent.map_err(BrokerError::request(ACKNOWLEDGING))
+    }
+
     /// Puts the message back, to be delivered after `delay`.
     ///
     /// # Errors
@@ -384,14 +395,18 @@ impl Delivery {
     }
 
     async fn confirm(&self, kind: AckKind) -> Result<(), BrokerError> {
-        const OPERATION: &str = "acknowledging work";
-        let Some(to) = self.message.reply.clone() else {
-            return Err(BrokerError::request(OPERATION)(
-                "it came without an address for that",
-            ));
-        };
         // The client's own way to be confirmed subscribes for each message anew; a request has a place for its answer.
+        let to = self.address()?;
         let confirmed = self.broker.client.request(to, kind.into()).await;
-        confirmed.map(drop).map_err(BrokerError::request(OPERATION))
+        confirmed
+            .map(drop)
+            .map_err(BrokerError::request(ACKNOWLEDGING))
+    }
+
+    fn address(&self) -> Result<async_nats::Subject, BrokerError> {
+        let address = self.message.reply.clone();
+        address.ok_or_else(|| {
+            BrokerError::request(ACKNOWLEDGING)("it came without an address for that")
+        })
     }
 }

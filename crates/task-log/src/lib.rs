@@ -44,7 +44,7 @@ pub use intake::{Commit, Committer, Intake};
 pub use letters::{Letter, LetterId, LetterKind, WantedLetters};
 pub use listing::{Page, Wanted};
 pub use queue::{Cursor, Queue, Touch};
-pub use record::{Record, TaskRef};
+pub use record::{Record, TaskRef, has_listeners};
 pub use streams::{Out, StreamSettings, Work};
 pub use watch::{Ends, Update, Watch};
 

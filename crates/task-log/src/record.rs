@@ -63,6 +63,15 @@ pub(crate) fn task_of(subject: &str) -> Option<TaskId> {
     subject.split('.').nth(4)?.parse().ok()
 }
 
+/// Whether somebody hears of the task's end without asking: its producer, or its webhook.
+pub fn has_listeners(submitted: &Submitted) -> bool {
+    let webhook = submitted
+        .request
+        .as_ref()
+        .and_then(|it| it.webhook.as_ref());
+    submitted.producer.is_some() || webhook.is_some()
+}
+
 /// All that the log knows of one task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {

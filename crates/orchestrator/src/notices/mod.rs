@@ -21,7 +21,7 @@ use contract::v1::{self, TaskEvent, TaskPhase};
 use lifecycle::Tasks as ServiceTasks;
 use messaging::{Broker, BrokerError, Delivery, Outgoing, WorkQueue};
 use prost::Message as _;
-use task_log::{LetterKind, Record, TaskLog, TaskLogError, TaskRef, deadline};
+use task_log::{LetterKind, Record, TaskLog, TaskLogError, TaskRef, deadline, has_listeners};
 
 use crate::meter::Meter;
 use crate::{exchange, pulled};
@@ -34,6 +34,15 @@ const CONCURRENCY: usize = 64;
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Before an end is seen again that could not be told.
 const GIVE_BACK: Duration = Duration::from_secs(2);
+
+/// What an end asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Settled {
+    /// It is told, and what follows from it is stored.
+    Told,
+    /// Nothing, as it says itself.
+    Nothing,
+}
 
 /// Tells ends.
 struct Notices {
@@ -79,12 +88,14 @@ impl Notices {
             Err(error @ (TaskLogError::Decode { .. } | TaskLogError::Id(_))) => {
                 let (subject, error) = (end.subject(), lifecycle::chain(&error));
                 tracing::error!(subject, error, "an end cannot be told");
-                Ok(())
+                Ok(Settled::Told)
             }
             settled => settled,
         };
         let acknowledged = match settled {
-            Ok(()) => end.ack().await,
+            Ok(Settled::Told) => end.ack().await,
+            // Should it come again, it is as quickly done.
+            Ok(Settled::Nothing) => end.ack_unconfirmed().await,
             Err(error) => {
                 tracing::warn!(error = lifecycle::chain(&error), "an end is told again");
                 end.give_back(GIVE_BACK).await
@@ -95,34 +106,37 @@ impl Notices {
         }
     }
 
-    async fn settle(&self, end: &Delivery) -> Result<(), TaskLogError> {
+    async fn settle(&self, end: &Delivery) -> Result<Settled, TaskLogError> {
+        let done = Done::decode(end.payload().clone());
+        let done = done.map_err(|source| TaskLogError::Decode {
+            what: "done",
+            source,
+        })?;
+        let expired = deadline::has_expired(&done);
+        if done.without_listeners && !expired {
+            return Ok(Settled::Nothing);
+        }
         // inkstone.task.<tenant>.<lane>.<task>.done
         let mut tokens = end.subject().split('.').skip(2);
         let mut token = || tokens.next().unwrap_or_default();
         let place = TaskRef::parse(token(), token(), token())?;
         let Some(submitted) = self.log.submitted(&place).await? else {
             // The log has let go of it meanwhile.
-            return Ok(());
+            return Ok(Settled::Told);
         };
-        let done = Done::decode(end.payload().clone());
-        let done = done.map_err(|source| TaskLogError::Decode {
-            what: "done",
-            source,
-        })?;
         // Once, as far as the broker keeps count of its deliveries: one that comes again was seen before, here or elsewhere.
-        if end.deliveries() == 1 && deadline::has_expired(&done) {
+        if end.deliveries() == 1 && expired {
             self.meter.refund_task(&submitted);
         }
-        let has_webhook = (submitted.request.as_ref()).is_some_and(|it| it.webhook.is_some());
-        if submitted.producer.is_none() && !has_webhook {
-            return Ok(());
+        if !has_listeners(&submitted) {
+            return Ok(Settled::Told);
         }
         let TaskRef { tenant, task, .. } = place;
         let Some(record) = self.log.read(&tenant, task).await? else {
-            return Ok(());
+            return Ok(Settled::Told);
         };
         let Some(event) = event_of(record.phase()) else {
-            return Ok(());
+            return Ok(Settled::Told);
         };
         if let Some(producer) = &record.submitted.producer {
             let outcome = v1::Outcome {
@@ -140,7 +154,8 @@ impl Notices {
             };
             self.outcomes.tell(target, &outcome).await?;
         }
-        self.queue_webhook(&record, event).await
+        self.queue_webhook(&record, event).await?;
+        Ok(Settled::Told)
     }
 
     async fn queue_webhook(&self, record: &Record, event: TaskEvent) -> Result<(), TaskLogError> {
@@ -347,6 +362,15 @@ mod tests {
             ..expired
         };
         assert_eq!(charged_after(by_a_worker).await, (true, false));
+    }
+
+    #[tokio::test]
+    async fn a_task_that_did_not_begin_in_time_is_given_back_though_nobody_hears_of_it() {
+        let expired = Done {
+            without_listeners: true,
+            ..deadline::expired(Duration::from_secs(5))
+        };
+        assert_eq!(charged_after(expired).await, (true, false));
     }
 
     #[tokio::test]
