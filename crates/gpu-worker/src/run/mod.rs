@@ -85,6 +85,7 @@ async fn dispatched(
         lane,
         task_id,
         weight,
+        ..
     } = &dispatch;
     let task = match TaskRef::parse(tenant, lane, task_id) {
         Ok(task) => task,
