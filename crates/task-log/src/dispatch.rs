@@ -4,7 +4,7 @@
 //! message there while the first waits or is being worked on. Whoever was interrupted between the two writes does both again.
 
 use contract::task::{Dispatch, Phase, State, Submitted};
-use messaging::{Appended, NewEvent};
+use messaging::Replaced;
 
 use crate::{TaskLog, TaskLogError, TaskRef, encode, streams, transition};
 
@@ -19,6 +19,8 @@ pub struct Handover {
     pub version: String,
     /// Its lane's, for those who share a worker with it.
     pub weight: u32,
+    /// Its submission, byte for byte as the log has it, which spares the worker reading it; empty where it is not at hand.
+    pub submitted: Vec<u8>,
 }
 
 /// What came of handing a task over.
@@ -49,15 +51,19 @@ impl TaskLog {
         // Before the dispatch, so that a fast worker's "running" is not overwritten; and never over a state that is there, which may name
         // a checkpoint.
         let subject = to.task.subject("state");
-        let event = NewEvent::new(subject.clone(), subject, encode(&state));
-        if let Appended::Exists(_) = self.tasks.create(&event).await? {
-            // It was handed over before, and may have ended since.
-            let done = self.tasks.last(&to.task.subject("done")).await?;
-            if !transition::needs_dispatch(true, done.is_some()) {
-                return Ok(Handed::Ended);
+        let stands = match self.tasks.replace(&subject, encode(&state), 0).await? {
+            Replaced::Stored(sequence) => Some((state, sequence)),
+            Replaced::Refused => {
+                // It was handed over before, and may have ended since.
+                let done = self.tasks.last(&to.task.subject("done")).await?;
+                if !transition::needs_dispatch(true, done.is_some()) {
+                    return Ok(Handed::Ended);
+                }
+                // Whoever takes it up reads what stands there.
+                None
             }
-        }
-        self.queue_dispatch(to, 0).await
+        };
+        self.queue_dispatch(to, 0, stands).await
     }
 
     /// Queues the dispatch of a task alone. `attempt` tells it from others of the same task, for as long as the broker remembers.
@@ -75,19 +81,34 @@ impl TaskLog {
             model: submitted.model.clone(),
             version: submitted.model_version.clone(),
             weight,
+            submitted: Vec::new(),
         };
-        self.queue_dispatch(&to, attempt).await
+        self.queue_dispatch(&to, attempt, None).await
     }
 
-    async fn queue_dispatch(&self, to: &Handover, attempt: u32) -> Result<Handed, TaskLogError> {
+    /// `stands`: the state that was written for it, and its place.
+    async fn queue_dispatch(
+        &self,
+        to: &Handover,
+        attempt: u32,
+        stands: Option<(State, u64)>,
+    ) -> Result<Handed, TaskLogError> {
         let subject = streams::work_subject(&to.model, &to.version, &to.task);
         let message_id = format!("{}-{attempt}", to.task.task);
-        let dispatch = Dispatch {
+        let mut dispatch = Dispatch {
             task_id: to.task.task.to_string(),
             tenant: to.task.tenant.to_string(),
             lane: to.task.lane.to_string(),
             weight: to.weight,
+            ..Dispatch::default()
         };
+        if let Some((state, sequence)) = stands
+            && !to.submitted.is_empty()
+        {
+            dispatch.submitted = to.submitted.clone();
+            dispatch.state = Some(state);
+            dispatch.state_sequence = sequence;
+        }
         let created = self.work.create(&subject, &message_id, encode(&dispatch));
         Ok(match created.await? {
             true => Handed::Dispatched,

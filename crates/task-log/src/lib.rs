@@ -139,6 +139,16 @@ impl TaskLog {
         found.map(read).transpose()
     }
 
+    /// How a task ended; `None` when it has not, or there is no such task in this lane. Costs the broker one answer.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub async fn done(&self, task: &TaskRef) -> Result<Option<Done>, TaskLogError> {
+        let found = self.tasks.at(&task.subject("done")).await?;
+        let read = |event: messaging::Event| decode("done", &event.payload);
+        found.map(read).transpose()
+    }
+
     /// The same as [`read`](Self::read) for whoever's task it is: for callers that hold the task's access token instead of a key.
     ///
     /// # Errors

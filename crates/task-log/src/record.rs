@@ -1,6 +1,6 @@
 //! One task, put together from its events.
 
-use contract::task::{Done, Phase, State, Submitted, done};
+use contract::task::{Dispatch, Done, Phase, State, Submitted, done};
 use contract::v1::{self, Feedback, TaskPhase};
 use contract::{Lane, TaskId, TenantId};
 use messaging::Event;
@@ -113,6 +113,28 @@ impl Record {
         }))
     }
 
+    /// What a dispatch tells of its task: the log as it was when the dispatch was queued. `None` where it does not tell all of that, or tells of
+    /// another task than its own.
+    ///
+    /// It knows of no end; whoever goes by it asks for that ([`TaskLog::done`](crate::TaskLog::done)). Whether the state still stands, the next
+    /// write tells ([`TaskLog::replace_state`](crate::TaskLog::replace_state)).
+    pub fn of_dispatch(task: &TaskRef, dispatch: &Dispatch) -> Option<Self> {
+        let state = dispatch.state.clone()?;
+        let submitted: Submitted = decode("submitted", &dispatch.submitted).ok()?;
+        let is_own = TaskRef::of(&submitted).is_ok_and(|told| told == *task);
+        if !is_own || dispatch.state_sequence == 0 {
+            return None;
+        }
+        Some(Self {
+            submitted,
+            state: Some(state),
+            state_sequence: dispatch.state_sequence,
+            done: None,
+            feedback: None,
+            sequence: 0,
+        })
+    }
+
     /// Where the task's events are.
     ///
     /// # Errors
@@ -208,5 +230,47 @@ fn image_info(stored: &contract::task::StoredImage, task: &str, token: &str) -> 
         size_bytes: stored.size_bytes,
         sha256: stored.sha256.clone(),
         path: format!("/v1/tasks/{task}/images/{}?token={token}", stored.index),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    fn dispatch() -> (TaskRef, Dispatch) {
+        let submitted = Submitted {
+            task_id: TaskId::random().to_string(),
+            tenant: "acme".to_owned(),
+            lane: "standard-image".to_owned(),
+            ..Submitted::default()
+        };
+        let dispatch = Dispatch {
+            submitted: submitted.encode_to_vec(),
+            state: Some(State::default()),
+            state_sequence: 7,
+            ..Dispatch::default()
+        };
+        (TaskRef::of(&submitted).unwrap(), dispatch)
+    }
+
+    #[test]
+    fn a_dispatch_tells_of_its_own_task_all_or_nothing() {
+        let (task, whole) = dispatch();
+        let record = Record::of_dispatch(&task, &whole).unwrap();
+        assert_eq!(record.task_ref().unwrap(), task);
+        assert_eq!((record.state_sequence, record.done), (7, None));
+        let nothing = |alter: fn(&mut Dispatch)| {
+            let mut dispatch = whole.clone();
+            alter(&mut dispatch);
+            assert_eq!(Record::of_dispatch(&task, &dispatch), None, "{dispatch:?}");
+        };
+        nothing(|dispatch| dispatch.submitted.clear());
+        nothing(|dispatch| dispatch.submitted = b"\xff\xff not protobuf".to_vec());
+        nothing(|dispatch| dispatch.state = None);
+        nothing(|dispatch| dispatch.state_sequence = 0);
+        let (another, _) = dispatch();
+        assert_eq!(Record::of_dispatch(&another, &whole), None);
     }
 }

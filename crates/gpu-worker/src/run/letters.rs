@@ -1,8 +1,9 @@
 //! What is given up: a copy of the dispatch goes to DEAD, with the reason.
 
 use contract::ErrorCode;
-use contract::task::DeadLetter;
+use contract::task::{DeadLetter, Dispatch};
 use messaging::Delivery;
+use prost::Message as _;
 use task_log::TaskRef;
 use task_log::transition::Settlement;
 
@@ -56,9 +57,20 @@ fn letter(delivery: &Delivery, code: ErrorCode, reason: String) -> DeadLetter {
         reason,
         at: Some(contract::now()),
         subject: delivery.subject().to_owned(),
-        payload: delivery.payload().to_vec(),
+        payload: kept(delivery.payload()),
         ..DeadLetter::default()
     }
+}
+
+/// A dispatch without what it tells of its task: letters stay for longer than the log keeps what callers wrote.
+fn kept(payload: &[u8]) -> Vec<u8> {
+    let Ok(mut dispatch) = Dispatch::decode(payload) else {
+        return payload.to_vec();
+    };
+    dispatch.submitted.clear();
+    dispatch.state = None;
+    dispatch.state_sequence = 0;
+    dispatch.encode_to_vec()
 }
 
 async fn write_letter(worker: &Worker, letter: &DeadLetter) -> Result<(), Stopped> {
@@ -72,4 +84,27 @@ async fn write_letter(worker: &Worker, letter: &DeadLetter) -> Result<(), Stoppe
         worker.log.bury(letter)
     })
     .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_letter_keeps_the_dispatch_and_not_what_its_caller_wrote() {
+        let dispatch = Dispatch {
+            task_id: "a task".to_owned(),
+            weight: 3,
+            ..Dispatch::default()
+        };
+        let told = Dispatch {
+            submitted: b"a prompt".to_vec(),
+            state: Some(Default::default()),
+            state_sequence: 7,
+            ..dispatch.clone()
+        };
+        assert_eq!(kept(&told.encode_to_vec()), dispatch.encode_to_vec());
+        let garbage = b"\xff\xff not protobuf";
+        assert_eq!(kept(garbage), garbage);
+    }
 }

@@ -8,6 +8,7 @@ mod elsewhere;
 mod finish;
 mod history;
 mod letters;
+mod reading;
 mod running;
 
 use std::sync::Arc;
@@ -22,7 +23,7 @@ use task_log::transition::{
     CameOut, Decision, Known, Next, Settlement, Written, after_attempt, after_refusal, after_rest,
     decide,
 };
-use task_log::{Ended, Record, TaskLogError, TaskRef, deadline};
+use task_log::{Ended, Record, TaskRef, deadline};
 use tracing::Instrument as _;
 
 use crate::metrics;
@@ -37,6 +38,7 @@ use elsewhere::{LEFT_AGAIN, is_anothers};
 use finish::finish;
 use history::Over;
 use letters::{bury, unreadable};
+use reading::{look, read};
 pub(crate) use running::Running;
 
 /// Times that a task which is not in the log is looked for before its dispatch is buried, and the pause between them.
@@ -85,13 +87,14 @@ async fn dispatched(
         lane,
         task_id,
         weight,
+        ..
     } = &dispatch;
     let task = match TaskRef::parse(tenant, lane, task_id) {
         Ok(task) => task,
         Err(error) => return unreadable(worker, delivery, &chain(&error)).await,
     };
     tracing::Span::current().record("task", tracing::field::display(task.task));
-    let record = match read(worker, &task).await? {
+    let record = match look(worker, delivery, &dispatch, &task).await? {
         Ok(record) => record,
         Err(error) => {
             let reason = format!("the task's events cannot be read: {}", chain(&error));
@@ -172,20 +175,6 @@ async fn forget_checkpoint(worker: &Worker, record: Option<&Record>) {
     }
 }
 
-/// Reads the task, for as long as it takes; an inner error is one that waiting does not mend.
-async fn read(
-    worker: &Worker,
-    task: &TaskRef,
-) -> Result<Result<Option<Record>, TaskLogError>, Stopped> {
-    until_stopped(&worker.stop, "reading the task", || async {
-        match worker.log.read(&task.tenant, task.task).await {
-            Err(error @ TaskLogError::Broker(_)) => Err(error),
-            answer => Ok(answer),
-        }
-    })
-    .await
-}
-
 /// Ends a task whose time to begin is over, if it is.
 async fn expire(
     worker: &Worker,
@@ -247,6 +236,7 @@ async fn run(
     });
     let Some(sequence) = written.await? else {
         tracing::info!(attempt, "not taken up: its state has changed meanwhile");
+        // Read or told of: whoever has taken it up keeps it, and where nobody has it, the next delivery is decided by what the log holds.
         let now = read(worker, &task).await?.ok().flatten();
         return Ok(after_refusal(known, now.as_ref().map(Known::from)));
     };

@@ -37,6 +37,7 @@ async fn a_dispatch_that_cannot_be_read_goes_to_dead_and_is_not_tried_again() {
         tenant: "acme".to_owned(),
         lane: "test-standard".to_owned(),
         weight: 1,
+        ..contract::task::Dispatch::default()
     };
     let payload = prost::Message::encode_to_vec(&lost);
     queue

@@ -9,3 +9,4 @@ mod failures;
 mod interruptions;
 mod processes;
 mod support;
+mod told;

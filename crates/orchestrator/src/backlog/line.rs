@@ -12,7 +12,10 @@ use crate::cost::Size;
 use crate::schedule::Version;
 use task_log::deadline;
 
-/// The next task of a queue, without its request.
+/// A submission of more bytes is not kept with its head: the worker reads it. Prompts of some hundred words fit.
+const KEPT_BYTES: usize = 4096;
+
+/// The next task of a queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
     /// Where its submission is in TASKS.
@@ -31,6 +34,8 @@ pub(crate) struct Waiting {
     pub(crate) deadline: Option<Duration>,
     /// The trace of who submitted it.
     pub(crate) trace: Option<Box<str>>,
+    /// Its submission as the log has it, for its dispatch; empty where it is not kept.
+    pub(crate) submitted: Vec<u8>,
 }
 
 impl Waiting {
@@ -51,7 +56,16 @@ impl Waiting {
             submitted_at: deadline::submitted_at(submitted),
             deadline: deadline::deadline(submitted),
             trace: trace.map(Into::into),
+            submitted: Vec::new(),
         })
+    }
+
+    /// Keeps its submission, `payload`, unless that is large.
+    pub(crate) fn keep(&mut self, payload: &[u8]) {
+        if payload.len() <= KEPT_BYTES {
+            // A copy: the broker's bytes would keep all that came with them.
+            self.submitted = payload.to_vec();
+        }
     }
 }
 
@@ -287,6 +301,7 @@ mod tests {
             submitted_at: Duration::ZERO,
             deadline: None,
             trace: None,
+            submitted: Vec::new(),
         }
     }
 
@@ -345,6 +360,15 @@ mod tests {
                 prop_assert_eq!(waiting, open.len() as u64);
             }
         }
+    }
+
+    #[test]
+    fn a_head_keeps_a_submission_that_is_not_large() {
+        let mut head = waiting(1);
+        head.keep(&[1; KEPT_BYTES + 1]);
+        assert!(head.submitted.is_empty());
+        head.keep(&[1; KEPT_BYTES]);
+        assert_eq!(head.submitted.len(), KEPT_BYTES);
     }
 
     #[test]

@@ -265,7 +265,13 @@ impl Dispatcher {
             return;
         }
         match read.heads {
-            Ok(heads) => {
+            Ok(mut heads) => {
+                if self.held >= MAX_HEADS {
+                    // Where each of very many queues has a head, heads keep no submissions.
+                    for head in &mut heads.taken {
+                        head.submitted = Vec::new();
+                    }
+                }
                 let found = !heads.taken.is_empty();
                 self.held += heads.taken.len();
                 self.is_due |= found;
@@ -426,7 +432,10 @@ async fn heads(log: &TaskLog, learned: &Learned, page: Page, from: u64) -> Heads
         let submitted = Submitted::decode(event.payload.clone()).ok();
         let waiting = submitted.and_then(|submitted| {
             let cost = learned.cost(&submitted);
-            Waiting::of(&submitted, event.sequence, cost, event.traceparent()).ok()
+            let trace = event.traceparent();
+            let mut waiting = Waiting::of(&submitted, event.sequence, cost, trace).ok()?;
+            waiting.keep(&event.payload);
+            Some(waiting)
         });
         match waiting {
             Some(waiting) => heads.taken.push(waiting),

@@ -342,6 +342,7 @@ async fn hand_over(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed,
         model,
         version,
         weight,
+        submitted: head.submitted.clone(),
     };
     log.hand_over(&to).instrument(span).await
 }

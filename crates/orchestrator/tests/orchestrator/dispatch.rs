@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use contract::TenantId;
-use contract::task::{Cancelled, Done, done};
+use contract::task::{Cancelled, Dispatch, Done, done};
 use contract::v1::TaskPhase;
 use prost::Message as _;
-use task_log::TaskRef;
+use task_log::{Record, TaskRef};
 
 use crate::support::{PATIENCE, Platform, stop, submitted, tenants, until};
 
@@ -116,6 +116,39 @@ async fn a_task_cancelled_before_its_dispatch_stays_cancelled_and_blocks_nobody(
     assert_eq!(done[1], next);
     let record = platform.log.read(&task.tenant, task.task).await.unwrap();
     assert_eq!(record.unwrap().phase(), TaskPhase::Cancelled);
+    stop(orchestrator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatch_tells_its_worker_of_the_task_unless_that_is_large() {
+    let platform = Platform::start().await;
+    let small = platform.submit(&submitted("acme", "1")).await;
+    let mut event = submitted("acme", "1");
+    if let Some(request) = &mut event.request {
+        request.prompt = "a cat ".repeat(600);
+        request.negative_prompt = "a dog ".repeat(600);
+    }
+    platform.submit(&event).await;
+    let orchestrator = platform.orchestrator(&[]).await;
+    let worker = platform.worker("1").await;
+    let mut seen = 0;
+    until("both have come", async || {
+        for (task, delivery) in worker.pull(2).await {
+            let dispatch = Dispatch::decode(delivery.payload().clone()).unwrap();
+            let told = Record::of_dispatch(&task, &dispatch);
+            let record = platform.log.read(&task.tenant, task.task).await.unwrap();
+            // Where the submission lies, a dispatch does not tell.
+            let known = record.map(|record| Record {
+                sequence: 0,
+                ..record
+            });
+            assert_eq!(told, known.filter(|_| task == small));
+            worker.end(&task, &delivery).await;
+            seen += 1;
+        }
+        seen == 2
+    })
+    .await;
     stop(orchestrator).await;
 }
 

@@ -137,22 +137,24 @@ impl Life {
                     run: 0,
                 };
                 if world.replace(0, scheduled, true) {
-                    Dispatcher::Scheduled
+                    let told = Some(world.version);
+                    Dispatcher::Scheduled { told }
                 } else {
                     Dispatcher::Stood
                 }
             }
             Dispatcher::Stood if needs_dispatch(true, world.done.is_some()) => {
-                Dispatcher::Scheduled
+                Dispatcher::Scheduled { told: None }
             }
             Dispatcher::Stood => Dispatcher::Published,
-            Dispatcher::Scheduled => {
+            Dispatcher::Scheduled { told } => {
                 // Its subject is the task's: while there is one, WORK refuses another.
                 if world.work.is_none() {
                     world.published += 1;
                     world.work = Some(Message {
                         number: world.published,
                         out: None,
+                        told,
                     });
                 }
                 Dispatcher::Published
@@ -165,10 +167,7 @@ impl Life {
     fn go(&self, world: &mut World, worker: usize) {
         let at = match world.workers[worker].at {
             At::Nothing => At::Nothing,
-            At::Delivered => At::Looked {
-                known: world.known(),
-                version: world.version,
-            },
+            At::Delivered { told } => look(world, told),
             At::Looked { known, version } => self.decided(world, known, version),
             At::Refused { before } => At::Settling(after_refusal(before, Some(world.known()))),
             At::Running(run) if world.done.is_some() => left_by(run, CameOut::EndedElsewhere),
@@ -283,6 +282,24 @@ impl Life {
     }
 }
 
+/// `gpu-worker/src/run/reading.rs`, `look`. The dispatcher's state counts no attempt; of the end, the log is asked in any case.
+fn look(world: &World, told: Option<u8>) -> At {
+    let read = world.known();
+    match told {
+        Some(version) => At::Looked {
+            known: Known {
+                attempts: 0,
+                ..read
+            },
+            version,
+        },
+        None => At::Looked {
+            known: read,
+            version: world.version,
+        },
+    }
+}
+
 /// A worker that is at it hears of it again in another of its slots, reads, decides, and settles that at once.
 fn deliver(world: &mut World, worker: usize) {
     let Some(message) = &mut world.work else {
@@ -292,7 +309,9 @@ fn deliver(world: &mut World, worker: usize) {
     if slot.at == At::Nothing {
         message.out = Some(worker);
         slot.message = message.number;
-        slot.at = At::Delivered;
+        slot.at = At::Delivered {
+            told: message.told.take(),
+        };
     } else if decide(Some(world.known()), true, MAX_ATTEMPTS) == Decision::Ended {
         world.work = None;
     }

@@ -59,6 +59,8 @@ pub(crate) struct Message {
     pub(crate) number: u8,
     /// Who has it, as far as the broker knows.
     pub(crate) out: Option<usize>,
+    /// The version of the state that it tells of, if it does, until somebody has had it.
+    pub(crate) told: Option<u8>,
 }
 
 /// What a run knows of itself.
@@ -76,7 +78,10 @@ pub(crate) struct Run {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum At {
     Nothing,
-    Delivered,
+    /// It goes by the state that it was told of, or reads.
+    Delivered {
+        told: Option<u8>,
+    },
     Looked {
         known: Known,
         version: u8,
@@ -113,8 +118,10 @@ pub(crate) enum Dispatcher {
     Handed,
     /// There was a state.
     Stood,
-    /// The task is to be published.
-    Scheduled,
+    /// The task is to be published, and its workers told of the state with this version, if the dispatcher wrote it.
+    Scheduled {
+        told: Option<u8>,
+    },
     Published,
     Acknowledged,
 }

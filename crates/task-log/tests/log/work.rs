@@ -1,8 +1,9 @@
 //! What is to be done: how it is queued, handed over, given back and read.
 
 use contract::TaskId;
-use contract::task::{Phase, State};
-use task_log::{Cursor, Handed, Handover, Queue, TaskRef};
+use contract::task::{Dispatch, Phase, State, Submitted};
+use prost::Message as _;
+use task_log::{Cursor, Handed, Handover, Queue, Record, TaskRef};
 
 use crate::{Bench, bench, cancelled, submitted, tenant};
 
@@ -74,6 +75,72 @@ async fn what_is_given_back_at_once_comes_back_after_its_delay_and_not_after_the
     }
 }
 
+fn handover(event: &Submitted) -> Handover {
+    Handover {
+        task: TaskRef::of(event).unwrap(),
+        model: event.model.clone(),
+        version: event.model_version.clone(),
+        weight: 1,
+        submitted: event.encode_to_vec(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dispatch_tells_what_the_log_holds_where_its_state_was_written_for_it() {
+    let Bench {
+        server: _server,
+        log,
+        ..
+    } = bench().await;
+    let (new, known) = (submitted(TaskId::random()), submitted(TaskId::random()));
+    for event in [&new, &known] {
+        log.submit(event).await.unwrap();
+    }
+    let state = State {
+        phase: Phase::Scheduled.into(),
+        attempt: 1,
+        ..State::default()
+    };
+    let task = TaskRef::of(&known).unwrap();
+    log.set_state(&task, &state).await.unwrap();
+    for event in [&new, &known] {
+        let handed = log.hand_over(&handover(event)).await.unwrap();
+        assert_eq!(handed, Handed::Dispatched);
+    }
+    let wait = std::time::Duration::from_secs(30);
+    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
+    let work = log.work_of(&model, &number, wait).await.unwrap();
+    let (mut told, mut silent) = (0, 0);
+    while told + silent < 2 {
+        for delivery in work.pull(2).await.unwrap() {
+            let dispatch = Dispatch::decode(delivery.payload().clone()).unwrap();
+            let Dispatch {
+                tenant,
+                lane,
+                task_id,
+                ..
+            } = &dispatch;
+            let task = TaskRef::parse(tenant, lane, task_id).unwrap();
+            let record = log.read(&task.tenant, task.task).await.unwrap().unwrap();
+            let Some(tells) = Record::of_dispatch(&task, &dispatch) else {
+                assert_eq!(record.submitted, known);
+                silent += 1;
+                continue;
+            };
+            // Where the submission lies, a dispatch does not tell.
+            let sequence = tells.sequence;
+            assert_eq!(tells, Record { sequence, ..record });
+            assert_eq!(tells.submitted, new);
+            told += 1;
+        }
+    }
+    assert_eq!((told, silent), (1, 1));
+    let task = TaskRef::of(&new).unwrap();
+    assert_eq!(log.done(&task).await.unwrap(), None);
+    log.end(&task, &cancelled()).await.unwrap();
+    assert_eq!(log.done(&task).await.unwrap(), Some(cancelled()));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn handing_a_task_over_overwrites_no_state_and_leaves_alone_what_has_ended() {
     let Bench {
@@ -83,13 +150,8 @@ async fn handing_a_task_over_overwrites_no_state_and_leaves_alone_what_has_ended
     } = bench().await;
     let event = submitted(TaskId::random());
     log.submit(&event).await.unwrap();
-    let task = TaskRef::of(&event).unwrap();
-    let to = Handover {
-        task: task.clone(),
-        model: event.model.clone(),
-        version: event.model_version.clone(),
-        weight: 1,
-    };
+    let to = handover(&event);
+    let task = to.task.clone();
     assert_eq!(log.hand_over(&to).await.unwrap(), Handed::Dispatched);
     let running = State {
         phase: Phase::Running.into(),

@@ -1,0 +1,78 @@
+//! What a worker goes by when a dispatch comes: what that tells of its task, or what the log holds.
+
+use std::time::{Duration, SystemTime};
+
+use contract::task::Dispatch;
+use messaging::Delivery;
+use task_log::{Record, TaskLogError, TaskRef};
+
+use crate::retry::{Stopped, until_stopped};
+use crate::worker::Worker;
+
+/// What a dispatch tells is gone by for so long after it was queued. Of a task that waits for longer, the log may have let go of the
+/// submission by then, or of the end.
+const TOLD_FOR: Duration = Duration::from_secs(10 * 60);
+
+/// A task as it was found; an error is one that waiting does not mend.
+pub(super) type Found = Result<Option<Record>, TaskLogError>;
+
+/// Looks at the task of a dispatch, for as long as it takes.
+///
+/// What the dispatch tells is as old as itself. The first who gets it asks only whether the task has ended; that the state still stands shows
+/// when the next one is written in its place. Whoever gets it later reads everything.
+pub(super) async fn look(
+    worker: &Worker,
+    delivery: &Delivery,
+    dispatch: &Dispatch,
+    task: &TaskRef,
+) -> Result<Found, Stopped> {
+    let now = contract::clock::system_time();
+    let told = match is_news(delivery.deliveries(), delivery.published(), now) {
+        true => Record::of_dispatch(task, dispatch),
+        false => None,
+    };
+    let Some(record) = told else {
+        return read(worker, task).await;
+    };
+    let done = until_stopped(&worker.stop, "asking for the task's end", || async {
+        match worker.log.done(task).await {
+            Err(error @ TaskLogError::Broker(_)) => Err(error),
+            answer => Ok(answer),
+        }
+    });
+    Ok(done.await?.map(|done| Some(Record { done, ..record })))
+}
+
+/// Reads the task, for as long as it takes.
+pub(super) async fn read(worker: &Worker, task: &TaskRef) -> Result<Found, Stopped> {
+    until_stopped(&worker.stop, "reading the task", || async {
+        match worker.log.read(&task.tenant, task.task).await {
+            Err(error @ TaskLogError::Broker(_)) => Err(error),
+            answer => Ok(answer),
+        }
+    })
+    .await
+}
+
+/// Whether nobody had the dispatch before and it was queued a short time ago. The broker's clock may be ahead of this one.
+fn is_news(deliveries: u64, queued: SystemTime, now: SystemTime) -> bool {
+    let waited = now.duration_since(queued).unwrap_or_default();
+    deliveries == 1 && waited <= TOLD_FOR
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_dispatch_is_news_to_the_first_who_gets_it_and_soon() {
+        let queued = SystemTime::now();
+        assert!(is_news(1, queued, queued));
+        assert!(is_news(1, queued, queued + TOLD_FOR));
+        assert!(is_news(1, queued + Duration::from_secs(5), queued));
+        assert!(!is_news(2, queued, queued));
+        assert!(!is_news(1, queued, queued + 2 * TOLD_FOR));
+        // Whoever cannot be told when it was queued reads.
+        assert!(!is_news(1, SystemTime::UNIX_EPOCH, queued));
+    }
+}

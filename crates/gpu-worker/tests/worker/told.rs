@@ -1,0 +1,99 @@
+//! What a dispatch tells of its task, and when a worker reads instead.
+
+use std::time::Duration;
+
+use contract::task::{Cancelled, Done, Phase, State, done};
+use prost::Message as _;
+use task_log::{Handed, Handover, TaskRef};
+
+use crate::support::{MODEL, Platform, request, stop};
+
+/// Accepts a task of one picture and hands it over as an orchestrator does, but with a submission that wants two: so the pictures tell which of
+/// them a worker went by.
+async fn hand_over(platform: &Platform) -> TaskRef {
+    let task = platform.submit_only(request("a cat", 1, 2)).await;
+    let mut told = platform.record(&task).await.submitted;
+    told.request.as_mut().unwrap().images = 2;
+    let to = Handover {
+        task: task.clone(),
+        model: MODEL.to_owned(),
+        version: "1".to_owned(),
+        weight: 1,
+        submitted: told.encode_to_vec(),
+    };
+    let handed = platform.log.hand_over(&to).await.unwrap();
+    assert_eq!(handed, Handed::Dispatched);
+    task
+}
+
+#[tokio::test]
+async fn the_first_worker_that_gets_a_dispatch_goes_by_what_it_tells_and_does_not_read_the_task() {
+    let platform = Platform::start().await;
+    let task = hand_over(&platform).await;
+    let worker = platform.worker(&[]).await;
+    assert_eq!(platform.pictures(&task).await.len(), 2);
+    assert_eq!(platform.record(&task).await.done.unwrap().attempt, 1);
+    platform.work_is_settled().await;
+    stop(worker).await;
+}
+
+#[tokio::test]
+async fn a_dispatch_that_comes_again_is_decided_by_what_the_log_holds() {
+    let platform = Platform::start().await;
+    let task = hand_over(&platform).await;
+    let (model, version) = (MODEL.parse().unwrap(), "1".parse().unwrap());
+    let wait = Duration::from_secs(30);
+    let work = platform.log.work_of(&model, &version, wait).await.unwrap();
+    let first = work.pull(1).await.unwrap();
+    first[0].give_back(Duration::ZERO).await.unwrap();
+    let worker = platform.worker(&[("worker.ack_wait", "30s")]).await;
+    assert_eq!(platform.pictures(&task).await.len(), 1);
+    platform.work_is_settled().await;
+    stop(worker).await;
+}
+
+#[tokio::test]
+async fn a_task_whose_state_is_another_than_its_dispatch_tells_goes_on_from_that() {
+    let platform = Platform::start().await;
+    // Somebody has taken up one of them and died, and handed the other back.
+    let taken_up = hand_over(&platform).await;
+    let running = State {
+        phase: Phase::Running.into(),
+        attempt: 1,
+        worker: "another".to_owned(),
+        ..State::default()
+    };
+    platform.log.set_state(&taken_up, &running).await.unwrap();
+    let given_back = hand_over(&platform).await;
+    let scheduled = State {
+        phase: Phase::Scheduled.into(),
+        at: Some(contract::now()),
+        ..State::default()
+    };
+    let set = platform.log.set_state(&given_back, &scheduled).await;
+    set.unwrap();
+    let worker = platform.worker(&[("worker.ack_wait", "2s")]).await;
+    for (task, attempt) in [(&taken_up, 2), (&given_back, 1)] {
+        assert_eq!(platform.pictures(task).await.len(), 1);
+        assert_eq!(platform.record(task).await.done.unwrap().attempt, attempt);
+    }
+    platform.work_is_settled().await;
+    stop(worker).await;
+}
+
+#[tokio::test]
+async fn a_task_that_was_cancelled_after_its_dispatch_is_not_taken_up() {
+    let platform = Platform::start().await;
+    let task = hand_over(&platform).await;
+    let cancelled = Done {
+        outcome: Some(done::Outcome::Cancelled(Cancelled::default())),
+        ..Done::default()
+    };
+    platform.log.end(&task, &cancelled).await.unwrap();
+    let worker = platform.worker(&[]).await;
+    platform.work_is_settled().await;
+    let record = platform.record(&task).await;
+    assert_eq!((record.attempts(), record.done), (0, Some(cancelled)));
+    assert!(platform.objects("images").is_empty());
+    stop(worker).await;
+}
