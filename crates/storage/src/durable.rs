@@ -1,8 +1,9 @@
 //! A folder as the store, whose writes survive a power loss.
 //!
-//! All but writing an object is `object_store`'s own. That one, told to flush, flushes four times for an object in a folder of
-//! its own, and each of many writers flushes the folder that holds all those folders for itself. Here the file and its folder are flushed once
-//! each, and those who made folders within one and the same folder share the flush of that ([`Folders`]).
+//! Two things are not `object_store`'s own. Its writing, told to flush, flushes four times for an object in a folder of its own, and each of
+//! many writers flushes the folder that holds all those folders for itself. Here the file and its folder are flushed once each, and those who
+//! made folders within one and the same folder share the flush of that ([`Folders`]). And what its reader takes in one piece is opened and
+//! read in one turn ([`whole`]).
 
 use std::collections::HashMap;
 use std::fmt;
@@ -20,6 +21,8 @@ use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
     ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
+
+use crate::whole::{self, AtOnce};
 
 /// Names tried for a draft, before it is given up: others' drafts have the rest.
 const DRAFTS: usize = 1000;
@@ -85,7 +88,12 @@ impl ObjectStore for Durable {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(location, options).await
+        let Some(most) = AtOnce::asked(&options) else {
+            return self.inner.get_opts(location, options).await;
+        };
+        let path = self.inner.path_to_filesystem(location)?;
+        let location = location.clone();
+        tokio::task::spawn_blocking(move || whole::read(location, path, most)).await?
     }
 
     fn delete_stream(
@@ -108,7 +116,7 @@ impl ObjectStore for Durable {
     }
 }
 
-fn failed(source: io::Error) -> Error {
+pub(crate) fn failed(source: io::Error) -> Error {
     Error::Generic {
         store: "a folder",
         source: Box::new(source),
