@@ -54,8 +54,7 @@ pub(crate) fn assert_whole(platform: &Platform, task: &Task) {
     let request = task.request.as_ref().unwrap();
     assert_eq!(task.images.len(), request.images as usize);
     for image in &task.images {
-        let name = format!("images/{}/{}.png", task.id, image.index);
-        let bytes = std::fs::read(platform.objects().join(name)).unwrap();
+        let bytes = std::fs::read(platform.picture(&task.id, image.index)).unwrap();
         let digest = digest::digest(&digest::SHA256, &bytes);
         assert_eq!(hex::encode(digest.as_ref()), image.sha256);
     }

@@ -141,7 +141,7 @@ async fn a_picture_is_sent_whole_and_its_head_and_what_is_known_already_without_
     let platform = Platform::start().await;
     let task = platform.submit(short_picture()).await.unwrap().id;
     platform.wait_ended(&task).await;
-    let stored = platform.objects().join(format!("images/{task}/0.png"));
+    let stored = platform.picture(&task, 0);
     let file = std::fs::read(&stored).unwrap();
     let place = format!("{}/v1/tasks/{task}/images/0", platform.url());
     let ask = |method: &str, known: &str| {

@@ -222,6 +222,13 @@ impl Platform {
         self.path("objects")
     }
 
+    /// Where picture `index` of a task is kept.
+    pub fn picture(&self, task: &str, index: u32) -> PathBuf {
+        let shared = &task[task.len() - 2..];
+        let name = format!("images/{shared}/{task}-{index}.png");
+        self.objects().join(name)
+    }
+
     /// Starts a service that does not run.
     pub fn run(&mut self, service: &'static str) {
         let log = std::fs::OpenOptions::new()

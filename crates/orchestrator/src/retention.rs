@@ -236,11 +236,15 @@ mod tests {
         let (open, cancelled, good) = (submitted(), submitted(), submitted());
         let id = |task: &Submitted| task.task_id.parse::<TaskId>().unwrap();
         let image = |task: &Submitted, index| Key::image(id(task), index, "png");
+        // As a worker of before stored it.
+        let old =
+            |task: &Submitted| Key::stored(&format!("images/{}/0.png", task.task_id)).unwrap();
+        let named = |key: Key| StoredImage {
+            key: key.to_string(),
+            ..StoredImage::default()
+        };
         let success = Succeeded {
-            images: vec![StoredImage {
-                key: image(&good, 0).to_string(),
-                ..StoredImage::default()
-            }],
+            images: vec![named(image(&good, 0)), named(old(&good))],
             ..Succeeded::default()
         };
         for (task, outcome) in [
@@ -260,6 +264,7 @@ mod tests {
             for key in [
                 image(task, 0),
                 image(task, 1),
+                old(task),
                 Key::checkpoint(id(task), 1, 5),
             ] {
                 storage.put(&key, Bytes::from_static(b"x")).await.unwrap();
@@ -285,7 +290,9 @@ mod tests {
             Key::checkpoint(id(&open), 1, 5).to_string(),
             image(&open, 0).to_string(),
             image(&open, 1).to_string(),
+            old(&open).to_string(),
             image(&good, 0).to_string(),
+            old(&good).to_string(),
         ];
         expected.sort();
         assert_eq!(left, expected);

@@ -6,7 +6,7 @@ use contract::TaskId;
 use futures::{Stream, TryStreamExt as _};
 use object_store::path::Path;
 
-use crate::{Key, Storage, StorageError};
+use crate::{Key, Storage, StorageError, key};
 
 /// What workers store for a task.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,8 +20,8 @@ pub enum Kind {
 impl Kind {
     fn folder(self) -> &'static str {
         match self {
-            Self::Picture => "images",
-            Self::Checkpoint => "checkpoints",
+            Self::Picture => key::IMAGES,
+            Self::Checkpoint => key::CHECKPOINTS,
         }
     }
 }
@@ -45,10 +45,9 @@ impl Storage {
         let objects = self.store.list(Some(&Path::from(kind.folder())));
         let objects = objects.map_err(StorageError::List);
         objects.try_filter_map(|meta| async move {
-            let text = meta.location.as_ref();
-            let task = text.split('/').nth(1).and_then(|task| task.parse().ok());
-            let found = Key::stored(text).zip(task);
-            Ok(found.map(|(key, task)| Drawn {
+            let key = Key::stored(meta.location.as_ref());
+            let found = key.and_then(|key| key.task().zip(Some(key)));
+            Ok(found.map(|(task, key)| Drawn {
                 key,
                 task,
                 written: SystemTime::from(meta.last_modified),

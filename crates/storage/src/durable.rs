@@ -1,10 +1,12 @@
 //! A folder as the store, whose writes survive a power loss.
 //!
-//! All but writing an object is `object_store`'s own. That one, told to flush, flushes four times for an object in a folder of
-//! its own, and each of many writers flushes the folder that holds all those folders for itself. Here the file and its folder are flushed once
-//! each, and those who made folders within one and the same folder share the flush of that ([`Folders`]).
+//! Three things are not `object_store`'s own. Its writing, told to flush, flushes four times for an object in a folder of its own, and each
+//! writer for itself. Here the file and its folder are flushed once each, then the folders that hold new ones, and those who wait for one and
+//! the same folder share its flush ([`Folders`]). Its removing takes away each folder that has become empty; here the folders that tasks share
+//! stay, so that one that is known to be on the disk remains so. And what its reader takes in one piece is opened and read in one turn
+//! ([`whole`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write as _};
@@ -13,16 +15,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
+use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectStore, ObjectStoreExt as _, PutMode, PutMultipartOptions, PutOptions, PutPayload,
+    PutResult, Result,
 };
+
+use crate::key::is_shared;
+use crate::whole::{self, AtOnce};
 
 /// Names tried for a draft, before it is given up: others' drafts have the rest.
 const DRAFTS: usize = 1000;
+/// Objects of one call that are removed together.
+const REMOVED_AT_ONCE: usize = 10;
 
 /// The store.
 #[derive(Debug)]
@@ -67,7 +76,12 @@ impl ObjectStore for Durable {
         }
         let path = self.inner.path_to_filesystem(location)?;
         let (root, folders) = (self.root.clone(), Arc::clone(&self.folders));
-        let written = tokio::task::spawn_blocking(move || write(&root, &path, &payload, &folders));
+        let shared = is_shared(location.as_ref());
+        let work = move || {
+            let made = write(&root, &path, &payload)?;
+            folders.flush_for(&root, &path, made, shared)
+        };
+        let written = tokio::task::spawn_blocking(work);
         written.await?.map_err(failed)?;
         Ok(PutResult {
             e_tag: None,
@@ -85,14 +99,31 @@ impl ObjectStore for Durable {
     }
 
     async fn get_opts(&self, location: &Path, options: GetOptions) -> Result<GetResult> {
-        self.inner.get_opts(location, options).await
+        let Some(most) = AtOnce::asked(&options) else {
+            return self.inner.get_opts(location, options).await;
+        };
+        let path = self.inner.path_to_filesystem(location)?;
+        let location = location.clone();
+        tokio::task::spawn_blocking(move || whole::read(location, path, most)).await?
     }
 
     fn delete_stream(
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        self.inner.delete_stream(locations)
+        let cleaning = self.inner.clone();
+        let keeping = cleaning.clone().with_automatic_cleanup(false);
+        let remove = move |location: Result<Path>| {
+            let (cleaning, keeping) = (cleaning.clone(), keeping.clone());
+            async move {
+                let location = location?;
+                let shared = is_shared(location.as_ref());
+                let store = if shared { keeping } else { cleaning };
+                store.delete(&location).await?;
+                Ok::<Path, Error>(location)
+            }
+        };
+        locations.map(remove).buffered(REMOVED_AT_ONCE).boxed()
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {
@@ -108,22 +139,17 @@ impl ObjectStore for Durable {
     }
 }
 
-fn failed(source: io::Error) -> Error {
+pub(crate) fn failed(source: io::Error) -> Error {
     Error::Generic {
         store: "a folder",
         source: Box::new(source),
     }
 }
 
-/// Writes a file whole, in place of one that is there. When this returns, it is on the disk, and so is every folder that was made for it.
-fn write(
-    root: &FilePath,
-    path: &FilePath,
-    payload: &PutPayload,
-    folders: &Folders,
-) -> io::Result<()> {
-    let folder = path.parent().unwrap_or(root);
-    let (mut file, draft, made) = new_draft(root, folder, path)?;
+/// Writes a file whole, in place of one that is there, and gives back the folders that were made for it. When this returns, its bytes are on
+/// the disk, and its name need not be.
+fn write(root: &FilePath, path: &FilePath, payload: &PutPayload) -> io::Result<Vec<PathBuf>> {
+    let (mut file, draft, made) = new_draft(root, folder_of(root, path), path)?;
     let written = payload
         .iter()
         .try_for_each(|part| file.write_all(part))
@@ -134,13 +160,16 @@ fn write(
         let _ = fs::remove_file(&draft);
         return Err(error);
     }
-    flush(folder)?;
-    for folder in made {
-        if let Some(above) = folder.parent() {
-            folders.flush(above)?;
-        }
-    }
-    Ok(())
+    Ok(made)
+}
+
+fn folder_of<'a>(root: &'a FilePath, path: &'a FilePath) -> &'a FilePath {
+    path.parent().unwrap_or(root)
+}
+
+/// A folder and those that hold it, up to the root and without it.
+fn up_to<'a>(root: &'a FilePath, folder: &'a FilePath) -> impl Iterator<Item = &'a FilePath> {
+    folder.ancestors().take_while(move |at| *at != root)
 }
 
 fn flush(folder: &FilePath) -> io::Result<()> {
@@ -166,9 +195,7 @@ fn new_draft(
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             // Also when one that was empty was removed in this moment.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                let missing = folder
-                    .ancestors()
-                    .take_while(|at| *at != root && !at.exists());
+                let missing = up_to(root, folder).take_while(|at| !at.exists());
                 made = missing.map(FilePath::to_owned).collect();
                 fs::create_dir_all(folder)?;
             }
@@ -181,17 +208,57 @@ fn new_draft(
 /// Folders that many write into at once: those who wait for one to be flushed go together.
 #[derive(Debug, Default)]
 struct Folders {
+    /// Of those that somebody waits for.
     queues: Mutex<HashMap<PathBuf, Arc<Rounds>>>,
+    /// Shared ones that are known to be on the disk themselves, as are all that hold them. They are never removed.
+    settled: Mutex<HashSet<PathBuf>>,
 }
 
 impl Folders {
+    /// Returns when a file's name is on the disk, and every folder on the way to it. `made` are those that were made for it.
+    fn flush_for(
+        &self,
+        root: &FilePath,
+        path: &FilePath,
+        mut made: Vec<PathBuf>,
+        shared: bool,
+    ) -> io::Result<()> {
+        let folder = folder_of(root, path);
+        self.flush(folder)?;
+        let new = shared && (!made.is_empty() || !lock(&self.settled).contains(folder));
+        if new {
+            // Whoever made it, in this process or in another, may not have come to flushing.
+            made = up_to(root, folder).map(FilePath::to_owned).collect();
+        }
+        for above in made.iter().filter_map(|folder| folder.parent()) {
+            self.flush(above)?;
+        }
+        if new {
+            lock(&self.settled).insert(folder.to_owned());
+        }
+        Ok(())
+    }
+
     /// Returns when all that lay in the folder before is on the disk.
     fn flush(&self, folder: &FilePath) -> io::Result<()> {
+        self.together(folder, || flush(folder))
+    }
+
+    /// Does the work for a folder, once for all who came before it began.
+    fn together(&self, folder: &FilePath, work: impl Fn() -> io::Result<()>) -> io::Result<()> {
         let rounds = {
             let mut queues = lock(&self.queues);
             Arc::clone(queues.entry(folder.to_owned()).or_default())
         };
-        rounds.join(|| flush(folder))
+        let done = rounds.join(work);
+        let mut queues = lock(&self.queues);
+        drop(rounds);
+        // Others come and go under the lock alone.
+        let left = queues.get(folder).map(Arc::strong_count);
+        if left == Some(1) {
+            queues.remove(folder);
+        }
+        done
     }
 }
 
@@ -249,9 +316,10 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
     use std::time::Duration;
 
-    use object_store::ObjectStoreExt as _;
-
     use super::*;
+
+    /// A folder that tasks share.
+    const SHARED: &str = "images/00";
 
     fn scratch() -> (tempfile::TempDir, Durable) {
         let folder = tempfile::tempdir().unwrap();
@@ -275,18 +343,53 @@ mod tests {
     #[tokio::test]
     async fn writers_beside_removers_of_the_same_folder_all_come_through() {
         let (_folder, store) = scratch();
-        let store = Arc::new(store);
-        let write_and_remove = |name: u32| {
-            let store = Arc::clone(&store);
-            async move {
-                let path = Path::from(format!("images/a/{name}"));
-                for _ in 0..20 {
-                    store.put(&path, PutPayload::from("x")).await.unwrap();
-                    store.delete(&path).await.unwrap();
-                }
+        let store = &store;
+        let write_and_remove = move |path: Path| async move {
+            for _ in 0..20 {
+                store.put(&path, PutPayload::from("x")).await.unwrap();
+                store.delete(&path).await.unwrap();
             }
         };
-        futures::future::join_all((0..8).map(write_and_remove)).await;
+        for folder in ["images/a", SHARED] {
+            let paths = (0..8).map(|name| Path::from(format!("{folder}/{name}")));
+            futures::future::join_all(paths.map(write_and_remove)).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn an_empty_folder_goes_unless_tasks_share_it() {
+        let (folder, store) = scratch();
+        for (name, stays) in [("images/a", false), (SHARED, true)] {
+            let path = Path::from(format!("{name}/0.png"));
+            store.put(&path, PutPayload::from("x")).await.unwrap();
+            store.delete(&path).await.unwrap();
+            assert_eq!(folder.path().join(name).exists(), stays, "{name}");
+            let again = store.delete(&path).await.unwrap_err();
+            assert!(matches!(again, Error::NotFound { .. }), "{again}");
+        }
+    }
+
+    #[tokio::test]
+    async fn writers_into_one_folder_all_come_through_and_nothing_is_kept_of_their_waiting() {
+        let (folder, store) = scratch();
+        // Made by another process, which may not have flushed it.
+        fs::create_dir_all(folder.path().join(SHARED)).unwrap();
+        let paths: Vec<Path> = (0..32)
+            .map(|name| Path::from(format!("{SHARED}/{name}")))
+            .collect();
+        let held = &store;
+        let write = move |path: Path| async move {
+            let payload = PutPayload::from(path.to_string());
+            held.put(&path, payload).await.unwrap();
+        };
+        futures::future::join_all(paths.iter().cloned().map(write)).await;
+        for path in &paths {
+            let found = store.get(path).await.unwrap().bytes().await.unwrap();
+            assert_eq!(found, path.to_string());
+        }
+        assert!(lock(&store.folders.queues).is_empty());
+        let settled = lock(&store.folders.settled);
+        assert_eq!(*settled, HashSet::from([store.root.join(SHARED)]));
     }
 
     #[tokio::test]
@@ -302,13 +405,13 @@ mod tests {
     #[test]
     fn those_who_come_together_share_a_round_that_begins_after_they_came() {
         const CALLERS: usize = 16;
-        let (rounds, taken) = (Rounds::default(), AtomicUsize::new(0));
+        let (folders, taken) = (Folders::default(), AtomicUsize::new(0));
         let came = AtomicUsize::new(0);
         std::thread::scope(|scope| {
             for _ in 0..CALLERS {
                 scope.spawn(|| {
                     came.fetch_add(1, Ordering::SeqCst);
-                    let done = rounds.join(|| {
+                    let done = folders.together(FilePath::new("folder"), || {
                         taken.fetch_add(1, Ordering::SeqCst);
                         // The first one waits until all are there.
                         while came.load(Ordering::SeqCst) < CALLERS {
@@ -322,6 +425,7 @@ mod tests {
         });
         let taken = taken.load(Ordering::SeqCst);
         assert!((2..CALLERS).contains(&taken), "{taken} rounds");
+        assert!(lock(&folders.queues).is_empty());
     }
 
     #[test]

@@ -6,6 +6,13 @@ use contract::{TaskId, TenantId};
 
 /// Where files lie that tenants have sent.
 pub(crate) const INPUTS: &str = "inputs";
+/// Where pictures lie.
+pub(crate) const IMAGES: &str = "images";
+/// Where checkpoints lie.
+pub(crate) const CHECKPOINTS: &str = "checkpoints";
+
+/// How many of a task id's last digits name the folder of its pictures: 256 folders.
+const SHARED_DIGITS: usize = 2;
 
 /// The key of an object. Made only by the functions here, so that no part of it comes unchecked from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -13,13 +20,18 @@ pub struct Key(String);
 
 impl Key {
     /// Picture `index` of a task; `extension` is that of its file format.
+    ///
+    /// Many tasks share a folder, so that a picture seldom needs a new one. Each had its own once, as in `images/<task>/<index>.png`: such
+    /// keys stand in the ends of tasks, and [`stored`](Self::stored) takes them.
     pub fn image(task: TaskId, index: u32, extension: &'static str) -> Self {
-        Self(format!("images/{task}/{index}.{extension}"))
+        let task = task.to_string();
+        let folder = shared_folder(&task);
+        Self(format!("{IMAGES}/{folder}/{task}-{index}.{extension}"))
     }
 
     /// A task's engine snapshots after `step` steps, as its `attempt`-th attempt had them.
     pub fn checkpoint(task: TaskId, attempt: u32, step: u32) -> Self {
-        Self(format!("checkpoints/{task}/{attempt}-{step}"))
+        Self(format!("{CHECKPOINTS}/{task}/{attempt}-{step}"))
     }
 
     /// A model's file by its SHA-256 in lower-case hex; `None` when it is not one.
@@ -61,6 +73,23 @@ impl Key {
         shaped.then(|| Self(format!("audit/{day}/{first:020}-{last:020}.jsonl")))
     }
 
+    /// The task whose picture or checkpoint this is, whenever it was stored; `None` for what is neither.
+    pub(crate) fn task(&self) -> Option<TaskId> {
+        let (kind, rest) = self.0.split_once('/')?;
+        let (folder, name) = rest.split_once('/')?;
+        if ![IMAGES, CHECKPOINTS].contains(&kind) {
+            return None;
+        }
+        if folder.len() > SHARED_DIGITS {
+            return folder.parse().ok();
+        }
+        let (task, _) = name.rsplit_once('-')?;
+        if shared_folder(task) != folder {
+            return None;
+        }
+        task.parse().ok()
+    }
+
     pub(crate) fn probe() -> Self {
         // Probes of different processes must not meet.
         Self(format!("probe-{}", TaskId::random()))
@@ -70,6 +99,18 @@ impl Key {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// The folder for the pictures of a task. Ids begin with a time and end in chance.
+fn shared_folder(task: &str) -> &str {
+    let start = task.len().saturating_sub(SHARED_DIGITS);
+    task.get(start..).unwrap_or_default()
+}
+
+/// Whether an object lies in a folder that many tasks share.
+pub(crate) fn is_shared(key: &str) -> bool {
+    let mut parts = key.split('/');
+    parts.next() == Some(IMAGES) && parts.next().is_some_and(|part| part.len() == SHARED_DIGITS)
 }
 
 fn is_sha256(text: &str) -> bool {
@@ -85,6 +126,8 @@ impl fmt::Display for Key {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
     use super::*;
 
     #[test]
@@ -100,6 +143,46 @@ mod tests {
         ] {
             assert_eq!(Key::stored(text), None, "{text}");
         }
+    }
+
+    #[test]
+    fn a_task_is_found_by_what_is_stored_for_it_as_now_and_as_before() {
+        let task = TaskId::random();
+        let text = task.to_string();
+        let found = |key: &str| Key::stored(key).and_then(|key| key.task());
+        for key in [
+            Key::image(task, 3, "png").as_str(),
+            Key::checkpoint(task, 1, 20).as_str(),
+            &format!("images/{text}/3.png"),
+        ] {
+            assert_eq!(found(key), Some(task), "{key}");
+        }
+        let other = if text.ends_with("00") { "01" } else { "00" };
+        for key in [
+            "images/x",
+            "images/00/x",
+            "images/00/x-0.png",
+            "images/artifact/0.png",
+            &format!("inputs/{text}/3"),
+            &format!("images/{other}/{text}-3.png"),
+        ] {
+            assert_eq!(found(key), None, "{key}");
+        }
+    }
+
+    #[test]
+    fn tasks_that_come_one_after_the_other_do_not_all_share_one_folder() {
+        let folder = |_| {
+            let key = Key::image(TaskId::random(), 0, "png");
+            assert!(is_shared(key.as_str()), "{key}");
+            key.as_str().split('/').nth(1).unwrap().to_owned()
+        };
+        let folders: HashSet<String> = (0..1000).map(folder).collect();
+        assert!((200..=256).contains(&folders.len()), "{}", folders.len());
+        assert!(!is_shared(
+            "images/01a20610-a8bf-738a-b43b-5a4af05ef1d9/0.png"
+        ));
+        assert!(!is_shared("inputs/00/x"));
     }
 
     #[test]

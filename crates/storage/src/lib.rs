@@ -11,6 +11,7 @@ mod inputs;
 mod key;
 mod open;
 mod upload;
+mod whole;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -27,6 +28,8 @@ pub use faults::FaultPlan;
 pub use inputs::Aged;
 pub use key::Key;
 pub use open::Opened;
+
+use whole::AtOnce;
 
 /// Settings of the object store, under `[storage]`.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -181,7 +184,7 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Missing`] or [`StorageError::TooLarge`], or what the store answered.
     pub async fn get(&self, key: &Key, limit: u64) -> Result<Bytes, StorageError> {
-        let found = self.store.get(&path(key)).await;
+        let found = self.store.get_opts(&path(key), AtOnce::ask(limit)).await;
         let found = found.map_err(request("reading", key))?;
         let size = found.meta.size;
         if size > limit {

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 
 use bytes::Bytes;
 use futures::stream::{self, BoxStream, StreamExt as _};
-use object_store::{GetResultPayload, ObjectStoreExt as _};
+use object_store::{GetResultPayload, ObjectStore as _};
 
 use crate::upload::off_runtime;
+use crate::whole::AtOnce;
 use crate::{Key, Storage, StorageError, path, request};
 
 /// What is read of a file at once, bytes: few turns on the blocking pool, and little to hold for each reader.
@@ -28,7 +29,9 @@ impl Storage {
     /// # Errors
     /// [`StorageError::Missing`] or [`StorageError::TooLarge`], or what the store answered.
     pub async fn open_object(&self, key: &Key, limit: u64) -> Result<Opened, StorageError> {
-        let found = self.store.get(&path(key)).await;
+        // What is no larger than a piece is one.
+        let options = AtOnce::ask(limit.min(PIECE_BYTES));
+        let found = self.store.get_opts(&path(key), options).await;
         let found = found.map_err(request("reading", key))?;
         let size = found.meta.size;
         if size > limit {

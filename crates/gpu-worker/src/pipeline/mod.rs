@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use bytes::Bytes;
 use contract::task::{State, StoredImage};
 use contract::v1::SubmitTask;
 use diffusion::{Request, RgbImage};
@@ -73,7 +72,7 @@ pub(crate) struct TaskJob {
     /// Set by `Inference`: engine time of all pictures.
     pub(crate) engine_time: Duration,
     /// Set by `Postprocess`: the files, in index order.
-    files: Vec<Bytes>,
+    files: Vec<postprocess::File>,
     /// Set by `Output`, in index order.
     pub(crate) images: Vec<StoredImage>,
 }

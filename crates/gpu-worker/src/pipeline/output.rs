@@ -7,6 +7,7 @@ use contract::v1::OutputFormat;
 use imaging::Format;
 use storage::{Key, Storage, StorageError, sha256_hex};
 
+use super::postprocess::File;
 use super::{NodeError, PipelineNode, TaskJob};
 use crate::retry::until_stopped;
 use crate::settings::{OutputSettings, Verify};
@@ -46,17 +47,17 @@ impl PipelineNode for Output {
 }
 
 /// Stores one file, for as long as it takes: a store that is full or away is no fault of the task, so it keeps its place.
-async fn store(job: &TaskJob, index: u32, file: Bytes) -> Result<StoredImage, NodeError> {
+async fn store(job: &TaskJob, index: u32, file: File) -> Result<StoredImage, NodeError> {
     let format = job.encoding.format;
     let key = Key::image(job.task.task, index, format.extension());
     let OutputSettings {
         verify, patience, ..
     } = &job.worker.output;
     let (storage, patience) = (&job.worker.storage, patience.duration());
-    let sha256 = sha256_hex(&file);
+    let File { bytes, sha256 } = file;
     let written = Written {
         key: &key,
-        file: &file,
+        file: &bytes,
         sha256: &sha256,
     };
     let stored = until_stopped(&job.worker.stop, "storing a picture", || {
@@ -76,7 +77,7 @@ async fn store(job: &TaskJob, index: u32, file: Bytes) -> Result<StoredImage, No
         width: request.width,
         height: request.height,
         format: output_format(format).into(),
-        size_bytes: file.len() as u64,
+        size_bytes: bytes.len() as u64,
         sha256,
         key: key.to_string(),
     })

@@ -1,15 +1,38 @@
 //! From pixels to labelled files.
 
+use std::sync::Arc;
+
 use async_trait::async_trait;
 use bytes::Bytes;
-use diffusion::RgbImage;
-use imaging::Pixels;
+use diffusion::{Request, RgbImage};
+use imaging::{EncodeError, Encoding, Pixels};
+use storage::sha256_hex;
 
 use super::label::label;
 use super::{NodeError, PipelineNode, TaskJob};
 
+/// Pictures of no more pixels are encoded where they are: it takes some tens of microseconds, about what handing them to another thread
+/// and being woken by it costs.
+const SMALL_PIXELS: usize = 64 * 64;
+
 /// Encodes and labels.
 pub(super) struct Postprocess;
+
+/// A picture's file.
+pub(super) struct File {
+    pub(super) bytes: Bytes,
+    /// Lower-case hex.
+    pub(super) sha256: String,
+}
+
+impl From<Vec<u8>> for File {
+    fn from(bytes: Vec<u8>) -> Self {
+        Self {
+            sha256: sha256_hex(&bytes),
+            bytes: bytes.into(),
+        }
+    }
+}
 
 #[async_trait]
 impl PipelineNode for Postprocess {
@@ -21,45 +44,89 @@ impl PipelineNode for Postprocess {
         let drawn = std::mem::take(&mut job.drawn);
         for (index, image) in drawn.into_iter().enumerate() {
             let file = file(job, index, image).await?;
-            job.files.push(Bytes::from(file));
+            job.files.push(file);
         }
         Ok(())
     }
 }
 
-/// The file of picture `index`, made off the runtime's threads.
-pub(super) async fn file(
+/// The file of picture `index`, or its bytes alone: made off the runtime's threads, unless it is small.
+pub(super) async fn file<F: From<Vec<u8>> + Send + 'static>(
     job: &TaskJob,
     index: usize,
     image: RgbImage,
-) -> Result<Vec<u8>, NodeError> {
+) -> Result<F, NodeError> {
     let request = &job.planned[index].request;
-    let label = label(
-        &job.worker.content_producer,
-        job.served.model.digest(),
-        request,
-    );
+    let (producer, digest) = (&job.worker.content_producer, job.served.model.digest());
     let encoding = job.encoding;
-    let work = move || {
-        let RgbImage {
+    let made = if is_small(&image) {
+        encode(image, encoding, producer, digest, request)
+    } else {
+        let (worker, request) = (Arc::clone(&job.worker), request.clone());
+        let digest = digest.to_owned();
+        let work = move || encode(image, encoding, &worker.content_producer, &digest, &request);
+        let made = tokio::task::spawn_blocking(work).await;
+        made.map_err(|source| NodeError::OffRuntime {
+            doing: "encoding a picture",
+            source,
+        })?
+    };
+    made.map_err(|source| NodeError::Encode { index, source })
+}
+
+fn is_small(image: &RgbImage) -> bool {
+    image.pixels.len() <= 3 * SMALL_PIXELS
+}
+
+/// All that takes time, in one turn.
+fn encode<F: From<Vec<u8>>>(
+    image: RgbImage,
+    encoding: Encoding,
+    producer: &str,
+    digest: &str,
+    request: &Request,
+) -> Result<F, EncodeError> {
+    let label = label(producer, digest, request);
+    let pixels = Pixels {
+        width: image.width,
+        height: image.height,
+        rgb: &image.pixels,
+    };
+    imaging::encode(pixels, &encoding, &label).map(F::from)
+}
+
+#[cfg(test)]
+mod tests {
+    use imaging::Format;
+
+    use super::*;
+
+    fn image(width: u32, height: u32) -> RgbImage {
+        RgbImage {
             width,
             height,
-            pixels,
-        } = image;
-        imaging::encode(
-            Pixels {
-                width,
-                height,
-                rgb: &pixels,
-            },
-            &encoding,
-            &label,
-        )
-    };
-    let file = tokio::task::spawn_blocking(work).await;
-    let file = file.map_err(|source| NodeError::OffRuntime {
-        doing: "encoding a picture",
-        source,
-    })?;
-    file.map_err(|source| NodeError::Encode { index, source })
+            pixels: vec![7; (width * height * 3) as usize],
+        }
+    }
+
+    #[test]
+    fn pictures_of_some_thousand_pixels_are_small() {
+        assert!(is_small(&image(64, 64)));
+        assert!(is_small(&image(512, 8)));
+        assert!(!is_small(&image(65, 64)));
+    }
+
+    #[test]
+    fn a_file_has_the_digest_of_its_bytes() {
+        let encoding = Encoding {
+            format: Format::Png,
+            quality: 90,
+        };
+        let request = Request::default();
+        let (of, small) = (("inkstone", "digest"), image(8, 8));
+        let file: File = encode(small.clone(), encoding, of.0, of.1, &request).unwrap();
+        let bytes: Vec<u8> = encode(small, encoding, of.0, of.1, &request).unwrap();
+        assert_eq!(file.bytes, bytes);
+        assert_eq!(file.sha256, sha256_hex(&bytes));
+    }
 }

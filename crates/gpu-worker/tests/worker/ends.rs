@@ -81,6 +81,25 @@ async fn a_task_ends_with_pictures_whose_bytes_are_in_the_store() {
 }
 
 #[tokio::test]
+async fn a_picture_so_small_that_it_is_encoded_at_once_is_stored_like_any_other() {
+    let platform = Platform::start().await;
+    let worker = platform.worker(&[]).await;
+    let request = SubmitTask {
+        width: 64,
+        height: 64,
+        ..request("a 3d cat", 7, 2)
+    };
+    let task = platform.submit(request).await;
+    let pictures = platform.pictures(&task).await;
+    let (image, data) = &pictures[0];
+    assert_eq!(image.sha256, storage::sha256_hex(data));
+    let found = imaging::inspect(data).unwrap();
+    assert_eq!((found.width, found.height), (64, 64));
+    assert_eq!(found.label.unwrap().label, "1");
+    stop(worker).await;
+}
+
+#[tokio::test]
 async fn the_same_seed_twice_gives_the_same_bytes_whoever_shares_the_steps() {
     let platform = Platform::start().await;
     let worker = platform.worker(&[]).await;
