@@ -59,6 +59,8 @@ pub(crate) struct TaskJob {
     pub(crate) state: State,
     /// The place of that in the log.
     pub(crate) state_sequence: u64,
+    /// Whether nobody hears of its end unasked.
+    pub(crate) without_listeners: bool,
     /// A checkpoint that is being written, or was not written whole.
     half_written: Option<checkpoint::HalfWritten>,
     /// Which pictures the checkpoint has that the state names, in index order; empty when there is none.
@@ -103,6 +105,7 @@ impl TaskJob {
             weight,
             state,
             state_sequence: 0,
+            without_listeners: false,
             half_written: None,
             put_away: Vec::new(),
             encoding: Encoding {

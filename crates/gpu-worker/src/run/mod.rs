@@ -23,7 +23,7 @@ use task_log::transition::{
     CameOut, Decision, Known, Next, Settlement, Written, after_attempt, after_refusal, after_rest,
     decide,
 };
-use task_log::{Ended, Record, TaskRef, deadline};
+use task_log::{Ended, Record, TaskRef, deadline, has_listeners};
 use tracing::Instrument as _;
 
 use crate::metrics;
@@ -244,11 +244,13 @@ async fn run(
         metrics::queue_wait(&served.name, &record.submitted);
     }
     tracing::info!(attempt, model = %served.name, version = %served.version, "taken up");
+    let without_listeners = !has_listeners(&record.submitted);
     let request = record.submitted.request.unwrap_or_default();
     let pictures = request.images;
     let started = Instant::now();
     let mut job = TaskJob::new(worker, served, task, request, weight, state);
     job.state_sequence = sequence;
+    job.without_listeners = without_listeners;
     let ended = end_elsewhere(worker, job.task.clone());
     let result = tokio::select! {
         biased;
@@ -283,7 +285,10 @@ async fn end_elsewhere(worker: &Worker, task: TaskRef) -> Done {
 
 /// Stores the end, for as long as it takes.
 async fn end(job: &TaskJob, outcome: done::Outcome) -> Result<Ended, Stopped> {
-    let done = ending(&job.worker, outcome, job.state.attempt, Some(&job.state));
+    let done = Done {
+        without_listeners: job.without_listeners,
+        ..ending(&job.worker, outcome, job.state.attempt, Some(&job.state))
+    };
     until_stopped(&job.worker.stop, "writing the task's end", || {
         job.worker.log.end(&job.task, &done)
     })
@@ -297,6 +302,7 @@ fn ending(worker: &Worker, outcome: done::Outcome, attempt: u32, state: Option<&
         worker: worker.name.clone(),
         attempt,
         started_at: state.and_then(|state| state.started_at),
+        ..Done::default()
     }
 }
 
