@@ -5,6 +5,7 @@
 //! request id on the request's span. Where nothing is exported, a layer of our own makes the ids and nothing else (`ids`).
 
 mod context;
+mod filter;
 mod ids;
 
 use std::ffi::OsStr;
@@ -18,7 +19,7 @@ use tracing::Level;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
+use tracing_subscriber::{Layer as _, Registry};
 
 pub use context::{TRACEPARENT, continue_trace, inject, traceparent};
 pub use tracing::Span;
@@ -87,7 +88,7 @@ impl Telemetry {
         service: &'static str,
         settings: &TelemetrySettings,
     ) -> Result<Self, TelemetryError> {
-        let filter = EnvFilter::try_new(&settings.log).map_err(TelemetryError::Filter)?;
+        let filter = filter::parse::<Registry>(&settings.log).map_err(TelemetryError::Filter)?;
         let traces = exported(service, settings)?;
         let spans = match &traces {
             // Where a span was opened in the code, by which thread, and for how long it was idle would cost every request more than the
