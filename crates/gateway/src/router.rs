@@ -14,6 +14,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::counts::Counts;
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::json::shorten;
@@ -47,7 +48,10 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         // … a panic anywhere inside becomes an answer like any other, …
         .layer(CatchPanicLayer::custom(layers::panicked))
         // … and outermost, whatever comes out gets its words, its request id and its place in the metrics.
-        .layer(from_fn(layers::observe));
+        .layer(from_fn_with_state(
+            Arc::<Counts>::default(),
+            layers::observe,
+        ));
     // Around all of it, so that a page can read refusals too, and a preflight, which has no credentials, needs none.
     let router = match cors::layer(&edge.http.cors) {
         Some(layer) => router.layer(layer),
@@ -164,7 +168,10 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .merge(open)
         .merge(inference)
         .layer(CatchPanicLayer::custom(layers::panicked))
-        .layer(from_fn(layers::observe));
+        .layer(from_fn_with_state(
+            Arc::<Counts>::default(),
+            layers::observe,
+        ));
     Ok((all, reporter))
 }
 
