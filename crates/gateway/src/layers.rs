@@ -11,6 +11,7 @@ use contract::{ErrorCode, Failure};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
+use crate::counts::Counts;
 use crate::edge::Edge;
 use crate::json;
 use crate::problem::{self, Dialect, Refused};
@@ -19,20 +20,22 @@ use crate::room::Class;
 /// Carries a request's id in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
+/// The route of what has none. One name for all, or anyone could make a time series a request.
+const UNMATCHED: &str = "unmatched";
 
 /// The id of the request that is being answered.
 #[derive(Debug, Clone)]
 pub(crate) struct RequestId(pub(crate) Arc<str>);
 
 /// Gives the request an id and a span, counts it, and puts a refusal into the words of its dialect.
-pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
+pub(crate) async fn observe(
+    State(counts): State<Arc<Counts>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
     let began = std::time::Instant::now();
     let dialect = Dialect::of(&request);
-    let route = match request.extensions().get::<MatchedPath>() {
-        Some(matched) => matched.as_str().to_owned(),
-        // One name for all, or anyone could make a time series a request.
-        None => "unmatched".to_owned(),
-    };
+    let route = request.extensions().get::<MatchedPath>().cloned();
     let id = request_id(request.headers());
     // Of the highest level, so that no filter of log lines takes the trace out of answers.
     let span = tracing::error_span!(
@@ -63,7 +66,8 @@ pub(crate) async fn observe(mut request: Request, next: Next) -> Response {
     if let Some(Ok(value)) = telemetry::traceparent(&span).map(|v| HeaderValue::from_str(&v)) {
         headers.insert(telemetry::TRACEPARENT, value);
     }
-    count(dialect, route, &response, began.elapsed());
+    let route = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
+    counts.count(dialect, route, &response, began.elapsed());
     response
 }
 
@@ -77,22 +81,6 @@ fn request_id(headers: &HeaderMap) -> RequestId {
         .and_then(|v| v.to_str().ok())
         .filter(sane);
     RequestId(given.map_or_else(|| Uuid::now_v7().to_string().into(), Arc::from))
-}
-
-fn count(dialect: Dialect, route: String, response: &Response, took: Duration) {
-    let status = match response
-        .headers()
-        .get("grpc-status")
-        .and_then(|v| v.to_str().ok())
-    {
-        Some(code) => format!("grpc-{code}"),
-        None => response.status().as_str().to_owned(),
-    };
-    let dialect = dialect.as_str();
-    metrics::counter!("inkstone_gateway_requests_total", "dialect" => dialect, "route" => route.clone(), "status" => status)
-        .increment(1);
-    metrics::histogram!("inkstone_gateway_request_seconds", "dialect" => dialect, "route" => route)
-        .record(took.as_secs_f64());
 }
 
 /// The answer to a request whose handler panicked.

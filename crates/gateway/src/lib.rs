@@ -13,6 +13,7 @@ mod auth;
 mod batch;
 mod bodies;
 mod cors;
+mod counts;
 mod crowd;
 mod dashscope;
 mod edge;

@@ -14,6 +14,7 @@ use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
+use crate::counts::Counts;
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::json::shorten;
@@ -42,12 +43,16 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         )
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_this_way)
-        // From the inside out: a body over the limit is refused before anyone works for it, …
-        .layer(from_fn_with_state(edge.clone(), bodies::limit))
-        // … a panic anywhere inside becomes an answer like any other, …
-        .layer(CatchPanicLayer::custom(layers::panicked))
-        // … and outermost, whatever comes out gets its words, its request id and its place in the metrics.
-        .layer(from_fn(layers::observe));
+        // Together, as everywhere here: what is laid around by itself goes into a box, and with each request every layer around it copies that box
+        // and all that are in it. From the outside in: …
+        .layer((
+            // … whatever comes out gets its words, its request id and its place in the metrics, …
+            from_fn_with_state(Arc::<Counts>::default(), layers::observe),
+            // … a panic anywhere inside becomes an answer like any other, …
+            CatchPanicLayer::custom(layers::panicked),
+            // … and a body over the limit is refused before anyone works for it.
+            from_fn_with_state(edge.clone(), bodies::limit),
+        ));
     // Around all of it, so that a page can read refusals too, and a preflight, which has no credentials, needs none.
     let router = match cors::layer(&edge.http.cors) {
         Some(layer) => router.layer(layer),
@@ -137,9 +142,11 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
     let calls = Services::new(grpc::Images::server(edge.clone()))
         .into_axum_router()
         // As over HTTP: room first, because to verify a proof is work as well.
-        .layer(from_fn_with_state(edge.clone(), auth::authenticate))
-        .layer(from_fn_with_state(edge.clone(), layers::shed))
-        .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline));
+        .layer((
+            from_fn_with_state(edge.clone(), layers::grpc_deadline),
+            from_fn_with_state(edge.clone(), layers::shed),
+            from_fn_with_state(edge.clone(), auth::authenticate),
+        ));
     // Without a fallback of their own: the one of `calls`, behind the same door, answers what nobody knows.
     let open = Services::builder()
         .routes()
@@ -147,34 +154,38 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .add_service(grpc::reflection()?)
         .add_service(grpc::reflection_v1alpha()?)
         .into_axum_router()
-        .layer(from_fn_with_state(edge.clone(), layers::shed))
-        .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline))
+        .layer((
+            from_fn_with_state(edge.clone(), layers::grpc_deadline),
+            from_fn_with_state(edge.clone(), layers::shed),
+        ))
         .reset_fallback();
     // Some of its calls need no key, and others wait for pictures.
     let inference = Services::new(oip::grpc::Inference::server(edge.clone()))
         .into_axum_router()
-        .layer(from_fn_with_state(edge.clone(), oip::grpc::admit))
-        .layer(from_fn_with_state(edge.clone(), layers::shed))
-        .layer(from_fn_with_state(
-            edge.clone(),
-            layers::grpc_generation_deadline,
+        .layer((
+            from_fn_with_state(edge.clone(), layers::grpc_generation_deadline),
+            from_fn_with_state(edge.clone(), layers::shed),
+            from_fn_with_state(edge.clone(), oip::grpc::admit),
         ))
         .reset_fallback();
-    let all = calls
-        .merge(open)
-        .merge(inference)
-        .layer(CatchPanicLayer::custom(layers::panicked))
-        .layer(from_fn(layers::observe));
+    let all = calls.merge(open).merge(inference).layer((
+        from_fn_with_state(Arc::<Counts>::default(), layers::observe),
+        CatchPanicLayer::custom(layers::panicked),
+    ));
     Ok((all, reporter))
 }
 
 // Each of these puts a layer around handlers and says in their description what the layer may answer instead of them.
 
-/// For callers that auth knows.
+/// For callers that auth knows; room first, as in [`roomy`].
 fn guarded(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
     answers::guarded(&mut paths);
-    let layer = from_fn_with_state(edge.clone(), auth::authenticate);
-    roomy(edge, (schemas, paths, methods.route_layer(layer)))
+    answers::roomy(&mut paths);
+    let both = (
+        from_fn_with_state(edge.clone(), layers::shed),
+        from_fn_with_state(edge.clone(), auth::authenticate),
+    );
+    (schemas, paths, methods.route_layer(both))
 }
 
 /// For handlers that ask auth themselves.

@@ -14,6 +14,7 @@ mod queue;
 mod reader;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_nats::connection::State;
@@ -131,6 +132,11 @@ impl BrokerError {
 /// A connection to NATS. Cheap to clone; it reconnects by itself, for ever.
 #[derive(Clone)]
 pub struct Broker {
+    shared: Arc<Shared>,
+}
+
+/// Behind one pointer: each client of the library is a dozen handles and a box, and whoever has a task log has five brokers.
+struct Shared {
     client: async_nats::Client,
     jetstream: jetstream::Context,
     settings: BrokerSettings,
@@ -162,10 +168,13 @@ impl Broker {
             .timeout(REQUEST_TIMEOUT)
             .ack_timeout(REQUEST_TIMEOUT)
             .build(client.clone());
-        let broker = Self {
+        let shared = Shared {
             client,
             jetstream,
             settings: settings.clone(),
+        };
+        let broker = Self {
+            shared: Arc::new(shared),
         };
         broker.patiently(|| broker.probe()).await?;
         Ok(broker)
@@ -179,7 +188,7 @@ impl Broker {
     where
         F: Future<Output = Result<T, BrokerError>>,
     {
-        let deadline = tokio::time::Instant::now() + self.settings.start_timeout.duration();
+        let deadline = tokio::time::Instant::now() + self.shared.settings.start_timeout.duration();
         loop {
             match operation().await {
                 Ok(value) => return Ok(value),
@@ -198,19 +207,19 @@ impl Broker {
         if !self.is_connected() {
             return Err(self.unreachable());
         }
-        let account = self.jetstream.query_account().await;
+        let account = self.shared.jetstream.query_account().await;
         account
             .map(drop)
             .map_err(BrokerError::request("asking for the account"))
     }
 
     pub(crate) fn is_connected(&self) -> bool {
-        self.client.connection_state() == State::Connected
+        self.shared.client.connection_state() == State::Connected
     }
 
     fn unreachable(&self) -> BrokerError {
         BrokerError::Unreachable {
-            url: self.settings.url.clone(),
+            url: self.shared.settings.url.clone(),
         }
     }
 
@@ -241,13 +250,13 @@ impl Broker {
                 destination: destination.to_owned(),
                 headers_only: false,
             }),
-            num_replicas: self.settings.replicas,
+            num_replicas: self.shared.settings.replicas,
             allow_direct: true,
             allow_atomic_publish: spec.batches,
             storage: jetstream::stream::StorageType::File,
             ..Config::default()
         };
-        let made = self.jetstream.create_or_update_stream(config).await;
+        let made = self.shared.jetstream.create_or_update_stream(config).await;
         made.map(drop)
             .map_err(BrokerError::request("creating a stream"))
     }
@@ -276,10 +285,14 @@ impl Broker {
             bucket: name.to_owned(),
             history: 1,
             max_age,
-            num_replicas: self.settings.replicas,
+            num_replicas: self.shared.settings.replicas,
             ..jetstream::kv::Config::default()
         };
-        let store = self.jetstream.create_or_update_key_value(config).await;
+        let store = self
+            .shared
+            .jetstream
+            .create_or_update_key_value(config)
+            .await;
         let store = store.map_err(BrokerError::request("opening a bucket"))?;
         Ok(Bucket::new(name, store, self.clone()))
     }
@@ -289,7 +302,7 @@ impl Broker {
         if !self.is_connected() {
             return;
         }
-        if let Err(error) = self.client.publish(subject, payload).await {
+        if let Err(error) = self.shared.client.publish(subject, payload).await {
             tracing::debug!(%error, "a message that may be lost was lost");
         }
     }
@@ -302,10 +315,10 @@ impl Broker {
         &self,
         subject: String,
     ) -> Result<impl Stream<Item = (String, Bytes)> + Send + Unpin + use<>, BrokerError> {
-        let subscription = self.client.subscribe(subject).await;
+        let subscription = self.shared.client.subscribe(subject).await;
         let subscription = subscription.map_err(BrokerError::request("subscribing"))?;
         // The server must know of the subscription before the caller reads state that it wants to see change.
-        let flushed = tokio::time::timeout(REQUEST_TIMEOUT, self.client.flush()).await;
+        let flushed = tokio::time::timeout(REQUEST_TIMEOUT, self.shared.client.flush()).await;
         match flushed {
             Ok(Ok(())) => Ok(subscription.map(|m| (m.subject.to_string(), m.payload))),
             Ok(Err(error)) => Err(BrokerError::request("subscribing")(error)),

@@ -93,7 +93,7 @@ impl WorkQueue {
         if let Some(id) = message.id {
             publish = publish.message_id(id);
         }
-        let context = &self.broker.jetstream;
+        let context = &self.broker.shared.jetstream;
         let failed = |error| self.failed(error);
         let sent = context.send_publish(message.subject, publish).await;
         let stored = sent.map_err(failed)?.await.map_err(failed)?;
@@ -120,7 +120,7 @@ impl WorkQueue {
             .expected_stream(self.stream)
             .expected_last_subject_sequence(0)
             .message_id(message_id);
-        let context = &self.broker.jetstream;
+        let context = &self.broker.shared.jetstream;
         let stored = match context.send_publish(subject.to_owned(), publish).await {
             Ok(sent) => sent.await,
             Err(error) => Err(error),
@@ -151,7 +151,12 @@ impl WorkQueue {
     /// # Errors
     /// When the broker does not answer.
     pub async fn depth(&self, filter: &str) -> Result<Vec<(String, usize)>, BrokerError> {
-        let stream = self.broker.jetstream.get_stream_no_info(self.stream).await;
+        let stream = self
+            .broker
+            .shared
+            .jetstream
+            .get_stream_no_info(self.stream)
+            .await;
         let stream = stream.map_err(BrokerError::request("opening a queue"))?;
         let info = stream.info_with_subjects(filter).await;
         let mut info = info.map_err(BrokerError::request("reading a queue's depth"))?;
@@ -167,7 +172,12 @@ impl WorkQueue {
     /// # Errors
     /// When the broker does not say that it has.
     pub async fn keep_last(&self, filter: &str, keep: u64) -> Result<u64, BrokerError> {
-        let stream = self.broker.jetstream.get_stream_no_info(self.stream).await;
+        let stream = self
+            .broker
+            .shared
+            .jetstream
+            .get_stream_no_info(self.stream)
+            .await;
         let stream = stream.map_err(BrokerError::request("opening a queue"))?;
         let purged = stream.purge().filter(filter).keep(keep).await;
         let purged = purged.map_err(BrokerError::request("purging a queue"))?;
@@ -179,7 +189,12 @@ impl WorkQueue {
     /// # Errors
     /// When the broker does not answer.
     pub async fn consumers(&self) -> Result<Vec<(String, u64)>, BrokerError> {
-        let stream = self.broker.jetstream.get_stream_no_info(self.stream).await;
+        let stream = self
+            .broker
+            .shared
+            .jetstream
+            .get_stream_no_info(self.stream)
+            .await;
         let stream = stream.map_err(BrokerError::request("opening a queue"))?;
         let mut consumers = stream.consumers();
         let mut all = Vec::new();
@@ -195,7 +210,7 @@ impl WorkQueue {
     /// # Errors
     /// When the broker does not answer, or there is no such consumer.
     pub async fn remove_consumer(&self, name: &str) -> Result<(), BrokerError> {
-        let context = &self.broker.jetstream;
+        let context = &self.broker.shared.jetstream;
         let removed = context.delete_consumer_from_stream(name, self.stream).await;
         removed
             .map(drop)
@@ -227,6 +242,7 @@ impl WorkQueue {
         };
         let made = self
             .broker
+            .shared
             .jetstream
             .create_consumer_on_stream(config, self.stream);
         let consumer = made
@@ -382,7 +398,7 @@ impl Delivery {
     /// When the client is closed, or the message came without an address.
     pub async fn ack_unconfirmed(&self) -> Result<(), BrokerError> {
         let to = self.address()?;
-        let sent = self.broker.client.publish(to, AckKind::Ack.into()).await;
+        let sent = self.broker.shared.client.publish(to, AckKind::Ack.into()).await;
         sent.map_err(BrokerError::request(ACKNOWLEDGING))
     }
 
@@ -397,7 +413,7 @@ impl Delivery {
     async fn confirm(&self, kind: AckKind) -> Result<(), BrokerError> {
         // The client's own way to be confirmed subscribes for each message anew; a request has a place for its answer.
         let to = self.address()?;
-        let confirmed = self.broker.client.request(to, kind.into()).await;
+        let confirmed = self.broker.shared.client.request(to, kind.into()).await;
         confirmed
             .map(drop)
             .map_err(BrokerError::request(ACKNOWLEDGING))

@@ -1,5 +1,6 @@
 //! Decode, call, encode.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use contract::auth::Caller;
@@ -95,7 +96,8 @@ impl OrchestratorService for Grpc {
         request: Request<api::SubmitEachRequest>,
     ) -> Result<Response<Self::SubmitEachStream>, Status> {
         let calls = request.into_inner().calls.into_iter().map(decode_call);
-        let tasks = self.tasks.clone();
+        // For the group once: it is many handles.
+        let tasks = Arc::new(self.tasks.clone());
         let answers = rpc::each("SubmitEach", calls.collect(), move |request| {
             let tasks = tasks.clone();
             async move { submit(&tasks, request).await.map_err(Failure::from) }

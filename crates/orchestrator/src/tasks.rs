@@ -82,8 +82,9 @@ impl Tasks {
         if request.source.is_some() {
             Box::pin(self.hold_source(&submitted, request)).await?;
         }
-        let policy = caller.policy.clone().unwrap_or_default();
-        let allowed = match Box::pin(self.allow(&submitted, &policy)).await {
+        let none = Policy::default();
+        let policy = caller.policy.as_ref().unwrap_or(&none);
+        let allowed = match Box::pin(self.allow(&submitted, policy)).await {
             Ok(allowed) => allowed,
             // Whoever asks again for what was accepted asks for nothing new.
             Err(refused) => {
@@ -238,18 +239,19 @@ impl Tasks {
     /// The event that would make the task.
     fn admit(&self, caller: &Caller, request: &SubmitTask) -> Result<Submitted, CallError> {
         let tenant: TenantId = caller.tenant.parse()?;
-        let policy = caller.policy.clone().unwrap_or_default();
+        let none = Policy::default();
+        let policy = caller.policy.as_ref().unwrap_or(&none);
         let known = self.models.all();
         if known.is_empty() {
             let text = "the models are not known just now; try again";
             return Err(Failure::unavailable(text, RETRY_AFTER).into());
         }
-        let routed = admit::routed(&known, request, &policy, &self.settings.routes);
+        let routed = admit::routed(&known, request, policy, &self.settings.routes);
         let (model, pinned) = match routed {
             Some(target) => target,
             None => {
                 let default = &self.settings.default_model;
-                let model = admit::choose_model(&known, &request.model, default, &policy)?;
+                let model = admit::choose_model(&known, &request.model, default, policy)?;
                 (model, None)
             }
         };
@@ -270,12 +272,12 @@ impl Tasks {
         let (token, seed) = random.split_at(16);
         // 32 bits: what every client can hold in a JSON number, and as many pictures as anyone compares.
         let seed = u64::from(u32::from_be_bytes([seed[0], seed[1], seed[2], seed[3]]));
-        let full = admit::normalise(request, model, &profile, &policy, seed)?;
+        let full = admit::normalise(request, model, &profile, policy, seed)?;
         Ok(Submitted {
             task_id: task.to_string(),
             tenant: tenant.to_string(),
             app_key: caller.app_key.clone(),
-            lane: admit::lane(&full, &policy, &self.settings).to_string(),
+            lane: admit::lane(&full, policy, &self.settings).to_string(),
             request: Some(full),
             request_digest: digest::digest(&digest::SHA256, &request.encode_to_vec())
                 .as_ref()
@@ -287,7 +289,7 @@ impl Tasks {
             producer: None,
             tasks_running: policy.tasks_running.unwrap_or(0),
             retry_of: String::new(),
-            charged_to: match DayLimit::of(&policy).is_none() {
+            charged_to: match DayLimit::of(policy).is_none() {
                 true => String::new(),
                 false => policy.name.clone(),
             },

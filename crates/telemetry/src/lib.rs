@@ -2,30 +2,28 @@
 //! request's spans together over HTTP, gRPC and NATS headers (W3C Trace Context).
 //!
 //! Spans always have ids, exported or not, so every answer carries a `traceparent`; what ties an answer to log lines is the
-//! request id on the request's span.
+//! request id on the request's span. Where nothing is exported, a layer of our own makes the ids and nothing else (`ids`).
+
+mod context;
+mod filter;
+mod ids;
 
 use std::ffi::OsStr;
 use std::io::IsTerminal as _;
-use std::sync::OnceLock;
 
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle};
-use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
-use opentelemetry::trace::{TraceContextExt as _, TracerProvider as _};
+use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
-use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use tracing::Level;
-use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 use tracing_subscriber::filter::filter_fn;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
-use tracing_subscriber::{EnvFilter, Layer as _};
+use tracing_subscriber::{Layer as _, Registry};
 
+pub use context::{TRACEPARENT, continue_trace, inject, traceparent};
 pub use tracing::Span;
 
-/// The W3C header that names a request's trace.
-pub const TRACEPARENT: &str = "traceparent";
-const TRACESTATE: &str = "tracestate";
 /// Switches colours off where it is set and not empty: <https://no-color.org>.
 const NO_COLOR: &str = "NO_COLOR";
 
@@ -77,7 +75,8 @@ pub enum TelemetryError {
 #[derive(Clone)]
 pub struct Telemetry {
     metrics: PrometheusHandle,
-    traces: SdkTracerProvider,
+    /// None where nothing is exported.
+    traces: Option<SdkTracerProvider>,
 }
 
 impl Telemetry {
@@ -89,15 +88,19 @@ impl Telemetry {
         service: &'static str,
         settings: &TelemetrySettings,
     ) -> Result<Self, TelemetryError> {
-        let filter = EnvFilter::try_new(&settings.log).map_err(TelemetryError::Filter)?;
-        let traces = tracer_provider(service, settings)?;
-        // Where a span was opened in the code, by which thread, and for how long it was idle would cost every request more than the rest of
-        // its spans does.
-        let spans = tracing_opentelemetry::layer()
-            .with_location(false)
-            .with_threads(false)
-            .with_tracked_inactivity(false)
-            .with_tracer(traces.tracer(service));
+        let filter = filter::parse::<Registry>(&settings.log).map_err(TelemetryError::Filter)?;
+        let traces = exported(service, settings)?;
+        let spans = match &traces {
+            // Where a span was opened in the code, by which thread, and for how long it was idle would cost every request more than the
+            // rest of its spans does.
+            Some(traces) => tracing_opentelemetry::layer()
+                .with_location(false)
+                .with_threads(false)
+                .with_tracked_inactivity(false)
+                .with_tracer(traces.tracer(service))
+                .boxed(),
+            None => ids::SpanIds.boxed(),
+        };
         let colours = colours(
             std::io::stderr().is_terminal(),
             std::env::var_os(NO_COLOR).as_deref(),
@@ -138,7 +141,7 @@ impl Telemetry {
 
     /// Sends the spans that wait. Blocks: call it off the runtime.
     pub fn flush(&self) {
-        if let Err(error) = self.traces.shutdown() {
+        if let Some(Err(error)) = self.traces.as_ref().map(SdkTracerProvider::shutdown) {
             tracing::debug!(%error, "some spans were not exported");
         }
     }
@@ -155,84 +158,27 @@ fn may_be_told(target: &str, level: Level) -> bool {
     level <= Level::INFO || !target.starts_with("async_nats")
 }
 
-fn tracer_provider(
+/// What exports spans; none without an endpoint.
+fn exported(
     service: &'static str,
     settings: &TelemetrySettings,
-) -> Result<SdkTracerProvider, TelemetryError> {
+) -> Result<Option<SdkTracerProvider>, TelemetryError> {
+    if settings.otlp_endpoint.is_empty() {
+        return Ok(None);
+    }
     let resource = opentelemetry_sdk::Resource::builder()
         .with_service_name(service)
         .build();
-    let builder = SdkTracerProvider::builder().with_resource(resource);
-    if settings.otlp_endpoint.is_empty() {
-        return Ok(builder.build());
-    }
     let exporter = opentelemetry_otlp::SpanExporter::builder()
         .with_tonic()
         .with_endpoint(&settings.otlp_endpoint)
         .build()
         .map_err(TelemetryError::Exporter)?;
-    Ok(builder.with_batch_exporter(exporter).build())
-}
-
-fn propagator() -> &'static TraceContextPropagator {
-    static PROPAGATOR: OnceLock<TraceContextPropagator> = OnceLock::new();
-    PROPAGATOR.get_or_init(TraceContextPropagator::new)
-}
-
-struct Outgoing<F>(F);
-
-impl<F: FnMut(&str, String)> Injector for Outgoing<F> {
-    fn set(&mut self, key: &str, value: String) {
-        (self.0)(key, value);
-    }
-}
-
-struct Incoming<'a> {
-    traceparent: Option<&'a str>,
-    tracestate: Option<&'a str>,
-}
-
-impl Extractor for Incoming<'_> {
-    fn get(&self, key: &str) -> Option<&str> {
-        match key {
-            TRACEPARENT => self.traceparent,
-            TRACESTATE => self.tracestate,
-            _ => None,
-        }
-    }
-
-    fn keys(&self) -> Vec<&str> {
-        vec![TRACEPARENT, TRACESTATE]
-    }
-}
-
-/// Writes the current span's context as headers, by calling `set(name, value)`.
-pub fn inject(set: impl FnMut(&str, String)) {
-    propagator().inject_context(&Span::current().context(), &mut Outgoing(set));
-}
-
-/// Makes `span` a child of the context in the headers that `get(name)` reads, if there is a valid one.
-pub fn continue_trace<'a>(span: &Span, get: impl Fn(&str) -> Option<&'a str>) {
-    let parent = propagator().extract(&Incoming {
-        traceparent: get(TRACEPARENT),
-        tracestate: get(TRACESTATE),
-    });
-    if parent.span().span_context().is_valid() {
-        // Fails only where no subscriber keeps spans, and then there is nothing to tie together.
-        let _ = span.set_parent(parent);
-    }
-}
-
-/// The `traceparent` of `span`, if spans are kept.
-pub fn traceparent(span: &Span) -> Option<String> {
-    let mut found = None;
-    let set = |key: &str, value: String| {
-        if key == TRACEPARENT {
-            found = Some(value);
-        }
-    };
-    propagator().inject_context(&span.context(), &mut Outgoing(set));
-    found
+    let traces = SdkTracerProvider::builder()
+        .with_resource(resource)
+        .with_batch_exporter(exporter)
+        .build();
+    Ok(Some(traces))
 }
 
 #[cfg(test)]
@@ -248,5 +194,15 @@ mod tests {
         assert!(!colours(true, wish("1")));
         assert!(!colours(false, None));
         assert!(!colours(false, wish("")));
+    }
+
+    #[test]
+    fn without_an_endpoint_nothing_is_kept_for_export() {
+        let settings = TelemetrySettings {
+            log: "info".to_owned(),
+            format: LogFormat::Text,
+            otlp_endpoint: String::new(),
+        };
+        assert!(exported("test", &settings).unwrap().is_none());
     }
 }
