@@ -11,6 +11,7 @@ use contract::auth::{Caller, RateLimit, authenticate_request::Proof};
 use contract::proof::{Proven, SignedBody};
 use contract::{ErrorCode, Failure};
 
+use crate::answers::Addressee;
 use crate::edge::Edge;
 use crate::problem::{Refused, whole_seconds};
 use crate::room::Class;
@@ -39,6 +40,7 @@ pub(crate) async fn authenticate(
         Ok(known) => known,
         Err(failure) => return refuse(failure),
     };
+    let to = Addressee(caller.tenant.as_str().into());
     let mut response = match serve(&edge, caller, request, proof.body, next).await {
         Ok(response) => response,
         Err(failure) => refuse(failure),
@@ -48,10 +50,11 @@ pub(crate) async fn authenticate(
     let over = response.extensions().get::<Refused>().and_then(over_limit);
     write_limit(response.headers_mut(), later.flatten().or(limit));
     write_over(response.headers_mut(), over);
+    response.extensions_mut().insert(to);
     response
 }
 
-/// What a known caller asks for: within what its tenant may have under way, and with the body that it has signed.
+/// What a known caller asks for: within what its tenant may have under way and unread, and with the body that it has signed.
 async fn serve(
     edge: &Edge,
     caller: Caller,
@@ -59,6 +62,7 @@ async fn serve(
     body: Option<SignedBody>,
     next: Next,
 ) -> Result<Response, Failure> {
+    edge.unread.admit_tenant(&caller.tenant)?;
     // Where its place was taken. A call whose place was taken elsewhere has its limits there.
     let class = request.extensions().get::<Class>().copied();
     let share = class.map(|class| edge.room(class).share(&caller.tenant));

@@ -60,13 +60,14 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
 fn described(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
     let quick = |routes| quick(edge, routes);
     let guarded = |routes| guarded(edge, routes);
+    let without_key = |routes| without_key(edge, routes);
     OpenApiRouter::with_openapi(openapi::base())
-        // These wait for nothing: no credentials, no room, no other service.
-        .routes(routes!(welcome::page))
+        // These wait for nothing: no credentials, no place, no other service.
         .routes(routes!(health::healthz))
-        .routes(routes!(welcome::error_page))
-        .routes(routes!(openapi::document))
-        .routes(routes!(openapi::page))
+        .routes(without_key(routes!(welcome::page)))
+        .routes(without_key(routes!(welcome::error_page)))
+        .routes(without_key(routes!(openapi::document)))
+        .routes(without_key(routes!(openapi::page)))
         // Authenticates itself, because auth must see the proof with the wish.
         .routes(quick(proves_itself(
             edge,
@@ -141,12 +142,16 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .layer(from_fn_with_state(edge.clone(), layers::shed))
         .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline));
     // Without a fallback of their own: the one of `calls`, behind the same door, answers what nobody knows.
-    let open = Services::builder()
-        .routes()
-        .add_service(health.max_decoding_message_size(grpc::SMALL_MESSAGE))
-        .add_service(grpc::reflection()?)
+    let open = Services::new(health.max_decoding_message_size(grpc::SMALL_MESSAGE))
+        .into_axum_router()
+        .layer(from_fn_with_state(edge.clone(), layers::shed))
+        .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline))
+        .reset_fallback();
+    // Its answers are long, and whoever does not read them keeps nobody from asking for health.
+    let reflection = Services::new(grpc::reflection()?)
         .add_service(grpc::reflection_v1alpha()?)
         .into_axum_router()
+        .layer(from_fn_with_state(edge.clone(), layers::without_key))
         .layer(from_fn_with_state(edge.clone(), layers::shed))
         .layer(from_fn_with_state(edge.clone(), layers::grpc_deadline))
         .reset_fallback();
@@ -162,6 +167,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .reset_fallback();
     let all = calls
         .merge(open)
+        .merge(reflection)
         .merge(inference)
         .layer(CatchPanicLayer::custom(layers::panicked))
         .layer(from_fn(layers::observe));
@@ -193,6 +199,13 @@ fn without_body((schemas, mut paths, methods): Routes) -> Routes {
 fn roomy(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
     answers::roomy(&mut paths);
     let layer = from_fn_with_state(edge.clone(), layers::shed);
+    (schemas, paths, methods.route_layer(layer))
+}
+
+/// For what anyone may have and is long.
+fn without_key(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
+    answers::roomy(&mut paths);
+    let layer = from_fn_with_state(edge.clone(), layers::without_key);
     (schemas, paths, methods.route_layer(layer))
 }
 
