@@ -61,7 +61,14 @@ async fn a_tenant_with_its_share_of_streams_is_refused_another_and_the_next_tena
     let task = greedy.task().await;
     let first = greedy.watch(&task).await.unwrap();
     let second = greedy.watch(&task).await.unwrap();
-    let refused = Failure::from(greedy.watch(&task).await.unwrap_err());
+    let status = greedy.watch(&task).await.unwrap_err();
+    // Beside the share that was reached, the key's rate would be taken for it.
+    let told = ["ratelimit-limit", "ratelimit-remaining"].map(|name| {
+        let value = status.metadata().get(name).unwrap();
+        value.to_str().unwrap().to_owned()
+    });
+    assert_eq!(told, ["2", "0"]);
+    let refused = Failure::from(status);
     assert_eq!(refused.code, ErrorCode::RateLimited);
     assert!(
         refused.retry_after.is_some() && refused.message.contains("may have 2"),
