@@ -34,8 +34,8 @@ def before_load_schema(context, document):
     for name in ("Submission", "KeyedSubmission"):
         fields = parts[name]["properties"]
         fields.update(KNOBS, model=MODEL, width=SIDE, height=SIDE)
-        # Nobody is to be told of these tasks. (Nor can a schema say that the two are not given together.)
-        del fields["webhook"], fields["webhook_url"]
+        # Nobody is to be told of these tasks, so that there is no rule for who is.
+        del fields["webhook"], fields["webhook_url"], parts[name]["not"]
     parts["Batch"]["properties"]["tasks"]["maxItems"] = BATCH
     # What needs a picture beside it.
     for name in ("DashScopeSynthesis", "DashScopeMessage"):
@@ -53,14 +53,15 @@ def before_load_schema(context, document):
     for name in ("ImageGeneration", "ImageEdit", "ImageEditByReference"):
         fields = parts[name]["properties"]
         fields.update(KNOBS, model=MODEL, size=one_of("auto", "64x128", "128x128"))
-        del fields["stream"], fields["partial_images"]
+        del fields["stream"], fields["partial_images"], parts[name]["if"], parts[name]["then"]
     # A file, not a list of files: a form has the field once or several times.
     parts["ImageEdit"]["properties"]["image"] = {"type": "string", "format": "binary"}
     named = {"type": "string", "enum": [PICTURE]}
     fields = parts["ImageEditByReference"]["properties"]
     fields["images"]["items"]["properties"]["image_url"] = named
     fields["mask"]["properties"]["image_url"] = named
-    # One of the two has to be there.
+    # One of the two has to be there: as the document says it, but in a form that requests are made from sooner.
+    del parts["Feedback"]["not"]
     parts["Feedback"]["anyOf"] = [
         {"required": ["rating"], "properties": {"rating": {"type": "integer"}}},
         {"required": ["verdict"], "properties": {"verdict": {"type": "string"}}},

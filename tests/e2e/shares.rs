@@ -1,8 +1,12 @@
 //! One tenant cannot hold everything that a gateway has to give at once.
 
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
+
 use contract::ErrorCode;
 use contract::Failure;
-use contract::v1::{SubmitRequest, WatchRequest, WatchResponse};
+use contract::v1::{SubmitRequest, SubmitTask, WatchRequest, WatchResponse};
 use e2e::Platform;
 use tonic::{Request, Status, Streaming};
 
@@ -57,7 +61,14 @@ async fn a_tenant_with_its_share_of_streams_is_refused_another_and_the_next_tena
     let task = greedy.task().await;
     let first = greedy.watch(&task).await.unwrap();
     let second = greedy.watch(&task).await.unwrap();
-    let refused = Failure::from(greedy.watch(&task).await.unwrap_err());
+    let status = greedy.watch(&task).await.unwrap_err();
+    // Beside the share that was reached, the key's rate would be taken for it.
+    let told = ["ratelimit-limit", "ratelimit-remaining"].map(|name| {
+        let value = status.metadata().get(name).unwrap();
+        value.to_str().unwrap().to_owned()
+    });
+    assert_eq!(told, ["2", "0"]);
+    let refused = Failure::from(status);
     assert_eq!(refused.code, ErrorCode::RateLimited);
     assert!(
         refused.retry_after.is_some() && refused.message.contains("may have 2"),
@@ -73,4 +84,60 @@ async fn a_tenant_with_its_share_of_streams_is_refused_another_and_the_next_tena
         tokio::time::sleep(std::time::Duration::from_millis(20)).await;
     }
     drop(second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_does_not_read_its_pictures_is_refused_more_of_them_and_others_are_served() {
+    // A share is 10 KiB, which one picture has.
+    let settings = [
+        ("INKSTONE_GATEWAY__HTTP__MAX_UNREAD_BYTES", "1MiB"),
+        ("INKSTONE_GATEWAY__HTTP__TENANT_SHARE", "1"),
+    ];
+    let platform = Platform::start_with(&settings).await;
+    let large = SubmitTask {
+        width: 256,
+        height: 256,
+        ..short_picture()
+    };
+    let task = platform.submit(large).await.unwrap();
+    let task = platform.wait_ended(&task.id).await;
+    // With a token, which needs no key and counts for the task.
+    let picture = task.images[0].path.as_str();
+    assert!(picture.contains("token="), "{picture}");
+    let ask = |path: &str| {
+        let request = e2e::agent().get(format!("{}{path}", platform.url()));
+        let request = request.header("authorization", platform.authorization());
+        let mut answer = request.call().unwrap();
+        let wait = answer.headers().contains_key("retry-after");
+        let body = answer.body_mut().read_to_vec().unwrap();
+        let body = String::from_utf8_lossy(&body).into_owned();
+        (answer.status().as_u16(), wait, body)
+    };
+    let until = |status: u16| {
+        let began = Instant::now();
+        loop {
+            let answer = ask(picture);
+            if answer.0 == status {
+                return answer;
+            }
+            assert!(began.elapsed() < e2e::LIMIT, "still {}", answer.0);
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    };
+    tokio::task::block_in_place(|| {
+        until(200);
+        let address = platform.url().replace("http://", "");
+        let mut deaf = TcpStream::connect(address).unwrap();
+        // More than sockets take, and none of it is read.
+        let questions = format!("GET {picture} HTTP/1.1\r\nhost: x\r\n\r\n").repeat(300);
+        deaf.write_all(questions.as_bytes()).unwrap();
+        let (_, wait, body) = until(429);
+        assert!(wait && body.contains("wait to be read"), "{body}");
+        let other = format!("/v1/tasks/{}", task.id);
+        for path in ["/v1/models", &other, "/docs"] {
+            assert_eq!(ask(path).0, 200, "{path}");
+        }
+        drop(deaf);
+        until(200);
+    });
 }

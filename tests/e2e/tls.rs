@@ -27,6 +27,11 @@ async fn all_services_and_the_broker_with_certificates_draw_a_picture_and_an_ope
     // The admin token alone is not enough.
     let without = platform.keys(&["list"], None);
     assert!(!without.status.success(), "{without:?}");
+    let text = String::from_utf8(without.stderr).unwrap();
+    assert!(
+        text.contains("speaks TLS") && text.contains("--tls-dir"),
+        "{text}"
+    );
     // Nor is a certificate of a service.
     let (operator, kept) = (folder.path().join("operator"), folder.path().join("kept"));
     std::fs::rename(&operator, kept).unwrap();
@@ -72,4 +77,11 @@ async fn the_command_line_reaches_a_gateway_with_a_certificate_whose_ca_it_is_gi
     let clear = draw_at(&platform.url(), &[]);
     let text = String::from_utf8(clear.stderr).unwrap();
     assert!(text.contains("speaks TLS; say https://"), "{text}");
+    // Between the services there are no certificates here.
+    let listed = platform.keys(&["list"], Some(folder.path()));
+    let text = String::from_utf8(listed.stderr).unwrap();
+    assert!(
+        text.contains("does not speak TLS; leave out --tls-dir"),
+        "{text}"
+    );
 }

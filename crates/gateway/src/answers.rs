@@ -1,21 +1,23 @@
 //! Answers on their way out: how many bytes of them wait for clients to read, and for how long a client may read none.
 
+use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use contract::Failure;
+use contract::{ErrorCode, Failure};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use settings::ByteSize;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::crowd::{Line, UnderWay};
+use crate::room::refused;
 
 /// What is written in one piece and so small that sockets take it: not worth counting.
 const SMALL: usize = 4 * 1024;
@@ -24,39 +26,147 @@ const LEAST_READ: u64 = 64 * 1024;
 /// Suggested wait when too much is unread: it is read, or its reader cut off, in seconds.
 const BUSY_WAIT: Duration = Duration::from_secs(1);
 
-/// Bytes of answers that clients have not read yet, of all connections.
-#[derive(Debug, Default)]
-pub(crate) struct Unread(AtomicU64);
+/// What is refused for want of room, in metrics.
+const WAITING: &str = "answers wait to be read";
+const WAITING_STRANGERS: &str = "answers without a key wait to be read";
+
+/// Whom an answer is for, among its extensions: a tenant, or whoever reads a picture by its token. For anyone else there is none.
+#[derive(Debug, Clone)]
+pub(crate) struct Addressee(pub(crate) Arc<str>);
+
+/// Bytes of answers that clients have not read yet, of all connections. Of those to callers who are known each tenant has a share;
+/// those to anyone else have room of their own, so that they take none from callers with a key.
+#[derive(Debug)]
+pub(crate) struct Unread {
+    most: ByteSize,
+    share: ByteSize,
+    most_without_key: ByteSize,
+    known: AtomicU64,
+    without_key: AtomicU64,
+    /// Those of whose answers nothing waits are not in it.
+    tenants: Mutex<HashMap<Arc<str>, u64>>,
+}
 
 impl Unread {
-    fn bytes(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
+    /// Of `most` bytes, one tenant may have `percent`.
+    pub(crate) fn new(most: ByteSize, percent: u32, most_without_key: ByteSize) -> Self {
+        let share = most.bytes().saturating_mul(percent.into()) / 100;
+        Self {
+            most,
+            share: ByteSize::of(share),
+            most_without_key,
+            known: AtomicU64::new(0),
+            without_key: AtomicU64::new(0),
+            tenants: Mutex::default(),
+        }
     }
 
-    /// Whether there may be one more answer: not while those that wait have more than `most` together.
-    pub(crate) fn admit(&self, most: ByteSize) -> Result<(), Failure> {
-        if self.bytes() <= most.bytes() {
+    fn tenants(&self) -> MutexGuard<'_, HashMap<Arc<str>, u64>> {
+        // Every change leaves it whole.
+        self.tenants.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Whether there may be one more answer to a caller who is not known yet: not while those to callers who are have more
+    /// than the most together.
+    ///
+    /// # Errors
+    /// Unavailable if not.
+    pub(crate) fn admit(&self) -> Result<(), Failure> {
+        if self.known.load(Ordering::Relaxed) <= self.most.bytes() {
             return Ok(());
         }
+        refused(WAITING, "full");
         let message = "too many bytes of answers wait to be read; try again";
         Err(Failure::unavailable(message, BUSY_WAIT))
     }
+
+    /// Whether there may be one more answer to this tenant: not while those that it has not read have more than its share.
+    ///
+    /// # Errors
+    /// Over the limit if not.
+    pub(crate) fn admit_tenant(&self, tenant: &str) -> Result<(), Failure> {
+        let waiting = self.tenants().get(tenant).copied().unwrap_or_default();
+        if waiting <= self.share.bytes() {
+            return Ok(());
+        }
+        refused(WAITING, "share");
+        let message = format!(
+            "too many bytes of answers for one tenant wait to be read, which may have {} at this gateway; read them, or try again",
+            self.share
+        );
+        Err(Failure {
+            retry_after: Some(BUSY_WAIT),
+            ..Failure::new(ErrorCode::RateLimited, message)
+        })
+    }
+
+    /// Whether there may be one more answer to someone without a key.
+    ///
+    /// # Errors
+    /// Unavailable if not.
+    pub(crate) fn admit_without_key(&self) -> Result<(), Failure> {
+        if self.without_key.load(Ordering::Relaxed) <= self.most_without_key.bytes() {
+            return Ok(());
+        }
+        refused(WAITING_STRANGERS, "full");
+        let message =
+            "too many bytes of answers to callers without a key wait to be read; try again";
+        Err(Failure::unavailable(message, BUSY_WAIT))
+    }
+
+    fn add(&self, whose: Option<&Arc<str>>, bytes: u64) {
+        let Some(tenant) = whose else {
+            self.without_key.fetch_add(bytes, Ordering::Relaxed);
+            return;
+        };
+        self.known.fetch_add(bytes, Ordering::Relaxed);
+        *self.tenants().entry(tenant.clone()).or_default() += bytes;
+    }
+
+    fn take_away(&self, whose: Option<&Arc<str>>, bytes: u64) {
+        let Some(tenant) = whose else {
+            self.without_key.fetch_sub(bytes, Ordering::Relaxed);
+            return;
+        };
+        self.known.fetch_sub(bytes, Ordering::Relaxed);
+        let mut tenants = self.tenants();
+        match tenants.get_mut(tenant) {
+            Some(waiting) if *waiting > bytes => *waiting -= bytes,
+            _ => {
+                tenants.remove(tenant);
+            }
+        }
+    }
+}
+
+/// Where an answer's bytes are counted while they wait.
+struct Account {
+    under_way: UnderWay,
+    unread: Arc<Unread>,
+    whose: Option<Arc<str>>,
 }
 
 /// The body of an answer. It keeps its request under way until the connection has let go of the last byte.
 pub(crate) struct Answer {
     body: Body,
-    under_way: Arc<UnderWay>,
-    unread: Arc<Unread>,
+    account: Arc<Account>,
 }
 
 impl Answer {
-    pub(crate) fn new(body: Body, under_way: UnderWay, unread: Arc<Unread>) -> Self {
-        Self {
-            body,
-            under_way: Arc::new(under_way),
+    /// `to`: if it is known.
+    pub(crate) fn new(
+        body: Body,
+        under_way: UnderWay,
+        unread: Arc<Unread>,
+        to: Option<Addressee>,
+    ) -> Self {
+        let whose = to.map(|Addressee(whose)| whose);
+        let account = Arc::new(Account {
+            under_way,
             unread,
-        }
+            whose,
+        });
+        Self { body, account }
     }
 }
 
@@ -69,7 +179,7 @@ impl HttpBody for Answer {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
         let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let counted = |bytes| Waiting::bytes(bytes, &self.under_way, &self.unread);
+        let counted = |bytes| Waiting::bytes(bytes, &self.account);
         Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(counted))))
     }
 
@@ -85,22 +195,21 @@ impl HttpBody for Answer {
 /// Bytes that are counted for as long as anyone has them.
 struct Waiting {
     bytes: Bytes,
-    under_way: Arc<UnderWay>,
-    unread: Arc<Unread>,
+    account: Arc<Account>,
 }
 
 impl Waiting {
-    fn bytes(bytes: Bytes, under_way: &Arc<UnderWay>, unread: &Arc<Unread>) -> Bytes {
+    fn bytes(bytes: Bytes, account: &Arc<Account>) -> Bytes {
         if bytes.len() <= SMALL {
             return bytes;
         }
         let length = bytes.len() as u64;
-        unread.0.fetch_add(length, Ordering::Relaxed);
-        under_way.line().unread.fetch_add(length, Ordering::Relaxed);
+        account.unread.add(account.whose.as_ref(), length);
+        let line = account.under_way.line();
+        line.unread.fetch_add(length, Ordering::Relaxed);
         Bytes::from_owner(Self {
             bytes,
-            under_way: under_way.clone(),
-            unread: unread.clone(),
+            account: account.clone(),
         })
     }
 }
@@ -114,11 +223,10 @@ impl AsRef<[u8]> for Waiting {
 impl Drop for Waiting {
     fn drop(&mut self) {
         let length = self.bytes.len() as u64;
-        self.unread.0.fetch_sub(length, Ordering::Relaxed);
-        self.under_way
-            .line()
-            .unread
-            .fetch_sub(length, Ordering::Relaxed);
+        let account = &self.account;
+        account.unread.take_away(account.whose.as_ref(), length);
+        let line = account.under_way.line();
+        line.unread.fetch_sub(length, Ordering::Relaxed);
     }
 }
 
@@ -225,7 +333,7 @@ mod tests {
     use http_body_util::BodyExt as _;
 
     use super::*;
-    use crate::crowd::Crowd;
+    use crate::crowd::{Crowd, Member};
 
     #[test]
     fn a_client_that_reads_is_borne_and_one_that_does_not_is_not() {
@@ -242,36 +350,87 @@ mod tests {
         assert!(pace.is_too_slow(true, 30 + LEAST_READ, at(70)));
     }
 
+    /// Of 1000 bytes, half are one tenant's; without a key there are 100.
+    fn unread() -> Arc<Unread> {
+        Arc::new(Unread::new(ByteSize::of(1000), 50, ByteSize::of(100)))
+    }
+
+    fn waiting(unread: &Unread) -> (u64, u64) {
+        let known = unread.known.load(Ordering::Relaxed);
+        (known, unread.without_key.load(Ordering::Relaxed))
+    }
+
+    fn tenant(name: &str) -> Option<Addressee> {
+        Some(Addressee(name.into()))
+    }
+
+    async fn member() -> Member {
+        let crowd = Arc::new(Crowd::new(1, 1));
+        let room = crowd.room().await;
+        crowd.join(room, [127, 0, 0, 1].into()).unwrap()
+    }
+
     #[tokio::test]
     async fn bytes_count_as_unread_until_the_last_piece_of_them_is_gone() {
-        let crowd = Arc::new(Crowd::new(1, 1));
-        let member = crowd
-            .join(crowd.room().await, [127, 0, 0, 1].into())
-            .unwrap();
-        let unread = Arc::new(Unread::default());
-        let body = Body::from(vec![7; 100_000]);
-        let mut answer = Answer::new(body, member.line.begin(), unread.clone());
-        let frame = answer.frame().await.unwrap().unwrap();
-        let bytes = frame.into_data().unwrap();
-        drop(answer);
-        let piece = bytes.slice(5..6);
-        drop(bytes);
-        assert_eq!((unread.bytes(), member.line.owes()), (100_000, true));
-        assert!(unread.admit(ByteSize::of(100_000)).is_ok());
-        assert!(unread.admit(ByteSize::of(99_999)).is_err());
-        drop(piece);
-        assert_eq!((unread.bytes(), member.line.owes()), (0, false));
+        let member = member().await;
+        for (to, counted) in [(tenant("a"), (100_000, 0)), (None, (0, 100_000))] {
+            let unread = unread();
+            let body = Body::from(vec![7; 100_000]);
+            let mut answer = Answer::new(body, member.line.begin(), unread.clone(), to);
+            let frame = answer.frame().await.unwrap().unwrap();
+            let bytes = frame.into_data().unwrap();
+            drop(answer);
+            let piece = bytes.slice(5..6);
+            drop(bytes);
+            assert_eq!((waiting(&unread), member.line.owes()), (counted, true));
+            drop(piece);
+            assert_eq!((waiting(&unread), member.line.owes()), ((0, 0), false));
+            assert!(unread.tenants().is_empty());
+        }
+    }
+
+    #[test]
+    fn a_tenant_that_leaves_its_share_unread_is_refused_and_another_is_not() {
+        let unread = unread();
+        let (one, other) = (Arc::from("one"), Arc::from("other"));
+        unread.add(Some(&one), 500);
+        unread.admit_tenant("one").unwrap();
+        unread.add(Some(&one), 1);
+        let refused = unread.admit_tenant("one").unwrap_err();
+        assert_eq!(refused.code, ErrorCode::RateLimited);
+        assert!(refused.retry_after.is_some(), "{refused}");
+        assert!(refused.message.contains("may have 500 B"), "{refused}");
+        unread.admit_tenant("other").unwrap();
+        unread.admit().unwrap();
+        // Together they have more than there may be.
+        unread.add(Some(&other), 500);
+        assert_eq!(unread.admit().unwrap_err().code, ErrorCode::Unavailable);
+        unread.take_away(Some(&one), 1);
+        unread.admit_tenant("one").unwrap();
+        unread.admit().unwrap();
+    }
+
+    #[test]
+    fn what_callers_without_a_key_leave_unread_takes_no_room_from_those_with_one() {
+        let unread = unread();
+        unread.add(None, 100);
+        unread.admit_without_key().unwrap();
+        unread.add(None, 1_000_000);
+        let refused = unread.admit_without_key().unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Unavailable);
+        unread.admit().unwrap();
+        unread.admit_tenant("").unwrap();
+        unread.take_away(None, 1_000_000);
+        unread.add(Some(&Arc::from("one")), 1_000_000);
+        unread.admit_without_key().unwrap();
     }
 
     #[tokio::test]
     async fn small_answers_pass_as_they_are() {
-        let crowd = Arc::new(Crowd::new(1, 1));
-        let member = crowd
-            .join(crowd.room().await, [127, 0, 0, 1].into())
-            .unwrap();
-        let unread = Arc::new(Unread::default());
-        let answer = Answer::new(Body::from("ok"), member.line.begin(), unread.clone());
+        let (member, unread) = (member().await, unread());
+        let body = Body::from("ok");
+        let answer = Answer::new(body, member.line.begin(), unread.clone(), tenant("a"));
         let bytes = to_bytes(Body::new(answer), 10).await.unwrap();
-        assert_eq!((&bytes[..], unread.bytes()), (&b"ok"[..], 0));
+        assert_eq!((&bytes[..], waiting(&unread)), (&b"ok"[..], (0, 0)));
     }
 }

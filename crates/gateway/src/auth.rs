@@ -10,7 +10,9 @@ use axum::response::{IntoResponse, Response};
 use contract::auth::{Caller, RateLimit, authenticate_request::Proof};
 use contract::proof::{Proven, SignedBody};
 use contract::{ErrorCode, Failure};
+use tonic::Status;
 
+use crate::answers::Addressee;
 use crate::edge::Edge;
 use crate::problem::{Refused, whole_seconds};
 use crate::room::Class;
@@ -39,19 +41,17 @@ pub(crate) async fn authenticate(
         Ok(known) => known,
         Err(failure) => return refuse(failure),
     };
+    let to = Addressee(caller.tenant.as_str().into());
     let mut response = match serve(&edge, caller, request, proof.body, next).await {
         Ok(response) => response,
         Err(failure) => refuse(failure),
     };
-    // Of a handler that charged more, what it was told last counts; and whoever was refused for the limit has nothing left.
-    let later = response.extensions_mut().remove::<Option<RateLimit>>();
-    let over = response.extensions().get::<Refused>().and_then(over_limit);
-    write_limit(response.headers_mut(), later.flatten().or(limit));
-    write_over(response.headers_mut(), over);
+    tell_limit(&mut response, limit);
+    response.extensions_mut().insert(to);
     response
 }
 
-/// What a known caller asks for: within what its tenant may have under way, and with the body that it has signed.
+/// What a known caller asks for: within what its tenant may have under way and unread, and with the body that it has signed.
 async fn serve(
     edge: &Edge,
     caller: Caller,
@@ -59,6 +59,7 @@ async fn serve(
     body: Option<SignedBody>,
     next: Next,
 ) -> Result<Response, Failure> {
+    edge.unread.admit_tenant(&caller.tenant)?;
     // Where its place was taken. A call whose place was taken elsewhere has its limits there.
     let class = request.extensions().get::<Class>().copied();
     let share = class.map(|class| edge.room(class).share(&caller.tenant));
@@ -66,6 +67,26 @@ async fn serve(
     let mut request = signed_body::check(edge, &caller.tenant, request, body).await?;
     request.extensions_mut().insert(caller);
     Ok(next.run(request).await)
+}
+
+/// Says in an answer what is left of the limit that its caller has, or of the one that refused.
+fn tell_limit(response: &mut Response, limit: Option<RateLimit>) {
+    // Of a handler that charged more, what it was told last counts; and whoever was refused for the limit has nothing left.
+    let later = response.extensions_mut().remove::<Option<RateLimit>>();
+    let over = failure_in(response).as_ref().and_then(over_limit);
+    write_limit(response.headers_mut(), later.flatten().or(limit));
+    write_over(response.headers_mut(), over);
+}
+
+/// Why a response refuses: a handler's over HTTP is not in words yet, and one's over gRPC is a status already.
+fn failure_in(response: &Response) -> Option<Failure> {
+    if let Some(Refused(failure)) = response.extensions().get::<Refused>() {
+        return Some(failure.clone());
+    }
+    let status = response.extensions().get::<Status>();
+    // The library has statuses of its own, which are about other limits.
+    let status = status.filter(|status| contract::error::is_of_a_service(status));
+    status.cloned().map(Failure::from)
 }
 
 /// What a caller is told that is over its limit, or at the end of its day.
@@ -77,8 +98,7 @@ struct Over {
 }
 
 /// Too many tasks that wait are another matter: the caller's requests pass.
-fn over_limit(refused: &Refused) -> Option<Over> {
-    let Refused(failure) = refused;
+fn over_limit(failure: &Failure) -> Option<Over> {
     let is_over = matches!(
         failure.code,
         ErrorCode::RateLimited | ErrorCode::QuotaExceeded
@@ -155,9 +175,8 @@ pub(crate) fn proof_of_message(headers: &HeaderMap) -> Result<Proof, Failure> {
 
 /// The refusal of a caller; over the limit, with what is left of it: nothing.
 pub(crate) fn refuse(failure: Failure) -> Response {
-    let refused = Refused(failure);
-    let over = over_limit(&refused);
-    let mut response = refused.into_response();
+    let over = over_limit(&failure);
+    let mut response = Refused(failure).into_response();
     write_over(response.headers_mut(), over);
     response
 }
@@ -207,19 +226,22 @@ mod tests {
     #[test]
     fn of_a_refusal_all_three_headers_speak_of_the_limit_that_was_reached() {
         let told = |failure: Failure| {
-            let mut headers = HeaderMap::new();
-            // As every answer to this caller says.
-            let rate = RateLimit {
-                limit: 50,
-                remaining: 49,
-                reset_ms: 20,
-            };
-            write_limit(&mut headers, Some(rate));
-            write_over(&mut headers, over_limit(&Refused(failure)));
-            [LIMIT, REMAINING, RESET].map(|name| {
-                let value = headers.get(name)?.to_str().unwrap();
-                Some(value.to_owned())
-            })
+            let over_grpc: Response = Status::from(failure.clone()).into_http();
+            let [http, grpc] = [Refused(failure).into_response(), over_grpc].map(|mut response| {
+                // As every answer to this caller says.
+                let rate = RateLimit {
+                    limit: 50,
+                    remaining: 49,
+                    reset_ms: 20,
+                };
+                tell_limit(&mut response, Some(rate));
+                [LIMIT, REMAINING, RESET].map(|name| {
+                    let value = response.headers().get(name)?.to_str().unwrap();
+                    Some(value.to_owned())
+                })
+            });
+            assert_eq!(http, grpc);
+            grpc
         };
         let some = |value: &str| Some(value.to_owned());
         let room = Room::new("things are done", 4, 50);
@@ -233,5 +255,9 @@ mod tests {
         assert_eq!(day, [None, some("0"), some("60")]);
         let waiting = told(Failure::new(ErrorCode::TooManyTasks, "no"));
         assert_eq!(waiting, [some("50"), some("49"), some("1")]);
+        // Of the library's own, which knows nothing of our limits.
+        let mut answer: Response = Status::resource_exhausted("no").into_http();
+        tell_limit(&mut answer, None);
+        assert!(!answer.headers().contains_key(REMAINING));
     }
 }

@@ -156,3 +156,96 @@ pub(crate) async fn submit(
     });
     Ok((answers.collect(), limit))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use contract::ErrorCode;
+    use egress::Egress;
+    use lifecycle::Service;
+    use rpc::{Security, UnderWay};
+
+    use super::*;
+    use crate::platform::Platform;
+
+    type Request = Result<v1::SubmitTask, Failure>;
+
+    /// An edge whose services are not there.
+    fn edge(service: &Service, storage: &tempfile::TempDir) -> Edge {
+        let mut all = vec![(
+            "storage.url",
+            format!("file://{}", storage.path().display()),
+        )];
+        // Port 1 answers nobody.
+        for key in ["auth.url", "orchestrator.url", "registry.url"] {
+            all.push((key, "http://127.0.0.1:1".to_owned()));
+        }
+        let settings: crate::Settings = settings::load(None, &all).unwrap();
+        let (tasks, health) = (service.tasks.clone(), service.health.clone());
+        let platform = Platform::new(&settings, &Security::off(), &tasks).unwrap();
+        let egress = Egress::new(&settings.egress).unwrap();
+        Edge::new(&settings, platform, egress, tasks, health)
+    }
+
+    /// So many tasks with this idempotency key.
+    fn tasks(count: usize, key: &str) -> Vec<Request> {
+        let task = v1::SubmitTask {
+            prompt: "a 3d cat".to_owned(),
+            idempotency_key: key.to_owned(),
+            ..v1::SubmitTask::default()
+        };
+        (0..count).map(|_| Ok(task.clone())).collect()
+    }
+
+    /// As many of a batch as there is room for.
+    fn fill<'a>(platform: &'a Platform, requests: &[Request]) -> Vec<UnderWay<'a>> {
+        let mut held = Vec::new();
+        while let Ok(room) = platform.batch_room(requests) {
+            held.push(room);
+            assert!(held.len() < 100_000, "there is room for any number");
+        }
+        held
+    }
+
+    #[tokio::test]
+    async fn a_batch_takes_the_room_of_what_can_be_read_of_it_among_its_kind() {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let platform = &edge(&service, &storage).platform;
+        let most = fill(platform, &tasks(1, "")).len();
+        // Four of a batch take what one takes that comes alone.
+        let held = fill(platform, &tasks(100, ""));
+        assert_eq!(held.len(), most.div_ceil(25));
+        // Those that may be sent twice have room of their own, if all of a batch may.
+        assert!(platform.batch_room(&tasks(100, "mine")).is_ok());
+        let mixed = [tasks(99, "mine"), tasks(1, "")].concat();
+        assert!(platform.batch_room(&mixed).is_err());
+        drop(held);
+        let mut unread = tasks(4, "");
+        unread.extend((0..96).map(|_| Err(Failure::invalid("prompt", "no"))));
+        assert_eq!(fill(platform, &unread).len(), most);
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_refused_before_it_is_charged_and_holds_its_room_until_it_is_answered() {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let edge = edge(&service, &storage);
+        let (platform, caller) = (&edge.platform, Caller::default());
+        let one = tasks(1, "");
+        let held = fill(platform, &one);
+        let most = held.len();
+        let refused = submit(&edge, &caller, tasks(100, "")).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Unavailable);
+        // Auth, which is not there, was not asked.
+        assert!(refused.message.contains("more to do"), "{refused}");
+        drop(held);
+        {
+            let mut submitting = pin!(submit(&edge, &caller, tasks(100, "")));
+            assert!(futures::poll!(submitting.as_mut()).is_pending());
+            assert_eq!(fill(platform, &one).len(), most - 25);
+            let refused = submitting.await.unwrap_err();
+            assert!(!refused.message.contains("more to do"), "{refused}");
+        }
+        assert_eq!(fill(platform, &one).len(), most);
+    }
+}

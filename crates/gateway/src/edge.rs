@@ -87,7 +87,11 @@ impl Edge {
                 http.max_connections_per_address,
             )),
             bodies: Arc::new(Semaphore::new(bodies)),
-            unread: Arc::default(),
+            unread: Arc::new(Unread::new(
+                http.max_unread_bytes,
+                http.tenant_share,
+                http.max_unread_bytes_without_key,
+            )),
             http: http.clone(),
         }
     }

@@ -14,6 +14,7 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use storage::{Opened, StorageError};
 
+use crate::answers::Addressee;
 use crate::auth;
 use crate::edge::Edge;
 use crate::openapi::params::{
@@ -104,7 +105,7 @@ pub(crate) async fn get(
     };
     if let Some(token) = token {
         // Whose task it is is not known here. One picture that all the world looks at leaves room for others.
-        let share = match edge.room(Class::Read).share(&task.to_string()) {
+        let share = match admitted(&edge, &task.to_string()) {
             Ok(share) => share,
             Err(failure) => return Refused(failure).into_response(),
         };
@@ -123,7 +124,7 @@ pub(crate) async fn get(
     };
     match known {
         Ok((caller, limit)) => {
-            let share = match edge.room(Class::Read).share(&caller.tenant) {
+            let share = match admitted(&edge, &caller.tenant) {
                 Ok(share) => share,
                 Err(failure) => return auth::refuse(failure),
             };
@@ -142,6 +143,12 @@ pub(crate) async fn get(
     }
 }
 
+/// One more of those that a tenant, or whoever has a task's tokens, may read at once, unless it leaves too much unread.
+fn admitted(edge: &Edge, whose: &str) -> Result<Share, Failure> {
+    edge.unread.admit_tenant(whose)?;
+    edge.room(Class::Read).share(whose)
+}
+
 /// Which picture is asked for, and how.
 struct Asked<'a> {
     method: &'a Method,
@@ -152,8 +159,11 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     async fn answer(&self, edge: &Edge, reader: Reader<'_>, share: Share) -> Response {
+        let to = Addressee(share.holder());
         let answer = self.try_answer(edge, reader, share).await;
-        answer.unwrap_or_else(|failure| Refused(failure).into_response())
+        let mut response = answer.unwrap_or_else(|failure| Refused(failure).into_response());
+        response.extensions_mut().insert(to);
+        response
     }
 
     /// The picture, of which no more is in memory than its client takes at a time. What is known without the file (that the

@@ -160,7 +160,7 @@ pub(crate) async fn shed(
     mut request: Request,
     next: Next,
 ) -> Response {
-    if let Err(failure) = edge.unread.admit(edge.http.max_unread_bytes) {
+    if let Err(failure) = edge.unread.admit() {
         return Refused(failure).into_response();
     }
     let path = request.uri().path();
@@ -170,6 +170,18 @@ pub(crate) async fn shed(
             request.extensions_mut().insert(class);
             next.run(request).await
         }
+        Err(failure) => Refused(failure).into_response(),
+    }
+}
+
+/// Refuses what anyone may ask for while too much of it is unread.
+pub(crate) async fn without_key(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match edge.unread.admit_without_key() {
+        Ok(()) => next.run(request).await,
         Err(failure) => Refused(failure).into_response(),
     }
 }

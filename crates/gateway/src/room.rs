@@ -98,7 +98,8 @@ impl Room {
     }
 }
 
-fn refused(what: &'static str, why: &'static str) {
+/// Counts a request that there was no room for.
+pub(crate) fn refused(what: &'static str, why: &'static str) {
     metrics::counter!("inkstone_gateway_shed_total", "what" => what, "why" => why).increment(1);
 }
 
@@ -155,6 +156,13 @@ impl Shares {
 pub(crate) struct Share {
     shares: Arc<Shares>,
     tenant: Arc<str>,
+}
+
+impl Share {
+    /// Whose it is.
+    pub(crate) fn holder(&self) -> Arc<str> {
+        self.tenant.clone()
+    }
 }
 
 impl Drop for Share {

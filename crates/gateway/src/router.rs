@@ -65,13 +65,14 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
 fn described(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
     let quick = |routes| quick(edge, routes);
     let guarded = |routes| guarded(edge, routes);
+    let without_key = |routes| without_key(edge, routes);
     OpenApiRouter::with_openapi(openapi::base())
-        // These wait for nothing: no credentials, no room, no other service.
-        .routes(routes!(welcome::page))
+        // These wait for nothing: no credentials, no place, no other service.
         .routes(routes!(health::healthz))
-        .routes(routes!(welcome::error_page))
-        .routes(routes!(openapi::document))
-        .routes(routes!(openapi::page))
+        .routes(without_key(routes!(welcome::page)))
+        .routes(without_key(routes!(welcome::error_page)))
+        .routes(without_key(routes!(openapi::document)))
+        .routes(without_key(routes!(openapi::page)))
         // Authenticates itself, because auth must see the proof with the wish.
         .routes(quick(proves_itself(
             edge,
@@ -148,15 +149,21 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
             from_fn_with_state(edge.clone(), auth::authenticate),
         ));
     // Without a fallback of their own: the one of `calls`, behind the same door, answers what nobody knows.
-    let open = Services::builder()
-        .routes()
-        .add_service(health.max_decoding_message_size(grpc::SMALL_MESSAGE))
-        .add_service(grpc::reflection()?)
+    let open = Services::new(health.max_decoding_message_size(grpc::SMALL_MESSAGE))
+        .into_axum_router()
+        .layer((
+            from_fn_with_state(edge.clone(), layers::grpc_deadline),
+            from_fn_with_state(edge.clone(), layers::shed),
+        ))
+        .reset_fallback();
+    // Its answers are long, and whoever does not read them keeps nobody from asking for health.
+    let reflection = Services::new(grpc::reflection()?)
         .add_service(grpc::reflection_v1alpha()?)
         .into_axum_router()
         .layer((
             from_fn_with_state(edge.clone(), layers::grpc_deadline),
             from_fn_with_state(edge.clone(), layers::shed),
+            from_fn_with_state(edge.clone(), layers::without_key),
         ))
         .reset_fallback();
     // Some of its calls need no key, and others wait for pictures.
@@ -168,7 +175,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
             from_fn_with_state(edge.clone(), oip::grpc::admit),
         ))
         .reset_fallback();
-    let all = calls.merge(open).merge(inference).layer((
+    let all = calls.merge(open).merge(reflection).merge(inference).layer((
         from_fn_with_state(Arc::<Counts>::default(), layers::observe),
         CatchPanicLayer::custom(layers::panicked),
     ));
@@ -204,6 +211,13 @@ fn without_body((schemas, mut paths, methods): Routes) -> Routes {
 fn roomy(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
     answers::roomy(&mut paths);
     let layer = from_fn_with_state(edge.clone(), layers::shed);
+    (schemas, paths, methods.route_layer(layer))
+}
+
+/// For what anyone may have and is long.
+fn without_key(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
+    answers::roomy(&mut paths);
+    let layer = from_fn_with_state(edge.clone(), layers::without_key);
     (schemas, paths, methods.route_layer(layer))
 }
 

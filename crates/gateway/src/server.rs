@@ -25,7 +25,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
-use crate::answers::{Answer, Noted, Pace};
+use crate::answers::{Addressee, Answer, Noted, Pace};
 use crate::bodies::{self, Arriving};
 use crate::crowd::{Member, UnderWay};
 use crate::edge::Edge;
@@ -256,7 +256,7 @@ async fn carry(
     let (head, body) = request.into_parts();
     let (body, rest) = Arriving::new(Body::new(body), waits, edge.bodies.clone());
     let request = hyper::Request::from_parts(head, Body::new(body));
-    let response = router.oneshot(request).await?;
+    let mut response = router.oneshot(request).await?;
     let refused = response.status().is_client_error() || response.status().is_server_error();
     // Over HTTP/2 a stream is closed without hurting what was written to it.
     if let (true, true, Some(body)) = (old, refused, rest.take()) {
@@ -266,7 +266,8 @@ async fn carry(
         });
     }
     let unread = edge.unread.clone();
-    Ok(response.map(|body| Answer::new(body, under_way, unread)))
+    let to = response.extensions_mut().remove::<Addressee>();
+    Ok(response.map(|body| Answer::new(body, under_way, unread, to)))
 }
 
 fn protocols(http: &HttpSettings) -> auto::Builder<TokioExecutor> {

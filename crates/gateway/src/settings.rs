@@ -54,6 +54,8 @@ pub struct HttpSettings {
     pub max_body_bytes: ByteSize,
     /// Bytes of answers that clients have not read.
     pub max_unread_bytes: ByteSize,
+    /// The same of clients without a key.
+    pub max_unread_bytes_without_key: ByteSize,
     /// For requests that answer at once.
     pub request_timeout: Millis,
     /// For requests that wait for pictures.
@@ -76,7 +78,7 @@ pub struct HttpSettings {
     pub max_concurrent_requests: u32,
     /// Requests under way that do not.
     pub max_concurrent_reads: u32,
-    /// What one tenant may hold of them, of streams and of uploads, in percent.
+    /// What one tenant may hold of them, of streams, of uploads and of bytes that are not read, in percent.
     pub tenant_share: u32,
     /// Open streams of events.
     pub max_event_streams: u32,

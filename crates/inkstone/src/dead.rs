@@ -12,8 +12,8 @@ use contract::orchestrator::{
 use contract::task::DeadLetter;
 use rpc::{Identity, Peer};
 use serde_json::{Value, json};
-use tonic::Status;
 
+use crate::callee::Callee;
 use crate::cli::TlsArgs;
 use crate::client::service_peer;
 use crate::error::CliError;
@@ -117,7 +117,7 @@ pub(crate) async fn run(data: &Path, tls: &TlsArgs, args: DeadArgs) -> Result<()
 }
 
 struct Letters {
-    url: String,
+    callee: Callee,
     service: DeadLetterServiceClient<Peer>,
 }
 
@@ -129,9 +129,10 @@ impl Letters {
         let url = url.ok_or_else(|| CliError::NotRunning {
             data: data.to_owned(),
         })?;
-        let peer = service_peer(&url, Identity::Orchestrator, tls)?;
+        let callee = Callee::service(&url, ORCHESTRATOR_URL, tls);
+        let peer = service_peer(&callee, Identity::Orchestrator, tls)?;
         let service = rpc::with_limits!(DeadLetterServiceClient::new(peer));
-        Ok(Self { url, service })
+        Ok(Self { callee, service })
     }
 
     async fn list(&mut self, args: ListArgs, json: bool) -> Result<(), CliError> {
@@ -146,12 +147,8 @@ impl Letters {
             page_size: args.limit,
             page_token: args.after,
         };
-        let listed = self
-            .service
-            .list_dead_letters(rpc::idempotent(request))
-            .await;
-        let listed = listed.map_err(CliError::call(&self.url, ORCHESTRATOR_URL))?;
-        let listed = listed.into_inner();
+        let listed = self.service.list_dead_letters(rpc::idempotent(request));
+        let listed = self.callee.call(listed).await?;
         let next = listed.next_page_token;
         if json {
             let letters: Vec<Value> = listed.letters.iter().map(as_json).collect();
@@ -176,9 +173,8 @@ impl Letters {
 
     async fn show(&mut self, id: String, json: bool) -> Result<(), CliError> {
         let request = rpc::idempotent(GetDeadLetterRequest { id });
-        let found = self.service.get_dead_letter(request).await;
-        let found = found.map_err(|status| self.failed(status))?;
-        let info = found.into_inner().letter;
+        let found = self.callee.call(self.service.get_dead_letter(request));
+        let info = found.await.map_err(of_letter)?.letter;
         let info = info.ok_or(CliError::Answer("a dead letter that is none"))?;
         if json {
             return print(&as_json(&info));
@@ -206,26 +202,11 @@ impl Letters {
         Ok(())
     }
 
-    /// Why a call for one letter failed.
-    fn failed(&self, status: Status) -> CliError {
-        match CliError::call(&self.url, ORCHESTRATOR_URL)(status) {
-            CliError::Refused(failure) if failure.code == ErrorCode::NotFound => {
-                let reason = failure.message;
-                CliError::NoSuchLetter { reason }
-            }
-            error => error,
-        }
-    }
-
     async fn retry(&mut self, id: String, json: bool) -> Result<(), CliError> {
         let request = RetryDeadLetterRequest { id: id.clone() };
         // Done twice it is done once.
-        let retried = self
-            .service
-            .retry_dead_letter(rpc::idempotent(request))
-            .await;
-        let retried = retried.map_err(|status| self.failed(status))?;
-        let retried = retried.into_inner();
+        let retried = self.service.retry_dead_letter(rpc::idempotent(request));
+        let retried = self.callee.call(retried).await.map_err(of_letter)?;
         let task = retried.task_id;
         if json {
             return print(&json!({ "id": id, "task_id": task, "existing": retried.existing }));
@@ -236,6 +217,17 @@ impl Letters {
             (task, true) => println!("{id}: had been submitted again as task {task}"),
         }
         Ok(())
+    }
+}
+
+/// Why a call for one letter failed.
+fn of_letter(error: CliError) -> CliError {
+    match error {
+        CliError::Refused(failure) if failure.code == ErrorCode::NotFound => {
+            let reason = failure.message;
+            CliError::NoSuchLetter { reason }
+        }
+        error => error,
     }
 }
 

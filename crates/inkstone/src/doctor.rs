@@ -30,7 +30,7 @@ pub(crate) async fn run(data: &Path, server: &ServerArgs) -> Result<(), CliError
     );
     match Client::find(data, server) {
         Ok(client) => {
-            let url = client.url.clone();
+            let url = client.url().to_owned();
             let models = client.request(ListModelsRequest {})?;
             let models = client.call(client.service().list_models(models)).await;
             let models = models.map_err(|e| format!("{url}: {e}"));

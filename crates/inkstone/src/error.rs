@@ -3,8 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use contract::{Failure, error};
-use tonic::{Code, Status};
+use contract::Failure;
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -136,15 +135,24 @@ pub enum CliError {
         /// How to give another address.
         option: &'static str,
     },
-    /// An address that is given as http:// speaks TLS, or the reverse.
-    #[error("what answers at {url} {speaks}; say {scheme}:// with {option}")]
+    /// An address that is called in the clear speaks TLS, or the reverse.
+    #[error("what answers at {url} {speaks}; {remedy}")]
     WrongScheme {
         /// The address.
         url: String,
         /// What it speaks.
         speaks: &'static str,
-        /// What it should begin with.
-        scheme: &'static str,
+        /// What to do.
+        remedy: String,
+    },
+    /// A service is to be called with TLS, and there are no certificates to show it.
+    #[error(
+        "{url} is called with certificates: give the folder of operator.inkstone's with --tls-dir, or say http:// with {option} \
+         where the service has none"
+    )]
+    NoCertificates {
+        /// The address.
+        url: String,
         /// How to give another address.
         option: &'static str,
     },
@@ -240,50 +248,6 @@ pub enum CliError {
 }
 
 impl CliError {
-    /// Why a call to `url`, which `option` can set, failed.
-    pub(crate) fn call(url: &str, option: &'static str) -> impl FnOnce(Status) -> Self {
-        let url = url.to_owned();
-        move |status| {
-            if error::is_of_a_service(&status) {
-                return Self::Refused(status.into());
-            }
-            if let Some((speaks, scheme)) = other_scheme(&url, &status) {
-                return Self::WrongScheme {
-                    url,
-                    speaks,
-                    scheme,
-                    option,
-                };
-            }
-            if status.code() != Code::Unavailable {
-                return Self::Refused(status.into());
-            }
-            let mut reason: &(dyn std::error::Error + 'static) = &status;
-            while let Some(cause) = reason.source() {
-                reason = cause;
-            }
-            let reason = match reason.downcast_ref::<Status>() {
-                Some(status) => status.message().to_owned(),
-                None => reason.to_string(),
-            };
-            Self::Unreachable {
-                url,
-                reason,
-                option,
-            }
-        }
-    }
-
-    /// TLS is spoken at `url`, which says otherwise.
-    pub(crate) fn speaks_tls(url: &str, option: &'static str) -> Self {
-        Self::WrongScheme {
-            url: url.to_owned(),
-            speaks: "speaks TLS",
-            scheme: "https",
-            option,
-        }
-    }
-
     pub(crate) fn file(
         operation: &'static str,
         path: impl Into<PathBuf>,
@@ -295,30 +259,6 @@ impl CliError {
             source,
         }
     }
-}
-
-/// What the other end speaks and the scheme of that, where its answer shows that the address has the wrong one.
-fn other_scheme(url: &str, status: &Status) -> Option<(&'static str, &'static str)> {
-    let said = |what: &str| {
-        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(status);
-        while let Some(error) = cause {
-            if error.to_string().contains(what) {
-                return true;
-            }
-            cause = error.source();
-        }
-        false
-    };
-    let secure = url.starts_with("https://");
-    // rustls, of the first bytes of an answer in the clear.
-    if secure && said("InvalidContentType") {
-        return Some(("does not speak TLS", "http"));
-    }
-    // h2, which takes the head of a TLS alert (0x15 0x03 0x03) for the length of a frame.
-    if !secure && said("frame with invalid size") {
-        return Some(("speaks TLS", "https"));
-    }
-    None
 }
 
 fn describe(failure: &Failure) -> String {

@@ -35,6 +35,7 @@ pub(crate) fn code(error: &CliError) -> u8 {
         | CliError::NoKey
         | CliError::BadKey
         | CliError::NewPolicy { .. }
+        | CliError::NoCertificates { .. }
         | CliError::Address(_) => USAGE,
         CliError::Refused(failure) => match failure.code {
             ErrorCode::InvalidArgument => USAGE,

@@ -162,7 +162,8 @@ impl<'a> Follow<'a> {
     /// One stream, from its first event to its last; the task, if that was its end.
     async fn listen(&mut self, tell: &mut impl FnMut(Heard<'_>)) -> Result<Option<Task>, CliError> {
         let mut updates = self.client.watch(self.task).await?;
-        while let Some(update) = updates.message().await.map_err(self.client.failed())? {
+        let failed = |status| self.client.failed(status);
+        while let Some(update) = updates.message().await.map_err(failed)? {
             self.met = true;
             self.opened.get_or_insert_with(Instant::now);
             if std::mem::take(&mut self.away) {

@@ -8,6 +8,7 @@ use contract::auth::{
 };
 use rpc::Identity;
 
+use crate::callee::Callee;
 use crate::cli::{AuthArgs, KeysCommand, TlsArgs};
 use crate::client::{service_peer, with_bearer};
 use crate::error::CliError;
@@ -18,13 +19,13 @@ pub(crate) const AUTH_URL: &str = "--auth-url";
 
 /// Where auth is, and the token that it asks operators for.
 pub(crate) struct Operator {
-    pub(crate) url: String,
+    pub(crate) auth: Callee,
     pub(crate) token: String,
 }
 
 impl Operator {
     /// As given, or those of the platform that runs on the data folder.
-    pub(crate) fn of(data: &Path, args: &AuthArgs) -> Result<Self, CliError> {
+    pub(crate) fn of(data: &Path, args: &AuthArgs, tls: &TlsArgs) -> Result<Self, CliError> {
         let place = Place::at(data);
         let local = place.running().map(|running| running.auth);
         let url = args
@@ -38,7 +39,8 @@ impl Operator {
         let file = file.unwrap_or_else(|| place.admin_token_file());
         let token = std::fs::read_to_string(&file).map_err(CliError::file("read", &file))?;
         let token = token.trim().to_owned();
-        Ok(Self { url, token })
+        let auth = Callee::service(&url, AUTH_URL, tls);
+        Ok(Self { auth, token })
     }
 }
 
@@ -48,9 +50,9 @@ pub(crate) async fn run(
     tls: &TlsArgs,
     command: KeysCommand,
 ) -> Result<(), CliError> {
-    let Operator { url, token } = Operator::of(data, args)?;
+    let Operator { auth, token } = Operator::of(data, args, tls)?;
     let token = token.as_str();
-    let mut keys = KeyServiceClient::new(service_peer(&url, Identity::Auth, tls)?);
+    let mut keys = KeyServiceClient::new(service_peer(&auth, Identity::Auth, tls)?);
     match command {
         KeysCommand::Create {
             tenant,
@@ -64,10 +66,8 @@ pub(crate) async fn run(
                 name,
                 allow_signature_v1: !no_signature_v1,
             };
-            let created = keys.create_key(with_bearer(request, token)?).await;
-            let created = created
-                .map_err(CliError::call(&url, AUTH_URL))?
-                .into_inner();
+            let created = keys.create_key(with_bearer(request, token)?);
+            let created = auth.call(created).await?;
             let key = created
                 .key
                 .ok_or(CliError::Answer("a creation without a key"))?;
@@ -77,32 +77,24 @@ pub(crate) async fn run(
             println!("Neither is shown again.");
         }
         KeysCommand::List { tenant } => {
-            let listed = keys
-                .list_keys(with_bearer(ListKeysRequest { tenant }, token)?)
-                .await
-                .map_err(CliError::call(&url, AUTH_URL))?;
+            let listed = keys.list_keys(with_bearer(ListKeysRequest { tenant }, token)?);
+            let listed = auth.call(listed).await?;
             println!(
                 "{:<24} {:<16} {:<9} {:<21} NAME",
                 "APP KEY", "TENANT", "STATE", "CREATED"
             );
-            for key in listed.into_inner().keys {
+            for key in listed.keys {
                 print_key(&key);
             }
         }
         KeysCommand::WebhookSecret { app_key } => {
             let request = GetWebhookSecretRequest { app_key };
-            let found = keys
-                .get_webhook_secret(with_bearer(request, token)?)
-                .await
-                .map_err(CliError::call(&url, AUTH_URL))?;
-            println!("{}", found.into_inner().secret);
+            let found = keys.get_webhook_secret(with_bearer(request, token)?);
+            println!("{}", auth.call(found).await?.secret);
         }
         KeysCommand::Revoke { app_key } => {
-            let revoked = keys
-                .revoke_key(with_bearer(RevokeKeyRequest { app_key }, token)?)
-                .await
-                .map_err(CliError::call(&url, AUTH_URL))?;
-            let key = revoked.into_inner().key;
+            let revoked = keys.revoke_key(with_bearer(RevokeKeyRequest { app_key }, token)?);
+            let key = auth.call(revoked).await?.key;
             print_key(&key.ok_or(CliError::Answer("a revocation without a key"))?);
         }
     }

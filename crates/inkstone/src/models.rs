@@ -7,13 +7,14 @@ use contract::registry::{Model, RegisterVersionRequest, SetTrafficRequest, Versi
 use contract::v1::ListModelsRequest;
 use rpc::{Identity, Peer};
 
+use crate::callee::Callee;
 use crate::cli::{ModelsCommand, TlsArgs};
 use crate::client::{Client, service_peer};
 use crate::error::CliError;
 use crate::place::Place;
 
 /// Where the registry's address can be given.
-pub(crate) const REGISTRY_URL: &str = "--registry-url";
+const REGISTRY_URL: &str = "--registry-url";
 
 pub(crate) async fn run(
     data: &Path,
@@ -47,14 +48,13 @@ pub(crate) async fn run(
             folder,
             registry_url,
         } => {
-            let (url, mut registry) = registry(data, tls, registry_url)?;
+            let (callee, mut registry) = registry(data, tls, registry_url)?;
             let folder = std::path::absolute(&folder).map_err(CliError::file("find", &folder))?;
             let request = RegisterVersionRequest {
                 folder: folder.display().to_string(),
             };
-            let registered = registry.register_version(rpc::streaming(request)).await;
-            let registered = registered.map_err(CliError::call(&url, REGISTRY_URL))?;
-            let registered = registered.into_inner();
+            let registered = registry.register_version(rpc::streaming(request));
+            let registered = callee.call(registered).await?;
             println!("published version {}", registered.version);
             print_traffic(registered.model)?;
         }
@@ -63,15 +63,14 @@ pub(crate) async fn run(
             weights,
             registry_url,
         } => {
-            let (url, mut registry) = registry(data, tls, registry_url)?;
+            let (callee, mut registry) = registry(data, tls, registry_url)?;
             let weight = |(version, weight)| VersionWeight { version, weight };
             let request = SetTrafficRequest {
                 model,
                 weights: weights.into_iter().map(weight).collect(),
             };
-            let set = registry.set_traffic(request).await;
-            let set = set.map_err(CliError::call(&url, REGISTRY_URL))?;
-            print_traffic(set.into_inner().model)?;
+            let set = callee.call(registry.set_traffic(request)).await?;
+            print_traffic(set.model)?;
         }
     }
     Ok(())
@@ -82,13 +81,14 @@ pub(crate) fn registry(
     data: &Path,
     tls: &TlsArgs,
     url: Option<String>,
-) -> Result<(String, RegistryServiceClient<Peer>), CliError> {
+) -> Result<(Callee, RegistryServiceClient<Peer>), CliError> {
     let local = Place::at(data).running().map(|running| running.registry);
     let url = url.or(local).ok_or_else(|| CliError::NotRunning {
         data: data.to_owned(),
     })?;
-    let client = RegistryServiceClient::new(service_peer(&url, Identity::ModelRegistry, tls)?);
-    Ok((url, client))
+    let callee = Callee::service(&url, REGISTRY_URL, tls);
+    let client = RegistryServiceClient::new(service_peer(&callee, Identity::ModelRegistry, tls)?);
+    Ok((callee, client))
 }
 
 fn print_traffic(model: Option<Model>) -> Result<(), CliError> {

@@ -10,12 +10,16 @@ use contract::auth::key_service_client::KeyServiceClient;
 use contract::auth::{AuthenticateRequest, CreateKeyRequest};
 use lifecycle::{Service, TaskFailure};
 use nats_server::NatsServer;
+use rpc::Identity;
 use telemetry::{LogFormat, Telemetry, TelemetrySettings};
 use tokio::time::Instant;
 
-use crate::client::with_bearer;
+use crate::callee::Callee;
+use crate::cli::TlsArgs;
+use crate::client::{service_peer, with_bearer};
 use crate::environment;
 use crate::error::CliError;
+use crate::keys::AUTH_URL;
 use crate::place::{Place, Running};
 
 /// How long everything may take to become ready.
@@ -152,7 +156,9 @@ impl Platform {
 
     /// The laptop's key: the one from before if it is still good, else a new one.
     async fn ensure_key(&self) -> Result<String, CliError> {
-        let auth = crate::client::peer(&self.running.auth)?;
+        let clear = TlsArgs { tls_dir: None };
+        let callee = Callee::service(&self.running.auth, AUTH_URL, &clear);
+        let auth = service_peer(&callee, Identity::Auth, &clear)?;
         if let Some(key) = self.place.key() {
             let proof = Some(Proof::Bearer(key.clone()));
             let mut client = AuthServiceClient::new(auth.clone());
@@ -176,11 +182,8 @@ impl Platform {
             allow_signature_v1: true,
         };
         let mut client = KeyServiceClient::new(auth);
-        let created = client
-            .create_key(with_bearer(request, token.trim())?)
-            .await
-            .map_err(CliError::call(&self.running.auth, "--auth-url"))?;
-        let bearer = created.into_inner().bearer;
+        let created = client.create_key(with_bearer(request, token.trim())?);
+        let bearer = callee.call(created).await?.bearer;
         self.place.keep_key(&bearer)?;
         Ok(bearer)
     }

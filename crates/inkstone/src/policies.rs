@@ -13,8 +13,8 @@ use rpc::{Identity, Peer};
 use crate::cli::{AuthArgs, Limit, PoliciesCommand, PolicyArgs, TlsArgs};
 use crate::client::{service_peer, with_bearer};
 use crate::error::CliError;
-use crate::keys::{AUTH_URL, Operator};
-use crate::models::{self, REGISTRY_URL};
+use crate::keys::Operator;
+use crate::models;
 use crate::place::Place;
 
 /// Among a policy's models: all there are.
@@ -27,9 +27,9 @@ pub(crate) async fn run(
     tls: &TlsArgs,
     command: PoliciesCommand,
 ) -> Result<(), CliError> {
-    let operator = Operator::of(data, args)?;
+    let operator = Operator::of(data, args, tls)?;
     let mut policies = Policies {
-        service: PolicyServiceClient::new(service_peer(&operator.url, Identity::Auth, tls)?),
+        service: PolicyServiceClient::new(service_peer(&operator.auth, Identity::Auth, tls)?),
         operator,
     };
     match command {
@@ -88,16 +88,14 @@ struct Policies {
 impl Policies {
     async fn list(&mut self) -> Result<Vec<PolicyInfo>, CliError> {
         let request = with_bearer(ListPoliciesRequest {}, &self.operator.token)?;
-        let listed = self.service.list_policies(request).await;
-        let listed = listed.map_err(CliError::call(&self.operator.url, AUTH_URL))?;
-        Ok(listed.into_inner().policies)
+        let listed = self.service.list_policies(request);
+        Ok(self.operator.auth.call(listed).await?.policies)
     }
 
     async fn set(&mut self, request: SetPolicyRequest) -> Result<Option<PolicyInfo>, CliError> {
         let request = with_bearer(request, &self.operator.token)?;
-        let set = self.service.set_policy(request).await;
-        let set = set.map_err(CliError::call(&self.operator.url, AUTH_URL))?;
-        Ok(set.into_inner().policy)
+        let set = self.service.set_policy(request);
+        Ok(self.operator.auth.call(set).await?.policy)
     }
 
     async fn remove(
@@ -105,9 +103,8 @@ impl Policies {
         request: RemovePolicyRequest,
     ) -> Result<Option<PolicyInfo>, CliError> {
         let request = with_bearer(request, &self.operator.token)?;
-        let removed = self.service.remove_policy(request).await;
-        let removed = removed.map_err(CliError::call(&self.operator.url, AUTH_URL))?;
-        Ok(removed.into_inner().policy)
+        let removed = self.service.remove_policy(request);
+        Ok(self.operator.auth.call(removed).await?.policy)
     }
 }
 
@@ -184,10 +181,9 @@ async fn known_models(
     models: &[String],
 ) -> Option<String> {
     let known = async {
-        let (url, mut registry) = models::registry(data, tls, Some(url))?;
+        let (callee, mut registry) = models::registry(data, tls, Some(url))?;
         let listed = registry.list_models(rpc::idempotent(ListModelsRequest {}));
-        let listed = listed.await.map_err(CliError::call(&url, REGISTRY_URL))?;
-        Ok::<_, CliError>(listed.into_inner().models)
+        Ok::<_, CliError>(callee.call(listed).await?.models)
     };
     match known.await {
         Ok(known) => unknown_models(models, &known),

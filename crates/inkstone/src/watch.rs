@@ -18,7 +18,7 @@ pub(crate) async fn run(data: &Path, args: &WatchArgs) -> Result<(), CliError> {
     let patience = args.patience.unwrap_or(PATIENCE);
     let follow = Follow::new(&client, &args.task, patience);
     let ended = follow
-        .until_the_end(|heard| tell(&client.url, &heard))
+        .until_the_end(|heard| tell(client.url(), &heard))
         .await?;
     match ended.phase() {
         TaskPhase::Succeeded => Ok(()),

@@ -398,7 +398,12 @@ impl Delivery {
     /// When the client is closed, or the message came without an address.
     pub async fn ack_unconfirmed(&self) -> Result<(), BrokerError> {
         let to = self.address()?;
-        let sent = self.broker.shared.client.publish(to, AckKind::Ack.into()).await;
+        let sent = self
+            .broker
+            .shared
+            .client
+            .publish(to, AckKind::Ack.into())
+            .await;
         sent.map_err(BrokerError::request(ACKNOWLEDGING))
     }
 

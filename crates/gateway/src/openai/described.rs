@@ -1,12 +1,16 @@
 //! What this dialect takes, described by its decoder.
 
+use contract::json::Asked;
 use contract::limits::MAX_IMAGES;
+use serde_json::json;
 use utoipa::openapi::schema::Array;
 use utoipa::openapi::{Object, OneOfBuilder, RefOr, Schema};
 
 use super::response::Kind;
 use super::{edits, request};
-use crate::openapi::schema::{About, component, event, file, number, request as request_schema};
+use crate::openapi::schema::{
+    About, component, event, file, number, request as request_schema, rule,
+};
 use crate::openapi::submission;
 
 component!(
@@ -58,10 +62,18 @@ const ABOUT: About = About {
 
 fn generation() -> Object {
     let decode = |fields| request::decode(fields, String::new());
-    request_schema(
-        &contract::json::asked("{}", decode).unwrap_or_default(),
-        &ABOUT,
-    )
+    with_streams(&contract::json::asked("{}", decode).unwrap_or_default())
+}
+
+/// A stream has one picture, and carries it.
+fn with_streams(asked: &[Asked]) -> Object {
+    let mut request = request_schema(asked, &ABOUT);
+    let streams = json!({"required": ["stream"], "properties": {"stream": {"const": true}}});
+    let then = json!({
+        "properties": {"n": {"enum": [1, null]}, "response_format": {"enum": ["b64_json", null]}},
+    });
+    rule(&mut request, [("if", streams), ("then", then)]);
+    request
 }
 
 /// Pictures are named: one, as the models here draw from one.
@@ -73,7 +85,7 @@ fn edit_by_reference() -> Object {
         request::decode(fields, String::new())
     };
     let asked = contract::json::asked(sample, decode).unwrap_or_default();
-    let mut request = request_schema(&asked, &ABOUT);
+    let mut request = with_streams(&asked);
     if let Some(RefOr::T(Schema::Array(images))) = request.properties.get_mut("images") {
         images.min_items = Some(1);
     }
@@ -146,10 +158,9 @@ fn field(path: &str, schema: &mut Object) {
 mod tests {
     use contract::json::Fields;
     use contract::{Failure, v1, validate};
-    use serde_json::json;
 
     use super::*;
-    use crate::openapi::held_against_its_decoder;
+    use crate::openapi::{held_against_its_decoder, rules_held_against_decoder};
 
     #[test]
     fn the_schema_of_a_generation_is_what_its_decoder_takes() {
@@ -157,6 +168,24 @@ mod tests {
             validate(&request::decode(Fields::parse(body)?, String::new())?.task)
         };
         held_against_its_decoder(&generation().into(), &json!({"prompt": "p"}), &read);
+    }
+
+    #[test]
+    fn what_a_stream_cannot_have_is_refused_by_the_schema_and_the_decoder() {
+        let mut requests = vec![json!({"prompt": "p", "n": 2, "response_format": "url"})];
+        for stream in [json!(null), json!(false), json!(true)] {
+            for n in [json!(null), json!(1), json!(2)] {
+                for handed_over in [json!(null), json!("b64_json"), json!("url")] {
+                    requests.push(
+                        json!({"prompt": "p", "stream": stream, "n": n, "response_format": handed_over}),
+                    );
+                }
+            }
+        }
+        let read = |body: &[u8]| -> Result<(), Failure> {
+            validate(&request::decode(Fields::parse(body)?, String::new())?.task)
+        };
+        rules_held_against_decoder(&generation().into(), &requests, &read);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Holds the schema of a request against the decoder that it was made of: at each limit, one beyond it, and with each kind of value.
 
 use contract::Failure;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use utoipa::openapi::{RefOr, Schema};
 
 type Decode<'a> = &'a dyn Fn(&[u8]) -> Result<(), Failure>;
@@ -27,6 +27,69 @@ pub(crate) fn held_against_its_decoder(schema: &RefOr<Schema>, sample: &Value, d
         place: String::new(),
     }
     .check(&schema);
+}
+
+/// The words of a schema that say rules between fields.
+const RULES: [&str; 3] = ["not", "if", "then"];
+
+/// Holds the rules between the fields of a schema against the decoder: of each of these requests, which are right but for the rules, both
+/// must say the same. Some must be taken and some not.
+///
+/// # Panics
+/// Where the two disagree.
+pub(crate) fn rules_held_against_decoder(
+    schema: &RefOr<Schema>,
+    requests: &[Value],
+    decode: Decode<'_>,
+) {
+    let schema = serde_json::to_value(schema).expect("a schema is JSON");
+    let rule = |word: &str| Some((word.to_owned(), schema.get(word)?.clone()));
+    let rules: Map<String, Value> = RULES.into_iter().filter_map(rule).collect();
+    assert!(!rules.is_empty(), "there are no rules");
+    let rules = Value::Object(rules);
+    let mut taken = 0;
+    for request in requests {
+        let told = decode(request.to_string().as_bytes());
+        assert_eq!(keeps(request, &rules), told.is_ok(), "{request}: {told:?}");
+        taken += usize::from(told.is_ok());
+    }
+    assert!(0 < taken && taken < requests.len(), "{taken} are taken");
+}
+
+/// Whether a value is as a rule says, by the words that our rules are made of.
+fn keeps(value: &Value, rule: &Value) -> bool {
+    let words = rule.as_object().expect("a rule is an object");
+    words.iter().all(|(word, said)| match word.as_str() {
+        "not" => !keeps(value, said),
+        "if" => !keeps(value, said) || keeps(value, &rule["then"]),
+        // With its `if`.
+        "then" => true,
+        "required" => {
+            let mut names = said.as_array().into_iter().flatten();
+            names.all(|name| value.get(name.as_str().unwrap_or_default()).is_some())
+        }
+        "properties" => {
+            let mut fields = said.as_object().into_iter().flatten();
+            fields.all(|(name, rule)| value.get(name).is_none_or(|value| keeps(value, rule)))
+        }
+        "type" => said == kind_of(value),
+        "enum" => said.as_array().is_some_and(|some| some.contains(value)),
+        "const" => said == value,
+        other => panic!("{other} is not understood here"),
+    })
+}
+
+/// The type of a value, as a schema calls it.
+pub(super) fn kind_of(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::String(_) => "string",
+        Value::Number(number) if number.is_f64() => "number",
+        Value::Number(_) => "integer",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    }
 }
 
 /// Of two fields that are not given together, the one that is tried and the one that is in samples.

@@ -29,7 +29,7 @@ use utoipa::openapi::{Components, InfoBuilder, LicenseBuilder, OpenApi, Paths, R
 use utoipa_axum::router::UtoipaMethodRouter;
 
 #[cfg(test)]
-pub(crate) use held::held_against_its_decoder;
+pub(crate) use held::{held_against_its_decoder, rules_held_against_decoder};
 
 use crate::edge::Edge;
 

@@ -128,6 +128,12 @@ pub(crate) struct About {
     pub(crate) required: &'static [&'static str],
 }
 
+/// Says rules between an object's fields in words of JSON Schema for which the library has none, such as `not`.
+pub(crate) fn rule<const N: usize>(object: &mut Object, words: [(&'static str, Value); N]) {
+    // It writes whatever is there as it stands.
+    object.extensions = Some(words.into_iter().collect());
+}
+
 /// The schema of a request whose decoder asked for this.
 pub(crate) fn request(asked: &[Asked], about: &About) -> Object {
     object(asked, "", about)

@@ -1,6 +1,6 @@
 //! What a caller may ask for in our own dialect, as its decoders read it.
 
-use contract::json::{asked, submission, submission_with_key};
+use contract::json::{Asked, asked, submission, submission_with_key};
 use contract::limits::{
     MAX_BATCH_TASKS, MAX_COMMENT_CHARS, MAX_EXPIRES_AFTER_SECONDS, MAX_FEEDBACK_TAG_BYTES,
     MAX_FEEDBACK_TAGS, MAX_IDEMPOTENCY_KEY_BYTES, MAX_IMAGES, MAX_MODEL_BYTES, MAX_PARTIAL_IMAGES,
@@ -8,10 +8,11 @@ use contract::limits::{
     MAX_WEBHOOK_URL_BYTES,
 };
 use contract::words::ENDS;
+use serde_json::json;
 use utoipa::openapi::schema::Array;
 use utoipa::openapi::{Object, RefOr, Schema};
 
-use super::schema::{About, component, part, record, request};
+use super::schema::{About, component, part, record, request, rule};
 use crate::{feedback, tokens};
 
 component!(
@@ -19,10 +20,7 @@ component!(
     Submission,
     "Submission",
     [],
-    request(
-        &asked(SAMPLE, |fields| submission(fields, String::new())).unwrap_or_default(),
-        &ABOUT
-    )
+    submitted(&asked(SAMPLE, |fields| submission(fields, String::new())).unwrap_or_default())
 );
 
 component!(
@@ -30,10 +28,7 @@ component!(
     KeyedSubmission,
     "KeyedSubmission",
     [],
-    request(
-        &asked(SAMPLE, submission_with_key).unwrap_or_default(),
-        &ABOUT
-    )
+    submitted(&asked(SAMPLE, submission_with_key).unwrap_or_default())
 );
 
 component!(
@@ -49,10 +44,7 @@ component!(
     Feedback,
     "Feedback",
     [],
-    request(
-        &asked(r#"{"rating":1}"#, feedback::decode).unwrap_or_default(),
-        &FEEDBACK
-    )
+    given(&asked(r#"{"rating":1}"#, feedback::decode).unwrap_or_default())
 );
 
 component!(
@@ -91,6 +83,25 @@ const TOKEN: About = About {
     most: |_| None,
     required: &[],
 };
+
+/// The one who is to be told is named once.
+fn submitted(asked: &[Asked]) -> Object {
+    let mut object = request(asked, &ABOUT);
+    let both = json!({
+        "required": ["webhook", "webhook_url"],
+        "properties": {"webhook": {"type": "object"}, "webhook_url": {"type": "string"}},
+    });
+    rule(&mut object, [("not", both)]);
+    object
+}
+
+/// It says something of the pictures.
+fn given(asked: &[Asked]) -> Object {
+    let mut object = request(asked, &FEEDBACK);
+    let neither = json!({"properties": {"rating": {"type": "null"}, "verdict": {"type": "null"}}});
+    rule(&mut object, [("not", neither)]);
+    object
+}
 
 fn batch() -> Object {
     let mut tasks = Array::new(part::<KeyedSubmission>());
@@ -172,7 +183,7 @@ pub(crate) fn field(path: &str, schema: &mut Object) {
             schema.max_length = Some(MAX_IDEMPOTENCY_KEY_BYTES);
             "As the header Idempotency-Key of a single submission."
         }
-        "webhook" => "Who is told of the task's end.",
+        "webhook" => "Who is told of the task's end; not beside `webhook_url`.",
         "webhook.url" | "webhook_url" => {
             schema.max_length = Some(MAX_WEBHOOK_URL_BYTES);
             schema.pattern = Some("^https?://[!-~]*$".to_owned());

@@ -8,9 +8,10 @@ use serde_json::{Value, json};
 use utoipa::PartialSchema as _;
 use utoipa::openapi::{RefOr, Schema};
 
-use super::held_against_its_decoder;
+use super::held::kind_of;
 use super::submission::{Feedback, KeyedSubmission, Submission, TokenWish};
 use super::task;
+use super::{held_against_its_decoder, rules_held_against_decoder};
 use crate::problem::{Problem, text};
 use crate::task_json::TaskJson;
 use crate::{feedback, tokens};
@@ -32,6 +33,34 @@ fn the_schemas_of_feedback_and_of_a_wish_for_a_token_are_what_their_decoders_tak
     held_against_its_decoder(&Feedback::schema(), &sample, &read);
     let read = |body: &[u8]| tokens::lifetime_of(Fields::parse(body)?).map(drop);
     held_against_its_decoder(&TokenWish::schema(), &json!({}), &read);
+}
+
+#[test]
+fn rules_between_fields_are_those_of_the_decoders() {
+    let (full, short) = (
+        json!({"url": "https://example.com"}),
+        json!("https://example.com"),
+    );
+    let mut requests = vec![json!({"prompt": "p", "webhook": full})];
+    for webhook in [&Value::Null, &full] {
+        for webhook_url in [&Value::Null, &short] {
+            requests.push(json!({"prompt": "p", "webhook": webhook, "webhook_url": webhook_url}));
+        }
+    }
+    let read = |body: &[u8]| validate(&submission(Fields::parse(body)?, String::new())?);
+    rules_held_against_decoder(&Submission::schema(), &requests, &read);
+    let read = |body: &[u8]| validate(&submission_with_key(Fields::parse(body)?)?);
+    rules_held_against_decoder(&KeyedSubmission::schema(), &requests, &read);
+    let read = |body: &[u8]| validate_feedback(&feedback::decode(Fields::parse(body)?)?);
+    let requests = [
+        json!({}),
+        json!({"comment": "c"}),
+        json!({"rating": null, "verdict": null}),
+        json!({"rating": 1}),
+        json!({"rating": null, "verdict": "like"}),
+        json!({"rating": 1, "verdict": "like"}),
+    ];
+    rules_held_against_decoder(&Feedback::schema(), &requests, &read);
 }
 
 /// Every field that a value has is in its schema, and every field that the schema says is always there is there.
@@ -58,13 +87,7 @@ fn fields_of(value: &Value, schema: &Value, parts: &BTreeMap<String, Value>, pla
             }
         }
         _ => {
-            let kind = match value {
-                Value::Null => "null",
-                Value::Bool(_) => "boolean",
-                Value::String(_) => "string",
-                Value::Number(number) if number.is_f64() => "number",
-                _ => "integer",
-            };
+            let kind = kind_of(value);
             let types = match &schema["type"] {
                 Value::Array(types) => types.clone(),
                 one => vec![one.clone()],

@@ -130,3 +130,42 @@ async fn submissions_that_fill_their_room_take_none_from_who_looks() {
     drop(waiting);
     edge.stop().await;
 }
+
+#[tokio::test]
+async fn pages_that_someone_without_a_key_does_not_read_take_room_from_pages_alone() {
+    let edge = Edge::start(&[("http.max_unread_bytes_without_key", "16KiB")]).await;
+    let until = async |line: &str, status: u16| {
+        let limit = Instant::now() + Duration::from_secs(30);
+        loop {
+            let answer = ask(edge.address, line).await;
+            if answer.status == status {
+                return answer;
+            }
+            assert!(Instant::now() < limit, "{line}: still {}", answer.status);
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    until("GET /docs", 200).await;
+    // More than sockets take, and none of it is read.
+    let mut deaf = TcpStream::connect(edge.address).await.unwrap();
+    let questions = "GET /openapi.json HTTP/1.1\r\nHost: h\r\n\r\n".repeat(1000);
+    deaf.write_all(questions.as_bytes()).await.unwrap();
+    let refused = until("GET /docs", 503).await;
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert!(
+        refused.body.contains("without a key wait to be read"),
+        "{}",
+        refused.body
+    );
+    for line in ["GET /", "GET /openapi.json", "GET /docs/errors/not_found"] {
+        until(line, 503).await;
+    }
+    // Whoever would show a key is asked for it.
+    for line in ["GET /v1/models", "GET /v1/tasks"] {
+        assert_eq!(ask(edge.address, line).await.status, 401, "{line}");
+    }
+    assert_eq!(ask(edge.address, "GET /healthz").await.status, 200);
+    drop(deaf);
+    until("GET /docs", 200).await;
+    edge.stop().await;
+}
