@@ -1,17 +1,21 @@
 //! How long a task waits until it begins: a fluid model of the lanes and of the tenants inside them. Pure.
 //!
 //! Work is taken to flow: every lane that has some gets its weight's share of the rate at which the workers work, every tenant in it
-//! as much as any other. So at the moment at which a task's turn comes, each other tenant of its lane has had as many quanta
+//! as much as any other ([`lane`]). So at the moment at which a task's turn comes, each other tenant of its lane has had as many quanta
 //! ([`crate::schedule`]) as the task's own, or all that it has, and each other lane the same cost by weight, or all that it has. The sum
-//! of these, divided by the rate, is the wait.
+//! of these is what goes before it.
 //!
-//! A task that was handed to workers and has not begun waits for those that were handed over before it. Every task also waits for what
-//! is left of those that run.
+//! Before all that come those that workers have: what is left of those that run, and those that were handed over earlier. Of these each
+//! one's cost is known, so it is worked out when the workers' slots are free of them, and then of what waits before the task
+//! ([`slots`]): the wait ends when the first of them is.
 //!
 //! What is left out: tasks that come later, ageing, and versions that keep workers of their own. The first two can only move it while
 //! others come; both are small against what waits where an estimate matters.
 
 mod lane;
+#[cfg(test)]
+mod sharing_tests;
+mod slots;
 #[cfg(test)]
 mod tests;
 
@@ -23,6 +27,7 @@ use contract::{Lane, TenantId};
 use crate::ahead::Ahead;
 use crate::schedule::{LanePolicy, Turns};
 use lane::LaneLoad;
+pub(crate) use slots::Slots;
 
 /// What waits of one tenant in one lane.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,8 +47,10 @@ pub(crate) struct Fleet {
     pub(crate) slots: f64,
     /// Units of work that they get through in a second, all together.
     pub(crate) rate: f64,
-    /// The same of one task that runs while all slots are taken.
+    /// The same of one task that runs while all slots are taken …
     pub(crate) speed: f64,
+    /// … and of one that has a device to itself.
+    pub(crate) alone: f64,
 }
 
 /// Where a task stands that waits in its queue.
@@ -110,10 +117,10 @@ impl Outlook {
         &self.fleet
     }
 
-    /// How long until a task begins that waits in its queue, behind all that workers have; `None` when nothing works. Some hundred
-    /// nanoseconds.
-    pub(crate) fn wait(&self, place: Place<'_>, ahead: Ahead) -> Option<Duration> {
-        let seconds = self.seconds(ahead, self.work_before(place))?;
+    /// How long until a task begins that waits in its queue, behind all that workers have; `None` when nothing works. Some microseconds.
+    pub(crate) fn wait(&self, place: Place<'_>, ahead: &Ahead) -> Option<Duration> {
+        let usual = place.cost as f64;
+        let seconds = self.seconds(ahead, self.work_before(place), usual)?;
         let limited = match place.limit {
             // However much room there is, its tenant's own tasks go few at a time.
             Some(limit) => self.rounds(place, limit.max(1)),
@@ -123,26 +130,23 @@ impl Outlook {
     }
 
     /// The same of one that was handed to workers.
-    pub(crate) fn wait_at_workers(&self, ahead: Ahead) -> Option<Duration> {
-        Duration::try_from_secs_f64(self.seconds(ahead, 0.0)?).ok()
+    pub(crate) fn wait_at_workers(&self, ahead: &Ahead) -> Option<Duration> {
+        Duration::try_from_secs_f64(self.seconds(ahead, 0.0, 0.0)?).ok()
     }
 
-    fn seconds(&self, ahead: Ahead, before: f64) -> Option<f64> {
-        let Fleet { slots, rate, .. } = self.fleet;
+    /// Until a slot is free, when so much work goes before besides what workers have. `usual`: what a task costs if nothing is known of
+    /// any that waits or that workers have.
+    fn seconds(&self, ahead: &Ahead, before: f64, usual: f64) -> Option<f64> {
+        let rate = self.fleet.rate;
         if !(rate.is_finite() && rate > 0.0) {
             return None;
         }
-        let mean = match self.mean_cost > 0.0 {
-            true => self.mean_cost,
-            false => ahead.mean_cost,
-        };
-        let others = ahead.tasks as f64 + if mean > 0.0 { before / mean } else { 0.0 };
-        if others + 0.5 < slots {
-            return Some(0.0);
-        }
-        // A slot becomes free while the others are, on average, in the middle of a task.
-        let under_way = (slots - 1.0).max(0.0) / 2.0 * mean;
-        Some((ahead.work + before - under_way).max(0.0) / rate)
+        let known = [self.mean_cost, ahead.mean_cost];
+        let mean = known.into_iter().find(|mean| *mean > 0.0).unwrap_or(usual);
+        let tasks = if mean > 0.0 { before / mean } else { 0.0 };
+        // All slots are taken until then, so each has an equal part of what is got through.
+        let work = ahead.slots.until_free(tasks, mean) * ahead.slots.count() as f64;
+        Some(work / rate)
     }
 
     /// How long its tenant's own tasks take that go before it, in seconds.

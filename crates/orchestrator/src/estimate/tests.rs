@@ -1,3 +1,5 @@
+use std::time::Instant;
+
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 use proptest::test_runner::TestRunner;
@@ -24,19 +26,24 @@ fn fleet(slots: u64) -> Fleet {
         slots: slots as f64,
         rate: slots as f64 * 1e6,
         speed: 1e6,
+        alone: 1e6,
     }
+}
+
+/// Workers that have nothing to do.
+fn idle(fleet: &Fleet) -> Ahead {
+    let now = Instant::now();
+    Ahead::of(&[], None, fleet, (now, now))
 }
 
 /// When each waiting task begins, as it is told now.
 fn told(simulation: &Simulation, slots: u64) -> BTreeMap<u64, Duration> {
-    let left = simulation.running_cost();
-    let ahead = Ahead {
-        tasks: if left > 0 { slots } else { 0 },
-        work: left as f64,
-        mean_cost: 0.0,
-    };
-    let loads = loads(simulation);
     let fleet = fleet(slots);
+    let mut ahead = idle(&fleet);
+    ahead
+        .slots
+        .take(simulation.running().map(|left| left as f64));
+    let loads = loads(simulation);
     let outlook = Outlook::new(&loads, &simulation.policy, &simulation.turns, fleet);
     let mut told = BTreeMap::new();
     for ((lane, tenant), heads) in &simulation.queues {
@@ -49,7 +56,7 @@ fn told(simulation: &Simulation, slots: u64) -> BTreeMap<u64, Duration> {
                 limit: None,
                 handed: 0,
             };
-            let wait = outlook.wait(place, ahead).unwrap();
+            let wait = outlook.wait(place, &ahead).unwrap();
             told.insert(head.id, simulation.now + wait);
         }
     }
@@ -106,7 +113,7 @@ fn wait_of(outlook: &Outlook, lane: &str, tenant: &str, position: u64) -> Option
         limit: None,
         handed: 0,
     };
-    outlook.wait(place, Ahead::default())
+    outlook.wait(place, &idle(outlook.fleet()))
 }
 
 #[test]
@@ -124,7 +131,7 @@ fn a_lone_queue_waits_for_what_is_before_it() {
             limit,
             handed: 0,
         };
-        outlook.wait(place, Ahead::default())
+        outlook.wait(place, &idle(outlook.fleet()))
     };
     assert_eq!(wait(1, 10, None), Some(Duration::from_secs(20)));
     assert_eq!(wait(2, 10, Some(1)), Some(Duration::from_secs(20)));
@@ -141,11 +148,14 @@ fn slots_that_share_a_device_get_through_what_the_device_does() {
         slots: 3.0,
         rate: 1e6,
         speed: 1e6 / 3.0,
+        alone: 1e6,
     };
     let outlook = Outlook::new(&queues, &policy, &Turns::default(), shared);
-    // Twenty before it, less two that are half done when it begins.
+    // Six rounds, and there is a third slot in the seventh.
     let wait = wait_of(&outlook, "fast", "t", 20).unwrap();
-    assert_eq!(wait, Duration::from_secs(38));
+    assert_eq!(wait, Duration::from_secs(36));
+    let wait = wait_of(&outlook, "fast", "t", 21).unwrap();
+    assert_eq!(wait, Duration::from_secs(42));
 }
 
 #[test]
