@@ -150,6 +150,13 @@ impl Throughput {
         let (work, seconds) = self.run;
         (work > 0.0 && seconds > 0.0).then(|| work / seconds)
     }
+
+    /// The same of one that has a device to itself: a second's work in a second at most, for so costs are measured, however much more a
+    /// device gets through when pictures share its steps.
+    pub(crate) fn alone(&self) -> f64 {
+        let alone = self.rate(1.0).min(FIRST_GUESS);
+        alone.max(self.speed().unwrap_or(0.0))
+    }
 }
 
 /// Whether some of these run, and others could begin if there were room.
@@ -189,6 +196,7 @@ mod tests {
                     cost: Some(cost),
                     order: order as u64,
                     begun: None,
+                    had: Duration::ZERO,
                 };
                 (handed, cost as f64)
             };
@@ -274,6 +282,22 @@ mod tests {
         assert_eq!(throughput.rate(3.0), 3e6);
         assert_eq!(throughput.rate(0.0), 0.0);
         assert_eq!(throughput.speed(), None);
+        assert_eq!(throughput.alone(), 1e6);
+    }
+
+    #[test]
+    fn a_task_that_is_alone_gets_what_the_device_does_but_a_seconds_work_in_a_second_at_most() {
+        let alone = |rate: f64| {
+            let mut device = Device::new(4, rate, [200_000; 100]);
+            let mut throughput = Throughput::default();
+            device.work(&mut throughput, 1.0, Duration::from_secs(60));
+            (throughput.alone(), throughput.rate(1.0))
+        };
+        let (slow, rate) = alone(500_000.0);
+        assert_eq!(slow, rate);
+        // Of such a device each of four gets three quarters of a second's work in a second.
+        let (fast, rate) = alone(3_000_000.0);
+        assert!(fast == 1e6 && rate > 2e6, "{fast}, {rate}");
     }
 
     #[test]

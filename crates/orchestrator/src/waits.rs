@@ -212,8 +212,8 @@ impl Waits {
             return None;
         }
         let wait = self.outlook().and_then(|outlook| {
-            let ahead = Ahead::of(all, Some(own.order), outlook.fleet(), Instant::now());
-            self.told(outlook.wait_at_workers(ahead))
+            let ahead = ahead(standing, Some(own.order), outlook.fleet());
+            self.told(outlook.wait_at_workers(&ahead))
         });
         Some(Figures {
             position: not_begun(all, place, own.order),
@@ -239,7 +239,7 @@ impl Waits {
         let of_tenant = all.iter().filter(|one| one.tenant == place.tenant);
         let handed = of_tenant.count() as u64;
         let wait = self.outlook().and_then(|outlook| {
-            let ahead = Ahead::of(all, None, outlook.fleet(), Instant::now());
+            let ahead = ahead(standing, None, outlook.fleet());
             let place = Place {
                 lane: &place.lane,
                 tenant: &place.tenant,
@@ -248,7 +248,7 @@ impl Waits {
                 limit: waiter.limit,
                 handed,
             };
-            self.told(outlook.wait(place, ahead))
+            self.told(outlook.wait(place, &ahead))
         });
         Some(Figures {
             position: position + not_begun(all, place, u64::MAX),
@@ -269,6 +269,13 @@ impl Waits {
 /// Whether a task waits to begin.
 pub(crate) fn waits(task: &v1::Task) -> bool {
     matches!(task.phase(), TaskPhase::Queued | TaskPhase::Scheduled)
+}
+
+/// What workers have now before a task that was handed over at `before`, or before all that were not handed over.
+fn ahead(standing: &Standing, before: Option<u64>, fleet: &Fleet) -> Ahead {
+    let now = Instant::now();
+    let at = standing.at.unwrap_or(now);
+    Ahead::of(&standing.handed, before, fleet, (at, now))
 }
 
 /// How many of a task's own queue workers have, or are about to get, and have not begun that were handed over earlier than `before`.
@@ -367,6 +374,7 @@ fn fleet_of(workers: Workers, share: f64, throughput: &Throughput) -> Fleet {
         slots,
         rate,
         speed: throughput.speed().unwrap_or(even),
+        alone: throughput.alone(),
     }
 }
 
@@ -453,6 +461,7 @@ mod tests {
             cost: Some(1),
             order,
             begun: has_begun.then(Instant::now),
+            had: Duration::ZERO,
         };
         let all = [
             handed(1, "acme", "standard-image", true),

@@ -1,7 +1,7 @@
 //! What workers have or are about to have, kept up to date between two looks at WORK. Pure.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use contract::{Lane, TaskId, TenantId};
 use task_log::Out as Listed;
@@ -22,14 +22,21 @@ struct Dispatched {
     since: Instant,
     /// Grows with each.
     order: u64,
-    /// Since when a worker has it.
+    /// Since when a worker has it …
     begun: Option<Instant>,
+    /// … and what [`Out::shared`] was then.
+    shared: Duration,
 }
 
 impl Dispatched {
     /// It was handed over here, and no worker has it.
     fn is_ready(&self) -> bool {
         self.own.is_some() && self.begun.is_none()
+    }
+
+    /// It was handed over here, and a worker has it.
+    fn is_running(&self) -> bool {
+        self.own.is_some() && self.begun.is_some()
     }
 }
 
@@ -59,6 +66,12 @@ pub(crate) struct Out {
     added: u64,
     /// Those from here that no worker has.
     ready: usize,
+    /// Those from here that workers have.
+    running: u32,
+    /// What one that ran all the time would have had of the workers' time, if those that ran from here shared it evenly …
+    shared: Duration,
+    /// … up to then.
+    shared_to: Option<Instant>,
     tally: Tally,
 }
 
@@ -77,6 +90,9 @@ impl Out {
             is_known: false,
             added: 0,
             ready: 0,
+            running: 0,
+            shared: Duration::ZERO,
+            shared_to: None,
             tally: Tally::default(),
         }
     }
@@ -106,7 +122,8 @@ impl Out {
     }
 
     /// The dispatches of these partitions, in the order in which they were made.
-    pub(crate) fn handed(&self, own: &BTreeSet<Partition>) -> Vec<Handed> {
+    pub(crate) fn handed(&mut self, own: &BTreeSet<Partition>, now: Instant) -> Vec<Handed> {
+        self.share(now);
         let is_own = |one: &&Dispatched| own.contains(&self.partitions.of(&one.tenant));
         let of = |(task, one): (&TaskId, &Dispatched)| Handed {
             task: *task,
@@ -115,6 +132,10 @@ impl Out {
             cost: one.own.as_ref().map(|own| own.cost),
             order: one.order,
             begun: one.begun,
+            had: match one.is_running() {
+                true => self.shared.saturating_sub(one.shared),
+                false => Duration::ZERO,
+            },
         };
         let own = self.tasks.iter().filter(|(_, one)| is_own(one));
         let mut handed: Vec<Handed> = own.map(of).collect();
@@ -140,16 +161,36 @@ impl Out {
 
     /// A worker has a task from now on, or has it no more and another may take it.
     pub(crate) fn begin(&mut self, task: TaskId, is_running: bool, now: Instant) {
+        self.share(now);
         let Some(one) = self.tasks.get_mut(&task) else {
             return;
         };
-        let was_ready = one.is_ready();
+        let (was_ready, was_running) = (one.is_ready(), one.is_running());
+        if one.begun.is_none() {
+            one.shared = self.shared;
+        }
         one.begun = match is_running {
             true => one.begun.or(Some(now)),
             false => None,
         };
-        let is_ready = one.is_ready();
+        let (is_ready, is_running) = (one.is_ready(), one.is_running());
         self.count_ready(was_ready, is_ready);
+        self.count_running(was_running, is_running);
+    }
+
+    /// Those that run have shared the time up to now. Before any change of how many they are.
+    fn share(&mut self, now: Instant) {
+        let since = self.shared_to.replace(now).unwrap_or(now);
+        let passed = now.saturating_duration_since(since);
+        self.shared += passed.checked_div(self.running).unwrap_or_default();
+    }
+
+    fn count_running(&mut self, was_running: bool, is_running: bool) {
+        match (was_running, is_running) {
+            (false, true) => self.running += 1,
+            (true, false) => self.running = self.running.saturating_sub(1),
+            _ => {}
+        }
     }
 
     fn count_ready(&mut self, was_ready: bool, is_ready: bool) {
@@ -170,7 +211,7 @@ impl Out {
         own: Option<Own>,
         now: Instant,
     ) {
-        self.remove(task);
+        self.remove(task, now);
         self.ended.remove(&task);
         let partition = self.partitions.of(&tenant);
         let counts = self.counts.entry(version.clone()).or_default();
@@ -184,17 +225,20 @@ impl Out {
             since: now,
             order: self.added,
             begun: None,
+            shared: Duration::ZERO,
         };
         self.count_ready(false, dispatched.is_ready());
         self.tasks.insert(task, dispatched);
     }
 
     /// A dispatch is there no more. True when it was known.
-    pub(crate) fn remove(&mut self, task: TaskId) -> bool {
+    pub(crate) fn remove(&mut self, task: TaskId, now: Instant) -> bool {
+        self.share(now);
         let Some(gone) = self.tasks.remove(&task) else {
             return false;
         };
         self.count_ready(gone.is_ready(), false);
+        self.count_running(gone.is_running(), false);
         let partition = self.partitions.of(&gone.tenant);
         if let Some(counts) = self.counts.get_mut(&gone.version) {
             if let Some(count) = counts.get_mut(&partition) {
@@ -228,7 +272,7 @@ impl Out {
             let ran = now.saturating_duration_since(begun);
             self.tally.add(own.cost, ran);
         }
-        self.remove(task)
+        self.remove(task, now)
     }
 
     /// What WORK held at some time after `began`.
@@ -247,7 +291,7 @@ impl Out {
         };
         let gone: Vec<TaskId> = self.tasks.iter().filter_map(is_gone).collect();
         for task in gone {
-            self.remove(task);
+            self.remove(task, now);
         }
         for (task, (version, tenant)) in there {
             if !self.tasks.contains_key(&task) && !self.ended.contains_key(&task) {
@@ -261,8 +305,6 @@ impl Out {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use proptest::prelude::*;
 
     use super::*;
@@ -360,7 +402,7 @@ mod tests {
         // As its checkpoints are written.
         let later = start + Duration::from_secs(2);
         out.begin(first, true, later);
-        let handed = out.handed(&all);
+        let handed = out.handed(&all, later);
         let begun: Vec<_> = handed.iter().map(|one| (one.task, one.begun)).collect();
         assert_eq!(
             begun,
@@ -377,5 +419,39 @@ mod tests {
         let tally = out.tally();
         assert_eq!(tally.served, 5);
         assert_eq!(tally.ran, Duration::from_secs(2));
+    }
+
+    #[test]
+    fn those_that_run_are_told_to_have_shared_the_time() {
+        let mut out = Out::new(Partitions(1));
+        let all: BTreeSet<Partition> = [0].into();
+        let version = ("m".to_owned(), "1".to_owned());
+        let tenant: TenantId = "acme".parse().unwrap();
+        let tasks: [TaskId; 4] = [0; 4].map(|_| TaskId::random());
+        let [first, second, back, elsewhere] = tasks;
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        for task in tasks {
+            let own = own(5).filter(|_| task != elsewhere);
+            out.add(task, (version.clone(), tenant.clone()), own, start);
+        }
+        let had = |out: &mut Out, seconds| -> Vec<u64> {
+            let handed = out.handed(&all, at(seconds));
+            handed.iter().map(|one| one.had.as_secs()).collect()
+        };
+        // It has none of the time that is shared here.
+        out.begin(elsewhere, true, start);
+        out.begin(first, true, at(10));
+        out.begin(second, true, at(14));
+        assert_eq!(had(&mut out, 16), [4 + 1, 1, 0, 0]);
+        out.begin(back, true, at(16));
+        assert_eq!(had(&mut out, 22), [5 + 2, 1 + 2, 2, 0]);
+        // It is handed back, and begins anew when it begins again.
+        out.begin(back, false, at(22));
+        out.begin(back, true, at(24));
+        assert_eq!(had(&mut out, 27), [7 + 1 + 1, 3 + 1 + 1, 1, 0]);
+        out.end(second, at(27));
+        out.remove(back, at(27));
+        assert_eq!(had(&mut out, 30), [9 + 3, 0]);
     }
 }

@@ -202,6 +202,7 @@ impl Dispatcher {
             result,
         } = handed;
         let task = head.task.task;
+        let now = Instant::now();
         let mut lines = self.backlog.lines();
         let line = lines.get_mut(&queue);
         match result {
@@ -217,7 +218,7 @@ impl Dispatcher {
                     }
                     // It counts until WORK is looked at: it may be there.
                     Handed::Already => {}
-                    Handed::Ended => self.is_due |= self.out.remove(task),
+                    Handed::Ended => self.is_due |= self.out.remove(task, now),
                 }
                 self.saving.changed(&queue);
             }
@@ -225,11 +226,11 @@ impl Dispatcher {
                 let error = lifecycle::chain(&error);
                 tracing::warn!(%task, error, "not dispatched; again soon");
                 if let Some(line) = line {
-                    line.put_back(head, Instant::now() + REST);
+                    line.put_back(head, now + REST);
                     self.held += 1;
                 }
                 drop(lines);
-                self.out.remove(task);
+                self.out.remove(task, now);
             }
         }
         self.consider(&queue);
@@ -264,7 +265,7 @@ impl Dispatcher {
         self.backlog.stand(Standing {
             at: Some(began),
             turns: self.turns.clone(),
-            handed: self.out.handed(&self.own),
+            handed: self.out.handed(&self.own, began),
             tally: self.out.tally(),
             changes: self.costed,
             share: self.share(),

@@ -110,9 +110,10 @@ impl Simulation {
         Vec::new()
     }
 
-    /// What is left of the tasks that run, in units of cost.
-    pub(crate) fn running_cost(&self) -> u64 {
-        let left = |Reverse((end, _)): &Reverse<(Duration, u64)>| (*end - self.now).as_micros();
-        self.running.iter().map(left).sum::<u128>() as u64
+    /// What is left of each task that runs, in units of cost.
+    pub(crate) fn running(&self) -> impl Iterator<Item = u64> {
+        let now = self.now;
+        let running = self.running.iter();
+        running.map(move |Reverse((end, _))| (*end - now).as_micros() as u64)
     }
 }
