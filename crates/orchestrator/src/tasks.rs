@@ -108,7 +108,8 @@ impl Tasks {
                 // Before it counts itself.
                 let before = self.waits.length(&place);
                 metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
-                tracing::info!(
+                // It is in the log, in the audit chain and in the metrics: a line for each would cost as much as all else that is done here.
+                tracing::debug!(
                     task = submitted.task_id,
                     tenant = submitted.tenant,
                     "accepted"
