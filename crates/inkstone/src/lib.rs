@@ -39,7 +39,7 @@ pub use error::CliError;
 pub fn main() -> ExitCode {
     let command = cli::Cli::parse();
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16)))
+        .worker_threads(lifecycle::threads(0, false))
         .enable_all()
         .build();
     let outcome = match runtime {

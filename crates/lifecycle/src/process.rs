@@ -24,10 +24,16 @@ pub struct ProcessSettings {
     pub admin_listen: SocketAddr,
     /// How long running work may take to end after SIGTERM.
     pub shutdown_grace: Millis,
+    /// Threads that carry out what is asked, see [`threads`].
+    #[serde(default)]
+    pub threads: usize,
     /// Seconds by which this process's clock is to be wrong; for tests.
     #[serde(default)]
     pub clock_offset: i64,
 }
+
+/// More threads than that only wait for each other.
+const MOST_THREADS: usize = 512;
 
 /// A service that can be a process of its own.
 pub trait Process: Settings {
@@ -149,9 +155,9 @@ where
         crate::forbid_core_dumps().map_err(RunError::CoreDumps)?;
     }
     contract::clock::set_offset(settings.process().clock_offset);
+    let exports = !settings.telemetry().otlp_endpoint.is_empty();
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // The exporter's batches need a second worker, whatever the machine has.
-        .worker_threads(std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16)))
+        .worker_threads(threads(settings.process().threads, exports))
         .enable_all()
         .build()
         .map_err(RunError::Runtime)?;
@@ -165,6 +171,16 @@ where
     // Blocking work that is stuck must not hold the process beyond its grace.
     runtime.shutdown_timeout(Duration::from_secs(1));
     outcome
+}
+
+/// Threads of a runtime for who asked for so many, and 0 for whoever leaves it to the machine.
+pub fn threads(asked: usize, exports_traces: bool) -> usize {
+    // The exporter's batches need a second one, whatever the machine has.
+    let least = if exports_traces { 2 } else { 1 };
+    match asked {
+        0 => std::thread::available_parallelism().map_or(2, |n| n.get().clamp(2, 16)),
+        asked => asked.clamp(least, MOST_THREADS),
+    }
 }
 
 async fn live<F, E>(start: F, telemetry: &Telemetry, grace: Duration) -> Result<(), RunError>
@@ -208,4 +224,18 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send> {
             _ = hangup.recv() => {}
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_as_asked_for_within_bounds_and_two_where_traces_are_exported() {
+        assert_eq!(threads(1, false), 1);
+        assert_eq!(threads(1, true), 2);
+        assert_eq!(threads(24, true), 24);
+        assert_eq!(threads(usize::MAX, false), MOST_THREADS);
+        assert!((2..=16).contains(&threads(0, false)));
+    }
 }
