@@ -39,7 +39,7 @@ pub struct NewEvent {
 
 impl NewEvent {
     /// `payload` at `subject`, unless there is something at any subject that `family`, which may hold wildcards and matches `subject`,
-    /// matches. Part of the trace in which this is called.
+    /// matches, or something else than expected. Part of the trace in which this is called.
     pub fn new(subject: String, family: String, payload: Bytes) -> Self {
         Self {
             subject,
@@ -54,7 +54,7 @@ impl NewEvent {
         &self.subject
     }
 
-    /// The subjects of which none may have an event.
+    /// The subjects at which it is looked what is there.
     pub fn family(&self) -> &str {
         &self.family
     }
