@@ -102,6 +102,7 @@ async fn keep(broker: &BrokerSettings, storage: Storage, settings: &AuditSetting
         match opened().await {
             Ok(opened) => break opened,
             Err(error) => {
+                metrics::counter!("inkstone_orchestrator_audit_errors_total").increment(1);
                 let error = lifecycle::chain(&error);
                 tracing::warn!(error, "the audit chain waits for the broker");
             }
