@@ -2,6 +2,7 @@
 
 use contract::TaskId;
 use contract::task::{Dispatch, Phase, State, Submitted};
+use messaging::BrokerError;
 use prost::Message as _;
 use task_log::{Cursor, Handed, Handover, Queue, Record, TaskRef};
 
@@ -73,6 +74,26 @@ async fn what_is_given_back_at_once_comes_back_after_its_delay_and_not_after_the
         }
         assert!(began.elapsed() < wait / 10, "{left} did not come back");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_connection_no_acknowledgement_waits_in_line() {
+    let Bench {
+        mut server,
+        broker,
+        log,
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    log.dispatch(&event, 0, 1).await.unwrap();
+    let wait = std::time::Duration::from_secs(600);
+    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
+    let work = log.work_of(&model, &number, wait).await.unwrap();
+    let taken = work.pull(1).await.unwrap();
+    server.kill();
+    // From when the client has noticed.
+    while !matches!(broker.probe().await, Err(BrokerError::Unreachable { .. })) {}
+    let refused = taken[0].ack_unconfirmed().await.unwrap_err();
+    assert!(matches!(refused, BrokerError::Unreachable { .. }));
 }
 
 fn handover(event: &Submitted) -> Handover {
