@@ -125,7 +125,7 @@ async fn a_dispatch_tells_what_the_log_holds_where_its_state_was_written_for_it(
     let task = TaskRef::of(&known).unwrap();
     log.set_state(&task, &state).await.unwrap();
     for event in [&new, &known] {
-        let handed = log.hand_over(&handover(event)).await.unwrap();
+        let handed = log.hand_over(handover(event)).await.unwrap();
         assert_eq!(handed, Handed::Dispatched);
     }
     let wait = std::time::Duration::from_secs(30);
@@ -173,18 +173,18 @@ async fn handing_a_task_over_overwrites_no_state_and_leaves_alone_what_has_ended
     log.submit(&event).await.unwrap();
     let to = handover(&event);
     let task = to.task.clone();
-    assert_eq!(log.hand_over(&to).await.unwrap(), Handed::Dispatched);
+    assert_eq!(log.hand_over(to.clone()).await.unwrap(), Handed::Dispatched);
     let running = State {
         phase: Phase::Running.into(),
         attempt: 1,
         ..State::default()
     };
     log.set_state(&task, &running).await.unwrap();
-    assert_eq!(log.hand_over(&to).await.unwrap(), Handed::Already);
+    assert_eq!(log.hand_over(to.clone()).await.unwrap(), Handed::Already);
     let record = log.read(&task.tenant, task.task).await.unwrap().unwrap();
     assert_eq!(record.state, Some(running));
     log.end(&task, &cancelled()).await.unwrap();
-    assert_eq!(log.hand_over(&to).await.unwrap(), Handed::Ended);
+    assert_eq!(log.hand_over(to).await.unwrap(), Handed::Ended);
 }
 
 #[tokio::test(flavor = "multi_thread")]
