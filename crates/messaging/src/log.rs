@@ -157,7 +157,7 @@ impl EventLog {
     }
 
     /// Stores an event behind the one with the sequence `after`, 0 for none, if that is the last of its family; no payload is ever written
-    /// twice. An answer that got lost is settled by reading back.
+    /// twice. An answer that got lost is settled by reading back the family's last event: where that is a later one, this one counts as refused.
     ///
     /// # Errors
     /// When it is not known to be stored. It may still be: the caller must be ready to find it.
