@@ -38,8 +38,8 @@ pub struct NewEvent {
 }
 
 impl NewEvent {
-    /// `payload` at `subject`, unless there is something at any subject that `family`, which may hold wildcards and matches `subject`,
-    /// matches. Part of the trace in which this is called.
+    /// `payload` at `subject`. Whether it is stored is decided by what there is at all subjects that `family`, which may hold wildcards and
+    /// matches `subject`, matches. Part of the trace in which this is called.
     pub fn new(subject: String, family: String, payload: Bytes) -> Self {
         Self {
             subject,
@@ -54,7 +54,7 @@ impl NewEvent {
         &self.subject
     }
 
-    /// The subjects of which none may have an event.
+    /// The subjects by whose events it is decided.
     pub fn family(&self) -> &str {
         &self.family
     }

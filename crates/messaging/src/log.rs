@@ -3,7 +3,7 @@
 use std::time::SystemTime;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::DeleteMessageErrorKind;
@@ -36,7 +36,7 @@ pub enum Appended {
     Exists(Bytes),
 }
 
-/// What came of putting an event in another's place.
+/// What came of putting an event in another's place, or behind it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Replaced {
     /// It is stored, at this place in the stream.
@@ -150,29 +150,30 @@ impl EventLog {
             .payload(payload.clone())
             .headers(trace_headers())
             .expected_last_subject_sequence(after);
-        let error = match self.publish(subject, message).await {
-            Ok(sequence) => return Ok(Replaced::Stored(sequence)),
-            Err(error) => error,
-        };
-        let ambiguous = match error.kind() {
-            PublishErrorKind::WrongLastSequence => false,
-            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => true,
-            _ => return Err(BrokerError::request("writing an event")(error)),
-        };
-        match self.last(subject).await? {
-            Some(found) if found.payload == payload => Ok(Replaced::Stored(found.sequence)),
-            found if ambiguous && found.as_ref().map_or(0, |found| found.sequence) <= after => {
-                Err(BrokerError::request("writing an event")(error))
-            }
-            _ => Ok(Replaced::Refused),
+        match self.publish(subject, message).await {
+            Ok(sequence) => Ok(Replaced::Stored(sequence)),
+            Err(error) => settled(error, &payload, after, self.last(subject)).await,
         }
     }
 
-    async fn publish(
-        &self,
-        subject: &str,
-        message: PublishMessage,
-    ) -> Result<u64, async_nats::jetstream::context::PublishError> {
+    /// Stores an event behind the one with the sequence `after`, 0 for none, if that is the last of its family; no payload is ever written
+    /// twice. An answer that got lost is settled by reading back the family's last event: where that is a later one, this one counts as refused.
+    ///
+    /// # Errors
+    /// When it is not known to be stored. It may still be: the caller must be ready to find it.
+    pub async fn append(&self, event: &NewEvent, after: u64) -> Result<Replaced, BrokerError> {
+        let message = PublishMessage::build()
+            .payload(event.payload.clone())
+            .headers(event.headers.clone())
+            .expected_last_subject_sequence(after)
+            .header(EXPECTED_SUBJECT, event.family.as_str());
+        match self.publish(&event.subject, message).await {
+            Ok(sequence) => Ok(Replaced::Stored(sequence)),
+            Err(error) => settled(error, &event.payload, after, self.newest(&event.family)).await,
+        }
+    }
+
+    async fn publish(&self, subject: &str, message: PublishMessage) -> Result<u64, PublishError> {
         // Without a connection the client would keep the message and send it later, when whoever waited has been told
         // that it failed: an accepted task that nobody knows of.
         if !self.broker.is_connected() {
@@ -202,6 +203,13 @@ impl EventLog {
     pub async fn at(&self, subject: &str) -> Result<Option<Event>, BrokerError> {
         let place = format!("$JS.API.DIRECT.GET.{}.{subject}", self.stream);
         self.ask(place, Bytes::new()).await
+    }
+
+    /// The last event at all the subjects that `filter` matches, however many they are.
+    async fn newest(&self, filter: &str) -> Result<Option<Event>, BrokerError> {
+        let request = serde_json::json!({ "last_by_subj": filter });
+        let place = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        self.ask(place, Bytes::from(request.to_string())).await
     }
 
     /// The last event at each subject that `filter` matches, in stream order.
@@ -398,7 +406,28 @@ impl EventLog {
     }
 }
 
-/// The same of any stream.
+/// What came of a write behind `after` that was refused, or whose answer got lost: `found` looks where it would be.
+async fn settled(
+    error: PublishError,
+    payload: &Bytes,
+    after: u64,
+    found: impl Future<Output = Result<Option<Event>, BrokerError>>,
+) -> Result<Replaced, BrokerError> {
+    let ambiguous = match error.kind() {
+        PublishErrorKind::WrongLastSequence => false,
+        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => true,
+        _ => return Err(BrokerError::request("writing an event")(error)),
+    };
+    match found.await? {
+        Some(found) if found.payload == *payload => Ok(Replaced::Stored(found.sequence)),
+        found if ambiguous && found.as_ref().map_or(0, |found| found.sequence) <= after => {
+            Err(BrokerError::request("writing an event")(error))
+        }
+        _ => Ok(Replaced::Refused),
+    }
+}
+
+/// Reads several events of a stream by one request.
 pub(crate) async fn direct_get(
     broker: &Broker,
     stream: &str,

@@ -395,8 +395,12 @@ impl Delivery {
     /// The same, without waiting for the confirmation: where one more delivery does no harm. An acknowledgement may be lost.
     ///
     /// # Errors
-    /// When the client is closed, or the message came without an address.
+    /// When there is no connection, or the message came without an address.
     pub async fn ack_unconfirmed(&self) -> Result<(), BrokerError> {
+        // As a heartbeat: who has more to acknowledge than the line holds would wait for the connection.
+        if !self.broker.is_connected() {
+            return Err(self.broker.unreachable());
+        }
         let to = self.address()?;
         let sent = self
             .broker

@@ -1,8 +1,8 @@
 //! A folder as the store, whose writes survive a power loss.
 //!
 //! Three things are not `object_store`'s own. Its writing, told to flush, flushes four times for an object in a folder of its own, and each
-//! writer for itself. Here the file and its folder are flushed once each, then the folders that hold new ones, and those who wait for one and
-//! the same folder share its flush ([`Folders`]). Its removing takes away each folder that has become empty; here the folders that tasks share
+//! writer for itself. Here the file and its folder are flushed once each, then the folders that hold new ones or may, and those who wait for one
+//! and the same folder share its flush ([`Folders`]). Its removing takes away each folder that has become empty; here the folders that tasks share
 //! stay, so that one that is known to be on the disk remains so. And what its reader takes in one piece is opened and read in one turn
 //! ([`whole`]).
 
@@ -79,7 +79,7 @@ impl ObjectStore for Durable {
         let shared = is_shared(location.as_ref());
         let work = move || {
             let made = write(&root, &path, &payload)?;
-            folders.flush_for(&root, &path, made, shared)
+            folders.flush_for(&root, &path, &made, shared)
         };
         let written = tokio::task::spawn_blocking(work);
         written.await?.map_err(failed)?;
@@ -172,6 +172,24 @@ fn up_to<'a>(root: &'a FilePath, folder: &'a FilePath) -> impl Iterator<Item = &
     folder.ancestors().take_while(move |at| *at != root)
 }
 
+/// The folders that hold those on the way to `folder`, itself included, whose names may not be on the disk: the `made` innermost ones are new,
+/// and who made another, in this process or elsewhere, may not have come to flushing it.
+fn unsure<'a>(
+    root: &'a FilePath,
+    folder: &'a FilePath,
+    made: usize,
+    shared: bool,
+) -> impl Iterator<Item = &'a FilePath> {
+    let all = up_to(root, folder).count();
+    // Of those that are not shared only the innermost one comes and goes. What lies in the root is made once for each kind of objects.
+    let many = if shared {
+        all
+    } else {
+        made.max(usize::from(all > 1))
+    };
+    up_to(root, folder).take(many).filter_map(FilePath::parent)
+}
+
 fn flush(folder: &FilePath) -> io::Result<()> {
     File::open(folder)?.sync_all()
 }
@@ -215,25 +233,25 @@ struct Folders {
 }
 
 impl Folders {
-    /// Returns when a file's name is on the disk, and every folder on the way to it. `made` are those that were made for it.
+    /// Returns when a file's name is on the disk, and the folders on the way to it: all that were `made` for it and, whoever made them, the one
+    /// that it lies in, unless that lies in the root, and, of a shared one, all that hold it. Not if somebody else removes folders meanwhile:
+    /// a shared one that is made again, by another process, is taken for the one that was on the disk.
     fn flush_for(
         &self,
         root: &FilePath,
         path: &FilePath,
-        mut made: Vec<PathBuf>,
+        made: &[PathBuf],
         shared: bool,
     ) -> io::Result<()> {
         let folder = folder_of(root, path);
         self.flush(folder)?;
-        let new = shared && (!made.is_empty() || !lock(&self.settled).contains(folder));
-        if new {
-            // Whoever made it, in this process or in another, may not have come to flushing.
-            made = up_to(root, folder).map(FilePath::to_owned).collect();
+        if shared && made.is_empty() && lock(&self.settled).contains(folder) {
+            return Ok(());
         }
-        for above in made.iter().filter_map(|folder| folder.parent()) {
+        for above in unsure(root, folder, made.len(), shared) {
             self.flush(above)?;
         }
-        if new {
+        if shared {
             lock(&self.settled).insert(folder.to_owned());
         }
         Ok(())
@@ -390,6 +408,23 @@ mod tests {
         assert!(lock(&store.folders.queues).is_empty());
         let settled = lock(&store.folders.settled);
         assert_eq!(*settled, HashSet::from([store.root.join(SHARED)]));
+    }
+
+    #[test]
+    fn a_folder_that_was_there_is_not_taken_to_be_on_the_disk() {
+        let root = FilePath::new("/root");
+        let flushed = |folder: &str, made: usize, shared: bool| -> Vec<String> {
+            let folder = root.join(folder);
+            let all = unsure(root, &folder, made, shared);
+            all.map(|at| at.display().to_string()).collect()
+        };
+        assert_eq!(flushed("inputs/a", 0, false), ["/root/inputs"]);
+        assert_eq!(flushed("inputs/a", 2, false), ["/root/inputs", "/root"]);
+        assert_eq!(flushed("artifacts", 1, false), ["/root"]);
+        assert_eq!(flushed(SHARED, 0, true), ["/root/images", "/root"]);
+        for (folder, why) in [("artifacts", "made once"), ("", "the root itself")] {
+            assert!(flushed(folder, 0, false).is_empty(), "{why}");
+        }
     }
 
     #[tokio::test]

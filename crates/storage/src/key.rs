@@ -10,6 +10,8 @@ pub(crate) const INPUTS: &str = "inputs";
 pub(crate) const IMAGES: &str = "images";
 /// Where checkpoints lie.
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
+/// Where models' files lie.
+const ARTIFACTS: &str = "artifacts";
 
 /// How many of a task id's last digits name the folder of its pictures: 256 folders.
 const SHARED_DIGITS: usize = 2;
@@ -36,7 +38,7 @@ impl Key {
 
     /// A model's file by its SHA-256 in lower-case hex; `None` when it is not one.
     pub fn artifact(sha256: &str) -> Option<Self> {
-        is_sha256(sha256).then(|| Self(format!("artifacts/{sha256}")))
+        is_sha256(sha256).then(|| Self(format!("{ARTIFACTS}/{sha256}")))
     }
 
     /// A file that a tenant has sent, by its SHA-256 in lower-case hex; `None` when it is not one.
@@ -55,8 +57,8 @@ impl Key {
     /// that this module makes.
     pub fn stored(text: &str) -> Option<Self> {
         let plain = |b: u8| b.is_ascii_alphanumeric() || b"/.-".contains(&b);
-        let known = ["images/", "checkpoints/", "artifacts/", "inputs/"];
-        let well = known.iter().any(|kind| text.starts_with(kind))
+        let (kind, _) = text.split_once('/')?;
+        let well = [IMAGES, CHECKPOINTS, ARTIFACTS, INPUTS].contains(&kind)
             && text.bytes().all(plain)
             && !text.contains("..");
         well.then(|| Self(text.to_owned()))

@@ -40,7 +40,7 @@ impl TaskLog {
     ///
     /// # Errors
     /// When it is not known whether its dispatch is stored. Try again: it is there once, however often that is.
-    pub async fn hand_over(&self, to: &Handover) -> Result<Handed, TaskLogError> {
+    pub async fn hand_over(&self, to: Handover) -> Result<Handed, TaskLogError> {
         let now = contract::now();
         let state = State {
             phase: Phase::Scheduled.into(),
@@ -83,13 +83,13 @@ impl TaskLog {
             weight,
             submitted: Vec::new(),
         };
-        self.queue_dispatch(&to, attempt, None).await
+        self.queue_dispatch(to, attempt, None).await
     }
 
     /// `stands`: the state that was written for it, and its place.
     async fn queue_dispatch(
         &self,
-        to: &Handover,
+        to: Handover,
         attempt: u32,
         stands: Option<(State, u64)>,
     ) -> Result<Handed, TaskLogError> {
@@ -105,7 +105,7 @@ impl TaskLog {
         if let Some((state, sequence)) = stands
             && !to.submitted.is_empty()
         {
-            dispatch.submitted = to.submitted.clone();
+            dispatch.submitted = to.submitted;
             dispatch.state = Some(state);
             dispatch.state_sequence = sequence;
         }

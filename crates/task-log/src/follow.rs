@@ -40,7 +40,8 @@ pub enum What {
 pub struct Stretch {
     /// Submissions and ends, in the log's order.
     pub happened: Vec<Happened>,
-    /// The last place that was looked at; `None` when there is nothing behind where the stretch begins.
+    /// The last place that was looked at, [`after`](TaskLog::after) a place also where neither a submission nor an end lies; `None` when nothing
+    /// was found.
     pub last: Option<u64>,
     /// How many events lie behind it.
     pub behind: u64,

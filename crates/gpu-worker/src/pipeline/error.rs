@@ -36,7 +36,7 @@ pub(crate) enum NodeError {
     /// The picture to begin from cannot be read just now.
     #[error("the picture to begin from cannot be read")]
     Source(#[source] StorageError),
-    /// Work off the runtime's threads ended by a panic.
+    /// Work off the runtime's threads, or too short to be done there, ended by a panic.
     #[error("{doing} failed")]
     OffRuntime {
         /// What it was.

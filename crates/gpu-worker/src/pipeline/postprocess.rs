@@ -1,5 +1,6 @@
 //! From pixels to labelled files.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -7,6 +8,7 @@ use bytes::Bytes;
 use diffusion::{Request, RgbImage};
 use imaging::{EncodeError, Encoding, Pixels};
 use storage::sha256_hex;
+use tokio::task::{JoinError, spawn_blocking};
 
 use super::label::label;
 use super::{NodeError, PipelineNode, TaskJob};
@@ -60,22 +62,30 @@ pub(super) async fn file<F: From<Vec<u8>> + Send + 'static>(
     let (producer, digest) = (&job.worker.content_producer, job.served.model.digest());
     let encoding = job.encoding;
     let made = if is_small(&image) {
-        encode(image, encoding, producer, digest, request)
+        here(|| encode(image, encoding, producer, digest, request)).await
     } else {
         let (worker, request) = (Arc::clone(&job.worker), request.clone());
         let digest = digest.to_owned();
         let work = move || encode(image, encoding, &worker.content_producer, &digest, &request);
-        let made = tokio::task::spawn_blocking(work).await;
-        made.map_err(|source| NodeError::OffRuntime {
-            doing: "encoding a picture",
-            source,
-        })?
+        spawn_blocking(work).await
     };
+    let made = made.map_err(|source| NodeError::OffRuntime {
+        doing: "encoding a picture",
+        source,
+    })?;
     made.map_err(|source| NodeError::Encode { index, source })
 }
 
 fn is_small(image: &RgbImage) -> bool {
     image.pixels.len() <= 3 * SMALL_PIXELS
+}
+
+/// Does what would be too short for the blocking pool. A panic ends as it does there, and not the task with it.
+async fn here<T: Send + 'static>(work: impl FnOnce() -> T) -> Result<T, JoinError> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(done) => Ok(done),
+        Err(panic) => spawn_blocking(move || -> T { resume_unwind(panic) }).await,
+    }
 }
 
 /// All that takes time, in one turn.
@@ -114,6 +124,19 @@ mod tests {
         assert!(is_small(&image(64, 64)));
         assert!(is_small(&image(512, 8)));
         assert!(!is_small(&image(65, 64)));
+    }
+
+    #[tokio::test]
+    async fn a_panic_over_a_small_picture_is_told_as_one_on_the_blocking_pool() {
+        let (small, large) = tokio::join!(
+            here::<()>(|| panic!("a label")),
+            spawn_blocking::<_, ()>(|| panic!("a label")),
+        );
+        for error in [small.unwrap_err(), large.unwrap_err()] {
+            let panic = error.into_panic();
+            assert_eq!(panic.downcast_ref::<&str>(), Some(&"a label"));
+        }
+        assert_eq!(here(|| 7).await.unwrap(), 7);
     }
 
     #[test]

@@ -21,7 +21,7 @@ async fn hand_over(platform: &Platform) -> TaskRef {
         weight: 1,
         submitted: told.encode_to_vec(),
     };
-    let handed = platform.log.hand_over(&to).await.unwrap();
+    let handed = platform.log.hand_over(to).await.unwrap();
     assert_eq!(handed, Handed::Dispatched);
     task
 }

@@ -3,9 +3,10 @@
 //! [`write`] reads the task log in its own order and appends to the stream AUDIT; [`export`] puts what is there into dated files. A
 //! submission pays nothing for it: what was accepted is in the log, and whoever writes the chain comes by later.
 //!
-//! AUDIT holds blocks: some lines of the chain in one message, at a subject with the block's number, create-only. That is all that
-//! keeps the chain one chain: of several orchestrators that append block 7, one does, and the others see it and go on behind it. How
-//! far the log has been read is in the lines themselves, so an event is recorded exactly once whatever crashes when.
+//! AUDIT holds blocks: some lines of the chain in one message, at a subject with the block's number. Each is appended only if the last
+//! block in the stream is the one that it goes on behind. That is all that keeps the chain one chain: of several orchestrators that
+//! append block 7, one does, and the others see it and go on behind it; so does one that has slept until block 7 was in a file. How far
+//! the log has been read is in the lines themselves, so an event is recorded exactly once whatever crashes when.
 
 mod content;
 mod export;
@@ -101,6 +102,7 @@ async fn keep(broker: &BrokerSettings, storage: Storage, settings: &AuditSetting
         match opened().await {
             Ok(opened) => break opened,
             Err(error) => {
+                metrics::counter!("inkstone_orchestrator_audit_errors_total").increment(1);
                 let error = lifecycle::chain(&error);
                 tracing::warn!(error, "the audit chain waits for the broker");
             }

@@ -161,6 +161,31 @@ async fn every_event_is_recorded_once_by_writers_that_start_anew_and_outrun_each
 }
 
 #[tokio::test]
+async fn a_writer_whose_next_block_was_written_and_put_into_a_file_while_it_slept_is_outrun() {
+    let bench = bench().await;
+    let (sleeper, mut place) = (bench.writer(), None);
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    assert_eq!(sleeper.turn(&mut place).await.unwrap(), Turn::Idle);
+    for _ in 0..3 {
+        bench.task().await;
+        until_idle(&bench.writer()).await;
+    }
+    let later = SystemTime::now() + Duration::from_secs(600);
+    let exporter = bench.exporter().await;
+    assert!(exporter.turn(later).await.unwrap());
+    let second = bench.broker.log(AUDIT).at(&subject(2)).await.unwrap();
+    assert!(second.is_none(), "it is in a file");
+
+    bench.task().await;
+    assert_eq!(sleeper.turn(&mut place).await.unwrap(), Turn::Outrun);
+    until_idle(&sleeper).await;
+    assert!(exporter.turn(later).await.unwrap());
+    let sources: Vec<u64> = bench.records().iter().map(|it| it.content.source).collect();
+    assert_eq!(sources, (1..=10).collect::<Vec<_>>());
+}
+
+#[tokio::test]
 async fn what_does_not_fit_into_one_block_goes_into_the_next_and_none_is_left_out() {
     const TASKS: u64 = 600;
     let bench = bench().await;

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 use std::time::{Duration, SystemTime};
 
 use ::audit::{Chain, Head};
-use messaging::{Appended, EventLog, NewEvent};
+use messaging::{EventLog, NewEvent, Replaced};
 use task_log::{Following, Happened, TaskLog, What};
 
-use super::{AuditError, content, last_block, line, lines, number, subject};
+use super::{AuditError, BLOCKS, content, last_block, line, lines, number, subject};
 
 /// Bytes after which a block takes no more records: half of what the broker takes in one message, and the largest record is far smaller.
 const BLOCK_BYTES: usize = 512 * 1024;
@@ -32,6 +32,8 @@ pub(super) struct Place {
     chain: Chain,
     /// The next block's number.
     block: u64,
+    /// Where in the stream the last block is; 0 before the first. It is there for as long as no other is behind it.
+    last: u64,
     /// How far the log is recorded.
     source: u64,
     /// What reads on. Who has just begun asks by place: it may be that another writes, and that it will never need it.
@@ -118,11 +120,12 @@ impl Writer {
         }
         let (payload, records, recorded) = self.block(&mut here)?;
         if records > 0 {
-            let subject = subject(here.block);
-            let event = NewEvent::new(subject.clone(), subject, payload.into());
-            if let Appended::Exists(_) = self.blocks.create(&event).await? {
-                return Ok(Turn::Outrun);
-            }
+            let event = NewEvent::new(subject(here.block), BLOCKS.to_owned(), payload.into());
+            // That this block is not there says nothing: it may have been, and be in a file since.
+            here.last = match self.blocks.append(&event, here.last).await? {
+                Replaced::Stored(sequence) => sequence,
+                Replaced::Refused => return Ok(Turn::Outrun),
+            };
             here.block += 1;
             metrics::counter!("inkstone_orchestrator_audit_records_total").increment(records);
             if let Some(age) = recorded {
@@ -175,27 +178,24 @@ impl Writer {
     }
 
     async fn place(&self) -> Result<Place, AuditError> {
-        let Some(last) = last_block(&self.blocks).await? else {
-            return Ok(Place {
-                chain: Chain::after(Head::genesis()),
-                block: 1,
-                source: 0,
-                following: None,
-                read: VecDeque::new(),
-                behind: 0,
-            });
-        };
-        let block = number(&last);
-        let text = lines(&last)?.pop().ok_or(AuditError::Missing(block))?;
-        let line = line(block, &text)?;
-        let head = Head {
-            sequence: line.sequence,
-            hash: line.hash,
+        let (head, block, last, source) = match last_block(&self.blocks).await? {
+            None => (Head::genesis(), 0, 0, 0),
+            Some(last) => {
+                let block = number(&last);
+                let text = lines(&last)?.pop().ok_or(AuditError::Missing(block))?;
+                let line = line(block, &text)?;
+                let head = Head {
+                    sequence: line.sequence,
+                    hash: line.hash,
+                };
+                (head, block, last.sequence, line.content.source)
+            }
         };
         Ok(Place {
             chain: Chain::after(head),
             block: block + 1,
-            source: line.content.source,
+            last,
+            source,
             following: None,
             read: VecDeque::new(),
             behind: 0,

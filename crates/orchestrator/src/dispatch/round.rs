@@ -345,5 +345,5 @@ async fn hand_over(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed,
         weight,
         submitted: head.submitted.clone(),
     };
-    log.hand_over(&to).instrument(span).await
+    log.hand_over(to).instrument(span).await
 }

@@ -117,7 +117,8 @@ impl Outlook {
         &self.fleet
     }
 
-    /// How long until a task begins that waits in its queue, behind all that workers have; `None` when nothing works. Some microseconds.
+    /// How long until a task begins that waits in its queue, behind all that workers have; `None` when nothing works. It takes
+    /// some microseconds, and longer the more slots workers have.
     pub(crate) fn wait(&self, place: Place<'_>, ahead: &Ahead) -> Option<Duration> {
         let usual = place.cost as f64;
         let seconds = self.seconds(ahead, self.work_before(place), usual)?;

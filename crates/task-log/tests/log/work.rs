@@ -2,6 +2,7 @@
 
 use contract::TaskId;
 use contract::task::{Dispatch, Phase, State, Submitted};
+use messaging::BrokerError;
 use prost::Message as _;
 use task_log::{Cursor, Handed, Handover, Queue, Record, TaskRef};
 
@@ -75,6 +76,26 @@ async fn what_is_given_back_at_once_comes_back_after_its_delay_and_not_after_the
     }
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_connection_no_acknowledgement_waits_in_line() {
+    let Bench {
+        mut server,
+        broker,
+        log,
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    log.dispatch(&event, 0, 1).await.unwrap();
+    let wait = std::time::Duration::from_secs(600);
+    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
+    let work = log.work_of(&model, &number, wait).await.unwrap();
+    let taken = work.pull(1).await.unwrap();
+    server.kill();
+    // From when the client has noticed.
+    while !matches!(broker.probe().await, Err(BrokerError::Unreachable { .. })) {}
+    let refused = taken[0].ack_unconfirmed().await.unwrap_err();
+    assert!(matches!(refused, BrokerError::Unreachable { .. }));
+}
+
 fn handover(event: &Submitted) -> Handover {
     Handover {
         task: TaskRef::of(event).unwrap(),
@@ -104,7 +125,7 @@ async fn a_dispatch_tells_what_the_log_holds_where_its_state_was_written_for_it(
     let task = TaskRef::of(&known).unwrap();
     log.set_state(&task, &state).await.unwrap();
     for event in [&new, &known] {
-        let handed = log.hand_over(&handover(event)).await.unwrap();
+        let handed = log.hand_over(handover(event)).await.unwrap();
         assert_eq!(handed, Handed::Dispatched);
     }
     let wait = std::time::Duration::from_secs(30);
@@ -152,18 +173,18 @@ async fn handing_a_task_over_overwrites_no_state_and_leaves_alone_what_has_ended
     log.submit(&event).await.unwrap();
     let to = handover(&event);
     let task = to.task.clone();
-    assert_eq!(log.hand_over(&to).await.unwrap(), Handed::Dispatched);
+    assert_eq!(log.hand_over(to.clone()).await.unwrap(), Handed::Dispatched);
     let running = State {
         phase: Phase::Running.into(),
         attempt: 1,
         ..State::default()
     };
     log.set_state(&task, &running).await.unwrap();
-    assert_eq!(log.hand_over(&to).await.unwrap(), Handed::Already);
+    assert_eq!(log.hand_over(to.clone()).await.unwrap(), Handed::Already);
     let record = log.read(&task.tenant, task.task).await.unwrap().unwrap();
     assert_eq!(record.state, Some(running));
     log.end(&task, &cancelled()).await.unwrap();
-    assert_eq!(log.hand_over(&to).await.unwrap(), Handed::Ended);
+    assert_eq!(log.hand_over(to).await.unwrap(), Handed::Ended);
 }
 
 #[tokio::test(flavor = "multi_thread")]
