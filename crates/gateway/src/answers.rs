@@ -28,23 +28,68 @@ const BUSY_WAIT: Duration = Duration::from_secs(1);
 
 /// What is refused for want of room, in metrics.
 const WAITING: &str = "answers wait to be read";
+const WAITING_BY_TOKEN: &str = "pictures by token wait to be read";
 const WAITING_STRANGERS: &str = "answers without a key wait to be read";
 
-/// Whom an answer is for, among its extensions: a tenant, or whoever reads a picture by its token. For anyone else there is none.
+/// Whom an answer is for, among its extensions. For anyone else there is none.
 #[derive(Debug, Clone)]
-pub(crate) struct Addressee(pub(crate) Arc<str>);
+pub(crate) enum Addressee {
+    /// A caller with a key, by its tenant.
+    Tenant(Arc<str>),
+    /// Whoever reads a picture by its token, by its task.
+    Token(Arc<str>),
+}
 
-/// Bytes of answers that clients have not read yet, of all connections. Of those to callers who are known each tenant has a share;
-/// those to anyone else have room of their own, so that they take none from callers with a key.
+/// Bytes of answers that clients have not read yet, of all connections. Of those to callers with a key each tenant has a share. What is
+/// read by tokens has one share more, all of it together; what anyone may have has room of its own. So neither takes any from callers
+/// with a key.
 #[derive(Debug)]
 pub(crate) struct Unread {
     most: ByteSize,
     share: ByteSize,
     most_without_key: ByteSize,
-    known: AtomicU64,
+    tenants: Counted,
+    tasks: Counted,
     without_key: AtomicU64,
-    /// Those of whose answers nothing waits are not in it.
-    tenants: Mutex<HashMap<Arc<str>, u64>>,
+}
+
+/// Bytes that wait for addressees of one kind.
+#[derive(Debug, Default)]
+struct Counted {
+    all: AtomicU64,
+    /// Those for whom nothing waits are not in it.
+    each: Mutex<HashMap<Arc<str>, u64>>,
+}
+
+impl Counted {
+    fn each(&self) -> MutexGuard<'_, HashMap<Arc<str>, u64>> {
+        // Every change leaves it whole.
+        self.each.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn all(&self) -> u64 {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    fn of(&self, whose: &str) -> u64 {
+        self.each().get(whose).copied().unwrap_or_default()
+    }
+
+    fn add(&self, whose: &Arc<str>, bytes: u64) {
+        self.all.fetch_add(bytes, Ordering::Relaxed);
+        *self.each().entry(whose.clone()).or_default() += bytes;
+    }
+
+    fn take_away(&self, whose: &Arc<str>, bytes: u64) {
+        self.all.fetch_sub(bytes, Ordering::Relaxed);
+        let mut each = self.each();
+        match each.get_mut(whose) {
+            Some(waiting) if *waiting > bytes => *waiting -= bytes,
+            _ => {
+                each.remove(whose);
+            }
+        }
+    }
 }
 
 impl Unread {
@@ -55,24 +100,19 @@ impl Unread {
             most,
             share: ByteSize::of(share),
             most_without_key,
-            known: AtomicU64::new(0),
+            tenants: Counted::default(),
+            tasks: Counted::default(),
             without_key: AtomicU64::new(0),
-            tenants: Mutex::default(),
         }
     }
 
-    fn tenants(&self) -> MutexGuard<'_, HashMap<Arc<str>, u64>> {
-        // Every change leaves it whole.
-        self.tenants.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    /// Whether there may be one more answer to a caller who is not known yet: not while those to callers who are have more
+    /// Whether there may be one more answer to a caller who is not known yet: not while those to callers with a key have more
     /// than the most together.
     ///
     /// # Errors
     /// Unavailable if not.
     pub(crate) fn admit(&self) -> Result<(), Failure> {
-        if self.known.load(Ordering::Relaxed) <= self.most.bytes() {
+        if self.tenants.all() <= self.most.bytes() {
             return Ok(());
         }
         refused(WAITING, "full");
@@ -85,19 +125,40 @@ impl Unread {
     /// # Errors
     /// Over the limit if not.
     pub(crate) fn admit_tenant(&self, tenant: &str) -> Result<(), Failure> {
-        let waiting = self.tenants().get(tenant).copied().unwrap_or_default();
-        if waiting <= self.share.bytes() {
+        if self.tenants.of(tenant) <= self.share.bytes() {
             return Ok(());
         }
         refused(WAITING, "share");
+        Err(self.over_share("answers for one tenant"))
+    }
+
+    /// Whether there may be one more picture of this task by its token: not while those that were not read have more than a share, nor
+    /// while those of all tasks have.
+    ///
+    /// # Errors
+    /// Over the limit if the task's own have; unavailable if all together have.
+    pub(crate) fn admit_by_token(&self, task: &str) -> Result<(), Failure> {
+        if self.tasks.of(task) > self.share.bytes() {
+            refused(WAITING_BY_TOKEN, "share");
+            return Err(self.over_share("pictures by the tokens of one task"));
+        }
+        if self.tasks.all() <= self.share.bytes() {
+            return Ok(());
+        }
+        refused(WAITING_BY_TOKEN, "full");
+        let message = "too many bytes of pictures by token wait to be read; try again";
+        Err(Failure::unavailable(message, BUSY_WAIT))
+    }
+
+    fn over_share(&self, of: &str) -> Failure {
         let message = format!(
-            "too many bytes of answers for one tenant wait to be read, which may have {} at this gateway; read them, or try again",
+            "too many bytes of {of} wait to be read, which may have {} at this gateway; read them, or try again",
             self.share
         );
-        Err(Failure {
+        Failure {
             retry_after: Some(BUSY_WAIT),
             ..Failure::new(ErrorCode::RateLimited, message)
-        })
+        }
     }
 
     /// Whether there may be one more answer to someone without a key.
@@ -114,26 +175,22 @@ impl Unread {
         Err(Failure::unavailable(message, BUSY_WAIT))
     }
 
-    fn add(&self, whose: Option<&Arc<str>>, bytes: u64) {
-        let Some(tenant) = whose else {
-            self.without_key.fetch_add(bytes, Ordering::Relaxed);
-            return;
-        };
-        self.known.fetch_add(bytes, Ordering::Relaxed);
-        *self.tenants().entry(tenant.clone()).or_default() += bytes;
+    fn add(&self, whose: Option<&Addressee>, bytes: u64) {
+        match whose {
+            Some(Addressee::Tenant(tenant)) => self.tenants.add(tenant, bytes),
+            Some(Addressee::Token(task)) => self.tasks.add(task, bytes),
+            None => {
+                self.without_key.fetch_add(bytes, Ordering::Relaxed);
+            }
+        }
     }
 
-    fn take_away(&self, whose: Option<&Arc<str>>, bytes: u64) {
-        let Some(tenant) = whose else {
-            self.without_key.fetch_sub(bytes, Ordering::Relaxed);
-            return;
-        };
-        self.known.fetch_sub(bytes, Ordering::Relaxed);
-        let mut tenants = self.tenants();
-        match tenants.get_mut(tenant) {
-            Some(waiting) if *waiting > bytes => *waiting -= bytes,
-            _ => {
-                tenants.remove(tenant);
+    fn take_away(&self, whose: Option<&Addressee>, bytes: u64) {
+        match whose {
+            Some(Addressee::Tenant(tenant)) => self.tenants.take_away(tenant, bytes),
+            Some(Addressee::Token(task)) => self.tasks.take_away(task, bytes),
+            None => {
+                self.without_key.fetch_sub(bytes, Ordering::Relaxed);
             }
         }
     }
@@ -143,7 +200,7 @@ impl Unread {
 struct Account {
     under_way: UnderWay,
     unread: Arc<Unread>,
-    whose: Option<Arc<str>>,
+    whose: Option<Addressee>,
 }
 
 /// The body of an answer. It keeps its request under way until the connection has let go of the last byte.
@@ -160,11 +217,10 @@ impl Answer {
         unread: Arc<Unread>,
         to: Option<Addressee>,
     ) -> Self {
-        let whose = to.map(|Addressee(whose)| whose);
         let account = Arc::new(Account {
             under_way,
             unread,
-            whose,
+            whose: to,
         });
         Self { body, account }
     }
@@ -355,13 +411,18 @@ mod tests {
         Arc::new(Unread::new(ByteSize::of(1000), 50, ByteSize::of(100)))
     }
 
-    fn waiting(unread: &Unread) -> (u64, u64) {
-        let known = unread.known.load(Ordering::Relaxed);
-        (known, unread.without_key.load(Ordering::Relaxed))
+    /// To callers with a key, by token, and without either.
+    fn waiting(unread: &Unread) -> [u64; 3] {
+        let without_key = unread.without_key.load(Ordering::Relaxed);
+        [unread.tenants.all(), unread.tasks.all(), without_key]
     }
 
-    fn tenant(name: &str) -> Option<Addressee> {
-        Some(Addressee(name.into()))
+    fn tenant(name: &str) -> Addressee {
+        Addressee::Tenant(name.into())
+    }
+
+    fn token(task: &str) -> Addressee {
+        Addressee::Token(task.into())
     }
 
     async fn member() -> Member {
@@ -373,7 +434,12 @@ mod tests {
     #[tokio::test]
     async fn bytes_count_as_unread_until_the_last_piece_of_them_is_gone() {
         let member = member().await;
-        for (to, counted) in [(tenant("a"), (100_000, 0)), (None, (0, 100_000))] {
+        let cases = [
+            (Some(tenant("a")), [100_000, 0, 0]),
+            (Some(token("a")), [0, 100_000, 0]),
+            (None, [0, 0, 100_000]),
+        ];
+        for (to, counted) in cases {
             let unread = unread();
             let body = Body::from(vec![7; 100_000]);
             let mut answer = Answer::new(body, member.line.begin(), unread.clone(), to);
@@ -384,15 +450,15 @@ mod tests {
             drop(bytes);
             assert_eq!((waiting(&unread), member.line.owes()), (counted, true));
             drop(piece);
-            assert_eq!((waiting(&unread), member.line.owes()), ((0, 0), false));
-            assert!(unread.tenants().is_empty());
+            assert_eq!((waiting(&unread), member.line.owes()), ([0; 3], false));
+            assert!(unread.tenants.each().is_empty() && unread.tasks.each().is_empty());
         }
     }
 
     #[test]
     fn a_tenant_that_leaves_its_share_unread_is_refused_and_another_is_not() {
         let unread = unread();
-        let (one, other) = (Arc::from("one"), Arc::from("other"));
+        let (one, other) = (tenant("one"), tenant("other"));
         unread.add(Some(&one), 500);
         unread.admit_tenant("one").unwrap();
         unread.add(Some(&one), 1);
@@ -421,16 +487,49 @@ mod tests {
         unread.admit().unwrap();
         unread.admit_tenant("").unwrap();
         unread.take_away(None, 1_000_000);
-        unread.add(Some(&Arc::from("one")), 1_000_000);
+        unread.add(Some(&tenant("one")), 1_000_000);
         unread.admit_without_key().unwrap();
+    }
+
+    #[test]
+    fn pictures_by_token_have_one_share_together_and_take_none_from_callers_with_a_key() {
+        let unread = unread();
+        let tasks: Vec<_> = (0..9).map(|task| format!("task {task}")).collect();
+        for task in &tasks {
+            unread.add(Some(&token(task)), 50);
+        }
+        unread.add(Some(&token("task 0")), 50);
+        unread.admit_by_token("task 0").unwrap();
+        unread.add(Some(&token("task 0")), 1);
+        // None of them has a share's bytes, and together they have more.
+        for task in ["task 0", "another"] {
+            let refused = unread.admit_by_token(task).unwrap_err();
+            assert_eq!(refused.code, ErrorCode::Unavailable);
+            assert!(refused.retry_after.is_some(), "{refused}");
+        }
+        unread.add(Some(&token("task 0")), 1_000_000);
+        let refused = unread.admit_by_token("task 0").unwrap_err();
+        assert_eq!(refused.code, ErrorCode::RateLimited);
+        assert!(refused.message.contains("may have 500 B"), "{refused}");
+        assert!(!refused.message.contains("tenant"), "{refused}");
+        // One of the same name has another share.
+        unread.admit_tenant("task 0").unwrap();
+        unread.admit().unwrap();
+        unread.admit_without_key().unwrap();
+        unread.take_away(Some(&token("task 0")), 1_000_001);
+        unread.admit_by_token("task 0").unwrap();
+        // Nor do those take any from them.
+        unread.add(Some(&tenant("one")), 1_000_000);
+        unread.admit_by_token("another").unwrap();
     }
 
     #[tokio::test]
     async fn small_answers_pass_as_they_are() {
         let (member, unread) = (member().await, unread());
         let body = Body::from("ok");
-        let answer = Answer::new(body, member.line.begin(), unread.clone(), tenant("a"));
+        let to = Some(tenant("a"));
+        let answer = Answer::new(body, member.line.begin(), unread.clone(), to);
         let bytes = to_bytes(Body::new(answer), 10).await.unwrap();
-        assert_eq!((&bytes[..], waiting(&unread)), (&b"ok"[..], (0, 0)));
+        assert_eq!((&bytes[..], waiting(&unread)), (&b"ok"[..], [0; 3]));
     }
 }

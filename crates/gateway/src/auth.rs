@@ -41,7 +41,7 @@ pub(crate) async fn authenticate(
         Ok(known) => known,
         Err(failure) => return refuse(failure),
     };
-    let to = Addressee(caller.tenant.as_str().into());
+    let to = Addressee::Tenant(caller.tenant.as_str().into());
     let mut response = match serve(&edge, caller, request, proof.body, next).await {
         Ok(response) => response,
         Err(failure) => refuse(failure),
