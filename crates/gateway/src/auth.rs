@@ -12,11 +12,11 @@ use contract::proof::{Proven, SignedBody};
 use contract::{ErrorCode, Failure};
 use tonic::Status;
 
-use crate::answers::Addressee;
 use crate::edge::Edge;
 use crate::problem::{Refused, whole_seconds};
 use crate::room::Class;
 use crate::signed_body;
+use crate::unread::Addressee;
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");

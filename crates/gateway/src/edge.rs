@@ -11,11 +11,11 @@ use lifecycle::{Health, Tasks};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::answers::Unread;
 use crate::crowd::Crowd;
 use crate::platform::Platform;
 use crate::room::{Class, Place, Room, Share};
 use crate::settings::{HttpSettings, Settings};
+use crate::unread::Unread;
 
 /// Pictures of callers that are decoded at once: one takes a core, and up to 16 bytes a pixel for a moment.
 const MAX_DECODES: usize = 4;

@@ -14,7 +14,6 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use storage::{Opened, StorageError};
 
-use crate::answers::Addressee;
 use crate::auth;
 use crate::edge::Edge;
 use crate::openapi::params::{
@@ -27,6 +26,7 @@ use crate::query::Parameters;
 use crate::room::{Class, Share};
 use crate::task_json::media_type;
 use crate::tasks::task_id;
+use crate::unread::Addressee;
 
 /// A picture never changes, but only its tenant's caches may keep it.
 const CACHE_CONTROL: &str = "private, max-age=86400, immutable";
