@@ -43,8 +43,8 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         )
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_this_way)
-        // Together, as everywhere here: what is laid around by itself goes into a box, and with each request every layer around it copies that box
-        // and all that are in it. From the outside in: …
+        // Together where they stand next to each other: what is laid around by itself goes into a box, and with each request every layer around
+        // it copies that box and all that are in it. From the outside in: …
         .layer((
             // … whatever comes out gets its words, its request id and its place in the metrics, …
             from_fn_with_state(Arc::<Counts>::default(), layers::observe),
