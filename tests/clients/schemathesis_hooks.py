@@ -35,7 +35,7 @@ def before_load_schema(context, document):
         fields = parts[name]["properties"]
         fields.update(KNOBS, model=MODEL, width=SIDE, height=SIDE)
         # Nobody is to be told of these tasks, so that there is no rule for who is.
-        del fields["webhook"], fields["webhook_url"], parts[name]["not"]
+        del fields["webhook"], fields["webhook_url"], parts[name]["allOf"]
     parts["Batch"]["properties"]["tasks"]["maxItems"] = BATCH
     # What needs a picture beside it.
     for name in ("DashScopeSynthesis", "DashScopeMessage"):
@@ -53,7 +53,7 @@ def before_load_schema(context, document):
     for name in ("ImageGeneration", "ImageEdit", "ImageEditByReference"):
         fields = parts[name]["properties"]
         fields.update(KNOBS, model=MODEL, size=one_of("auto", "64x128", "128x128"))
-        del fields["stream"], fields["partial_images"], parts[name]["if"], parts[name]["then"]
+        del fields["stream"], fields["partial_images"], parts[name]["allOf"]
     # A file, not a list of files: a form has the field once or several times.
     parts["ImageEdit"]["properties"]["image"] = {"type": "string", "format": "binary"}
     named = {"type": "string", "enum": [PICTURE]}
@@ -61,7 +61,7 @@ def before_load_schema(context, document):
     fields["images"]["items"]["properties"]["image_url"] = named
     fields["mask"]["properties"]["image_url"] = named
     # One of the two has to be there: as the document says it, but in a form that requests are made from sooner.
-    del parts["Feedback"]["not"]
+    del parts["Feedback"]["allOf"]
     parts["Feedback"]["anyOf"] = [
         {"required": ["rating"], "properties": {"rating": {"type": "integer"}}},
         {"required": ["verdict"], "properties": {"verdict": {"type": "string"}}},

@@ -1,149 +1,31 @@
-//! Answers on their way out: how many bytes of them wait for clients to read, and for how long a client may read none.
+//! Answers on their way out: the bytes of them that wait for clients to read, and for how long a client may read none.
 
-use std::collections::HashMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
-use contract::{ErrorCode, Failure};
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use settings::ByteSize;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::crowd::{Line, UnderWay};
-use crate::room::refused;
+use crate::unread::{Addressee, Unread};
 
 /// What is written in one piece and so small that sockets take it: not worth counting.
 const SMALL: usize = 4 * 1024;
 /// What a client must read at least, of what waits for it, to be one that reads.
 const LEAST_READ: u64 = 64 * 1024;
-/// Suggested wait when too much is unread: it is read, or its reader cut off, in seconds.
-const BUSY_WAIT: Duration = Duration::from_secs(1);
-
-/// What is refused for want of room, in metrics.
-const WAITING: &str = "answers wait to be read";
-const WAITING_STRANGERS: &str = "answers without a key wait to be read";
-
-/// Whom an answer is for, among its extensions: a tenant, or whoever reads a picture by its token. For anyone else there is none.
-#[derive(Debug, Clone)]
-pub(crate) struct Addressee(pub(crate) Arc<str>);
-
-/// Bytes of answers that clients have not read yet, of all connections. Of those to callers who are known each tenant has a share;
-/// those to anyone else have room of their own, so that they take none from callers with a key.
-#[derive(Debug)]
-pub(crate) struct Unread {
-    most: ByteSize,
-    share: ByteSize,
-    most_without_key: ByteSize,
-    known: AtomicU64,
-    without_key: AtomicU64,
-    /// Those of whose answers nothing waits are not in it.
-    tenants: Mutex<HashMap<Arc<str>, u64>>,
-}
-
-impl Unread {
-    /// Of `most` bytes, one tenant may have `percent`.
-    pub(crate) fn new(most: ByteSize, percent: u32, most_without_key: ByteSize) -> Self {
-        let share = most.bytes().saturating_mul(percent.into()) / 100;
-        Self {
-            most,
-            share: ByteSize::of(share),
-            most_without_key,
-            known: AtomicU64::new(0),
-            without_key: AtomicU64::new(0),
-            tenants: Mutex::default(),
-        }
-    }
-
-    fn tenants(&self) -> MutexGuard<'_, HashMap<Arc<str>, u64>> {
-        // Every change leaves it whole.
-        self.tenants.lock().unwrap_or_else(|e| e.into_inner())
-    }
-
-    /// Whether there may be one more answer to a caller who is not known yet: not while those to callers who are have more
-    /// than the most together.
-    ///
-    /// # Errors
-    /// Unavailable if not.
-    pub(crate) fn admit(&self) -> Result<(), Failure> {
-        if self.known.load(Ordering::Relaxed) <= self.most.bytes() {
-            return Ok(());
-        }
-        refused(WAITING, "full");
-        let message = "too many bytes of answers wait to be read; try again";
-        Err(Failure::unavailable(message, BUSY_WAIT))
-    }
-
-    /// Whether there may be one more answer to this tenant: not while those that it has not read have more than its share.
-    ///
-    /// # Errors
-    /// Over the limit if not.
-    pub(crate) fn admit_tenant(&self, tenant: &str) -> Result<(), Failure> {
-        let waiting = self.tenants().get(tenant).copied().unwrap_or_default();
-        if waiting <= self.share.bytes() {
-            return Ok(());
-        }
-        refused(WAITING, "share");
-        let message = format!(
-            "too many bytes of answers for one tenant wait to be read, which may have {} at this gateway; read them, or try again",
-            self.share
-        );
-        Err(Failure {
-            retry_after: Some(BUSY_WAIT),
-            ..Failure::new(ErrorCode::RateLimited, message)
-        })
-    }
-
-    /// Whether there may be one more answer to someone without a key.
-    ///
-    /// # Errors
-    /// Unavailable if not.
-    pub(crate) fn admit_without_key(&self) -> Result<(), Failure> {
-        if self.without_key.load(Ordering::Relaxed) <= self.most_without_key.bytes() {
-            return Ok(());
-        }
-        refused(WAITING_STRANGERS, "full");
-        let message =
-            "too many bytes of answers to callers without a key wait to be read; try again";
-        Err(Failure::unavailable(message, BUSY_WAIT))
-    }
-
-    fn add(&self, whose: Option<&Arc<str>>, bytes: u64) {
-        let Some(tenant) = whose else {
-            self.without_key.fetch_add(bytes, Ordering::Relaxed);
-            return;
-        };
-        self.known.fetch_add(bytes, Ordering::Relaxed);
-        *self.tenants().entry(tenant.clone()).or_default() += bytes;
-    }
-
-    fn take_away(&self, whose: Option<&Arc<str>>, bytes: u64) {
-        let Some(tenant) = whose else {
-            self.without_key.fetch_sub(bytes, Ordering::Relaxed);
-            return;
-        };
-        self.known.fetch_sub(bytes, Ordering::Relaxed);
-        let mut tenants = self.tenants();
-        match tenants.get_mut(tenant) {
-            Some(waiting) if *waiting > bytes => *waiting -= bytes,
-            _ => {
-                tenants.remove(tenant);
-            }
-        }
-    }
-}
 
 /// Where an answer's bytes are counted while they wait.
 struct Account {
     under_way: UnderWay,
     unread: Arc<Unread>,
-    whose: Option<Arc<str>>,
+    whose: Option<Addressee>,
 }
 
 /// The body of an answer. It keeps its request under way until the connection has let go of the last byte.
@@ -160,11 +42,10 @@ impl Answer {
         unread: Arc<Unread>,
         to: Option<Addressee>,
     ) -> Self {
-        let whose = to.map(|Addressee(whose)| whose);
         let account = Arc::new(Account {
             under_way,
             unread,
-            whose,
+            whose: to,
         });
         Self { body, account }
     }
@@ -334,6 +215,7 @@ mod tests {
 
     use super::*;
     use crate::crowd::{Crowd, Member};
+    use crate::unread::tests::{tenant, token, unread};
 
     #[test]
     fn a_client_that_reads_is_borne_and_one_that_does_not_is_not() {
@@ -350,20 +232,6 @@ mod tests {
         assert!(pace.is_too_slow(true, 30 + LEAST_READ, at(70)));
     }
 
-    /// Of 1000 bytes, half are one tenant's; without a key there are 100.
-    fn unread() -> Arc<Unread> {
-        Arc::new(Unread::new(ByteSize::of(1000), 50, ByteSize::of(100)))
-    }
-
-    fn waiting(unread: &Unread) -> (u64, u64) {
-        let known = unread.known.load(Ordering::Relaxed);
-        (known, unread.without_key.load(Ordering::Relaxed))
-    }
-
-    fn tenant(name: &str) -> Option<Addressee> {
-        Some(Addressee(name.into()))
-    }
-
     async fn member() -> Member {
         let crowd = Arc::new(Crowd::new(1, 1));
         let room = crowd.room().await;
@@ -373,7 +241,12 @@ mod tests {
     #[tokio::test]
     async fn bytes_count_as_unread_until_the_last_piece_of_them_is_gone() {
         let member = member().await;
-        for (to, counted) in [(tenant("a"), (100_000, 0)), (None, (0, 100_000))] {
+        let cases = [
+            (Some(tenant("a")), [100_000, 0, 0]),
+            (Some(token("a")), [0, 100_000, 0]),
+            (None, [0, 0, 100_000]),
+        ];
+        for (to, counted) in cases {
             let unread = unread();
             let body = Body::from(vec![7; 100_000]);
             let mut answer = Answer::new(body, member.line.begin(), unread.clone(), to);
@@ -382,55 +255,20 @@ mod tests {
             drop(answer);
             let piece = bytes.slice(5..6);
             drop(bytes);
-            assert_eq!((waiting(&unread), member.line.owes()), (counted, true));
+            assert_eq!((unread.waiting(), member.line.owes()), (counted, true));
             drop(piece);
-            assert_eq!((waiting(&unread), member.line.owes()), ((0, 0), false));
-            assert!(unread.tenants().is_empty());
+            assert_eq!((unread.waiting(), member.line.owes()), ([0; 3], false));
+            assert!(unread.knows_nobody());
         }
-    }
-
-    #[test]
-    fn a_tenant_that_leaves_its_share_unread_is_refused_and_another_is_not() {
-        let unread = unread();
-        let (one, other) = (Arc::from("one"), Arc::from("other"));
-        unread.add(Some(&one), 500);
-        unread.admit_tenant("one").unwrap();
-        unread.add(Some(&one), 1);
-        let refused = unread.admit_tenant("one").unwrap_err();
-        assert_eq!(refused.code, ErrorCode::RateLimited);
-        assert!(refused.retry_after.is_some(), "{refused}");
-        assert!(refused.message.contains("may have 500 B"), "{refused}");
-        unread.admit_tenant("other").unwrap();
-        unread.admit().unwrap();
-        // Together they have more than there may be.
-        unread.add(Some(&other), 500);
-        assert_eq!(unread.admit().unwrap_err().code, ErrorCode::Unavailable);
-        unread.take_away(Some(&one), 1);
-        unread.admit_tenant("one").unwrap();
-        unread.admit().unwrap();
-    }
-
-    #[test]
-    fn what_callers_without_a_key_leave_unread_takes_no_room_from_those_with_one() {
-        let unread = unread();
-        unread.add(None, 100);
-        unread.admit_without_key().unwrap();
-        unread.add(None, 1_000_000);
-        let refused = unread.admit_without_key().unwrap_err();
-        assert_eq!(refused.code, ErrorCode::Unavailable);
-        unread.admit().unwrap();
-        unread.admit_tenant("").unwrap();
-        unread.take_away(None, 1_000_000);
-        unread.add(Some(&Arc::from("one")), 1_000_000);
-        unread.admit_without_key().unwrap();
     }
 
     #[tokio::test]
     async fn small_answers_pass_as_they_are() {
         let (member, unread) = (member().await, unread());
         let body = Body::from("ok");
-        let answer = Answer::new(body, member.line.begin(), unread.clone(), tenant("a"));
+        let to = Some(tenant("a"));
+        let answer = Answer::new(body, member.line.begin(), unread.clone(), to);
         let bytes = to_bytes(Body::new(answer), 10).await.unwrap();
-        assert_eq!((&bytes[..], waiting(&unread)), (&b"ok"[..], (0, 0)));
+        assert_eq!((&bytes[..], unread.waiting()), (&b"ok"[..], [0; 3]));
     }
 }

@@ -12,11 +12,11 @@ use contract::proof::{Proven, SignedBody};
 use contract::{ErrorCode, Failure};
 use tonic::Status;
 
-use crate::answers::Addressee;
 use crate::edge::Edge;
 use crate::problem::{Refused, whole_seconds};
 use crate::room::Class;
 use crate::signed_body;
+use crate::unread::Addressee;
 
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
@@ -41,7 +41,7 @@ pub(crate) async fn authenticate(
         Ok(known) => known,
         Err(failure) => return refuse(failure),
     };
-    let to = Addressee(caller.tenant.as_str().into());
+    let to = Addressee::Tenant(caller.tenant.as_str().into());
     let mut response = match serve(&edge, caller, request, proof.body, next).await {
         Ok(response) => response,
         Err(failure) => refuse(failure),

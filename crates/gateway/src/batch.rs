@@ -162,31 +162,14 @@ mod tests {
     use std::pin::pin;
 
     use contract::ErrorCode;
-    use egress::Egress;
     use lifecycle::Service;
-    use rpc::{Security, UnderWay};
+    use rpc::UnderWay;
 
     use super::*;
+    use crate::edge::tests::edge;
     use crate::platform::Platform;
 
     type Request = Result<v1::SubmitTask, Failure>;
-
-    /// An edge whose services are not there.
-    fn edge(service: &Service, storage: &tempfile::TempDir) -> Edge {
-        let mut all = vec![(
-            "storage.url",
-            format!("file://{}", storage.path().display()),
-        )];
-        // Port 1 answers nobody.
-        for key in ["auth.url", "orchestrator.url", "registry.url"] {
-            all.push((key, "http://127.0.0.1:1".to_owned()));
-        }
-        let settings: crate::Settings = settings::load(None, &all).unwrap();
-        let (tasks, health) = (service.tasks.clone(), service.health.clone());
-        let platform = Platform::new(&settings, &Security::off(), &tasks).unwrap();
-        let egress = Egress::new(&settings.egress).unwrap();
-        Edge::new(&settings, platform, egress, tasks, health)
-    }
 
     /// So many tasks with this idempotency key.
     fn tasks(count: usize, key: &str) -> Vec<Request> {

@@ -95,15 +95,31 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use axum::body::Body;
-    use metrics::{Gauge, Key, KeyName, Metadata, Recorder, SharedString, Unit};
+    use metrics::{Gauge, HistogramFn, Key, KeyName, Metadata, Recorder, SharedString, Unit};
 
     use super::*;
 
-    /// Notes the labels of each counter that is looked up, and counts for all of them together.
+    /// Notes the labels of each counter and each histogram that is looked up, and counts for all of a kind together.
     #[derive(Default)]
     struct LookedUp {
-        labels: Mutex<Vec<String>>,
+        counters: Mutex<Vec<String>>,
+        histograms: Mutex<Vec<String>>,
         counted: Arc<AtomicU64>,
+        recorded: Arc<Recorded>,
+    }
+
+    #[derive(Default)]
+    struct Recorded(AtomicU64);
+
+    impl HistogramFn for Recorded {
+        fn record(&self, _: f64) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    fn note(labels: &Mutex<Vec<String>>, key: &Key) {
+        let values: Vec<&str> = key.labels().map(|label| label.value()).collect();
+        labels.lock().unwrap().push(values.join(" "));
     }
 
     impl Recorder for LookedUp {
@@ -112,8 +128,7 @@ mod tests {
         fn describe_histogram(&self, _: KeyName, _: Option<Unit>, _: SharedString) {}
 
         fn register_counter(&self, key: &Key, _: &Metadata<'_>) -> Counter {
-            let labels: Vec<&str> = key.labels().map(|label| label.value()).collect();
-            self.labels.lock().unwrap().push(labels.join(" "));
+            note(&self.counters, key);
             Counter::from_arc(self.counted.clone())
         }
 
@@ -121,8 +136,9 @@ mod tests {
             Gauge::noop()
         }
 
-        fn register_histogram(&self, _: &Key, _: &Metadata<'_>) -> Histogram {
-            Histogram::noop()
+        fn register_histogram(&self, key: &Key, _: &Metadata<'_>) -> Histogram {
+            note(&self.histograms, key);
+            Histogram::from_arc(self.recorded.clone())
         }
     }
 
@@ -155,7 +171,17 @@ mod tests {
             "oip unmatched 404",
             "grpc /inkstone.v1.ImageService/{*rest} grpc-5",
         ];
-        assert_eq!(*recorder.labels.lock().unwrap(), expected);
+        assert_eq!(*recorder.counters.lock().unwrap(), expected);
+        // As often; the status is no label of theirs.
+        let expected = [
+            "own /v1/tasks",
+            "own /v1/tasks",
+            "own unmatched",
+            "oip unmatched",
+            "grpc /inkstone.v1.ImageService/{*rest}",
+        ];
+        assert_eq!(*recorder.histograms.lock().unwrap(), expected);
         assert_eq!(recorder.counted.load(Ordering::Relaxed), 10);
+        assert_eq!(recorder.recorded.0.load(Ordering::Relaxed), 10);
     }
 }

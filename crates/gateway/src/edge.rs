@@ -11,11 +11,11 @@ use lifecycle::{Health, Tasks};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::answers::Unread;
 use crate::crowd::Crowd;
 use crate::platform::Platform;
 use crate::room::{Class, Place, Room, Share};
 use crate::settings::{HttpSettings, Settings};
+use crate::unread::Unread;
 
 /// Pictures of callers that are decoded at once: one takes a core, and up to 16 bytes a pixel for a moment.
 const MAX_DECODES: usize = 4;
@@ -158,8 +158,28 @@ fn is_host(text: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
+    use lifecycle::Service;
+    use rpc::Security;
+
     use super::*;
+
+    /// An edge whose services are not there.
+    pub(crate) fn edge(service: &Service, storage: &tempfile::TempDir) -> Edge {
+        let mut all = vec![(
+            "storage.url",
+            format!("file://{}", storage.path().display()),
+        )];
+        // Port 1 answers nobody.
+        for key in ["auth.url", "orchestrator.url", "registry.url"] {
+            all.push((key, "http://127.0.0.1:1".to_owned()));
+        }
+        let settings: Settings = settings::load(None, &all).unwrap();
+        let (tasks, health) = (service.tasks.clone(), service.health.clone());
+        let platform = Platform::new(&settings, &Security::off(), &tasks).unwrap();
+        let egress = Egress::new(&settings.egress).unwrap();
+        Edge::new(&settings, platform, egress, tasks, health)
+    }
 
     #[test]
     fn a_host_that_could_mean_something_else_is_not_repeated() {

@@ -14,7 +14,6 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use storage::{Opened, StorageError};
 
-use crate::answers::Addressee;
 use crate::auth;
 use crate::edge::Edge;
 use crate::openapi::params::{
@@ -27,6 +26,7 @@ use crate::query::Parameters;
 use crate::room::{Class, Share};
 use crate::task_json::media_type;
 use crate::tasks::task_id;
+use crate::unread::Addressee;
 
 /// A picture never changes, but only its tenant's caches may keep it.
 const CACHE_CONTROL: &str = "private, max-age=86400, immutable";
@@ -104,8 +104,8 @@ pub(crate) async fn get(
         Err(failure) => return Refused(failure).into_response(),
     };
     if let Some(token) = token {
-        // Whose task it is is not known here. One picture that all the world looks at leaves room for others.
-        let share = match admitted(&edge, &task.to_string()) {
+        let reader = Reader::Token(&token);
+        let share = match admitted(&edge, &reader, task) {
             Ok(share) => share,
             Err(failure) => return Refused(failure).into_response(),
         };
@@ -115,7 +115,7 @@ pub(crate) async fn get(
             task,
             index,
         };
-        return asked.answer(&edge, Reader::Token(&token), share).await;
+        return asked.answer(&edge, reader, share).await;
     }
     // A signed body is not looked at: no body has a say in which picture it is.
     let known = match auth::proven_by(&method, &uri, &headers) {
@@ -124,11 +124,11 @@ pub(crate) async fn get(
     };
     match known {
         Ok((caller, limit)) => {
-            let share = match admitted(&edge, &caller.tenant) {
+            let reader = Reader::Tenant(&caller.tenant);
+            let share = match admitted(&edge, &reader, task) {
                 Ok(share) => share,
                 Err(failure) => return auth::refuse(failure),
             };
-            let reader = Reader::Tenant(&caller.tenant);
             let asked = Asked {
                 method: &method,
                 headers: &headers,
@@ -144,9 +144,20 @@ pub(crate) async fn get(
 }
 
 /// One more of those that a tenant, or whoever has a task's tokens, may read at once, unless it leaves too much unread.
-fn admitted(edge: &Edge, whose: &str) -> Result<Share, Failure> {
-    edge.unread.admit_tenant(whose)?;
-    edge.room(Class::Read).share(whose)
+fn admitted(edge: &Edge, reader: &Reader<'_>, task: TaskId) -> Result<Share, Failure> {
+    let room = edge.room(Class::Read);
+    match *reader {
+        Reader::Tenant(tenant) => {
+            edge.unread.admit_tenant(tenant)?;
+            room.share(tenant)
+        }
+        // Whose task it is is not known here. One picture that all the world looks at leaves room for others.
+        Reader::Token(_) => {
+            let task = task.to_string();
+            edge.unread.admit_by_token(&task)?;
+            room.share_by_token(&task)
+        }
+    }
 }
 
 /// Which picture is asked for, and how.
@@ -159,7 +170,10 @@ struct Asked<'a> {
 
 impl Asked<'_> {
     async fn answer(&self, edge: &Edge, reader: Reader<'_>, share: Share) -> Response {
-        let to = Addressee(share.holder());
+        let to = match reader {
+            Reader::Tenant(_) => Addressee::Tenant(share.holder()),
+            Reader::Token(_) => Addressee::Token(share.holder()),
+        };
         let answer = self.try_answer(edge, reader, share).await;
         let mut response = answer.unwrap_or_else(|failure| Refused(failure).into_response());
         response.extensions_mut().insert(to);

@@ -155,14 +155,20 @@ async fn until(most: Duration, request: Request, next: Next) -> Response {
 
 /// Refuses at once what there is no room for, rather than let everything become slow. Requests that make tasks and those that
 /// look have places of their own. Who asks is not known yet; what one tenant may hold is looked at once it is.
-pub(crate) async fn shed(
+pub(crate) async fn shed(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
+    if let Err(failure) = edge.unread.admit() {
+        return Refused(failure).into_response();
+    }
+    shed_but_for_unread(State(edge), request, next).await
+}
+
+/// The same for probes, whatever is unread: what they are answered is short and not counted, and who hears nothing may start a gateway
+/// anew that is well.
+pub(crate) async fn shed_but_for_unread(
     State(edge): State<Arc<Edge>>,
     mut request: Request,
     next: Next,
 ) -> Response {
-    if let Err(failure) = edge.unread.admit() {
-        return Refused(failure).into_response();
-    }
     let path = request.uri().path();
     let class = Class::of(request.method(), path, request.headers());
     match edge.room(class).enter() {

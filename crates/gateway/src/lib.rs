@@ -44,6 +44,7 @@ mod signed_body;
 mod task_json;
 mod tasks;
 mod tokens;
+mod unread;
 mod waiting;
 mod watch;
 mod welcome;

@@ -94,7 +94,15 @@ impl Room {
     /// # Errors
     /// Over the limit when it holds its share already.
     pub(crate) fn share(&self, tenant: &str) -> Result<Share, Failure> {
-        self.shares.take(tenant)
+        self.shares.take(tenant, "for one tenant")
+    }
+
+    /// The same of whoever reads a task's pictures by their tokens.
+    ///
+    /// # Errors
+    /// As of a tenant.
+    pub(crate) fn share_by_token(&self, task: &str) -> Result<Share, Failure> {
+        self.shares.take(task, "by the tokens of one task")
     }
 }
 
@@ -111,7 +119,7 @@ fn share(places: u32, percent: u32) -> u32 {
         .clamp(1, places.max(1))
 }
 
-/// How many places each tenant holds. Those who hold none are not in it.
+/// How many places each tenant holds, or each task's readers. Those who hold none are not in it.
 #[derive(Debug)]
 struct Shares {
     what: &'static str,
@@ -125,18 +133,19 @@ impl Shares {
         self.held.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn take(self: &Arc<Self>, tenant: &str) -> Result<Share, Failure> {
+    /// `whose`: in a refusal, such as `for one tenant`.
+    fn take(self: &Arc<Self>, holder: &str, whose: &str) -> Result<Share, Failure> {
         let mut held = self.held();
-        let tenant = match held.get_key_value(tenant) {
+        let holder = match held.get_key_value(holder) {
             Some((known, _)) => known.clone(),
-            None => Arc::from(tenant),
+            None => Arc::from(holder),
         };
-        let count = held.entry(tenant.clone()).or_default();
+        let count = held.entry(holder.clone()).or_default();
         if *count >= self.most {
             let (what, most) = (self.what, self.most);
             refused(what, "share");
             let message = format!(
-                "too many {what} for one tenant, which may have {most} at this gateway; try again"
+                "too many {what} {whose}, which may have {most} at this gateway; try again"
             );
             return Err(Failure {
                 retry_after: Some(BUSY_WAIT),
@@ -147,31 +156,31 @@ impl Shares {
         }
         *count += 1;
         let shares = self.clone();
-        Ok(Share { shares, tenant })
+        Ok(Share { shares, holder })
     }
 }
 
-/// One of the places that a tenant holds.
+/// One of the places that a tenant holds, or a task's readers.
 #[derive(Debug)]
 pub(crate) struct Share {
     shares: Arc<Shares>,
-    tenant: Arc<str>,
+    holder: Arc<str>,
 }
 
 impl Share {
     /// Whose it is.
     pub(crate) fn holder(&self) -> Arc<str> {
-        self.tenant.clone()
+        self.holder.clone()
     }
 }
 
 impl Drop for Share {
     fn drop(&mut self) {
         let mut held = self.shares.held();
-        match held.get_mut(&self.tenant) {
+        match held.get_mut(&self.holder) {
             Some(count) if *count > 1 => *count -= 1,
             _ => {
-                held.remove(&self.tenant);
+                held.remove(&self.holder);
             }
         }
     }
@@ -238,6 +247,16 @@ mod tests {
         room.share("b").unwrap();
         drop(first);
         room.share("a").unwrap();
+    }
+
+    #[test]
+    fn who_reads_by_a_token_is_told_of_its_task_and_not_of_a_tenant() {
+        let room = Room::new("things are done", 1, 100);
+        let _first = room.share_by_token("a").unwrap();
+        let refused = room.share_by_token("a").unwrap_err();
+        assert_eq!(refused.code, ErrorCode::RateLimited);
+        assert!(refused.message.contains("by the tokens of one task"));
+        assert!(!refused.message.contains("tenant"), "{refused}");
     }
 
     #[test]

@@ -43,8 +43,8 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         )
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_this_way)
-        // Together, as everywhere here: what is laid around by itself goes into a box, and with each request every layer around it copies that box
-        // and all that are in it. From the outside in: …
+        // Together where they stand next to each other: what is laid around by itself goes into a box, and with each request every layer around
+        // it copies that box and all that are in it. From the outside in: …
         .layer((
             // … whatever comes out gets its words, its request id and its place in the metrics, …
             from_fn_with_state(Arc::<Counts>::default(), layers::observe),
@@ -153,7 +153,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .into_axum_router()
         .layer((
             from_fn_with_state(edge.clone(), layers::grpc_deadline),
-            from_fn_with_state(edge.clone(), layers::shed),
+            from_fn_with_state(edge.clone(), layers::shed_but_for_unread),
         ))
         .reset_fallback();
     // Its answers are long, and whoever does not read them keeps nobody from asking for health.
@@ -171,7 +171,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .into_axum_router()
         .layer((
             from_fn_with_state(edge.clone(), layers::grpc_generation_deadline),
-            from_fn_with_state(edge.clone(), layers::shed),
+            from_fn_with_state(edge.clone(), oip::grpc::shed),
             from_fn_with_state(edge.clone(), oip::grpc::admit),
         ))
         .reset_fallback();
@@ -250,4 +250,67 @@ async fn not_this_way(method: Method, request: Request) -> impl IntoResponse {
     let (method, path) = (shorten(method.as_str()), shorten(request.uri().path()));
     let message = format!("{path} does not take {method}; the Allow header lists what it takes");
     Refused(Failure::new(ErrorCode::MethodNotAllowed, message))
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+    use axum::http::header;
+    use lifecycle::Service;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::edge::tests::edge;
+    use crate::unread::Addressee;
+
+    #[tokio::test]
+    async fn the_document_is_the_same_whenever_it_is_made() {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let edge = Arc::new(edge(&service, &storage));
+        let made = || {
+            let (_, mut document) = described(&edge).split_for_parts();
+            openapi::finish(&mut document);
+            text(&document)
+        };
+        let first = made();
+        // Of two words that come in any order half the documents would have the other first.
+        for _ in 0..16 {
+            assert!(made() == first, "a part of it comes in another order");
+        }
+    }
+
+    #[tokio::test]
+    async fn probes_over_grpc_are_answered_while_too_much_is_unread_and_other_calls_are_refused() {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let edge = Arc::new(edge(&service, &storage));
+        let tenant = Addressee::Tenant("one".into());
+        edge.unread
+            .add(Some(&tenant), edge.http.max_unread_bytes.bytes() + 1);
+        let (router, _reporter) = grpc(&edge).unwrap();
+        // Of a refusal the status is in the head.
+        let refused = async |path: &str| {
+            let request = axum::http::Request::post(path);
+            let request = request.header(header::CONTENT_TYPE, "application/grpc");
+            // An empty message.
+            let request = request.body(Body::from(vec![0; 5])).unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            let status = answer.headers().get("grpc-status").cloned();
+            status.map(|status| status.to_str().unwrap().to_owned())
+        };
+        for path in [
+            "/grpc.health.v1.Health/Check",
+            "/inference.GRPCInferenceService/ServerLive",
+            "/inference.GRPCInferenceService/ServerReady",
+            "/inference.GRPCInferenceService/ServerMetadata",
+        ] {
+            assert_eq!(refused(path).await, None, "{path}");
+        }
+        for path in [
+            "/inference.GRPCInferenceService/ModelReady",
+            "/inkstone.v1.ImageService/Get",
+        ] {
+            let unavailable = (tonic::Code::Unavailable as i32).to_string();
+            assert_eq!(refused(path).await, Some(unavailable), "{path}");
+        }
+    }
 }

@@ -25,13 +25,14 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
-use crate::answers::{Addressee, Answer, Noted, Pace};
+use crate::answers::{Answer, Noted, Pace};
 use crate::bodies::{self, Arriving};
 use crate::crowd::{Member, UnderWay};
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::problem::is_grpc;
 use crate::settings::{HttpSettings, HttpTlsSettings};
+use crate::unread::Addressee;
 
 /// For the last bytes of answers, after everything that waits has been told that the gateway stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);

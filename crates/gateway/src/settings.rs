@@ -52,9 +52,9 @@ pub struct HttpSettings {
     pub max_uploads: u32,
     /// Bytes of request bodies in memory.
     pub max_body_bytes: ByteSize,
-    /// Bytes of answers that clients have not read.
+    /// Bytes of answers that callers with a key have not read.
     pub max_unread_bytes: ByteSize,
-    /// The same of clients without a key.
+    /// The same of what anyone may have.
     pub max_unread_bytes_without_key: ByteSize,
     /// For requests that answer at once.
     pub request_timeout: Millis,

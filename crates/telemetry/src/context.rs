@@ -12,6 +12,9 @@ use crate::ids;
 /// The W3C header that names a request's trace.
 pub const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
+/// Bytes of a `tracestate` that goes on: the least that the standard asks to pass on. A longer one goes with each inner call and into
+/// each event, and may be more than a service takes of headers.
+const MAX_TRACESTATE_BYTES: usize = 512;
 /// A version that the standard will never have.
 const NO_VERSION: u8 = 0xff;
 
@@ -69,7 +72,8 @@ fn parse<'a>(get: impl Fn(&str) -> Option<&'a str>) -> Option<SpanContext> {
     if version == NO_VERSION || (version == 0 && parts.next().is_some()) {
         return None;
     }
-    let state = get(TRACESTATE).and_then(|state| state.parse::<TraceState>().ok());
+    let state = get(TRACESTATE).filter(|state| state.len() <= MAX_TRACESTATE_BYTES);
+    let state = state.and_then(|state| state.parse::<TraceState>().ok());
     let (flags, state) = (flags & TraceFlags::SAMPLED, state.unwrap_or_default());
     let context = SpanContext::new(trace, span, flags, true, state);
     context.is_valid().then_some(context)

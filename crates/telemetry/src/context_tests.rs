@@ -102,6 +102,31 @@ fn what_the_caller_says_of_its_trace_is_passed_on() {
 }
 
 #[test]
+fn more_state_of_a_trace_than_the_standard_asks_to_pass_on_ends_here_and_the_trace_goes_on() {
+    let sent = |state: &str| {
+        let (span, mut sent) = (info_span!("span"), None);
+        continue_trace(&span, headers(CALLER, state));
+        assert_eq!(trace_of(&span), TRACE);
+        span.in_scope(|| {
+            inject(|name, value| {
+                if name == TRACESTATE {
+                    sent = Some(value);
+                }
+            });
+        });
+        sent
+    };
+    // One value has 256 bytes at most.
+    let (first, rest) = ("a".repeat(256), "b".repeat(251));
+    let longest = format!("a={first},b={rest}");
+    assert_eq!(longest.len(), 512);
+    with_either_layer(|| {
+        assert_eq!(sent(&longest), Some(longest.clone()));
+        assert_eq!(sent(&format!("{longest}b")), None);
+    });
+}
+
+#[test]
 fn a_header_that_would_be_empty_is_not_sent() {
     with_either_layer(|| {
         let mut sent = Vec::new();

@@ -17,10 +17,15 @@ pub(crate) fn parse<S: Subscriber>(
     text: &str,
 ) -> Result<Box<dyn Layer<S> + Send + Sync>, ParseError> {
     let filter = EnvFilter::try_new(text)?;
-    Ok(match text.contains(SPAN) {
+    Ok(match asks_for_spans(text) {
         true => filter.boxed(),
         false => ByTarget(filter).boxed(),
     })
+}
+
+/// Whether a filter asks for spans by their names or fields.
+fn asks_for_spans(text: &str) -> bool {
+    text.contains(SPAN)
 }
 
 /// A filter that asks for targets and levels only. Of each span that comes, is entered, left and goes, [`EnvFilter`] looks up in a table
@@ -83,6 +88,16 @@ mod tests {
         assert_eq!(told("info,[request]=debug"), [true, false, true, true]);
         let by_field = "info,[request{tenant=acme}]=debug";
         assert_eq!(told(by_field), [true, false, true, true]);
+    }
+
+    #[test]
+    fn spans_are_looked_up_where_a_filter_asks_for_some_by_name_or_field_and_nowhere_else() {
+        for by_target in ["", "off", "info", "a=debug", "warn,a::b=debug,c=off"] {
+            assert!(!asks_for_spans(by_target), "{by_target}");
+        }
+        for by_span in ["info,[x]=debug", "a[{f}]=info", "[x{f=1}]"] {
+            assert!(asks_for_spans(by_span), "{by_span}");
+        }
     }
 
     #[test]

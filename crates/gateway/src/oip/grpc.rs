@@ -57,12 +57,24 @@ impl Inference {
     }
 }
 
-/// What needs no key.
+/// What needs no key, and is short.
 const OPEN: [&str; 3] = [
     "/inference.GRPCInferenceService/ServerLive",
     "/inference.GRPCInferenceService/ServerReady",
     "/inference.GRPCInferenceService/ServerMetadata",
 ];
+
+/// Refuses what there is no room for; the server's own state is told whatever is unread.
+pub(crate) async fn shed(
+    edge: State<Arc<Edge>>,
+    request: axum::extract::Request,
+    next: Next,
+) -> axum::response::Response {
+    if OPEN.contains(&request.uri().path()) {
+        return layers::shed_but_for_unread(edge, request, next).await;
+    }
+    layers::shed(edge, request, next).await
+}
 
 /// Lets calls through whose callers auth knows, and, for a short while, those that need no key.
 pub(crate) async fn admit(

@@ -72,7 +72,7 @@ fn with_streams(asked: &[Asked]) -> Object {
     let then = json!({
         "properties": {"n": {"enum": [1, null]}, "response_format": {"enum": ["b64_json", null]}},
     });
-    rule(&mut request, [("if", streams), ("then", then)]);
+    rule(&mut request, json!({"if": streams, "then": then}));
     request
 }
 
@@ -158,52 +158,77 @@ fn field(path: &str, schema: &mut Object) {
 mod tests {
     use contract::json::Fields;
     use contract::{Failure, v1, validate};
+    use serde_json::Value;
 
     use super::*;
     use crate::openapi::{held_against_its_decoder, rules_held_against_decoder};
 
-    #[test]
-    fn the_schema_of_a_generation_is_what_its_decoder_takes() {
-        let read = |body: &[u8]| -> Result<(), Failure> {
-            validate(&request::decode(Fields::parse(body)?, String::new())?.task)
-        };
-        held_against_its_decoder(&generation().into(), &json!({"prompt": "p"}), &read);
+    fn read_generation(body: &[u8]) -> Result<(), Failure> {
+        validate(&request::decode(Fields::parse(body)?, String::new())?.task)
     }
 
-    #[test]
-    fn what_a_stream_cannot_have_is_refused_by_the_schema_and_the_decoder() {
-        let mut requests = vec![json!({"prompt": "p", "n": 2, "response_format": "url"})];
+    fn read_edit(body: &[u8]) -> Result<(), Failure> {
+        let (mut fields, ..) = edits::named(Fields::parse(body)?)?;
+        let strength = fields.number("strength")?;
+        let mut task = request::decode(fields, String::new())?.task;
+        let image_key = "key".to_owned();
+        task.source = Some(v1::Source {
+            image_key,
+            strength,
+            ..Default::default()
+        });
+        validate(&task)
+    }
+
+    /// An edit that names its pictures.
+    fn sample_edit() -> Value {
+        let picture = json!({"image_url": "https://example.com"});
+        json!({"prompt": "p", "images": [picture], "mask": picture})
+    }
+
+    /// A request with all that a stream can and cannot have beside it.
+    fn with_and_without_streams(sample: &Value) -> Vec<Value> {
+        let with = |fields: &[(&str, Value)]| {
+            let mut request = sample.clone();
+            for (name, value) in fields {
+                request[*name] = value.clone();
+            }
+            request
+        };
+        let mut requests = vec![with(&[("n", json!(2)), ("response_format", json!("url"))])];
         for stream in [json!(null), json!(false), json!(true)] {
             for n in [json!(null), json!(1), json!(2)] {
                 for handed_over in [json!(null), json!("b64_json"), json!("url")] {
-                    requests.push(
-                        json!({"prompt": "p", "stream": stream, "n": n, "response_format": handed_over}),
-                    );
+                    requests.push(with(&[
+                        ("stream", stream.clone()),
+                        ("n", n.clone()),
+                        ("response_format", handed_over),
+                    ]));
                 }
             }
         }
-        let read = |body: &[u8]| -> Result<(), Failure> {
-            validate(&request::decode(Fields::parse(body)?, String::new())?.task)
-        };
-        rules_held_against_decoder(&generation().into(), &requests, &read);
+        requests
+    }
+
+    #[test]
+    fn the_schema_of_a_generation_is_what_its_decoder_takes() {
+        let sample = json!({"prompt": "p"});
+        held_against_its_decoder(&generation().into(), &sample, &read_generation);
+    }
+
+    #[test]
+    fn what_a_stream_cannot_have_is_refused_by_the_schemas_and_the_decoders() {
+        let requests = with_and_without_streams(&json!({"prompt": "p"}));
+        rules_held_against_decoder(&generation().into(), &requests, &read_generation);
+        let requests = with_and_without_streams(&sample_edit());
+        // A form's fields are read as those of JSON are.
+        for schema in [edit_by_reference(), edit()] {
+            rules_held_against_decoder(&schema.into(), &requests, &read_edit);
+        }
     }
 
     #[test]
     fn the_schema_of_an_edit_is_what_its_decoder_takes() {
-        let read = |body: &[u8]| -> Result<(), Failure> {
-            let (mut fields, ..) = edits::named(Fields::parse(body)?)?;
-            let strength = fields.number("strength")?;
-            let mut task = request::decode(fields, String::new())?.task;
-            let image_key = "key".to_owned();
-            task.source = Some(v1::Source {
-                image_key,
-                strength,
-                ..Default::default()
-            });
-            validate(&task)
-        };
-        let picture = json!({"image_url": "https://example.com"});
-        let sample = json!({"prompt": "p", "images": [picture], "mask": picture});
-        held_against_its_decoder(&edit_by_reference().into(), &sample, &read);
+        held_against_its_decoder(&edit_by_reference().into(), &sample_edit(), &read_edit);
     }
 }

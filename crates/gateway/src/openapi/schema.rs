@@ -1,9 +1,12 @@
 //! The words that schemas are made of, and the schema of a request out of what its decoder asks for.
 
 use contract::json::{Asked, Kind};
-use serde_json::Value;
+use serde_json::{Value, json};
 use utoipa::openapi::schema::{AdditionalProperties, Array, SchemaType, Type};
 use utoipa::openapi::{KnownFormat, Object, Ref, RefOr, Schema, SchemaFormat};
+
+/// Where the rules between an object's fields are in its schema.
+pub(super) const RULES: &str = "allOf";
 
 /// A text.
 pub(crate) fn text() -> Object {
@@ -128,10 +131,14 @@ pub(crate) struct About {
     pub(crate) required: &'static [&'static str],
 }
 
-/// Says rules between an object's fields in words of JSON Schema for which the library has none, such as `not`.
-pub(crate) fn rule<const N: usize>(object: &mut Object, words: [(&'static str, Value); N]) {
-    // It writes whatever is there as it stands.
-    object.extensions = Some(words.into_iter().collect());
+/// Says one more rule between an object's fields, in words of JSON Schema for which the library has none, such as `not`.
+pub(crate) fn rule(object: &mut Object, rule: Value) {
+    // It writes whatever is there as it stands, and several words in any order: all rules are under one.
+    let words = object.extensions.get_or_insert_default();
+    let rules = words.entry(RULES.to_owned()).or_insert(json!([]));
+    if let Value::Array(rules) = rules {
+        rules.push(rule);
+    }
 }
 
 /// The schema of a request whose decoder asked for this.
@@ -239,4 +246,23 @@ pub(crate) use component;
 /// Refers to a component.
 pub(crate) fn part<T: utoipa::ToSchema>() -> RefOr<Schema> {
     Ref::from_schema_name(T::name()).into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_object_keeps_each_of_its_rules() {
+        let mut object = Object::with_type(Type::Object);
+        let rules = [
+            json!({"not": {"required": ["a"]}}),
+            json!({"required": ["b"]}),
+        ];
+        for said in &rules {
+            rule(&mut object, said.clone());
+        }
+        let written = serde_json::to_value(&object).unwrap();
+        assert_eq!(written, json!({"type": "object", "allOf": rules}));
+    }
 }

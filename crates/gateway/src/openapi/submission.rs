@@ -91,7 +91,7 @@ fn submitted(asked: &[Asked]) -> Object {
         "required": ["webhook", "webhook_url"],
         "properties": {"webhook": {"type": "object"}, "webhook_url": {"type": "string"}},
     });
-    rule(&mut object, [("not", both)]);
+    rule(&mut object, json!({"not": both}));
     object
 }
 
@@ -99,7 +99,7 @@ fn submitted(asked: &[Asked]) -> Object {
 fn given(asked: &[Asked]) -> Object {
     let mut object = request(asked, &FEEDBACK);
     let neither = json!({"properties": {"rating": {"type": "null"}, "verdict": {"type": "null"}}});
-    rule(&mut object, [("not", neither)]);
+    rule(&mut object, json!({"not": neither}));
     object
 }
 
