@@ -4,6 +4,15 @@ use std::net::Ipv4Addr;
 
 use crate::{NatsServer, Options, ServerError, free_port};
 
+/// Where a server of a cluster is reached by the others, and where it reaches them.
+#[derive(Debug, Clone)]
+pub struct Routes {
+    /// Where it listens for the others.
+    pub listen: u16,
+    /// Where it reaches each of the others: where that one listens, or what stands between the two.
+    pub to: Vec<u16>,
+}
+
 /// What one server must know of the others.
 #[derive(Debug, Clone)]
 pub struct Node {
@@ -11,26 +20,29 @@ pub struct Node {
     pub name: String,
     /// Where it answers HTTP about itself.
     pub monitor: u16,
-    /// Where the others reach it.
-    pub route: u16,
-    /// Where each of the cluster is reached, itself included.
-    pub routes: Vec<u16>,
+    /// The ways to and from the others.
+    pub routes: Routes,
 }
+
+/// Where servers tell each other that a third is reached: nobody listens there.
+const NOWHERE: u16 = 1;
 
 impl Node {
     /// Its part of the configuration. Clients are not told of the other nodes: they know the addresses that they were given, and
-    /// whoever stands between them and a node goes on standing there.
+    /// whoever stands between them and a node goes on standing there. Nodes tell each other of a third, and nothing turns that off; what
+    /// is told leads nowhere, so that the ways that each was given are the only ones.
     pub(crate) fn configuration(&self) -> String {
         let host = Ipv4Addr::LOCALHOST;
-        let routes: Vec<String> = self
-            .routes
+        let Routes { listen, to } = &self.routes;
+        let routes: Vec<String> = to
             .iter()
             .map(|port| format!("nats://{host}:{port}"))
             .collect();
         format!(
             "server_name: {:?}\nhttp: \"{host}:{}\"\n\
-             cluster {{\n  name: inkstone\n  listen: \"{host}:{}\"\n  no_advertise: true\n  routes: {routes:?}\n}}\n",
-            self.name, self.monitor, self.route,
+             cluster {{\n  name: inkstone\n  listen: \"{host}:{listen}\"\n  no_advertise: true\n  \
+             advertise: \"{host}:{NOWHERE}\"\n  routes: {routes:?}\n}}\n",
+            self.name, self.monitor,
         )
     }
 }
@@ -43,12 +55,12 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts so many servers. They take connections when this returns; they store when more than half of them have found each
-    /// other, seconds later.
+    /// Starts a server for each of `routes`. They take connections when this returns; they store when more than half of them have found
+    /// each other, seconds later.
     ///
     /// # Errors
     /// See [`ServerError`].
-    pub fn scratch(size: usize) -> Result<Self, ServerError> {
+    pub fn scratch(routes: Vec<Routes>) -> Result<Self, ServerError> {
         let scratch = tempfile::tempdir().map_err(|source| ServerError::Folder {
             path: std::env::temp_dir(),
             source,
@@ -57,11 +69,9 @@ impl Cluster {
             path: scratch.path().to_owned(),
             source,
         };
-        let ports = || free_port().map_err(folder);
-        let routes = (0..size).map(|_| ports()).collect::<Result<Vec<_>, _>>()?;
         let mut nodes = Vec::new();
-        for (index, &route) in routes.iter().enumerate() {
-            let name = format!("node-{}", index + 1);
+        for (number, routes) in (1..).zip(routes) {
+            let name = format!("node-{number}");
             nodes.push(NatsServer::start(Options {
                 folder: scratch.path().join(&name),
                 port: None,
@@ -69,9 +79,8 @@ impl Cluster {
                 tls: None,
                 node: Some(Node {
                     name,
-                    monitor: ports()?,
-                    route,
-                    routes: routes.clone(),
+                    monitor: free_port().map_err(folder)?,
+                    routes,
                 }),
             })?);
         }
@@ -85,5 +94,30 @@ impl Cluster {
     pub fn urls(&self) -> String {
         let urls: Vec<String> = self.nodes.iter().map(NatsServer::url).collect();
         urls.join(",")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_knows_the_ways_that_it_was_given_and_tells_of_none() {
+        let node = Node {
+            name: "node-1".to_owned(),
+            monitor: 7000,
+            routes: Routes {
+                listen: 7001,
+                to: vec![7002, 7003],
+            },
+        };
+        let text = node.configuration();
+        for line in [
+            "  listen: \"127.0.0.1:7001\"\n",
+            "  advertise: \"127.0.0.1:1\"\n",
+            "  routes: [\"nats://127.0.0.1:7002\", \"nats://127.0.0.1:7003\"]\n",
+        ] {
+            assert!(text.contains(line), "{line} is not in {text}");
+        }
     }
 }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal};
 
-pub use cluster::{Cluster, Node};
+pub use cluster::{Cluster, Node, Routes};
 
 /// The oldest version with what we use: batched direct get came with 2.11.
 const OLDEST: (u32, u32) = (2, 11);

@@ -10,15 +10,14 @@ use std::time::{Duration, Instant};
 use contract::auth::CreateKeyRequest;
 use contract::auth::key_service_client::KeyServiceClient;
 use lifecycle::Tasks;
-use messaging::{Broker, BrokerSettings};
-use nats_server::{Cluster as Brokers, free_port};
-use rustix::process::{Pid, Signal, kill_process};
+use nats_server::free_port;
 use storage::FaultPlan;
 use tonic::Request;
 
+use crate::brokers::{Brokers, signal};
 use crate::error::ChaosError;
 use crate::link::{Flow, Link};
-use crate::plan::{INSTANCES, NODES, Plan};
+use crate::plan::{INSTANCES, Plan};
 use crate::settings;
 
 /// How long a process may take to be ready on a machine that has little to give.
@@ -27,7 +26,8 @@ const POLL: Duration = Duration::from_millis(100);
 
 /// A running platform; everything is ended when it is dropped.
 pub(crate) struct Cluster {
-    brokers: Brokers,
+    /// The broker, to damage.
+    pub(crate) brokers: Brokers,
     folder: PathBuf,
     instances: BTreeMap<&'static str, Instance>,
     tasks: Tasks,
@@ -61,7 +61,7 @@ impl Cluster {
         tasks: &Tasks,
     ) -> Result<Self, ChaosError> {
         let mut cluster = Self {
-            brokers: Brokers::scratch(NODES)?,
+            brokers: Brokers::start(tasks).await?,
             folder: folder.to_owned(),
             instances: BTreeMap::new(),
             tasks: tasks.clone(),
@@ -99,8 +99,8 @@ impl Cluster {
         let service = service_of(name);
         if service != "gateway" {
             let mut brokers = Vec::new();
-            for node in &self.brokers.nodes {
-                let link = self.link(node.port()).await?;
+            for port in self.brokers.ports() {
+                let link = self.link(port).await?;
                 brokers.push(format!("nats://127.0.0.1:{}", link.port));
                 links.push(link);
             }
@@ -184,42 +184,6 @@ impl Cluster {
         }
     }
 
-    /// Kills a server of the broker.
-    pub(crate) fn kill_node(&mut self, node: usize) {
-        self.brokers.nodes[node].kill();
-    }
-
-    /// Starts one that was killed.
-    ///
-    /// # Errors
-    /// When it does not come up.
-    pub(crate) fn restart_node(&mut self, node: usize) -> Result<(), ChaosError> {
-        Ok(self.brokers.nodes[node].restart()?)
-    }
-
-    /// Stops a server of the broker where it stands, or lets it go on.
-    pub(crate) fn freeze_node(&self, node: usize, stopped: bool) {
-        signal(self.brokers.nodes[node].process_id(), stopped);
-    }
-
-    /// Which server of the broker leads a stream; none where none that answers knows.
-    pub(crate) fn leader(&self, stream: &str) -> Option<usize> {
-        self.brokers.nodes.iter().find_map(|node| {
-            let url = format!("{}/jsz?streams=true", node.monitor_url()?);
-            let mut answer = e2e::agent().get(url).call().ok()?;
-            let told: serde_json::Value = answer.body_mut().read_json().ok()?;
-            let accounts = told["account_details"].as_array()?;
-            let mut streams = accounts
-                .iter()
-                .filter_map(|account| account["stream_detail"].as_array())
-                .flatten();
-            let found = streams.find(|found| found["name"] == stream)?;
-            let leader = found["cluster"]["leader"].as_str()?;
-            let number: usize = leader.rsplit_once('-')?.1.parse().ok()?;
-            number.checked_sub(1)
-        })
-    }
-
     /// Has requests to the object store fail, or none.
     ///
     /// # Errors
@@ -293,19 +257,6 @@ impl Cluster {
             .collect()
     }
 
-    /// The client addresses of the broker's servers, past all links.
-    pub(crate) fn broker_urls(&self) -> Vec<String> {
-        self.brokers.nodes.iter().map(|node| node.url()).collect()
-    }
-
-    /// A connection to the broker, past all links.
-    ///
-    /// # Errors
-    /// When it cannot be reached.
-    pub(crate) async fn broker(&self) -> Result<Broker, ChaosError> {
-        connect(&self.brokers.urls()).await
-    }
-
     /// Where the object store keeps its files.
     pub(crate) fn objects(&self) -> PathBuf {
         self.folder.join(settings::OBJECTS)
@@ -335,26 +286,6 @@ impl Cluster {
         let made = keys.create_key(request).await;
         let made = made.map_err(|status| ChaosError::Key(status.message().to_owned()))?;
         Ok(format!("Bearer {}", made.into_inner().bearer))
-    }
-}
-
-/// A connection to the broker at one or more addresses.
-///
-/// # Errors
-/// When it cannot be reached.
-pub(crate) async fn connect(urls: &str) -> Result<Broker, ChaosError> {
-    let settings = BrokerSettings {
-        replicas: NODES,
-        ..BrokerSettings::new(urls, READY.into())
-    };
-    Ok(Broker::connect(&settings, "chaos").await?)
-}
-
-fn signal(process: u32, stopped: bool) {
-    let signal = if stopped { Signal::STOP } else { Signal::CONT };
-    if let Some(pid) = Pid::from_raw(process as i32) {
-        // Fails only when it has ended.
-        let _ = kill_process(pid, signal);
     }
 }
 

@@ -8,6 +8,7 @@
 // What runs here are tests: the thread that lets clients be joined has nobody to return an error to.
 #![allow(clippy::missing_panics_doc)]
 
+mod brokers;
 pub mod checker;
 mod clients;
 mod cluster;

@@ -26,6 +26,13 @@ pub(crate) enum Flow {
     Closed,
 }
 
+impl Flow {
+    /// Of a link that is cut, in silence or so that both ends see it.
+    pub(crate) fn cut(silent: bool) -> Self {
+        if silent { Self::Silent } else { Self::Closed }
+    }
+}
+
 /// A listener whose connections lead to one address.
 #[derive(Debug)]
 pub(crate) struct Link {

@@ -81,6 +81,13 @@ pub enum Fault {
         /// Which one, from 0.
         node: usize,
     },
+    /// A server of the broker is cut off from the two others; its clients stay connected to it.
+    Partition {
+        /// Which one, from 0.
+        node: usize,
+        /// Nothing gets through and no server is told; else connections end and new ones are refused.
+        silent: bool,
+    },
     /// Requests to the object store fail, in all processes.
     Store {
         /// How.
@@ -99,6 +106,8 @@ impl Fault {
             Self::KillLeader { .. } => "kill a stream's leader",
             Self::KillNode { .. } => "kill a broker",
             Self::StopNode { .. } => "stop a broker",
+            Self::Partition { silent: true, .. } => "partition, in silence",
+            Self::Partition { silent: false, .. } => "partition",
             Self::Store { .. } => "store fails",
         }
     }
@@ -117,7 +126,10 @@ impl Fault {
     pub fn of_broker(&self) -> bool {
         matches!(
             self,
-            Self::KillLeader { .. } | Self::KillNode { .. } | Self::StopNode { .. }
+            Self::KillLeader { .. }
+                | Self::KillNode { .. }
+                | Self::StopNode { .. }
+                | Self::Partition { .. }
         )
     }
 }
@@ -229,9 +241,13 @@ impl Free {
                 }
                 self.broker = until + BROKER_RESTS;
                 let node = random.between(0, NODES as u64) as usize;
-                Some(match random.between(0, 4) {
+                Some(match random.between(0, 6) {
                     0 => Fault::KillNode { node },
                     1 => Fault::StopNode { node },
+                    kind @ 2..4 => {
+                        let silent = kind == 2;
+                        Fault::Partition { node, silent }
+                    }
                     _ => Fault::KillLeader {
                         stream: (*random.pick(&STREAMS)).to_owned(),
                     },
@@ -279,7 +295,7 @@ mod tests {
         let plan = draw(1, 60);
         let kinds: std::collections::BTreeSet<_> =
             plan.strikes.iter().map(|s| s.fault.name()).collect();
-        assert_eq!(kinds.len(), 8, "{kinds:?}");
+        assert_eq!(kinds.len(), 10, "{kinds:?}");
         assert!(!plan.skews.is_empty());
     }
 
@@ -288,6 +304,30 @@ mod tests {
         let plan = draw(3, 5);
         let text = serde_json::to_string(&plan).unwrap();
         assert_eq!(serde_json::from_str::<Plan>(&text).unwrap(), plan);
+    }
+
+    #[test]
+    fn a_plan_from_before_there_were_partitions_can_be_read() {
+        let text = r#"{"seed": 1, "length_ms": 60000, "skews": {"auth-1": -7}, "strikes": [
+            {"at_ms": 5000, "for_ms": 900, "fault": "cut", "instance": "auth-1", "silent": true},
+            {"at_ms": 9000, "for_ms": 900, "fault": "kill_leader", "stream": "TASKS"},
+            {"at_ms": 30000, "for_ms": 900, "fault": "stop_node", "node": 2}]}"#;
+        let plan: Plan = serde_json::from_str(text).unwrap();
+        assert_eq!(plan.strikes[2].fault, Fault::StopNode { node: 2 });
+    }
+
+    #[test]
+    fn a_partition_is_of_one_of_the_three_brokers() {
+        let plan = draw(1, 60);
+        let mut cut_off = std::collections::BTreeSet::new();
+        for strike in plan.strikes {
+            if let Fault::Partition { node, silent } = strike.fault {
+                assert!((LASTS.0..LASTS.1).contains(&strike.for_ms));
+                cut_off.insert((node, silent));
+            }
+        }
+        let all = (0..NODES).flat_map(|node| [(node, false), (node, true)]);
+        assert!(all.eq(cut_off));
     }
 
     proptest! {
@@ -301,7 +341,8 @@ mod tests {
                     let same = one.fault.instance().is_some() && one.fault.instance() == other.fault.instance();
                     let both = one.fault.of_broker() && other.fault.of_broker();
                     if same || both {
-                        prop_assert!(one.at_ms + one.for_ms + INSTANCE_RESTS <= other.at_ms);
+                        let rests = if both { BROKER_RESTS } else { INSTANCE_RESTS };
+                        prop_assert!(one.at_ms + one.for_ms + rests <= other.at_ms);
                     }
                 }
             }

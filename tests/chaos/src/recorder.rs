@@ -9,8 +9,8 @@ use messaging::Broker;
 use prost::Message as _;
 use storage::sha256_hex;
 
+use crate::brokers;
 use crate::checker::Logged;
-use crate::cluster;
 use crate::error::ChaosError;
 use crate::history::{Happened, History, Picture, TaskEvent, What};
 
@@ -29,7 +29,7 @@ pub(crate) async fn listen(
     history: &Arc<History>,
 ) -> Result<(), ChaosError> {
     for (number, url) in (1..).zip(urls) {
-        let broker = cluster::connect(url).await?;
+        let broker = brokers::connect(url).await?;
         let events = broker.listen("inkstone.event.>".to_owned()).await?;
         let progress = broker.listen("inkstone.progress.>".to_owned()).await?;
         // One stream of both, so that what is noted is in the order in which it came.

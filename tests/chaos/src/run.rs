@@ -65,7 +65,7 @@ pub async fn run(plan: Plan, folder: &Path) -> Result<Outcome, ChaosError> {
     let history = Arc::new(History::create(&path).map_err(file(path))?);
     let service = Service::new("chaos");
     let mut cluster = Cluster::start(folder, &plan, &service.tasks).await?;
-    let broker = cluster.broker().await?;
+    let broker = cluster.brokers.connection().await?;
     set_policy(&broker).await?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut callers = Vec::new();
@@ -86,7 +86,7 @@ pub async fn run(plan: Plan, folder: &Path) -> Result<Outcome, ChaosError> {
         };
         callers.push((tenant, manner, caller(), caller()));
     }
-    recorder::listen(&cluster.broker_urls(), &service.tasks, &history).await?;
+    recorder::listen(&cluster.brokers.urls(), &service.tasks, &history).await?;
     let (mut threads, mut lookers) = (Vec::new(), BTreeMap::new());
     for (tenant, manner, caller, looker) in callers {
         threads.push(caller.start(manner).map_err(ChaosError::Spawn)?);
@@ -222,22 +222,23 @@ fn begin(fault: &Fault, cluster: &mut Cluster) -> Result<Option<usize>, ChaosErr
     match fault {
         Fault::Kill { instance } => cluster.kill(instance),
         Fault::Stop { instance } => cluster.freeze(instance, true),
-        Fault::Cut { instance, silent } => {
-            let flow = if *silent { Flow::Silent } else { Flow::Closed };
-            cluster.cut(instance, flow);
-        }
+        Fault::Cut { instance, silent } => cluster.cut(instance, Flow::cut(*silent)),
         Fault::KillLeader { stream } => {
-            let leader = tokio::task::block_in_place(|| cluster.leader(stream));
+            let leader = tokio::task::block_in_place(|| cluster.brokers.leader(stream));
             let node = leader.unwrap_or(0);
-            cluster.kill_node(node);
+            cluster.brokers.kill(node);
             return Ok(Some(node));
         }
         Fault::KillNode { node } => {
-            cluster.kill_node(*node);
+            cluster.brokers.kill(*node);
             return Ok(Some(*node));
         }
         Fault::StopNode { node } => {
-            cluster.freeze_node(*node, true);
+            cluster.brokers.freeze(*node, true);
+            return Ok(Some(*node));
+        }
+        Fault::Partition { node, silent } => {
+            cluster.brokers.cut(*node, Flow::cut(*silent));
             return Ok(Some(*node));
         }
         Fault::Store { plan } => cluster.disturb_store(Some(plan))?,
@@ -258,10 +259,14 @@ fn end(fault: &Fault, node: Option<usize>, cluster: &mut Cluster) -> Result<(), 
         }
         Fault::KillLeader { .. } | Fault::KillNode { .. } => {
             let node = node.unwrap_or(0);
-            tokio::task::block_in_place(|| cluster.restart_node(node))
+            tokio::task::block_in_place(|| cluster.brokers.restart(node))
         }
         Fault::StopNode { node } => {
-            cluster.freeze_node(*node, false);
+            cluster.brokers.freeze(*node, false);
+            Ok(())
+        }
+        Fault::Partition { node, .. } => {
+            cluster.brokers.cut(*node, Flow::Open);
             Ok(())
         }
         Fault::Store { .. } => cluster.disturb_store(None),

@@ -2,16 +2,20 @@
 
 use std::time::Duration;
 
-use chaos::plan::Plan;
+use chaos::plan::{Fault, Plan, Strike};
 use chaos::{report, run};
 
+/// One whose minute has a partition of the broker in it.
 const SEED: u64 = 1;
 const LENGTH: Duration = Duration::from_secs(60);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_minute_of_faults_loses_doubles_forgets_and_starves_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    let outcome = run(Plan::draw(SEED, LENGTH), folder.path()).await.unwrap();
+    let plan = Plan::draw(SEED, LENGTH);
+    let partition = |strike: &Strike| matches!(strike.fault, Fault::Partition { .. });
+    assert!(plan.strikes.iter().any(partition));
+    let outcome = run(plan, folder.path()).await.unwrap();
     let told = report(&outcome);
     println!("{told}");
     if !outcome.verdict.violations.is_empty() {

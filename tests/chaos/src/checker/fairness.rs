@@ -104,14 +104,22 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_judged_while_an_orchestrator_is_away_but_while_a_gateway_is() {
-        for (instance, found) in [("orchestrator-1", false), ("gateway-1", true)] {
+    fn nobody_is_judged_while_an_orchestrator_or_a_broker_is_away_but_while_a_gateway_is() {
+        let kill = |instance: &str| Fault::Kill {
+            instance: instance.to_owned(),
+        };
+        let partition = Fault::Partition {
+            node: 1,
+            silent: false,
+        };
+        for (fault, found) in [
+            (kill("orchestrator-1"), false),
+            (partition, false),
+            (kill("gateway-1"), true),
+        ] {
             let mut evidence = with(3);
             for (at, begins) in [(21, true), (22, false)] {
-                let of = Fault::Kill {
-                    instance: instance.to_owned(),
-                };
-                let what = strike(1, begins, of);
+                let what = strike(1, begins, fault.clone());
                 evidence.entries.push(entry(at, "harness", what));
             }
             assert_eq!(!super::super::check(&evidence).violations.is_empty(), found);

@@ -18,6 +18,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::history::{Entry, Happened, TaskEvent, What};
+use crate::plan::Fault;
 
 /// All that is known of a run.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
@@ -176,28 +177,38 @@ pub(crate) fn heard_by_task(evidence: &Evidence) -> BTreeMap<(&str, &str), Vec<&
 pub(crate) struct Disturbed(Vec<(u64, u64)>);
 
 impl Disturbed {
-    /// By the faults that `matters` picks, and for `settle_ms` after each.
+    /// By the faults that `matters` picks and by processes that ended by themselves, and for `settle_ms` after each.
     pub(crate) fn of(
         evidence: &Evidence,
         settle_ms: u64,
-        matters: impl Fn(&crate::plan::Fault) -> bool,
+        matters: impl Fn(&Fault) -> bool,
+    ) -> Self {
+        let Self(mut spans) = Self::by_plan(evidence, settle_ms, matters);
+        for entry in &evidence.entries {
+            // Nobody planned it, but it is a fault.
+            if let What::Ended { .. } = entry.what {
+                spans.push((entry.at_ms, entry.at_ms + settle_ms));
+            }
+        }
+        Self(spans)
+    }
+
+    /// By the faults that `matters` picks alone.
+    pub(crate) fn by_plan(
+        evidence: &Evidence,
+        settle_ms: u64,
+        matters: impl Fn(&Fault) -> bool,
     ) -> Self {
         let mut open: BTreeMap<usize, u64> = BTreeMap::new();
         let mut spans = Vec::new();
         for entry in &evidence.entries {
             match &entry.what {
-                What::Strike {
-                    number, begins, of, ..
-                } if matters(of) => {
+                What::Strike { number, begins, of } if matters(of) => {
                     if *begins {
                         open.insert(*number, entry.at_ms);
                     } else if let Some(from) = open.remove(number) {
                         spans.push((from, entry.at_ms + settle_ms));
                     }
-                }
-                // Nobody planned it, but it is a fault.
-                What::Ended { .. } => {
-                    spans.push((entry.at_ms, entry.at_ms + settle_ms));
                 }
                 _ => {}
             }

@@ -1,8 +1,12 @@
 //! Events come in a legal order: a task is submitted before anything else happens to it, attempts are counted upwards, what was put away
 //! is not forgotten.
+//!
+//! While a server of the broker is cut off in silence, what it and the others tell each other is held back, and told when the link is mended:
+//! a listener may then hear what a leader told long ago after what its successor told since. What is heard then is not judged.
 
-use super::{Evidence, Log, Verdict, heard_by_task};
+use super::{Disturbed, Evidence, Log, Verdict, heard_by_task};
 use crate::history::{Entry, Happened, What};
+use crate::plan::Fault;
 
 const SUBMITTED_FIRST: &str = "a task is submitted before anything else happens to it";
 const ATTEMPTS: &str = "attempts are counted upwards, to the limit";
@@ -20,9 +24,25 @@ pub(super) fn check(evidence: &Evidence, log: &Log, verdict: &mut Verdict) {
             }
         }
     }
-    for ((_, task), entries) in heard_by_task(evidence) {
+    let held_back = Disturbed::by_plan(evidence, evidence.rules.settle_ms, |fault| {
+        matches!(fault, Fault::Partition { silent: true, .. })
+    });
+    for ((_, task), mut entries) in heard_by_task(evidence) {
+        let all = entries.len();
+        entries.retain(|entry| judged(entry, &held_back));
+        let left_out = (all - entries.len()) as u64;
+        verdict.count("events not judged for their order", left_out);
         of_task(task, &entries, evidence.rules.max_attempts, verdict);
     }
+}
+
+fn judged(entry: &Entry, held_back: &Disturbed) -> bool {
+    let What::Event(event) = &entry.what else {
+        return true;
+    };
+    // That a task has ended is true whenever it is heard.
+    let ended = matches!(event.event, Happened::Done { .. });
+    ended || !held_back.within(entry.at_ms, entry.at_ms)
 }
 
 /// One task as one listener heard it. It may have missed events, so what is missing proves nothing.
@@ -112,5 +132,45 @@ mod tests {
     fn a_checkpoint_that_is_forgotten_is_found() {
         let forgotten = with(vec![state(true, 1, Some(5)), state(false, 0, None)]);
         assert_eq!(violated(&forgotten), CHECKPOINT);
+    }
+
+    fn with_partition(mut evidence: Evidence, silent: bool, from: u64, until: u64) -> Evidence {
+        let strikes = [(from, true), (until, false)].map(|(at, begins)| {
+            let of = Fault::Partition { node: 0, silent };
+            entry(at, "harness", strike(1, begins, of))
+        });
+        evidence.entries.extend(strikes);
+        evidence.entries.sort_by_key(|entry| entry.at_ms);
+        evidence
+    }
+
+    #[test]
+    fn what_a_silent_partition_held_back_is_old_and_no_violation() {
+        let late = || with(vec![state(true, 2, None), state(true, 1, None)]);
+        let held_back = super::super::check(&with_partition(late(), true, 35, 42));
+        assert_eq!(held_back.violations, []);
+        assert_eq!(held_back.figures["events not judged for their order"], 3);
+        assert_eq!(violated(&with_partition(late(), false, 35, 42)), ATTEMPTS);
+        // It was mended long ago.
+        let mut evidence = late();
+        for entry in &mut evidence.entries {
+            entry.at_ms += 10_000;
+        }
+        assert_eq!(violated(&with_partition(evidence, true, 1, 2)), ATTEMPTS);
+    }
+
+    #[test]
+    fn an_end_that_was_heard_during_a_partition_is_known_after_it() {
+        let mut evidence = with(vec![
+            state(true, 1, Some(5)),
+            succeeded(TASK),
+            state(false, 0, None),
+        ]);
+        if let Some(last) = evidence.entries.last_mut() {
+            last.at_ms = 60_000;
+        }
+        let verdict = super::super::check(&with_partition(evidence, true, 42, 45));
+        assert_eq!(verdict.violations, []);
+        assert_eq!(verdict.figures["states written after an end"], 1);
     }
 }
