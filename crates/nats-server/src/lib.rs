@@ -253,6 +253,7 @@ fn spawn(binary: &Path, options: &Options, address: SocketAddr) -> Result<Child,
 
 fn configuration(options: &Options, address: SocketAddr) -> String {
     let store = options.folder.join("jetstream");
+    // In quotes below: without them the server takes 2m for two million seconds.
     let sync = if options.sync_always { "always" } else { "2m" };
     let tls = options.tls.as_ref().map_or(String::new(), |folder| {
         let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| folder.join(name));
@@ -260,7 +261,7 @@ fn configuration(options: &Options, address: SocketAddr) -> String {
     });
     let plain = format!(
         "host: \"{}\"\nport: {}\nmax_payload: 8MB\n\
-         jetstream {{\n  store_dir: {:?}\n  sync_interval: {sync}\n}}\n",
+         jetstream {{\n  store_dir: {:?}\n  sync_interval: \"{sync}\"\n}}\n",
         address.ip(),
         address.port(),
         store,
