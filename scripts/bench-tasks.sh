@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Tasks a second from submission to end, with an engine that takes no time, and beside them what Temporal's dev server, with its
 # database in a file, does with a workflow of one activity that does nothing, in one run.
-# Usage: scripts/bench-tasks.sh [SECONDS] [OUTSTANDING], for each measurement (8, 512). Takes about SECONDS × 8 and two minutes.
+# Usage: scripts/bench-tasks.sh [SECONDS] [OUTSTANDING], for each measurement (8, 1024). Takes about SECONDS × 8 and two minutes.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 seconds=${1:-8}
-outstanding=${2:-512}
+outstanding=${2:-1024}
 venv=.tools/bench-tasks
 scratch=$(mktemp -d)
 temporal=

@@ -18,7 +18,7 @@ from temporalio.worker import UnsandboxedWorkflowRunner, Worker
 
 QUEUE = "noop"
 BAR = 100
-FEWER = [8, 32, 128]
+FEWER = [8, 32, 128, 512]
 
 
 @activity.defn

@@ -311,7 +311,7 @@ impl Bench {
 #[tokio::main]
 async fn main() {
     let mut arguments = std::env::args().skip(1);
-    let (mut seconds, mut outstanding, mut report) = (8, 512, None);
+    let (mut seconds, mut outstanding, mut report) = (8, 1024, None);
     while let Some(argument) = arguments.next() {
         let mut value = || arguments.next().unwrap();
         match argument.as_str() {

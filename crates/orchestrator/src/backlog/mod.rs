@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use lifecycle::Service;
 use messaging::{Broker, BrokerError, Bucket};
 use task_log::{Queue, TaskLog, TaskRef, Touch};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use crate::ahead::Handed;
 use crate::estimate::QueueLoad;
@@ -48,6 +48,8 @@ struct Inner {
     records: Bucket<Touch>,
     announced: Mutex<HashMap<Queue, Instant>>,
     pokes: Mutex<Pokes>,
+    /// The first of them was noted.
+    noted: Notify,
     mandate: watch::Receiver<Mandate>,
     own: mpsc::Sender<Word>,
     lines: Mutex<HashMap<Queue, Line>>,
@@ -92,6 +94,7 @@ impl Backlog {
             records: log.backlog().await?,
             announced: Mutex::default(),
             pokes: Mutex::default(),
+            noted: Notify::new(),
             mandate,
             own,
             lines: Mutex::default(),
@@ -133,16 +136,25 @@ impl Backlog {
 
     /// Tells the queue's owner that a submission was stored in it. May be lost.
     pub(crate) async fn poke(&self, queue: &Queue) {
-        let count = lock(&self.0.pokes).note(queue, Instant::now());
+        let (was_empty, count) = {
+            let mut pokes = lock(&self.0.pokes);
+            (pokes.is_empty(), pokes.note(queue, Instant::now()))
+        };
+        if was_empty {
+            self.0.noted.notify_one();
+        }
         if let Some(count) = count {
             Box::pin(self.tell(queue.clone(), count)).await;
         }
     }
 
     async fn keep_telling(&self) {
-        let mut every = tokio::time::interval(PAUSE);
         loop {
-            every.tick().await;
+            // Nobody is woken up a hundred times a second for nothing.
+            while lock(&self.0.pokes).is_empty() {
+                self.0.noted.notified().await;
+            }
+            tokio::time::sleep(PAUSE).await;
             let due = lock(&self.0.pokes).due(Instant::now());
             for (queue, count) in due {
                 self.tell(queue, count).await;
