@@ -115,7 +115,7 @@ async fn the_same_seed_twice_gives_the_same_bytes_whoever_shares_the_steps() {
     assert_ne!(platform.pictures(&other).await[0].1, first[0].1);
     let second = platform.pictures(&second).await;
     assert_eq!(second[0].1, first[0].1);
-    assert!(second[0].0.key.ends_with("/0.webp"));
+    assert!(second[0].0.key.ends_with("-0.webp"));
     stop(worker).await;
 }
 
