@@ -135,7 +135,7 @@ impl EventLog {
     }
 
     async fn send_together(&self, events: &[&NewEvent]) -> Result<(), BrokerError> {
-        let (client, stream) = (&self.broker.shared.client, self.stream);
+        let (client, stream) = (self.broker.client(), self.stream);
         if !self.broker.is_connected() {
             return Err(self.broker.unreachable());
         }

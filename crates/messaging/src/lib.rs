@@ -207,14 +207,22 @@ impl Broker {
         if !self.is_connected() {
             return Err(self.unreachable());
         }
-        let account = self.shared.jetstream.query_account().await;
+        let account = self.jetstream().query_account().await;
         account
             .map(drop)
             .map_err(BrokerError::request("asking for the account"))
     }
 
+    pub(crate) fn client(&self) -> &async_nats::Client {
+        &self.shared.client
+    }
+
+    pub(crate) fn jetstream(&self) -> &jetstream::Context {
+        &self.shared.jetstream
+    }
+
     pub(crate) fn is_connected(&self) -> bool {
-        self.shared.client.connection_state() == State::Connected
+        self.client().connection_state() == State::Connected
     }
 
     fn unreachable(&self) -> BrokerError {
@@ -256,7 +264,7 @@ impl Broker {
             storage: jetstream::stream::StorageType::File,
             ..Config::default()
         };
-        let made = self.shared.jetstream.create_or_update_stream(config).await;
+        let made = self.jetstream().create_or_update_stream(config).await;
         made.map(drop)
             .map_err(BrokerError::request("creating a stream"))
     }
@@ -288,11 +296,7 @@ impl Broker {
             num_replicas: self.shared.settings.replicas,
             ..jetstream::kv::Config::default()
         };
-        let store = self
-            .shared
-            .jetstream
-            .create_or_update_key_value(config)
-            .await;
+        let store = self.jetstream().create_or_update_key_value(config).await;
         let store = store.map_err(BrokerError::request("opening a bucket"))?;
         Ok(Bucket::new(name, store, self.clone()))
     }
@@ -302,7 +306,7 @@ impl Broker {
         if !self.is_connected() {
             return;
         }
-        if let Err(error) = self.shared.client.publish(subject, payload).await {
+        if let Err(error) = self.client().publish(subject, payload).await {
             tracing::debug!(%error, "a message that may be lost was lost");
         }
     }
@@ -315,10 +319,10 @@ impl Broker {
         &self,
         subject: String,
     ) -> Result<impl Stream<Item = (String, Bytes)> + Send + Unpin + use<>, BrokerError> {
-        let subscription = self.shared.client.subscribe(subject).await;
+        let subscription = self.client().subscribe(subject).await;
         let subscription = subscription.map_err(BrokerError::request("subscribing"))?;
         // The server must know of the subscription before the caller reads state that it wants to see change.
-        let flushed = tokio::time::timeout(REQUEST_TIMEOUT, self.shared.client.flush()).await;
+        let flushed = tokio::time::timeout(REQUEST_TIMEOUT, self.client().flush()).await;
         match flushed {
             Ok(Ok(())) => Ok(subscription.map(|m| (m.subject.to_string(), m.payload))),
             Ok(Err(error)) => Err(BrokerError::request("subscribing")(error)),

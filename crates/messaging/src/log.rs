@@ -182,8 +182,7 @@ impl EventLog {
         let message = message.expected_stream(self.stream);
         let sent = self
             .broker
-            .shared
-            .jetstream
+            .jetstream()
             .send_publish(subject.to_owned(), message);
         sent.await?.await.map(|stored| stored.sequence)
     }
@@ -283,7 +282,7 @@ impl EventLog {
         if !self.broker.is_connected() {
             return Err(self.broker.unreachable());
         }
-        let asked = self.broker.shared.client.request(place, request);
+        let asked = self.broker.client().request(place, request);
         let answer = asked.await.map_err(BrokerError::request(OPERATION))?;
         match answer.status.map_or(200, |status| status.as_u16()) {
             200 => event(answer).map(Some),
@@ -317,7 +316,7 @@ impl EventLog {
     /// # Errors
     /// When the broker does not answer.
     pub async fn size(&self) -> Result<u64, BrokerError> {
-        let stream = self.broker.shared.jetstream.get_stream(self.stream).await;
+        let stream = self.broker.jetstream().get_stream(self.stream).await;
         let stream = stream.map_err(BrokerError::request("reading a stream's state"))?;
         Ok(stream.cached_info().state.bytes)
     }
@@ -339,12 +338,7 @@ impl EventLog {
         }
         let subject = format!("STREAM.INFO.{}", self.stream);
         let request = serde_json::json!({ "subjects_filter": filter, "offset": i32::MAX });
-        let answer = self
-            .broker
-            .shared
-            .jetstream
-            .request(subject, &request)
-            .await;
+        let answer = self.broker.jetstream().request(subject, &request).await;
         match answer.map_err(BrokerError::request(OPERATION))? {
             Response::Ok(Counted { total }) => Ok(total),
             Response::Err { error } => Err(BrokerError::request(OPERATION)(error)),
@@ -356,7 +350,7 @@ impl EventLog {
     /// # Errors
     /// When the broker does not answer.
     pub async fn last_sequence(&self) -> Result<u64, BrokerError> {
-        let stream = self.broker.shared.jetstream.get_stream(self.stream).await;
+        let stream = self.broker.jetstream().get_stream(self.stream).await;
         let stream = stream.map_err(BrokerError::request("reading a stream's state"))?;
         Ok(stream.cached_info().state.last_sequence)
     }
@@ -367,7 +361,7 @@ impl EventLog {
     /// When the broker does not confirm.
     pub async fn remove_before(&self, sequence: u64) -> Result<(), BrokerError> {
         const OPERATION: &str = "removing old events";
-        let stream = self.broker.shared.jetstream.get_stream(self.stream).await;
+        let stream = self.broker.jetstream().get_stream(self.stream).await;
         let stream = stream.map_err(BrokerError::request(OPERATION))?;
         let purged = stream.purge().sequence(sequence).await;
         purged.map(drop).map_err(BrokerError::request(OPERATION))
@@ -381,8 +375,7 @@ impl EventLog {
         const OPERATION: &str = "removing an event";
         let stream = self
             .broker
-            .shared
-            .jetstream
+            .jetstream()
             .get_stream_no_info(self.stream)
             .await;
         let stream = stream.map_err(BrokerError::request(OPERATION))?;
@@ -434,7 +427,7 @@ pub(crate) async fn direct_get(
     request: serde_json::Value,
 ) -> Result<Vec<Event>, BrokerError> {
     const OPERATION: &str = "reading events";
-    let client = &broker.shared.client;
+    let client = broker.client();
     if !broker.is_connected() {
         return Err(broker.unreachable());
     }

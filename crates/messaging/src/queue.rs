@@ -93,7 +93,7 @@ impl WorkQueue {
         if let Some(id) = message.id {
             publish = publish.message_id(id);
         }
-        let context = &self.broker.shared.jetstream;
+        let context = &self.broker.jetstream();
         let failed = |error| self.failed(error);
         let sent = context.send_publish(message.subject, publish).await;
         let stored = sent.map_err(failed)?.await.map_err(failed)?;
@@ -120,7 +120,7 @@ impl WorkQueue {
             .expected_stream(self.stream)
             .expected_last_subject_sequence(0)
             .message_id(message_id);
-        let context = &self.broker.shared.jetstream;
+        let context = &self.broker.jetstream();
         let stored = match context.send_publish(subject.to_owned(), publish).await {
             Ok(sent) => sent.await,
             Err(error) => Err(error),
@@ -153,8 +153,7 @@ impl WorkQueue {
     pub async fn depth(&self, filter: &str) -> Result<Vec<(String, usize)>, BrokerError> {
         let stream = self
             .broker
-            .shared
-            .jetstream
+            .jetstream()
             .get_stream_no_info(self.stream)
             .await;
         let stream = stream.map_err(BrokerError::request("opening a queue"))?;
@@ -174,8 +173,7 @@ impl WorkQueue {
     pub async fn keep_last(&self, filter: &str, keep: u64) -> Result<u64, BrokerError> {
         let stream = self
             .broker
-            .shared
-            .jetstream
+            .jetstream()
             .get_stream_no_info(self.stream)
             .await;
         let stream = stream.map_err(BrokerError::request("opening a queue"))?;
@@ -191,8 +189,7 @@ impl WorkQueue {
     pub async fn consumers(&self) -> Result<Vec<(String, u64)>, BrokerError> {
         let stream = self
             .broker
-            .shared
-            .jetstream
+            .jetstream()
             .get_stream_no_info(self.stream)
             .await;
         let stream = stream.map_err(BrokerError::request("opening a queue"))?;
@@ -210,7 +207,7 @@ impl WorkQueue {
     /// # Errors
     /// When the broker does not answer, or there is no such consumer.
     pub async fn remove_consumer(&self, name: &str) -> Result<(), BrokerError> {
-        let context = &self.broker.shared.jetstream;
+        let context = &self.broker.jetstream();
         let removed = context.delete_consumer_from_stream(name, self.stream).await;
         removed
             .map(drop)
@@ -242,8 +239,7 @@ impl WorkQueue {
         };
         let made = self
             .broker
-            .shared
-            .jetstream
+            .jetstream()
             .create_consumer_on_stream(config, self.stream);
         let consumer = made
             .await
@@ -402,12 +398,7 @@ impl Delivery {
             return Err(self.broker.unreachable());
         }
         let to = self.address()?;
-        let sent = self
-            .broker
-            .shared
-            .client
-            .publish(to, AckKind::Ack.into())
-            .await;
+        let sent = self.broker.client().publish(to, AckKind::Ack.into()).await;
         sent.map_err(BrokerError::request(ACKNOWLEDGING))
     }
 
@@ -422,7 +413,7 @@ impl Delivery {
     async fn confirm(&self, kind: AckKind) -> Result<(), BrokerError> {
         // The client's own way to be confirmed subscribes for each message anew; a request has a place for its answer.
         let to = self.address()?;
-        let confirmed = self.broker.shared.client.request(to, kind.into()).await;
+        let confirmed = self.broker.client().request(to, kind.into()).await;
         confirmed
             .map(drop)
             .map_err(BrokerError::request(ACKNOWLEDGING))

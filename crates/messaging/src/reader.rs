@@ -43,7 +43,7 @@ impl EventLog {
             num_replicas: 1,
             ..pull::Config::default()
         };
-        let context = &self.broker.shared.jetstream;
+        let context = self.broker.jetstream();
         let made = context.create_consumer_on_stream(config, self.stream).await;
         let consumer = made.map_err(BrokerError::request(OPERATION))?;
         Ok(Reader {

@@ -370,6 +370,17 @@ mod tests {
     }
 
     #[test]
+    fn a_server_understands_all_of_its_configuration() {
+        let server = NatsServer::scratch().unwrap();
+        let mut check = Command::new(find().unwrap());
+        check.args(["-t", "-c"]);
+        check.arg(server.folder().join("nats-server.conf"));
+        let checked = check.output().unwrap();
+        let said = String::from_utf8_lossy(&checked.stderr);
+        assert!(checked.status.success(), "{said}");
+    }
+
+    #[test]
     fn a_server_left_behind_on_the_same_folder_is_stopped_first() {
         let folder = tempfile::tempdir().unwrap();
         let options = Options {
