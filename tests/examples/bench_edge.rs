@@ -41,7 +41,7 @@ const MOST_OUTSTANDING: usize = 8192;
 const BATCH: usize = 100;
 /// What callers of a saturated edge do: so many wait for an answer at once.
 const CALLERS: usize = 128;
-const BATCH_CALLERS: usize = 8;
+const BATCH_CALLERS: usize = 16;
 
 /// Somebody to send to; an answer is how many submissions it accepted.
 #[derive(Clone)]

@@ -50,21 +50,57 @@ pub enum FileError {
     },
 }
 
-/// The bytes of a file with these lines, each without its line break. `before` is where the chain stood in front of them.
-///
-/// # Errors
-/// [`FileError`] when they do not continue the chain; [`FileError::NoFooter`] of no lines at all.
-pub fn write(before: &Head, lines: &[String]) -> Result<Vec<u8>, FileError> {
-    let mut chain = Chain::after(before.clone());
-    let mut text = String::with_capacity(lines.iter().map(|line| line.len() + 1).sum());
-    for (index, line) in lines.iter().enumerate() {
-        let line_number = index + 1;
-        chain.pass(line).map_err(at(line_number))?;
-        text.push_str(line);
-        text.push('\n');
+/// A file that is written line by line.
+#[derive(Debug)]
+pub struct FileWriter {
+    before: Head,
+    chain: Chain,
+    text: String,
+    lines: usize,
+}
+
+impl FileWriter {
+    /// An empty one. `before` is where the chain stands in front of it.
+    pub fn after(before: Head) -> Self {
+        Self {
+            chain: Chain::after(before.clone()),
+            before,
+            text: String::new(),
+            lines: 0,
+        }
     }
-    text.push_str(&footer(before, chain.head()).ok_or(FileError::NoFooter)?);
-    Ok(text.into_bytes())
+
+    /// Adds a line, without its line break.
+    ///
+    /// # Errors
+    /// When it does not continue the chain.
+    pub fn line(&mut self, line: &str) -> Result<(), FileError> {
+        self.lines += 1;
+        self.chain.pass(line).map_err(at(self.lines))?;
+        self.text.push_str(line);
+        self.text.push('\n');
+        Ok(())
+    }
+
+    /// Number of the first record.
+    pub fn first_sequence(&self) -> u64 {
+        self.before.sequence + 1
+    }
+
+    /// Where the chain stands behind the last line.
+    pub fn head(&self) -> &Head {
+        self.chain.head()
+    }
+
+    /// The bytes of the file.
+    ///
+    /// # Errors
+    /// [`FileError::NoFooter`] of no lines at all.
+    pub fn finish(mut self) -> Result<Vec<u8>, FileError> {
+        let footer = footer(&self.before, self.chain.head()).ok_or(FileError::NoFooter)?;
+        self.text.push_str(&footer);
+        Ok(self.text.into_bytes())
+    }
 }
 
 /// Checks a file that continues `chain`, and hands each record to `see`.
@@ -140,6 +176,14 @@ mod tests {
         (1..=count)
             .map(|n| chain.append(content(n)).unwrap())
             .collect()
+    }
+
+    fn write(before: &Head, lines: &[String]) -> Result<Vec<u8>, FileError> {
+        let mut file = FileWriter::after(before.clone());
+        for line in lines {
+            file.line(line)?;
+        }
+        file.finish()
     }
 
     fn is_good(data: &[u8]) -> bool {

@@ -4,18 +4,17 @@
 //! whichever orchestrator, it is the same file. Blocks leave the stream when the file has been read back, but for the last one, behind which
 //! the chain goes on.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
-use ::audit::{Head, file};
+use ::audit::Head;
+use ::audit::file::FileWriter;
 use bytes::Bytes;
 use messaging::{BrokerError, Bucket, Entry, Event, EventLog};
-use storage::{Key, Storage};
+use storage::{Key, Storage, sha256_hex};
 
-use super::{AuditError, line, lines, number, subject};
+use super::{AuditError, line, number, rest, subject, text};
 use crate::settings::AuditSettings;
 
-/// Blocks that are read together, 512 KiB each.
-const PAGE: u64 = 16;
 /// Blocks in one file.
 const MAX_BLOCKS: u64 = 4096;
 /// Between two looks.
@@ -113,7 +112,7 @@ impl Exporter {
 
     /// Whether it may be time for a file. It reads one block: all of them would be read again at each look.
     async fn may_be_due(&self, first: u64, now: SystemTime) -> Result<bool, AuditError> {
-        let Some(oldest) = self.page(first, first).await?.pop() else {
+        let Some(oldest) = self.block(first).await? else {
             return Ok(false);
         };
         let recorded = recorded(&oldest)?;
@@ -132,23 +131,22 @@ impl Exporter {
         let (mut size, mut day, mut due) = (0, None, false);
         let mut next = first;
         while next < first + MAX_BLOCKS {
-            let page = self.page(next, next + PAGE - 1).await?;
-            for event in &page {
-                let recorded = recorded(event)?;
-                let today = day.get_or_insert_with(|| recorded[..DAY].to_owned());
-                if recorded[..DAY] != **today {
-                    return Ok(Some(next - 1));
-                }
-                due |= is_older(&recorded, self.every, now);
-                size += event.payload.len();
-                next += 1;
-                if size >= self.size {
-                    return Ok(Some(next - 1));
-                }
-            }
-            if page.is_empty() {
+            let began = Instant::now();
+            let Some(event) = self.block(next).await? else {
                 break;
+            };
+            let recorded = recorded(&event)?;
+            let today = day.get_or_insert_with(|| recorded[..DAY].to_owned());
+            if recorded[..DAY] != **today {
+                return Ok(Some(next - 1));
             }
+            due |= is_older(&recorded, self.every, now);
+            size += event.payload.len();
+            next += 1;
+            if size >= self.size {
+                return Ok(Some(next - 1));
+            }
+            rest(began).await;
         }
         let full = next == first + MAX_BLOCKS;
         Ok((next > first && (due || full)).then_some(next - 1))
@@ -161,59 +159,63 @@ impl Exporter {
             last,
             source,
         };
-        let (mut all, mut next, mut kept) = (Vec::new(), first, 0);
-        while next <= last {
-            let page = self.page(next, last.min(next + PAGE - 1)).await?;
-            for event in &page {
-                all.append(&mut lines(event)?);
-                kept = event.sequence;
-                next += 1;
+        let (mut begun, mut kept) = (None, 0);
+        for block in first..=last {
+            let began = Instant::now();
+            let event = self.block(block).await?;
+            let event = event.ok_or(AuditError::Missing(block))?;
+            let text = text(&event)?;
+            let (file, _) = match &mut begun {
+                Some(begun) => begun,
+                None => begun.insert(begin(block, text)?),
+            };
+            for line in text.lines() {
+                file.line(line).map_err(wrong)?;
             }
-            if page.is_empty() {
-                return Err(AuditError::Missing(next));
-            }
+            kept = event.sequence;
+            rest(began).await;
         }
-        let ends = all.first().zip(all.last());
-        let (begin, end) = ends.ok_or(AuditError::Missing(first))?;
-        let (begin, end) = (line(first, begin)?, line(last, end)?);
-        let before = Head {
-            sequence: begin.sequence.saturating_sub(1),
-            hash: begin.prev_hash,
-        };
-        // Some megabytes are hashed and read as JSON: not on the runtime's threads.
-        let records = all.len();
-        let writing = tokio::task::spawn_blocking(move || file::write(&before, &all));
-        let written = writing.await.map_err(AuditError::Interrupted)?;
-        let data = Bytes::from(written.map_err(wrong)?);
-        let day = begin.content.recorded.get(..DAY).unwrap_or_default();
-        let key =
-            Key::audit(day, begin.sequence, end.sequence).ok_or(AuditError::Missing(first))?;
-        self.storage.put(&key, data.clone()).await?;
-        let read = self.storage.get(&key, data.len() as u64).await?;
-        if read != data {
+        let (file, day) = begun.ok_or(AuditError::Missing(first))?;
+        let (begin, end) = (file.first_sequence(), file.head().sequence);
+        let key = Key::audit(&day, begin, end).ok_or(AuditError::Missing(first))?;
+        let data = Bytes::from(file.finish().map_err(wrong)?);
+        // Never both in memory, what was written and what is read back.
+        let (size, digest) = (data.len() as u64, sha256_hex(&data));
+        self.storage.put(&key, data).await?;
+        let read = self.storage.get(&key, size).await?;
+        if read.len() as u64 != size || sha256_hex(&read) != digest {
             return Err(AuditError::ReadBack);
         }
+        let records = (end + 1).saturating_sub(begin);
         tracing::info!(%key, records, "an audit file is stored");
         metrics::counter!("inkstone_orchestrator_audit_files_total").increment(1);
         Ok(kept)
     }
 
-    /// The blocks with these numbers, up to the first that is missing.
-    async fn page(&self, first: u64, last: u64) -> Result<Vec<Event>, AuditError> {
-        let subjects: Vec<String> = (first..=last).map(subject).collect();
-        let subjects: Vec<&str> = subjects.iter().map(String::as_str).collect();
-        let events = self.blocks.last_of_all(&subjects).await?;
-        let in_order = events.into_iter().zip(first..);
-        let there = in_order.take_while(|(event, expected)| number(event) == *expected);
-        Ok(there.map(|(event, _)| event).collect())
+    /// The block with this number, if there is one.
+    async fn block(&self, number: u64) -> Result<Option<Event>, AuditError> {
+        let found = self.blocks.last_of_all(&[&subject(number)]).await?;
+        Ok(found.into_iter().next())
     }
+}
+
+/// A file whose first block is `text`, and its day.
+fn begin(block: u64, text: &str) -> Result<(FileWriter, String), AuditError> {
+    let first = text.lines().next().ok_or(AuditError::Missing(block))?;
+    let first = line(block, first)?;
+    let before = Head {
+        sequence: first.sequence.saturating_sub(1),
+        hash: first.prev_hash,
+    };
+    let day = first.content.recorded.get(..DAY).unwrap_or_default();
+    Ok((FileWriter::after(before), day.to_owned()))
 }
 
 /// When a block's first record was made.
 fn recorded(event: &Event) -> Result<String, AuditError> {
     let block = number(event);
-    let first = lines(event)?.into_iter().next();
-    let first = line(block, &first.ok_or(AuditError::Missing(block))?)?;
+    let first = text(event)?.lines().next();
+    let first = line(block, first.ok_or(AuditError::Missing(block))?)?;
     let recorded = first.content.recorded;
     if recorded.is_char_boundary(DAY) && recorded.len() > DAY {
         Ok(recorded)

@@ -12,7 +12,7 @@ mod content;
 mod export;
 mod write;
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use lifecycle::Service;
 use messaging::{
@@ -56,14 +56,14 @@ pub(crate) enum AuditError {
         "the task log ends at {log}, and the audit chain has recorded it up to {recorded}: TASKS was made anew"
     )]
     LogBehind { log: u64, recorded: u64 },
-    #[error("the audit file was not put together: this process is stopping")]
-    Interrupted(#[source] tokio::task::JoinError),
     #[error("the object store did not return the audit file that it was given")]
     ReadBack,
 }
 
 /// Before another try to reach the broker.
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
+/// The longest [`rest`].
+const MOST_REST: Duration = Duration::from_millis(50);
 
 /// Opens the stream, and starts to write the chain and to put it into files.
 ///
@@ -115,6 +115,11 @@ async fn keep(broker: &BrokerSettings, storage: Storage, settings: &AuditSetting
     tokio::join!(writer.run(), exporter.run());
 }
 
+/// Leaves the processors to others for twice as long as what was begun then took: the broker works for this as well, and has no low priority.
+async fn rest(began: Instant) {
+    tokio::time::sleep((began.elapsed() * 2).min(MOST_REST)).await;
+}
+
 async fn state(broker: &Broker) -> Result<Bucket<export::State>, BrokerError> {
     broker.bucket("audit", Duration::ZERO).await
 }
@@ -149,13 +154,11 @@ fn number(event: &Event) -> u64 {
 }
 
 /// The lines of a block.
-fn lines(event: &Event) -> Result<Vec<String>, AuditError> {
-    let block = number(event);
-    let text = std::str::from_utf8(&event.payload).map_err(|_| AuditError::Block {
-        block,
+fn text(event: &Event) -> Result<&str, AuditError> {
+    std::str::from_utf8(&event.payload).map_err(|_| AuditError::Block {
+        block: number(event),
         source: ::audit::LineError::Changed,
-    })?;
-    Ok(text.lines().map(str::to_owned).collect())
+    })
 }
 
 /// Reads one line of a block.

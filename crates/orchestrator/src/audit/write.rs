@@ -1,13 +1,13 @@
 //! From the task log to the chain.
 
 use std::collections::VecDeque;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use ::audit::{Chain, Head};
 use messaging::{EventLog, NewEvent, Replaced};
 use task_log::{Following, Happened, TaskLog, What};
 
-use super::{AuditError, BLOCKS, content, last_block, line, lines, number, subject};
+use super::{AuditError, BLOCKS, content, last_block, line, number, rest, subject, text};
 
 /// Bytes after which a block takes no more records: half of what the broker takes in one message, and the largest record is far smaller.
 const BLOCK_BYTES: usize = 512 * 1024;
@@ -85,8 +85,12 @@ impl Writer {
     pub(super) async fn run(&self) {
         let mut place = None;
         loop {
+            let began = Instant::now();
             let pause = match self.turn(&mut place).await {
-                Ok(Turn::More) => continue,
+                Ok(Turn::More) => {
+                    rest(began).await;
+                    continue;
+                }
                 Ok(Turn::CaughtUp) => CAUGHT_UP,
                 Ok(Turn::Idle) => IDLE,
                 Ok(Turn::Outrun) => STAND_BY,
@@ -182,8 +186,8 @@ impl Writer {
             None => (Head::genesis(), 0, 0, 0),
             Some(last) => {
                 let block = number(&last);
-                let text = lines(&last)?.pop().ok_or(AuditError::Missing(block))?;
-                let line = line(block, &text)?;
+                let text = text(&last)?.lines().next_back();
+                let line = line(block, text.ok_or(AuditError::Missing(block))?)?;
                 let head = Head {
                     sequence: line.sequence,
                     hash: line.hash,
