@@ -19,6 +19,8 @@ use crate::unread::Unread;
 
 /// Pictures of callers that are decoded at once: one takes a core, and up to 16 bytes a pixel for a moment.
 const MAX_DECODES: usize = 4;
+/// Streams over gRPC that callers without a key have open: health as it changes, and reflection.
+const MAX_STREAMS_WITHOUT_KEY: u32 = 256;
 
 /// The gateway's own state: limits and clocks, nothing that a restart would lose.
 pub(crate) struct Edge {
@@ -37,6 +39,8 @@ pub(crate) struct Edge {
     reads: Room,
     streams: Room,
     uploads: Room,
+    /// For streams that anyone may open.
+    pub(crate) streams_without_key: Room,
     /// Turns at decoding pictures that callers have sent.
     pub(crate) decodes: Arc<Semaphore>,
     /// Who is connected.
@@ -81,6 +85,12 @@ impl Edge {
             reads: room("requests are under way", http.max_concurrent_reads),
             streams: room("streams are open", http.max_event_streams),
             uploads: room("pictures arrive at once", http.max_uploads),
+            // Whose they are is not known, so nobody has a share of them.
+            streams_without_key: Room::new(
+                "streams without a key are open",
+                MAX_STREAMS_WITHOUT_KEY,
+                100,
+            ),
             decodes: Arc::new(Semaphore::new(MAX_DECODES)),
             crowd: Arc::new(Crowd::new(
                 http.max_connections,
