@@ -36,6 +36,7 @@ pub(crate) struct Edge {
     pub(crate) document: OnceLock<Bytes>,
     started: Instant,
     submissions: Room,
+    generations: Room,
     reads: Room,
     streams: Room,
     uploads: Room,
@@ -82,6 +83,7 @@ impl Edge {
             document: OnceLock::new(),
             started: Instant::now(),
             submissions: room("submissions are under way", http.max_concurrent_requests),
+            generations: room("generations are under way", http.max_concurrent_generations),
             reads: room("requests are under way", http.max_concurrent_reads),
             streams: room("streams are open", http.max_event_streams),
             uploads: room("pictures arrive at once", http.max_uploads),
@@ -115,6 +117,7 @@ impl Edge {
     pub(crate) fn room(&self, class: Class) -> &Room {
         match class {
             Class::Submission => &self.submissions,
+            Class::Generation => &self.generations,
             Class::Read => &self.reads,
         }
     }

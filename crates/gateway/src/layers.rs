@@ -157,8 +157,9 @@ async fn until(most: Duration, request: Request, next: Next) -> Response {
     }
 }
 
-/// Refuses at once what there is no room for, rather than let everything become slow. Requests that make tasks and those that
-/// look have places of their own. Who asks is not known yet; what one tenant may hold is looked at once it is.
+/// Refuses at once what there is no room for, rather than let everything become slow. Requests that make tasks, those that wait for
+/// pictures as well, and those that look have places of their own. Who asks is not known yet; what one tenant may hold is looked at
+/// once it is.
 pub(crate) async fn shed(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
     if let Err(failure) = edge.unread.admit() {
         return Refused(failure).into_response();
