@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::crowd::Crowd;
 use crate::platform::Platform;
-use crate::room::{Class, Place, Room, Share};
+use crate::room::{self, Class, Place, Room, Share};
 use crate::settings::{HttpSettings, Settings};
 use crate::unread::Unread;
 
@@ -40,6 +40,8 @@ pub(crate) struct Edge {
     reads: Room,
     streams: Room,
     uploads: Room,
+    /// For pictures by token until they are found: until then whoever asks may have made up task and token.
+    pub(crate) searches_by_token: Room,
     /// For streams that anyone may open.
     pub(crate) streams_without_key: Room,
     /// Turns at decoding pictures that callers have sent.
@@ -87,7 +89,12 @@ impl Edge {
             reads: room("requests are under way", http.max_concurrent_reads),
             streams: room("streams are open", http.max_event_streams),
             uploads: room("pictures arrive at once", http.max_uploads),
-            // Whose they are is not known, so nobody has a share of them.
+            // Whose these are is not known, so nobody has a share of them.
+            searches_by_token: Room::new(
+                "pictures are looked for by token",
+                room::share(http.max_concurrent_reads, http.tenant_share),
+                100,
+            ),
             streams_without_key: Room::new(
                 "streams without a key are open",
                 MAX_STREAMS_WITHOUT_KEY,

@@ -125,7 +125,7 @@ pub(crate) fn refused(what: &'static str, why: &'static str) {
 }
 
 /// So many percent of `places`, one at least.
-fn share(places: u32, percent: u32) -> u32 {
+pub(crate) fn share(places: u32, percent: u32) -> u32 {
     let share = u64::from(places) * u64::from(percent) / 100;
     u32::try_from(share)
         .unwrap_or(places)

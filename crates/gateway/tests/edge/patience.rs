@@ -159,6 +159,37 @@ async fn submissions_that_fill_their_room_take_none_from_who_looks() {
 }
 
 #[tokio::test]
+async fn whoever_makes_up_tasks_and_tokens_leaves_reads_to_others() {
+    // It takes connections and says nothing, so that whoever looks for a picture waits.
+    let orchestrator = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", orchestrator.local_addr().unwrap());
+    // Of three, half are one.
+    let edge = Edge::start(&[
+        ("orchestrator.url", &url),
+        ("http.max_concurrent_reads", "3"),
+    ])
+    .await;
+    let picture =
+        |i: u32| format!("GET /v1/tasks/{i:08}-0000-7000-8000-000000000000/images/0?token=x");
+    let lines = [picture(1), picture(2)];
+    let [one, other] = [&lines[0], &lines[1]].map(|line| Box::pin(ask(edge.address, line)));
+    // Whichever comes second hears at once that there is no place.
+    let first = futures::future::select(one, other);
+    let first = tokio::time::timeout(Duration::from_secs(8), first).await;
+    let (refused, waiting) = first.unwrap().factor_first();
+    assert!(
+        refused.body.contains("pictures are looked for by token"),
+        "{}",
+        refused.body
+    );
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(ask(edge.address, "GET /v1/tasks").await.status, 401);
+    drop(waiting);
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn pages_that_someone_without_a_key_does_not_read_take_room_from_pages_alone() {
     let edge = Edge::start(&[("http.max_unread_bytes_without_key", "16KiB")]).await;
     let until = async |line: &str, status: u16| {
