@@ -1,6 +1,8 @@
 //! Pictures that callers send for tasks to begin from: stored once, kept while a task may need them, gone afterwards; refused before
 //! anything is stored.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpListener;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -95,9 +97,9 @@ async fn a_picture_to_begin_from_is_stored_once_stays_while_a_task_needs_it_and_
     wait_until("the picture is gone", || inputs(&platform).is_empty()).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_stored_or_fetched_for_a_request_that_would_be_refused() {
-    let platform = Platform::start_services(
+/// Without a worker; pictures may be fetched from this machine.
+async fn start_without_worker() -> Platform {
+    Platform::start_services(
         &["auth", "model-registry", "orchestrator", "gateway"],
         &[
             ("INKSTONE_GATEWAY__EGRESS__ALLOW", "[\"127.0.0.1\"]"),
@@ -105,8 +107,40 @@ async fn nothing_is_stored_or_fetched_for_a_request_that_would_be_refused() {
         ],
         false,
     )
-    .await;
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mask_is_fetched_after_its_picture() {
+    let platform = start_without_worker().await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let place = format!("http://{}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let mut head = [0; 1024];
+        let read = stream.read(&mut head).unwrap();
+        let nothing = "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n";
+        stream.write_all(nothing.as_bytes()).unwrap();
+        (
+            listener,
+            String::from_utf8_lossy(&head[..read]).into_owned(),
+        )
+    });
+    let wish = json!({"prompt": "a 3d dog", "images": [{"image_url": format!("{place}/cat.png")}],
+        "mask": {"image_url": format!("{place}/mask.png")}});
+    let (status, answer) = post(&platform, "/v1/images/edits", &wish);
+    assert_eq!(status, 400, "{answer}");
+    assert_eq!(answer["error"]["param"], "images", "{answer}");
+    let (listener, asked) = server.join().unwrap();
+    assert!(asked.starts_with("GET /cat.png "), "{asked}");
+    listener.set_nonblocking(true).unwrap();
+    assert!(listener.accept().is_err(), "the mask was asked for as well");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_stored_or_fetched_for_a_request_that_would_be_refused() {
+    let platform = start_without_worker().await;
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     let place = format!("http://{}/cat.png", listener.local_addr().unwrap());
     for (change, param) in [

@@ -38,6 +38,9 @@ pub const MAX_KEY_BYTES: usize = 256;
 pub const MAX_PAGE_SIZE: u32 = 100;
 /// Tasks in one batch.
 pub const MAX_BATCH_TASKS: usize = 100;
+/// Values in one text of JSON, those in lists and objects included: each may take a hundred times its bytes in memory. The largest batch has
+/// less than half as many.
+pub const MAX_JSON_VALUES: usize = 10_000;
 /// Tasks on a page when the caller does not say.
 pub const DEFAULT_PAGE_SIZE: u32 = 20;
 /// One gRPC message between services, bytes: a 10-picture task's largest single picture fits.

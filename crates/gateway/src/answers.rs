@@ -23,12 +23,14 @@ const LEAST_READ: u64 = 64 * 1024;
 
 /// Where an answer's bytes are counted while they wait.
 struct Account {
-    under_way: UnderWay,
+    line: Arc<Line>,
+    _under_way: Option<UnderWay>,
     unread: Arc<Unread>,
     whose: Option<Addressee>,
 }
 
-/// The body of an answer. It keeps its request under way until the connection has let go of the last byte.
+/// The body of an answer. It keeps its request under way until the connection has let go of the last byte, if it is known whom it is for:
+/// nobody without a key keeps a connection in a full house by leaving a stream open, or its last bytes unread.
 pub(crate) struct Answer {
     body: Body,
     account: Arc<Account>,
@@ -43,7 +45,8 @@ impl Answer {
         to: Option<Addressee>,
     ) -> Self {
         let account = Arc::new(Account {
-            under_way,
+            line: under_way.line().clone(),
+            _under_way: to.is_some().then_some(under_way),
             unread,
             whose: to,
         });
@@ -86,8 +89,7 @@ impl Waiting {
         }
         let length = bytes.len() as u64;
         account.unread.add(account.whose.as_ref(), length);
-        let line = account.under_way.line();
-        line.unread.fetch_add(length, Ordering::Relaxed);
+        account.line.unread.fetch_add(length, Ordering::Relaxed);
         Bytes::from_owner(Self {
             bytes,
             account: account.clone(),
@@ -106,8 +108,7 @@ impl Drop for Waiting {
         let length = self.bytes.len() as u64;
         let account = &self.account;
         account.unread.take_away(account.whose.as_ref(), length);
-        let line = account.under_way.line();
-        line.unread.fetch_sub(length, Ordering::Relaxed);
+        account.line.unread.fetch_sub(length, Ordering::Relaxed);
     }
 }
 
@@ -270,5 +271,21 @@ mod tests {
         let answer = Answer::new(body, member.line.begin(), unread.clone(), to);
         let bytes = to_bytes(Body::new(answer), 10).await.unwrap();
         assert_eq!((&bytes[..], unread.waiting()), (&b"ok"[..], [0; 3]));
+    }
+
+    #[tokio::test]
+    async fn an_answer_keeps_its_request_under_way_if_it_is_known_whom_it_is_for() {
+        let member = member().await;
+        for (to, keeps) in [
+            (Some(tenant("a")), true),
+            (Some(token("a")), true),
+            (None, false),
+        ] {
+            let request = member.line.begin();
+            let answer = Answer::new(Body::from("ok"), request, unread(), to);
+            assert_eq!(!member.line.is_quiet(), keeps);
+            drop(answer);
+            assert!(member.line.is_quiet());
+        }
     }
 }

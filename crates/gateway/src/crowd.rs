@@ -64,7 +64,7 @@ pub(crate) struct Member {
     _room: OwnedSemaphorePermit,
 }
 
-/// A request of a connection, until its answer has left.
+/// A request of a connection, until its answer has left; of someone who is not known, until it begins.
 pub(crate) struct UnderWay(Arc<Line>);
 
 impl Crowd {

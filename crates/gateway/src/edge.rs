@@ -13,12 +13,14 @@ use tokio_util::sync::CancellationToken;
 
 use crate::crowd::Crowd;
 use crate::platform::Platform;
-use crate::room::{Class, Place, Room, Share};
+use crate::room::{self, Class, Place, Room, Share};
 use crate::settings::{HttpSettings, Settings};
 use crate::unread::Unread;
 
 /// Pictures of callers that are decoded at once: one takes a core, and up to 16 bytes a pixel for a moment.
 const MAX_DECODES: usize = 4;
+/// Streams over gRPC that callers without a key have open: health as it changes, and reflection.
+const MAX_STREAMS_WITHOUT_KEY: u32 = 256;
 
 /// The gateway's own state: limits and clocks, nothing that a restart would lose.
 pub(crate) struct Edge {
@@ -34,9 +36,14 @@ pub(crate) struct Edge {
     pub(crate) document: OnceLock<Bytes>,
     started: Instant,
     submissions: Room,
+    generations: Room,
     reads: Room,
     streams: Room,
     uploads: Room,
+    /// For pictures by token until they are found: until then whoever asks may have made up task and token.
+    pub(crate) searches_by_token: Room,
+    /// For streams that anyone may open.
+    pub(crate) streams_without_key: Room,
     /// Turns at decoding pictures that callers have sent.
     pub(crate) decodes: Arc<Semaphore>,
     /// Who is connected.
@@ -78,9 +85,21 @@ impl Edge {
             document: OnceLock::new(),
             started: Instant::now(),
             submissions: room("submissions are under way", http.max_concurrent_requests),
+            generations: room("generations are under way", http.max_concurrent_generations),
             reads: room("requests are under way", http.max_concurrent_reads),
             streams: room("streams are open", http.max_event_streams),
             uploads: room("pictures arrive at once", http.max_uploads),
+            // Whose these are is not known, so nobody has a share of them.
+            searches_by_token: Room::new(
+                "pictures are looked for by token",
+                room::share(http.max_concurrent_reads, http.tenant_share),
+                100,
+            ),
+            streams_without_key: Room::new(
+                "streams without a key are open",
+                MAX_STREAMS_WITHOUT_KEY,
+                100,
+            ),
             decodes: Arc::new(Semaphore::new(MAX_DECODES)),
             crowd: Arc::new(Crowd::new(
                 http.max_connections,
@@ -105,6 +124,7 @@ impl Edge {
     pub(crate) fn room(&self, class: Class) -> &Room {
         match class {
             Class::Submission => &self.submissions,
+            Class::Generation => &self.generations,
             Class::Read => &self.reads,
         }
     }

@@ -104,6 +104,10 @@ pub(crate) async fn get(
         Err(failure) => return Refused(failure).into_response(),
     };
     if let Some(token) = token {
+        let _place = match edge.searches_by_token.enter() {
+            Ok(place) => place,
+            Err(failure) => return Refused(failure).into_response(),
+        };
         let reader = Reader::Token(&token);
         let share = match admitted(&edge, &reader, task) {
             Ok(share) => share,

@@ -10,7 +10,7 @@ use settings::ByteSize;
 use crate::bodies;
 use crate::settings::HttpSettings;
 
-pub(crate) use contract::json::{Fields, cut, parse, shorten, told};
+pub(crate) use contract::json::{Fields, cut, parse, shorten};
 
 /// Reads a request's body as one JSON object. That it is announced as JSON is a layer's to check.
 pub(crate) async fn read(body: Body, settings: &HttpSettings) -> Result<Fields, Failure> {

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use contract::{ErrorCode, Failure};
+use http_body_util::BodyExt as _;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -20,6 +22,8 @@ use crate::room::Class;
 /// Carries a request's id in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
+/// Asks for health once; what else is asked of it comes as a stream.
+const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
 /// The route of what has none. One name for all, or anyone could make a time series a request.
 const UNMATCHED: &str = "unmatched";
 
@@ -153,8 +157,9 @@ async fn until(most: Duration, request: Request, next: Next) -> Response {
     }
 }
 
-/// Refuses at once what there is no room for, rather than let everything become slow. Requests that make tasks and those that
-/// look have places of their own. Who asks is not known yet; what one tenant may hold is looked at once it is.
+/// Refuses at once what there is no room for, rather than let everything become slow. Requests that make tasks, those that wait for
+/// pictures as well, and those that look have places of their own. Who asks is not known yet; what one tenant may hold is looked at
+/// once it is.
 pub(crate) async fn shed(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
     if let Err(failure) = edge.unread.admit() {
         return Refused(failure).into_response();
@@ -190,6 +195,28 @@ pub(crate) async fn without_key(
         Ok(()) => next.run(request).await,
         Err(failure) => Refused(failure).into_response(),
     }
+}
+
+/// Refuses a stream without a key when too many are open. One that is let through has its place until it ends.
+pub(crate) async fn stream_without_key(
+    State(edge): State<Arc<Edge>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if request.uri().path() == HEALTH_CHECK {
+        return next.run(request).await;
+    }
+    let place = match edge.streams_without_key.enter() {
+        Ok(place) => place,
+        Err(failure) => return Refused(failure).into_response(),
+    };
+    let response = next.run(request).await;
+    response.map(|body| {
+        Body::new(body.map_frame(move |frame| {
+            let _held = &place;
+            frame
+        }))
+    })
 }
 
 /// Refuses a body that is not JSON by its headers alone.

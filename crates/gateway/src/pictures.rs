@@ -195,12 +195,12 @@ pub(crate) async fn begin_from(
     mask.as_ref().map_or(Ok(()), |mask| mask.check(edge))?;
     edge.platform.check(caller, task).await?;
 
-    let (image_file, mask_file) = tokio::try_join!(image.file_of(edge), async {
-        match &mut mask {
-            Some(mask) => mask.file_of(edge).await.map(Some),
-            None => Ok(None),
-        }
-    })?;
+    // One after the other: of the requests that go out at once, one tenant has as many as of uploads.
+    let image_file = image.file_of(edge).await?;
+    let mask_file = match &mut mask {
+        Some(mask) => Some(mask.file_of(edge).await?),
+        None => None,
+    };
     let seen = (image_file.clone(), mask_file.clone());
     let fields = (image, mask);
     in_turn(edge, move || {

@@ -108,7 +108,7 @@ impl Platform {
         named.find_map(|(name, state)| (*name == check).then(|| state.clone()))
     }
 
-    /// Verifies a proof and charges one request to the caller's limit. Of submissions only as many as can be answered soon; what only looks
+    /// Verifies a proof and charges one request to the caller's limit. Of what makes tasks only as many as can be answered soon; what only looks
     /// is bounded elsewhere, and quick.
     pub(crate) async fn authenticate(
         &self,
@@ -116,7 +116,7 @@ impl Platform {
         class: Class,
     ) -> Result<AuthenticateResponse, Failure> {
         match class {
-            Class::Submission => self.proofs.ask(proof).await,
+            Class::Submission | Class::Generation => self.proofs.ask(proof).await,
             Class::Read => self.proofs.ask_in_any_case(proof).await,
         }
     }

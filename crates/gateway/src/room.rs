@@ -21,31 +21,44 @@ const BUSY_WAIT: Duration = Duration::from_secs(1);
 /// What a request does with its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// It makes tasks, and may wait for their pictures.
+    /// It makes tasks, and is soon done.
     Submission,
+    /// It makes tasks, and waits for their pictures.
+    Generation,
     /// It looks, or ends something, and is soon done.
     Read,
 }
 
-/// The calls over gRPC that make tasks.
-const SUBMITTING_CALLS: [&str; 4] = ["Submit", "SubmitBatch", "ModelInfer", "ModelStreamInfer"];
+/// The calls over gRPC that make tasks, and those that wait for their pictures as well.
+const SUBMITTING_CALLS: [&str; 2] = ["Submit", "SubmitBatch"];
+const GENERATING_CALLS: [&str; 2] = ["ModelInfer", "ModelStreamInfer"];
+/// What waits for pictures over HTTP, by the end of the path.
+const GENERATING_PATHS: [&str; 4] = [
+    "/images/generations",
+    "/images/edits",
+    "/multimodal-generation/generation",
+    "/infer",
+];
 /// What is asked by POST and makes no tasks, by the last part of the path.
 const LOOKING_POSTS: [&str; 3] = ["cancel", "feedback", "index"];
 
 impl Class {
     /// Tells from a request's head alone: nothing is known of its caller yet.
     pub(crate) fn of(method: &Method, path: &str, headers: &HeaderMap) -> Self {
-        let last = path.trim_end_matches('/').rsplit('/').next();
-        let last = last.unwrap_or_default();
-        let submits = if is_grpc(headers) {
-            SUBMITTING_CALLS.contains(&last)
+        let path = path.trim_end_matches('/');
+        let last = path.rsplit('/').next().unwrap_or_default();
+        let (submits, waits) = if is_grpc(headers) {
+            let waits = GENERATING_CALLS.contains(&last);
+            (waits || SUBMITTING_CALLS.contains(&last), waits)
         } else {
-            method == Method::POST && path != tokens::PATH && !LOOKING_POSTS.contains(&last)
+            let looks = path == tokens::PATH || LOOKING_POSTS.contains(&last);
+            let waits = GENERATING_PATHS.iter().any(|end| path.ends_with(end));
+            (method == Method::POST && !looks, waits)
         };
-        if submits {
-            Self::Submission
-        } else {
-            Self::Read
+        match (submits, waits) {
+            (true, true) => Self::Generation,
+            (true, false) => Self::Submission,
+            (false, _) => Self::Read,
         }
     }
 }
@@ -112,7 +125,7 @@ pub(crate) fn refused(what: &'static str, why: &'static str) {
 }
 
 /// So many percent of `places`, one at least.
-fn share(places: u32, percent: u32) -> u32 {
+pub(crate) fn share(places: u32, percent: u32) -> u32 {
     let share = u64::from(places) * u64::from(percent) / 100;
     u32::try_from(share)
         .unwrap_or(places)
@@ -203,16 +216,28 @@ mod tests {
     }
 
     #[test]
-    fn what_makes_tasks_and_what_only_looks_are_told_apart() {
-        for path in [
-            "/v1/tasks",
-            "/v1/tasks/batch",
-            "/v1/images/generations",
-            "/v1/images/edits",
-            "/api/v1/services/aigc/text2image/image-synthesis",
-            "/v2/models/m/infer",
+    fn what_makes_tasks_what_waits_for_pictures_and_what_only_looks_are_told_apart() {
+        for (path, expected) in [
+            ("/v1/tasks", Class::Submission),
+            ("/v1/tasks/batch", Class::Submission),
+            ("/v1/images/generations", Class::Generation),
+            ("/v1/images/edits", Class::Generation),
+            (
+                "/api/v1/services/aigc/text2image/image-synthesis",
+                Class::Submission,
+            ),
+            (
+                "/api/v1/services/aigc/image-generation/generation",
+                Class::Submission,
+            ),
+            (
+                "/api/v1/services/aigc/multimodal-generation/generation",
+                Class::Generation,
+            ),
+            ("/v2/models/m/infer", Class::Generation),
+            ("/v2/models/m/versions/1/infer", Class::Generation),
         ] {
-            assert_eq!(class("POST", path, false), Class::Submission, "{path}");
+            assert_eq!(class("POST", path, false), expected, "{path}");
             assert_eq!(class("GET", path, false), Class::Read, "{path}");
         }
         for path in [
@@ -227,6 +252,8 @@ mod tests {
         let call = |name: &str| class("POST", &format!("/inkstone.v1.ImageService/{name}"), true);
         assert_eq!(call("Submit"), Class::Submission);
         assert_eq!(call("SubmitBatch"), Class::Submission);
+        assert_eq!(call("ModelInfer"), Class::Generation);
+        assert_eq!(call("ModelStreamInfer"), Class::Generation);
         assert_eq!(call("Get"), Class::Read);
         assert_eq!(
             class("POST", "/grpc.health.v1.Health/Check", true),

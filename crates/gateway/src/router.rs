@@ -154,6 +154,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .layer((
             from_fn_with_state(edge.clone(), layers::grpc_deadline),
             from_fn_with_state(edge.clone(), layers::shed_but_for_unread),
+            from_fn_with_state(edge.clone(), layers::stream_without_key),
         ))
         .reset_fallback();
     // Its answers are long, and whoever does not read them keeps nobody from asking for health.
@@ -164,6 +165,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
             from_fn_with_state(edge.clone(), layers::grpc_deadline),
             from_fn_with_state(edge.clone(), layers::shed),
             from_fn_with_state(edge.clone(), layers::without_key),
+            from_fn_with_state(edge.clone(), layers::stream_without_key),
         ))
         .reset_fallback();
     // Some of its calls need no key, and others wait for pictures.

@@ -76,6 +76,8 @@ pub struct HttpSettings {
     pub max_connections_per_address: u32,
     /// Requests under way that make tasks.
     pub max_concurrent_requests: u32,
+    /// Requests under way that wait for the pictures of theirs.
+    pub max_concurrent_generations: u32,
     /// Requests under way that do not.
     pub max_concurrent_reads: u32,
     /// What one tenant may hold of them, of streams, of uploads and of bytes that are not read, in percent.
@@ -178,6 +180,10 @@ impl settings::Settings for Settings {
                 http.max_connections_per_address,
             ),
             ("http.max_concurrent_requests", http.max_concurrent_requests),
+            (
+                "http.max_concurrent_generations",
+                http.max_concurrent_generations,
+            ),
             ("http.max_concurrent_reads", http.max_concurrent_reads),
             ("http.max_event_streams", http.max_event_streams),
             ("http.max_uploads", http.max_uploads),
@@ -270,6 +276,7 @@ mod tests {
             ("egress.max_per_host", "0"),
             ("egress.timeout", "0s"),
             ("egress.allow", "[\"10.0.0.0/33\"]"),
+            ("http.max_concurrent_generations", "0"),
             ("http.max_concurrent_reads", "0"),
             ("http.tenant_share", "0"),
             ("http.tenant_share", "101"),

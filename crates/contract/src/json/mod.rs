@@ -5,6 +5,7 @@ mod asked;
 mod event;
 mod submission;
 mod task;
+mod values;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -12,6 +13,7 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 
+use crate::limits::MAX_JSON_VALUES;
 use crate::words::{self, Words};
 use crate::{ErrorCode, Failure};
 
@@ -38,7 +40,7 @@ pub struct Fields {
 /// Reads JSON.
 ///
 /// # Errors
-/// An invalid argument that says where the text stops being what is expected.
+/// An invalid argument that says where the text stops being what is expected, or that it has too many values.
 pub fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure> {
     let invalid = |message: String| Failure::new(ErrorCode::InvalidArgument, message);
     if bytes.iter().all(u8::is_ascii_whitespace) {
@@ -50,6 +52,11 @@ pub fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure>
         let place = error.valid_up_to();
         invalid(format!("the body is not UTF-8 from byte {place} on"))
     })?;
+    if values::count(bytes) > MAX_JSON_VALUES {
+        return Err(invalid(format!(
+            "the body may have {MAX_JSON_VALUES} values at most, those in its lists and objects included"
+        )));
+    }
     serde_json::from_str(text).map_err(|error| {
         invalid(format!(
             "the body is not the JSON expected: {}",
@@ -59,7 +66,7 @@ pub fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure>
 }
 
 /// What JSON's reader complains of, with its place.
-pub fn told(error: &serde_json::Error) -> String {
+fn told(error: &serde_json::Error) -> String {
     let text = error.to_string();
     let whole = text.len();
     let cut = cut(text);
@@ -382,8 +389,19 @@ mod tests {
         assert!(complaint(b"[1]").contains("a JSON object"));
         assert!(complaint(b"{\"a\": \"\xff\"}").contains("not UTF-8 from byte 7"));
         assert!(complaint(b"{} {}").contains("trailing characters"));
-        let deep = format!("{{\"a\":{}", "[".repeat(100_000));
+        let deep = format!("{{\"a\":{}", "[".repeat(1000));
         assert!(complaint(deep.as_bytes()).contains("recursion limit"));
+    }
+
+    #[test]
+    fn more_values_than_any_request_has_are_refused_with_the_limit() {
+        let objects = |count| format!("{{\"x\":[{}]}}", vec!["{}"; count].join(","));
+        let told = complaint(objects(MAX_JSON_VALUES).as_bytes());
+        let limit = format!("{MAX_JSON_VALUES} values at most");
+        assert!(told.contains(&limit), "{told}");
+        Fields::parse(objects(MAX_JSON_VALUES / 2 - 1).as_bytes()).unwrap();
+        let text = serde_json::json!({"prompt": "\",[{\\".repeat(MAX_JSON_VALUES)});
+        Fields::parse(text.to_string().as_bytes()).unwrap();
     }
 
     #[test]

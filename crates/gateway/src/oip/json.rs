@@ -19,7 +19,7 @@ use utoipa::ToSchema;
 use super::infer::{Answer, Content};
 use super::request::{Asked, IMAGE_FORMAT};
 use super::tensor::{Datatype, Tensor, Values, invalid, read_raw};
-use crate::json::{shorten, told};
+use crate::json::{parse, shorten};
 use crate::problem::text;
 
 /// How many bytes of a body are JSON.
@@ -73,10 +73,7 @@ impl Binary {
 /// Reads a body, of which `json_bytes` are JSON where the header says so.
 pub(super) fn decode(body: &Bytes, json_bytes: Option<&str>) -> Result<(Asked, Binary), Failure> {
     let (json, mut raw) = split(body, json_bytes)?;
-    let request: RequestJson = serde_json::from_slice(&json).map_err(|error| {
-        let message = format!("the body is not the JSON expected: {}", told(&error));
-        Failure::new(ErrorCode::InvalidArgument, message)
-    })?;
+    let request: RequestJson = parse(&json)?;
     let mut inputs = Vec::with_capacity(request.inputs.len());
     for input in request.inputs {
         inputs.push(read_input(input, &mut raw)?);
@@ -329,6 +326,7 @@ fn data(content: Content) -> Result<DataJson, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use contract::limits::MAX_JSON_VALUES;
     use proptest::prelude::*;
     use serde_json::json;
 
@@ -385,6 +383,14 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn more_values_than_any_request_has_are_refused_with_the_limit() {
+        let many = json!({"parameters": {"x": vec![0; MAX_JSON_VALUES]}, "inputs": []});
+        let failure = read(&many).unwrap_err();
+        let limit = MAX_JSON_VALUES.to_string();
+        assert!(failure.message.contains(&limit), "{failure}");
     }
 
     #[test]

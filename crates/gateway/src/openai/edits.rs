@@ -218,9 +218,9 @@ fn field(name: &str, data: &Bytes, fields: &mut Map<String, Value>) -> Result<()
     let value = match text {
         "true" | "false" if name == "stream" => Value::Bool(text == "true"),
         number if NUMBERS.contains(&name) => match serde_json::from_str(number) {
-            Ok(Value::Number(number)) => Value::Number(number),
+            Ok(number) => Value::Number(number),
             // Refused by its name where it is read.
-            _ => number.into(),
+            Err(_) => number.into(),
         },
         text => text.into(),
     };

@@ -1,5 +1,7 @@
 //! gRPC on the same port.
 
+use std::time::{Duration, Instant};
+
 use contract::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use contract::v1::image_service_client::ImageServiceClient;
 use contract::{ErrorCode, Failure, inference, v1};
@@ -10,6 +12,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::Edge;
+use crate::client::ask;
 
 async fn channel(edge: &Edge) -> Channel {
     let endpoint = Channel::from_shared(format!("http://{}", edge.address)).unwrap();
@@ -60,6 +63,47 @@ async fn health_needs_no_credentials_and_says_what_readyz_says() {
             Err(status) => assert_eq!(status.code(), Code::NotFound),
         }
     }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn streams_without_a_key_fill_a_room_of_their_own_and_take_none_from_a_check() {
+    let edge = Edge::start(&[]).await;
+    let mut client = HealthClient::new(channel(&edge).await);
+    let mut open = Vec::new();
+    // As many as there may be, and as one connection may have.
+    for _ in 0..256 {
+        let stream = client.watch(HealthCheckRequest::default()).await.unwrap();
+        open.push(stream.into_inner());
+    }
+    let mut other = HealthClient::new(channel(&edge).await);
+    let refused = other.watch(HealthCheckRequest::default()).await;
+    let refused = Failure::from(refused.unwrap_err());
+    assert_eq!(refused.code, ErrorCode::Unavailable);
+    assert!(refused.retry_after.is_some(), "{refused}");
+    let why = "streams without a key are open";
+    assert!(refused.message.contains(why), "{refused}");
+    other.check(HealthCheckRequest::default()).await.unwrap();
+    drop(open);
+    let until = Instant::now() + Duration::from_secs(30);
+    while let Err(status) = other.watch(HealthCheckRequest::default()).await {
+        assert!(Instant::now() < until, "no place is free: {status}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_without_a_key_makes_way_in_a_full_house() {
+    let edge = Edge::start(&[("http.max_connections", "1")]).await;
+    let mut client = HealthClient::new(channel(&edge).await);
+    let stream = client.watch(HealthCheckRequest::default()).await.unwrap();
+    let mut stream = stream.into_inner();
+    assert!(stream.message().await.unwrap().is_some());
+    let answer = ask(edge.address, "GET /healthz");
+    let answer = tokio::time::timeout(Duration::from_secs(8), answer).await;
+    assert_eq!(answer.unwrap().status, 200);
+    drop(stream);
     edge.stop().await;
 }
 

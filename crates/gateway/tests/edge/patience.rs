@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::Edge;
 use crate::client::{ask, send};
@@ -89,21 +89,23 @@ async fn a_head_over_the_limit_is_refused() {
     edge.stop().await;
 }
 
-#[tokio::test]
-async fn submissions_that_fill_their_room_take_none_from_who_looks() {
-    // It takes connections and says nothing, so that whoever has a key waits.
-    let auth = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+const JSON: &str = "Content-Type: application/json";
+
+/// An edge whose auth takes connections and says nothing, so that whoever has a key waits; and a request to `path` that waits in the only
+/// place that its kind has, so that the next of them hears that too many `what`.
+async fn full(setting: &str, path: &str, what: &str) -> (Edge, TcpStream, TcpListener) {
+    let auth = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}", auth.local_addr().unwrap());
-    let edge = Edge::start(&[("auth.url", &url), ("http.max_concurrent_requests", "1")]).await;
+    let edge = Edge::start(&[("auth.url", &url), (setting, "1")]).await;
     let mut waiting = TcpStream::connect(edge.address).await.unwrap();
-    let submission = "POST /v1/tasks HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\n\
-                      Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}";
-    waiting.write_all(submission.as_bytes()).await.unwrap();
-    let json = ["Content-Type: application/json"];
+    let request = format!(
+        "POST {path} HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\n{JSON}\r\nContent-Length: 2\r\n\r\n{{}}"
+    );
+    waiting.write_all(request.as_bytes()).await.unwrap();
     let until = Instant::now() + Duration::from_secs(30);
     let full = loop {
         // Without credentials: 401 as long as there is room.
-        let answer = send(edge.address, "POST /v1/tasks", &json, "{}").await;
+        let answer = send(edge.address, &format!("POST {path}"), &[JSON], "{}").await;
         if answer.status != 401 {
             break answer;
         }
@@ -112,11 +114,36 @@ async fn submissions_that_fill_their_room_take_none_from_who_looks() {
     };
     assert_eq!(full.status, 503, "{}", full.body);
     assert_eq!(full.header("retry-after"), Some("1"));
-    assert!(
-        full.body.contains("submissions are under way"),
-        "{}",
-        full.body
-    );
+    assert!(full.body.contains(what), "{}", full.body);
+    (edge, waiting, auth)
+}
+
+#[tokio::test]
+async fn generations_that_fill_their_room_take_none_from_submissions() {
+    let setting = "http.max_concurrent_generations";
+    let what = "generations are under way";
+    let (edge, waiting, _auth) = full(setting, "/v1/images/generations", what).await;
+    for path in ["/v2/models/m/infer", "/v1/images/edits"] {
+        let answer = send(edge.address, &format!("POST {path}"), &[JSON], "{}").await;
+        assert_eq!(answer.status, 503, "{path}: {}", answer.body);
+    }
+    for path in [
+        "/v1/tasks",
+        "/v1/tasks/batch",
+        "/api/v1/services/aigc/text2image/image-synthesis",
+    ] {
+        let answer = send(edge.address, &format!("POST {path}"), &[JSON], "{}").await;
+        assert_eq!(answer.status, 401, "{path}: {}", answer.body);
+    }
+    assert_eq!(ask(edge.address, "GET /v1/tasks").await.status, 401);
+    drop(waiting);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn submissions_that_fill_their_room_take_none_from_who_looks() {
+    let setting = "http.max_concurrent_requests";
+    let (edge, waiting, _auth) = full(setting, "/v1/tasks", "submissions are under way").await;
     // Whoever looks finds room, and is asked who it is.
     for line in [
         "GET /v1/tasks",
@@ -127,6 +154,37 @@ async fn submissions_that_fill_their_room_take_none_from_who_looks() {
         assert_eq!(ask(edge.address, line).await.status, 401, "{line}");
     }
     assert_eq!(ask(edge.address, "GET /healthz").await.status, 200);
+    drop(waiting);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_makes_up_tasks_and_tokens_leaves_reads_to_others() {
+    // It takes connections and says nothing, so that whoever looks for a picture waits.
+    let orchestrator = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", orchestrator.local_addr().unwrap());
+    // Of three, half are one.
+    let edge = Edge::start(&[
+        ("orchestrator.url", &url),
+        ("http.max_concurrent_reads", "3"),
+    ])
+    .await;
+    let picture =
+        |i: u32| format!("GET /v1/tasks/{i:08}-0000-7000-8000-000000000000/images/0?token=x");
+    let lines = [picture(1), picture(2)];
+    let [one, other] = [&lines[0], &lines[1]].map(|line| Box::pin(ask(edge.address, line)));
+    // Whichever comes second hears at once that there is no place.
+    let first = futures::future::select(one, other);
+    let first = tokio::time::timeout(Duration::from_secs(8), first).await;
+    let (refused, waiting) = first.unwrap().factor_first();
+    assert!(
+        refused.body.contains("pictures are looked for by token"),
+        "{}",
+        refused.body
+    );
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    assert_eq!(ask(edge.address, "GET /v1/tasks").await.status, 401);
     drop(waiting);
     edge.stop().await;
 }
