@@ -108,6 +108,22 @@ def test_the_server_is_live_and_ready_without_a_key(wire):
     assert name == "inkstone"
 
 
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("health/live", {"live": True}),
+        ("health/ready", {"ready": True, "live": True}),
+        (f"models/{MODEL}/ready", {"name": MODEL, "ready": True}),
+        (f"models/{MODEL}/versions/1/ready", {"name": MODEL, "ready": True}),
+    ],
+)
+def test_health_is_said_in_json_which_kserves_client_reads(path, answer):
+    request = urllib.request.Request(f"{os.environ['INKSTONE_URL']}/v2/{path}", headers=KEY)
+    with urllib.request.urlopen(request) as served:
+        assert served.headers["content-type"] == "application/json"
+        assert json.load(served) == answer
+
+
 def test_a_model_tells_its_tensors_and_versions(wire):
     metadata = wire.metadata()
     assert metadata["name"] == MODEL

@@ -108,7 +108,8 @@ async fn dashscope_and_inference_paths_refuse_in_the_words_of_their_clients() {
 #[tokio::test]
 async fn an_inference_server_says_without_a_key_that_it_lives_and_whether_it_is_ready() {
     let edge = Edge::start(&[]).await;
-    assert_eq!(ask(edge.address, "GET /v2/health/live").await.status, 200);
+    let answer = ask(edge.address, "GET /v2/health/live").await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"live": true})));
     // Nobody stands behind this gateway.
     let answer = ask(edge.address, "GET /v2/health/ready").await;
     assert_eq!(answer.status, 503);
