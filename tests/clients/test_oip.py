@@ -226,6 +226,19 @@ def test_a_stream_answers_each_request_and_survives_a_refusal():
     assert last[1] is None
 
 
+def test_each_response_of_a_stream_says_that_it_is_its_requests_last():
+    answers = queue.Queue()
+    with triton_grpc.InferenceServerClient(ADDRESS) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=dict(KEY))
+        client.async_stream_infer(MODEL, tensors(triton_grpc), enable_empty_final_response=True)
+        result, error = answers.get(timeout=60)
+        client.stop_stream()
+    assert error is None
+    response = result.get_response()
+    assert response.parameters["triton_final_response"].bool_param
+    assert len(response.outputs) == 3
+
+
 def test_a_stream_without_a_key_is_refused():
     answers = queue.Queue()
     with triton_grpc.InferenceServerClient(ADDRESS) as client:

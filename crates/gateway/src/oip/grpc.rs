@@ -132,20 +132,7 @@ impl Answering {
                 };
                 answer(&self.edge, &caller, &self.headers, request).await
             };
-            Some(Ok(match answered.await {
-                Ok(response) => ModelStreamInferResponse {
-                    error_message: String::new(),
-                    infer_response: Some(response),
-                },
-                // A client of the protocol finds out by the id which of its requests was refused.
-                Err(failure) => ModelStreamInferResponse {
-                    error_message: failure.message,
-                    infer_response: Some(ModelInferResponse {
-                        id,
-                        ..Default::default()
-                    }),
-                },
-            }))
+            Some(Ok(protobuf::streamed(answered.await, id)))
         };
         tokio::select! {
             answer = next => answer,
