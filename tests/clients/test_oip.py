@@ -239,11 +239,18 @@ def test_each_response_of_a_stream_says_that_it_is_its_requests_last():
     assert len(response.outputs) == 3
 
 
-def test_a_stream_without_a_key_is_refused():
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, "UNAUTHENTICATED"),
+        (KEY | {"idempotency-key": "of-all-requests"}, "INVALID_ARGUMENT"),
+    ],
+)
+def test_a_stream_without_a_key_or_with_an_idempotency_key_is_refused(headers, status):
     answers = queue.Queue()
     with triton_grpc.InferenceServerClient(ADDRESS) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)))
-        assert "UNAUTHENTICATED" in answers.get(timeout=60)[1].status()
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=dict(headers))
+        assert status in answers.get(timeout=60)[1].status()
         client.stop_stream(cancel_requests=True)
 
 

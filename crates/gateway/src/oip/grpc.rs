@@ -64,6 +64,9 @@ const OPEN: [&str; 3] = [
     "/inference.GRPCInferenceService/ServerMetadata",
 ];
 
+/// A stream of requests.
+const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
 /// Refuses what there is no room for; the server's own state is told whatever is unread.
 pub(crate) async fn shed(
     edge: State<Arc<Edge>>,
@@ -85,19 +88,37 @@ pub(crate) async fn admit(
     if OPEN.contains(&request.uri().path()) {
         return layers::grpc_deadline(State(edge), request, next).await;
     }
+    if request.uri().path() == STREAM
+        && let Err(failure) = check_stream(request.headers())
+    {
+        return auth::refuse(failure);
+    }
     auth::authenticate(State(edge), request, next).await
+}
+
+/// Looks for what the headers of a stream may not have, because they are those of all its requests.
+///
+/// # Errors
+/// Unauthenticated without a proof, or with one that signs a body, which would be waited for; invalid with an idempotency key.
+fn check_stream(headers: &HeaderMap) -> Result<(), Failure> {
+    proof_of_message(headers)?;
+    if idempotency_key(headers)?.is_empty() {
+        return Ok(());
+    }
+    let message = "a stream has no idempotency key, which would be that of all its requests: send each as ModelInfer, with a \
+                   key of its own";
+    Err(Failure::invalid("idempotency_key", message))
 }
 
 /// Draws one request of a caller.
 async fn answer(
     edge: &Arc<Edge>,
     caller: &Caller,
-    headers: &HeaderMap,
+    idempotency_key: &str,
     request: ModelInferRequest,
 ) -> Result<ModelInferResponse, Failure> {
     let asked = protobuf::decode(request)?;
-    let key = idempotency_key(headers)?;
-    let answer = infer(edge, caller, asked, &key, MAX_ANSWER_BYTES).await?;
+    let answer = infer(edge, caller, asked, idempotency_key, MAX_ANSWER_BYTES).await?;
     Ok(protobuf::encode(answer))
 }
 
@@ -130,7 +151,7 @@ impl Answering {
                         identify(&self.edge, proof, Class::Submission).await?.0
                     }
                 };
-                answer(&self.edge, &caller, &self.headers, request).await
+                answer(&self.edge, &caller, "", request).await
             };
             Some(Ok(protobuf::streamed(answered.await, id)))
         };
@@ -217,8 +238,8 @@ impl GrpcInferenceService for Inference {
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
         let caller = caller(&request)?;
-        let headers = request.metadata().clone().into_headers();
-        let answer = answer(&self.edge, &caller, &headers, request.into_inner()).await?;
+        let key = idempotency_key(request.metadata().as_ref())?;
+        let answer = answer(&self.edge, &caller, &key, request.into_inner()).await?;
         Ok(Response::new(answer))
     }
 

@@ -83,6 +83,36 @@ async fn the_inference_service_tells_its_own_state_without_a_key_and_nothing_els
 }
 
 #[tokio::test]
+async fn a_stream_is_refused_by_its_headers_without_waiting_for_its_end() {
+    let edge = Edge::start(&[]).await;
+    let signed = [
+        "x-app-key",
+        "x-timestamp",
+        "x-nonce",
+        "x-content-sha256",
+        "x-signature",
+    ]
+    .map(|name| (name, "1"));
+    let keyed = [("authorization", "Bearer k"), ("idempotency-key", "k")];
+    for (headers, code, words) in [
+        (&signed[..], ErrorCode::Unauthenticated, "signature v2"),
+        (&keyed[..], ErrorCode::InvalidArgument, "idempotency key"),
+    ] {
+        let mut client = GrpcInferenceServiceClient::new(channel(&edge).await);
+        // Which is still open.
+        let requests = futures::stream::pending::<inference::ModelInferRequest>();
+        let mut request = Request::new(requests);
+        for &(name, value) in headers {
+            request.metadata_mut().insert(name, value.parse().unwrap());
+        }
+        let failure = Failure::from(client.model_stream_infer(request).await.unwrap_err());
+        assert_eq!(failure.code, code);
+        assert!(failure.message.contains(words), "{failure}");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn reflection_lists_what_is_public_and_nothing_else() {
     use tonic_reflection::pb::v1::ServerReflectionRequest;
     use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
