@@ -9,6 +9,7 @@ import queue
 import time
 import urllib.request
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -224,6 +225,30 @@ def test_a_stream_answers_each_request_and_survives_a_refusal():
     assert picture(first[0].as_numpy("IMAGE")[0]).size == (128, 128)
     assert "STEPS" in refused[1].message()
     assert last[1] is None
+
+
+def test_what_is_left_of_the_limit_is_told_with_all_pictures_of_a_batch_charged():
+    inputs = [
+        {"name": "PROMPT", "shape": [10], "datatype": "BYTES", "data": [PROMPT.decode()] * 10},
+        {"name": "STEPS", "shape": [1], "datatype": "INT32", "data": [1]},
+    ]
+    url = f"{os.environ['INKSTONE_URL']}/v2/models/{MODEL}/infer"
+    request = urllib.request.Request(url, json.dumps({"inputs": inputs}).encode(), KEY | {"content-type": "application/json"})
+    with urllib.request.urlopen(request) as served:
+        over_http = served.headers
+    call = triton_grpc.service_pb2.ModelInferRequest(model_name=MODEL)
+    prompts = call.inputs.add(name="PROMPT", datatype="BYTES", shape=[10])
+    prompts.contents.bytes_contents.extend([PROMPT] * 10)
+    steps = call.inputs.add(name="STEPS", datatype="INT32", shape=[1])
+    steps.contents.int_contents.append(1)
+    with grpc.insecure_channel(ADDRESS) as channel:
+        stub = triton_grpc.service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        _, answered = stub.ModelInfer.with_call(call, metadata=list(KEY.items()), timeout=60)
+    over_grpc = dict(answered.initial_metadata())
+    for told in (over_http, over_grpc):
+        limit, left = int(told["ratelimit-limit"]), int(told["ratelimit-remaining"])
+        # One is charged when the caller is let in, and may be there again before the other nine are charged.
+        assert left <= limit - 9, (limit, left)
 
 
 def test_each_response_of_a_stream_says_that_it_is_its_requests_last():

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::middleware::Next;
-use contract::auth::Caller;
+use contract::auth::{Caller, RateLimit};
 use contract::inference::grpc_inference_service_server::{
     GrpcInferenceService, GrpcInferenceServiceServer,
 };
@@ -110,16 +110,16 @@ fn check_stream(headers: &HeaderMap) -> Result<(), Failure> {
     Err(Failure::invalid("idempotency_key", message))
 }
 
-/// Draws one request of a caller.
+/// Draws one request of a caller; beside the answer what is left of its limit, if more was charged.
 async fn answer(
     edge: &Arc<Edge>,
     caller: &Caller,
     idempotency_key: &str,
     request: ModelInferRequest,
-) -> Result<ModelInferResponse, Failure> {
+) -> Result<(ModelInferResponse, Option<RateLimit>), Failure> {
     let asked = protobuf::decode(request)?;
-    let answer = infer(edge, caller, asked, idempotency_key, MAX_ANSWER_BYTES).await?;
-    Ok(protobuf::encode(answer))
+    let (answer, limit) = infer(edge, caller, asked, idempotency_key, MAX_ANSWER_BYTES).await?;
+    Ok((protobuf::encode(answer), limit))
 }
 
 /// A stream of requests on its way through.
@@ -151,7 +151,9 @@ impl Answering {
                         identify(&self.edge, proof, Class::Submission).await?.0
                     }
                 };
-                answer(&self.edge, &caller, "", request).await
+                let answer = answer(&self.edge, &caller, "", request).await;
+                // Its headers are sent, so there is no place for what is left.
+                answer.map(|(response, _)| response)
             };
             Some(Ok(protobuf::streamed(answered.await, id)))
         };
@@ -239,8 +241,11 @@ impl GrpcInferenceService for Inference {
     ) -> Result<Response<ModelInferResponse>, Status> {
         let caller = caller(&request)?;
         let key = idempotency_key(request.metadata().as_ref())?;
-        let answer = answer(&self.edge, &caller, &key, request.into_inner()).await?;
-        Ok(Response::new(answer))
+        let (answer, limit) = answer(&self.edge, &caller, &key, request.into_inner()).await?;
+        let mut response = Response::new(answer);
+        // For the layer that tells the caller what is left.
+        response.extensions_mut().insert(limit);
+        Ok(response)
     }
 
     type ModelStreamInferStream = Answers;

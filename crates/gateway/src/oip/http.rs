@@ -7,7 +7,7 @@ use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::HeaderMap;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use contract::Failure;
 use contract::auth::Caller;
 use serde::{Deserialize, Serialize};
@@ -281,6 +281,9 @@ pub(crate) async fn infer_model(
     let (mut asked, binary) = decode(&body, json_bytes)?;
     let path = named(path);
     (asked.model, asked.version) = (path.model, path.version);
-    let answer = infer(&edge, &caller, asked, &key, MAX_ANSWER_BYTES).await?;
-    Ok(encode(answer, &binary)?.into_response())
+    let (answer, limit) = infer(&edge, &caller, asked, &key, MAX_ANSWER_BYTES).await?;
+    let mut response = encode(answer, &binary)?;
+    // For the layer that tells the caller what is left.
+    response.extensions_mut().insert(limit);
+    Ok(response)
 }
