@@ -49,15 +49,17 @@ async fn when_auth_is_not_there_the_status_is_unavailable_with_a_wait() {
 async fn health_needs_no_credentials_and_says_what_readyz_says() {
     let edge = Edge::start(&[]).await;
     let mut client = HealthClient::new(channel(&edge).await);
-    // Told by a task that looks every second.
-    loop {
-        let service = "inkstone.v1.ImageService".to_owned();
-        match client.check(HealthCheckRequest { service }).await {
-            Ok(answer) => {
-                assert_eq!(answer.into_inner().status(), ServingStatus::NotServing);
-                break;
+    for service in ["inkstone.v1.ImageService", "inference.GRPCInferenceService"] {
+        // Told by a task that looks every second.
+        loop {
+            let service = service.to_owned();
+            match client.check(HealthCheckRequest { service }).await {
+                Ok(answer) => {
+                    assert_eq!(answer.into_inner().status(), ServingStatus::NotServing);
+                    break;
+                }
+                Err(status) => assert_eq!(status.code(), Code::NotFound),
             }
-            Err(status) => assert_eq!(status.code(), Code::NotFound),
         }
     }
     edge.stop().await;
