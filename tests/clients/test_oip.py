@@ -198,8 +198,10 @@ def test_bad_input_raises_the_packages_own_error_and_says_what_is_wrong(wire, ch
 def test_json_without_raw_data_is_taken_and_answered():
     body = {
         "id": "7",
+        "parameters": None,
+        "outputs": None,
         "inputs": [
-            {"name": "PROMPT", "shape": [1, 1], "datatype": "BYTES", "data": [[PROMPT.decode()]]},
+            {"name": "PROMPT", "shape": [1, 1], "datatype": "BYTES", "parameters": None, "data": [[PROMPT.decode()]]},
             {"name": "STEPS", "shape": [1], "datatype": "INT32", "data": [6]},
             {"name": "SEED", "shape": [1], "datatype": "INT64", "data": [7]},
         ],
