@@ -97,6 +97,13 @@ async fn dashscope_and_inference_paths_refuse_in_the_words_of_their_clients() {
     let answer = ask(edge.address, "GET /api/v1/services/aigc/text2video").await;
     assert_eq!(answer.status, 404);
     assert_eq!(answer.json()["code"], "InvalidURL");
+    // Where the package asks for a place for a local picture.
+    let answer = ask(edge.address, "GET /api/v1/uploads?action=getPolicy&model=m").await;
+    assert_eq!(answer.status, 400);
+    let shown = answer.json();
+    assert_eq!(shown["code"], "InvalidParameter");
+    let message = shown["message"].as_str().unwrap();
+    assert!(message.contains("data:") && message.contains("1 MiB"));
     for path in ["/v2/models/m", "/v2/models/m/versions/1/ready"] {
         let answer = ask(edge.address, &format!("GET {path}")).await;
         assert_eq!(answer.status, 401);
