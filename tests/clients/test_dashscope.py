@@ -14,6 +14,7 @@ from dashscope import AioMultiModalConversation, ImageSynthesis, MultiModalConve
 from dashscope.aigc.image_generation import ImageGeneration
 from dashscope.aigc.image_synthesis import AioImageSynthesis
 from dashscope.api_entities.aio_session import close_shared_aio_session
+from dashscope.common.error import UploadFileException
 from PIL import Image
 
 PROMPT = "a 3d cat on a blue background"
@@ -148,6 +149,18 @@ def test_a_picture_to_begin_from_is_named_by_its_url_in_each_request_form():
     assert edited.output.task_status == "SUCCEEDED", edited
     pictures = [fetched(url) for url in (repainted.output.results[0].url, content(talked)[0], edited.output.results[0].url)]
     assert pictures[0] == pictures[1] == pictures[2] != fetched(plain)
+
+
+@pytest.mark.parametrize("scheme", ["", "file://"])
+def test_a_local_picture_is_refused_with_the_ways_to_name_one(scheme, tmp_path):
+    local = tmp_path / "cat.png"
+    Image.new("RGB", (128, 128)).save(local)
+    name = scheme + str(local)
+    with pytest.raises(UploadFileException, match="InvalidParameter.* data: URL"):
+        ImageSynthesis.call(MODEL, PROMPT, ref_img=name, **OURS)
+    message = [{"role": "user", "content": [{"image": name}, {"text": PROMPT}]}]
+    with pytest.raises(UploadFileException, match="InvalidParameter.* data: URL"):
+        MultiModalConversation.call(model=MODEL, messages=message, **OURS)
 
 
 def test_tasks_are_listed_by_status_time_and_page():

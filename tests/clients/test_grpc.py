@@ -48,8 +48,9 @@ def test_a_picture_is_submitted_watched_and_fetched(channel, pool):
     assert task_id in [task.id for task in listed]
 
 
-def test_health_says_serving(channel, pool):
-    assert call(channel, pool, "grpc.health.v1.Health/Check", metadata=None).status == 1
+@pytest.mark.parametrize("service", ["", "inkstone.v1.ImageService", "inference.GRPCInferenceService"])
+def test_health_says_serving(channel, pool, service):
+    assert call(channel, pool, "grpc.health.v1.Health/Check", metadata=None, service=service).status == 1
 
 
 @pytest.mark.parametrize(

@@ -90,6 +90,18 @@ def test_json_is_accepted_drawn_and_told_in_json():
     run(test)
 
 
+@pytest.mark.parametrize("header", ["Idempotency-Key", "Nats-Msg-Id"])
+def test_a_key_need_not_be_ascii(header):
+    async def test(stream):
+        key = f"заказ-{uuid.uuid4()}"
+        await stream.publish(SUBJECT, json.dumps(PICTURE).encode(), headers=AUTHORIZATION | JSON | {header: key})
+        heard = await outcomes(stream, key, {"task.accepted", "task.refused"})
+        accepted = json.loads(heard["task.accepted"].data)
+        assert (accepted["task_id"], accepted["reference"]) == (task_id(key), key)
+
+    run(test)
+
+
 def test_protobuf_is_accepted_and_told_in_protobuf():
     async def test(stream):
         key = str(uuid.uuid4())

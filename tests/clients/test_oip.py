@@ -9,6 +9,7 @@ import queue
 import time
 import urllib.request
 
+import grpc
 import numpy as np
 import pytest
 import tritonclient.grpc as triton_grpc
@@ -108,6 +109,22 @@ def test_the_server_is_live_and_ready_without_a_key(wire):
     assert name == "inkstone"
 
 
+@pytest.mark.parametrize(
+    ("path", "answer"),
+    [
+        ("health/live", {"live": True}),
+        ("health/ready", {"ready": True, "live": True}),
+        (f"models/{MODEL}/ready", {"name": MODEL, "ready": True}),
+        (f"models/{MODEL}/versions/1/ready", {"name": MODEL, "ready": True}),
+    ],
+)
+def test_health_is_said_in_json_which_kserves_client_reads(path, answer):
+    request = urllib.request.Request(f"{os.environ['INKSTONE_URL']}/v2/{path}", headers=KEY)
+    with urllib.request.urlopen(request) as served:
+        assert served.headers["content-type"] == "application/json"
+        assert json.load(served) == answer
+
+
 def test_a_model_tells_its_tensors_and_versions(wire):
     metadata = wire.metadata()
     assert metadata["name"] == MODEL
@@ -181,8 +198,10 @@ def test_bad_input_raises_the_packages_own_error_and_says_what_is_wrong(wire, ch
 def test_json_without_raw_data_is_taken_and_answered():
     body = {
         "id": "7",
+        "parameters": None,
+        "outputs": None,
         "inputs": [
-            {"name": "PROMPT", "shape": [1, 1], "datatype": "BYTES", "data": [[PROMPT.decode()]]},
+            {"name": "PROMPT", "shape": [1, 1], "datatype": "BYTES", "parameters": None, "data": [[PROMPT.decode()]]},
             {"name": "STEPS", "shape": [1], "datatype": "INT32", "data": [6]},
             {"name": "SEED", "shape": [1], "datatype": "INT64", "data": [7]},
         ],
@@ -210,11 +229,55 @@ def test_a_stream_answers_each_request_and_survives_a_refusal():
     assert last[1] is None
 
 
-def test_a_stream_without_a_key_is_refused():
+def test_what_is_left_of_the_limit_is_told_with_all_pictures_of_a_batch_charged():
+    inputs = [
+        {"name": "PROMPT", "shape": [10], "datatype": "BYTES", "data": [PROMPT.decode()] * 10},
+        {"name": "STEPS", "shape": [1], "datatype": "INT32", "data": [1]},
+    ]
+    url = f"{os.environ['INKSTONE_URL']}/v2/models/{MODEL}/infer"
+    request = urllib.request.Request(url, json.dumps({"inputs": inputs}).encode(), KEY | {"content-type": "application/json"})
+    with urllib.request.urlopen(request) as served:
+        over_http = served.headers
+    call = triton_grpc.service_pb2.ModelInferRequest(model_name=MODEL)
+    prompts = call.inputs.add(name="PROMPT", datatype="BYTES", shape=[10])
+    prompts.contents.bytes_contents.extend([PROMPT] * 10)
+    steps = call.inputs.add(name="STEPS", datatype="INT32", shape=[1])
+    steps.contents.int_contents.append(1)
+    with grpc.insecure_channel(ADDRESS) as channel:
+        stub = triton_grpc.service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        _, answered = stub.ModelInfer.with_call(call, metadata=list(KEY.items()), timeout=60)
+    over_grpc = dict(answered.initial_metadata())
+    for told in (over_http, over_grpc):
+        limit, left = int(told["ratelimit-limit"]), int(told["ratelimit-remaining"])
+        # One is charged when the caller is let in, and may be there again before the other nine are charged.
+        assert left <= limit - 9, (limit, left)
+
+
+def test_each_response_of_a_stream_says_that_it_is_its_requests_last():
     answers = queue.Queue()
     with triton_grpc.InferenceServerClient(ADDRESS) as client:
-        client.start_stream(lambda result, error: answers.put((result, error)))
-        assert "UNAUTHENTICATED" in answers.get(timeout=60)[1].status()
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=dict(KEY))
+        client.async_stream_infer(MODEL, tensors(triton_grpc), enable_empty_final_response=True)
+        result, error = answers.get(timeout=60)
+        client.stop_stream()
+    assert error is None
+    response = result.get_response()
+    assert response.parameters["triton_final_response"].bool_param
+    assert len(response.outputs) == 3
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({}, "UNAUTHENTICATED"),
+        (KEY | {"idempotency-key": "of-all-requests"}, "INVALID_ARGUMENT"),
+    ],
+)
+def test_a_stream_without_a_key_or_with_an_idempotency_key_is_refused(headers, status):
+    answers = queue.Queue()
+    with triton_grpc.InferenceServerClient(ADDRESS) as client:
+        client.start_stream(lambda result, error: answers.put((result, error)), headers=dict(headers))
+        assert status in answers.get(timeout=60)[1].status()
         client.stop_stream(cancel_requests=True)
 
 

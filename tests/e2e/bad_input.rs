@@ -230,6 +230,16 @@ async fn credentials(caller: &Caller<'_>) {
         (403, Some("quality")),
         "{problem}"
     );
+    let data = ["a cat"; 6];
+    let prompts = json!({"name": "PROMPT", "datatype": "BYTES", "shape": [6], "data": data});
+    let six = json!({"inputs": [prompts]}).to_string();
+    let (status, problem) = caller.post_with("/v2/models/inkstone-demo/infer", &six, &headers);
+    let told = problem["error"].as_str().unwrap_or_default();
+    assert_eq!(status, 400, "{problem}");
+    assert!(
+        told.contains("PROMPT must have at most 5 elements"),
+        "{told}"
+    );
     let limited = (0..20)
         .map(|_| caller.post_with("/v1/tasks", "{}", &headers))
         .find(|a| a.0 == 429);

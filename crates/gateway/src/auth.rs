@@ -165,8 +165,8 @@ pub(crate) fn proven_by(
 pub(crate) fn proof_of_message(headers: &HeaderMap) -> Result<Proof, Failure> {
     match proven_by(&Method::POST, &Uri::from_static("/"), headers)?.proof {
         Proof::SignatureV2(_) => {
-            let message = "signature v2 is not taken by this service over gRPC, whose messages may come in a stream: send a key \
-                           or a token as Authorization: Bearer";
+            let message = "signature v2 signs a whole body, and a stream of requests has none: send a key or a token as \
+                           Authorization: Bearer";
             Err(Failure::new(ErrorCode::Unauthenticated, message))
         }
         proof => Ok(proof),

@@ -19,6 +19,7 @@ use utoipa::ToSchema;
 
 use crate::edge::Edge;
 use crate::grpc::IMAGE_SERVICE;
+use crate::oip::grpc::INFERENCE_SERVICE;
 use crate::openapi::params::{params, query};
 use crate::openapi::schema::text;
 use crate::problem::json;
@@ -199,8 +200,9 @@ fn report(service: &Service, reporter: HealthReporter) {
                 _ => ServingStatus::NotServing,
             };
             if told != Some(status) {
-                reporter.set_service_status("", status).await;
-                reporter.set_service_status(IMAGE_SERVICE, status).await;
+                for service in ["", IMAGE_SERVICE, INFERENCE_SERVICE] {
+                    reporter.set_service_status(service, status).await;
+                }
                 told = Some(status);
             }
             if stop.is_cancelled() {

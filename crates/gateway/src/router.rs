@@ -7,6 +7,7 @@ use axum::extract::Request;
 use axum::http::{Method, Uri};
 use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
+use axum::routing::get;
 use contract::{ErrorCode, Failure};
 use tonic::service::Routes as Services;
 use tonic_health::server::HealthReporter;
@@ -41,6 +42,8 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
             "/api/v1/tasks/{id}/cancel/",
             quick(edge, guarded(edge, routes!(dashscope::cancel))).2,
         )
+        // There is nothing to be had, so it needs no credentials, and only the package asks, so it is not described.
+        .route("/api/v1/uploads", get(dashscope::uploads))
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_this_way)
         // Together where they stand next to each other: what is laid around by itself goes into a box, and with each request every layer around

@@ -270,3 +270,12 @@ pub(crate) async fn tasks(
     let page = list(&edge, &caller.tenant, &wanted).await?;
     Ok(json_answer(&page.answer(&request_id.0)))
 }
+
+/// `GET /api/v1/uploads`: where the package asks for a place for a local picture, before the request that is to begin from it.
+pub(crate) async fn uploads(State(edge): State<Arc<Edge>>) -> Refused {
+    let most = edge.http.max_body;
+    let message = format!(
+        "local files are not taken: name the picture by an https: URL, or by a data: URL in a body of at most {most}"
+    );
+    Failure::new(ErrorCode::InvalidArgument, message).into()
+}

@@ -25,7 +25,7 @@ component!(
             "`PROMPT` has to be among them; each once. One element for each picture, or one for all.",
             Array::new(part::<InputTensor>()).into()
         ),
-        ("outputs?", "All where it is left out.", Array::new(part::<OutputTensor>()).into()),
+        ("outputs?", "All where it is left out.", outputs().into()),
     ])
 );
 
@@ -79,7 +79,13 @@ params!(
 fn parameters() -> Object {
     let mut object = Object::with_type(Type::Object);
     object.additional_properties = Some(Box::new(AdditionalProperties::FreeForm(true)));
-    object
+    or_null(object)
+}
+
+fn outputs() -> Array {
+    let mut outputs = Array::new(part::<OutputTensor>());
+    outputs.schema_type = SchemaType::Array(vec![Type::Array, Type::Null]);
+    outputs
 }
 
 fn shape() -> Array {

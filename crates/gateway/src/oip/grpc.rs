@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::middleware::Next;
-use contract::auth::Caller;
+use contract::auth::{Caller, RateLimit};
 use contract::inference::grpc_inference_service_server::{
     GrpcInferenceService, GrpcInferenceServiceServer,
 };
@@ -64,6 +64,9 @@ const OPEN: [&str; 3] = [
     "/inference.GRPCInferenceService/ServerMetadata",
 ];
 
+/// A stream of requests.
+const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
+
 /// Refuses what there is no room for; the server's own state is told whatever is unread.
 pub(crate) async fn shed(
     edge: State<Arc<Edge>>,
@@ -85,20 +88,38 @@ pub(crate) async fn admit(
     if OPEN.contains(&request.uri().path()) {
         return layers::grpc_deadline(State(edge), request, next).await;
     }
+    if request.uri().path() == STREAM
+        && let Err(failure) = check_stream(request.headers())
+    {
+        return auth::refuse(failure);
+    }
     auth::authenticate(State(edge), request, next).await
 }
 
-/// Draws one request of a caller.
+/// Looks for what the headers of a stream may not have, because they are those of all its requests.
+///
+/// # Errors
+/// Unauthenticated without a proof, or with one that signs a body, which would be waited for; invalid with an idempotency key.
+fn check_stream(headers: &HeaderMap) -> Result<(), Failure> {
+    proof_of_message(headers)?;
+    if idempotency_key(headers)?.is_empty() {
+        return Ok(());
+    }
+    let message = "a stream has no idempotency key, which would be that of all its requests: send each as ModelInfer, with a \
+                   key of its own";
+    Err(Failure::invalid("idempotency_key", message))
+}
+
+/// Draws one request of a caller; beside the answer what is left of its limit, if more was charged.
 async fn answer(
     edge: &Arc<Edge>,
     caller: &Caller,
-    headers: &HeaderMap,
+    idempotency_key: &str,
     request: ModelInferRequest,
-) -> Result<ModelInferResponse, Failure> {
+) -> Result<(ModelInferResponse, Option<RateLimit>), Failure> {
     let asked = protobuf::decode(request)?;
-    let key = idempotency_key(headers)?;
-    let answer = infer(edge, caller, asked, &key, MAX_ANSWER_BYTES).await?;
-    Ok(protobuf::encode(answer))
+    let (answer, limit) = infer(edge, caller, asked, idempotency_key, MAX_ANSWER_BYTES).await?;
+    Ok((protobuf::encode(answer), limit))
 }
 
 /// A stream of requests on its way through.
@@ -130,22 +151,11 @@ impl Answering {
                         identify(&self.edge, proof, Class::Submission).await?.0
                     }
                 };
-                answer(&self.edge, &caller, &self.headers, request).await
+                let answer = answer(&self.edge, &caller, "", request).await;
+                // Its headers are sent, so there is no place for what is left.
+                answer.map(|(response, _)| response)
             };
-            Some(Ok(match answered.await {
-                Ok(response) => ModelStreamInferResponse {
-                    error_message: String::new(),
-                    infer_response: Some(response),
-                },
-                // A client of the protocol finds out by the id which of its requests was refused.
-                Err(failure) => ModelStreamInferResponse {
-                    error_message: failure.message,
-                    infer_response: Some(ModelInferResponse {
-                        id,
-                        ..Default::default()
-                    }),
-                },
-            }))
+            Some(Ok(protobuf::streamed(answered.await, id)))
         };
         tokio::select! {
             answer = next => answer,
@@ -230,9 +240,12 @@ impl GrpcInferenceService for Inference {
         request: Request<ModelInferRequest>,
     ) -> Result<Response<ModelInferResponse>, Status> {
         let caller = caller(&request)?;
-        let headers = request.metadata().clone().into_headers();
-        let answer = answer(&self.edge, &caller, &headers, request.into_inner()).await?;
-        Ok(Response::new(answer))
+        let key = idempotency_key(request.metadata().as_ref())?;
+        let (answer, limit) = answer(&self.edge, &caller, &key, request.into_inner()).await?;
+        let mut response = Response::new(answer);
+        // For the layer that tells the caller what is left.
+        response.extensions_mut().insert(limit);
+        Ok(response)
     }
 
     type ModelStreamInferStream = Answers;

@@ -6,8 +6,8 @@ use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
-use axum::http::{HeaderMap, StatusCode};
-use axum::response::{IntoResponse, Response};
+use axum::http::HeaderMap;
+use axum::response::Response;
 use contract::Failure;
 use contract::auth::Caller;
 use serde::{Deserialize, Serialize};
@@ -69,16 +69,31 @@ pub(crate) async fn server() -> Response {
     })
 }
 
+/// KServe's client reads the body, Triton's the status.
+#[derive(Serialize, ToSchema)]
+#[schema(as = InferServerLive)]
+struct LiveJson {
+    live: bool,
+}
+
 /// `GET /v2/health/live`: that the gateway runs.
 #[utoipa::path(
     get,
     path = "/v2/health/live",
     operation_id = "inferLive",
     summary = "That the server runs",
-    responses((status = 200, description = "It does."))
+    responses((status = 200, description = "It does.", body = LiveJson))
 )]
-pub(crate) async fn live() -> StatusCode {
-    StatusCode::OK
+pub(crate) async fn live() -> Response {
+    json_answer(&LiveJson { live: true })
+}
+
+/// The protocol's text has `live` here, its clients read `ready`.
+#[derive(Serialize, ToSchema)]
+#[schema(as = InferServerReady)]
+struct ReadyJson {
+    ready: bool,
+    live: bool,
 }
 
 /// `GET /v2/health/ready`: that everything behind the gateway is well, as it last looked.
@@ -87,11 +102,17 @@ pub(crate) async fn live() -> StatusCode {
     path = "/v2/health/ready",
     operation_id = "inferReady",
     summary = "That the platform is ready",
-    responses((status = 200, description = "It is."), (status = 503, description = "unavailable"))
+    responses(
+        (status = 200, description = "It is.", body = ReadyJson),
+        (status = 503, description = "unavailable")
+    )
 )]
-pub(crate) async fn ready(State(edge): State<Arc<Edge>>) -> Result<StatusCode, Refused> {
+pub(crate) async fn ready(State(edge): State<Arc<Edge>>) -> Result<Response, Refused> {
     match edge.health.problem() {
-        None => Ok(StatusCode::OK),
+        None => Ok(json_answer(&ReadyJson {
+            ready: true,
+            live: true,
+        })),
         // What exactly is wrong is for operators: /readyz on the admin port.
         Some(_) => Err(Failure::unavailable("the platform is not ready", READY_WAIT).into()),
     }
@@ -143,6 +164,14 @@ pub(crate) async fn config(
     Ok(json_answer(&Config::new(model)))
 }
 
+#[derive(Serialize, ToSchema)]
+#[schema(as = InferModelReady)]
+struct ModelReadyJson {
+    /// As the path has it.
+    name: String,
+    ready: bool,
+}
+
 /// `GET /v2/models/{model}[/versions/{version}]/ready`
 #[utoipa::path(
     get,
@@ -151,7 +180,7 @@ pub(crate) async fn config(
     summary = "That a model takes requests",
     params(ModelParam),
     responses(
-        (status = 200, description = "It does."),
+        (status = 200, description = "It does.", body = ModelReadyJson),
         (status = 404, description = "model_not_found")
     )
 )]
@@ -159,11 +188,14 @@ pub(crate) async fn model_ready(
     State(edge): State<Arc<Edge>>,
     Extension(caller): Extension<Caller>,
     path: Named,
-) -> Result<StatusCode, Refused> {
+) -> Result<Response, Refused> {
     let path = named(path);
     let models = allowed(&edge, &caller).await?;
     find(&models, &path.model, &path.version)?;
-    Ok(StatusCode::OK)
+    Ok(json_answer(&ModelReadyJson {
+        name: path.model,
+        ready: true,
+    }))
 }
 
 #[derive(Serialize, ToSchema)]
@@ -249,6 +281,9 @@ pub(crate) async fn infer_model(
     let (mut asked, binary) = decode(&body, json_bytes)?;
     let path = named(path);
     (asked.model, asked.version) = (path.model, path.version);
-    let answer = infer(&edge, &caller, asked, &key, MAX_ANSWER_BYTES).await?;
-    Ok(encode(answer, &binary)?.into_response())
+    let (answer, limit) = infer(&edge, &caller, asked, &key, MAX_ANSWER_BYTES).await?;
+    let mut response = encode(answer, &binary)?;
+    // For the layer that tells the caller what is left.
+    response.extensions_mut().insert(limit);
+    Ok(response)
 }

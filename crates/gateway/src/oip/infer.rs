@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use contract::auth::Caller;
+use contract::auth::{Caller, RateLimit};
 use contract::{ErrorCode, Failure, v1};
 use futures::future::try_join_all;
 use tokio::time::Instant;
@@ -69,14 +69,14 @@ impl Content {
 }
 
 /// Draws what was asked for and waits for it, as long as a generation may take. Pictures have `most_bytes` together at most.
-/// Dropped before its end, it cancels its tasks.
+/// Beside the answer what is left of the caller's limit, if more was charged. Dropped before its end, it cancels its tasks.
 pub(super) async fn infer(
     edge: &Arc<Edge>,
     caller: &Caller,
     asked: Asked,
     idempotency_key: &str,
     most_bytes: u64,
-) -> Result<Answer, Failure> {
+) -> Result<(Answer, Option<RateLimit>), Failure> {
     let deadline = Instant::now() + edge.http.generation_timeout.duration();
     let plan = request::plan(&asked, idempotency_key)?;
     if !asked.version.is_empty() {
@@ -91,8 +91,9 @@ pub(super) async fn infer(
         raw,
         outputs,
     } = plan;
+    check_burst(caller, tasks.len())?;
     // Each is a task, and charged like one.
-    edge.platform.charge_batch(caller, tasks.len()).await?;
+    let limit = edge.platform.charge_batch(caller, tasks.len()).await?;
     // The first that fails ends the others: there is no answer with holes.
     let drawing = tasks
         .into_iter()
@@ -131,12 +132,27 @@ pub(super) async fn infer(
         });
     }
     let request = drawn[0].request.as_ref();
-    Ok(Answer {
+    let answer = Answer {
         model: request.map(|r| r.model.clone()).unwrap_or(asked.model),
         version: drawn[0].model_version.clone(),
         id: asked.id,
         outputs: answer,
-    })
+    };
+    Ok((answer, limit))
+}
+
+/// Refuses by the tensor's name a batch that the caller's limit never lets through: auth would say it by a field that there is not.
+fn check_burst(caller: &Caller, batch: usize) -> Result<(), Failure> {
+    let burst = caller.policy.as_ref().map(|policy| policy.burst);
+    match burst {
+        Some(burst) if batch > burst as usize => {
+            let message = format!(
+                "PROMPT must have at most {burst} elements for this key, which may make no more requests at once, not {batch}"
+            );
+            Err(Failure::invalid("PROMPT", message))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The outputs that are known without the pictures.
@@ -197,6 +213,22 @@ fn broken(what: &str) -> Failure {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_batch_that_a_key_may_never_send_is_refused_by_the_tensors_name() {
+        let policy = contract::auth::Policy {
+            burst: 5,
+            ..Default::default()
+        };
+        let caller = Caller {
+            policy: Some(policy),
+            ..Default::default()
+        };
+        assert!(check_burst(&caller, 5).is_ok());
+        let refused = check_burst(&caller, 6).unwrap_err();
+        assert_eq!(refused.field.as_deref(), Some("PROMPT"));
+        assert!(refused.message.contains("at most 5 elements"), "{refused}");
+    }
 
     #[test]
     fn pictures_that_do_not_fit_are_refused_before_they_are_read() {

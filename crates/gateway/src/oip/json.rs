@@ -12,7 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use contract::{ErrorCode, Failure};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::Value;
 use utoipa::ToSchema;
 
@@ -33,10 +33,10 @@ type Parameters = BTreeMap<String, Value>;
 #[derive(Debug, Deserialize)]
 struct RequestJson {
     id: Option<String>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     parameters: Parameters,
     inputs: Vec<InputJson>,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     outputs: Vec<OutputJson>,
 }
 
@@ -45,7 +45,7 @@ struct InputJson {
     name: String,
     shape: Vec<i64>,
     datatype: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     parameters: Parameters,
     data: Option<Value>,
 }
@@ -53,8 +53,17 @@ struct InputJson {
 #[derive(Debug, Deserialize)]
 struct OutputJson {
     name: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "null_as_default")]
     parameters: Parameters,
+}
+
+/// `null` is as good as left out.
+fn null_as_default<'de, D, T>(deserializer: D) -> Result<T, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Default + Deserialize<'de>,
+{
+    Option::deserialize(deserializer).map(Option::unwrap_or_default)
 }
 
 /// Which outputs the caller wants in raw form.
@@ -355,6 +364,20 @@ mod tests {
         );
         assert_eq!(asked.outputs, ["IMAGE", "SEED"]);
         assert!(binary.has("IMAGE") && !binary.has("SEED"));
+    }
+
+    #[test]
+    fn null_is_as_good_as_left_out() {
+        let input = json!({"name": "SEED", "shape": [1], "datatype": "INT32", "data": [7]});
+        let mut with_null = input.clone();
+        with_null["parameters"] = Value::Null;
+        let plain = read(&json!({"inputs": [input], "outputs": [{"name": "IMAGE"}]})).unwrap();
+        let output = json!({"name": "IMAGE", "parameters": null});
+        let nulls =
+            json!({"id": null, "parameters": null, "inputs": [with_null], "outputs": [output]});
+        assert_eq!(read(&nulls).unwrap(), plain);
+        let all = read(&json!({"inputs": [], "outputs": null})).unwrap().0;
+        assert!(all.outputs.is_empty());
     }
 
     #[test]

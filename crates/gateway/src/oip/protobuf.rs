@@ -8,8 +8,9 @@ use contract::inference::{
     DataType, RepositoryIndexResponse, repository_index_response::ModelIndex,
 };
 use contract::inference::{
-    InferTensorContents, ModelConfig, ModelInferRequest, ModelInferResponse, ModelInput,
-    ModelMetadataResponse, ModelOutput, model_metadata_response::TensorMetadata,
+    InferParameter, InferTensorContents, ModelConfig, ModelInferRequest, ModelInferResponse,
+    ModelInput, ModelMetadataResponse, ModelOutput, ModelStreamInferResponse,
+    model_metadata_response::TensorMetadata,
 };
 use contract::{Failure, v1};
 
@@ -18,6 +19,9 @@ use super::model::{Described, INPUTS, OUTPUTS, PLATFORM, READY, config_type};
 use super::request::{Asked, IMAGE_FORMAT};
 use super::tensor::{Datatype, Tensor, Values, invalid, read_raw};
 use crate::json::shorten;
+
+/// The parameter by which clients of Triton know the last response to a request of a stream.
+const FINAL_RESPONSE: &str = "triton_final_response";
 
 /// Reads a request.
 pub(super) fn decode(request: ModelInferRequest) -> Result<Asked, Failure> {
@@ -118,6 +122,34 @@ pub(super) fn encode(answer: Answer) -> ModelInferResponse {
         response.raw_output_contents.push(output.content.into_raw());
     }
     response
+}
+
+/// What a stream answers to the request `id`. Each has one response, which is its last.
+pub(super) fn streamed(
+    answered: Result<ModelInferResponse, Failure>,
+    id: String,
+) -> ModelStreamInferResponse {
+    let (error_message, mut response) = match answered {
+        Ok(response) => (String::new(), response),
+        // A client of the protocol finds out by the id which of its requests was refused.
+        Err(failure) => {
+            let refused = ModelInferResponse {
+                id,
+                ..Default::default()
+            };
+            (failure.message, refused)
+        }
+    };
+    let is_final = InferParameter {
+        parameter_choice: Some(ParameterChoice::BoolParam(true)),
+    };
+    response
+        .parameters
+        .insert(FINAL_RESPONSE.to_owned(), is_final);
+    ModelStreamInferResponse {
+        error_message,
+        infer_response: Some(response),
+    }
 }
 
 /// A model's metadata.
@@ -227,6 +259,24 @@ mod tests {
         assert!(decode(request(0, None)).is_err());
         let contents = InferTensorContents::default();
         assert!(decode(request(2, Some(contents))).is_err());
+    }
+
+    #[test]
+    fn each_response_of_a_stream_is_its_requests_last_and_a_refusal_has_its_id() {
+        let drawn = ModelInferResponse {
+            id: "drawn".to_owned(),
+            ..Default::default()
+        };
+        let refusal = Failure::invalid("STEPS", "no");
+        for (answered, id, message) in [(Ok(drawn), "drawn", ""), (Err(refusal), "refused", "no")] {
+            let streamed = streamed(answered, id.to_owned());
+            assert_eq!(streamed.error_message, message);
+            let response = streamed.infer_response.unwrap();
+            assert_eq!(response.id, id);
+            let last = &response.parameters["triton_final_response"];
+            let yes = Some(ParameterChoice::BoolParam(true));
+            assert_eq!(last.parameter_choice, yes);
+        }
     }
 
     #[test]

@@ -52,15 +52,17 @@ async fn when_auth_is_not_there_the_status_is_unavailable_with_a_wait() {
 async fn health_needs_no_credentials_and_says_what_readyz_says() {
     let edge = Edge::start(&[]).await;
     let mut client = HealthClient::new(channel(&edge).await);
-    // Told by a task that looks every second.
-    loop {
-        let service = "inkstone.v1.ImageService".to_owned();
-        match client.check(HealthCheckRequest { service }).await {
-            Ok(answer) => {
-                assert_eq!(answer.into_inner().status(), ServingStatus::NotServing);
-                break;
+    for service in ["inkstone.v1.ImageService", "inference.GRPCInferenceService"] {
+        // Told by a task that looks every second.
+        loop {
+            let service = service.to_owned();
+            match client.check(HealthCheckRequest { service }).await {
+                Ok(answer) => {
+                    assert_eq!(answer.into_inner().status(), ServingStatus::NotServing);
+                    break;
+                }
+                Err(status) => assert_eq!(status.code(), Code::NotFound),
             }
-            Err(status) => assert_eq!(status.code(), Code::NotFound),
         }
     }
     edge.stop().await;
@@ -123,6 +125,36 @@ async fn the_inference_service_tells_its_own_state_without_a_key_and_nothing_els
     let requests = futures::stream::iter([inference::ModelInferRequest::default()]);
     let refused = client.model_stream_infer(requests).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unauthenticated);
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_is_refused_by_its_headers_without_waiting_for_its_end() {
+    let edge = Edge::start(&[]).await;
+    let signed = [
+        "x-app-key",
+        "x-timestamp",
+        "x-nonce",
+        "x-content-sha256",
+        "x-signature",
+    ]
+    .map(|name| (name, "1"));
+    let keyed = [("authorization", "Bearer k"), ("idempotency-key", "k")];
+    for (headers, code, words) in [
+        (&signed[..], ErrorCode::Unauthenticated, "signature v2"),
+        (&keyed[..], ErrorCode::InvalidArgument, "idempotency key"),
+    ] {
+        let mut client = GrpcInferenceServiceClient::new(channel(&edge).await);
+        // Which is still open.
+        let requests = futures::stream::pending::<inference::ModelInferRequest>();
+        let mut request = Request::new(requests);
+        for &(name, value) in headers {
+            request.metadata_mut().insert(name, value.parse().unwrap());
+        }
+        let failure = Failure::from(client.model_stream_infer(request).await.unwrap_err());
+        assert_eq!(failure.code, code);
+        assert!(failure.message.contains(words), "{failure}");
+    }
     edge.stop().await;
 }
 

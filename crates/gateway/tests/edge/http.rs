@@ -97,6 +97,13 @@ async fn dashscope_and_inference_paths_refuse_in_the_words_of_their_clients() {
     let answer = ask(edge.address, "GET /api/v1/services/aigc/text2video").await;
     assert_eq!(answer.status, 404);
     assert_eq!(answer.json()["code"], "InvalidURL");
+    // Where the package asks for a place for a local picture.
+    let answer = ask(edge.address, "GET /api/v1/uploads?action=getPolicy&model=m").await;
+    assert_eq!(answer.status, 400);
+    let shown = answer.json();
+    assert_eq!(shown["code"], "InvalidParameter");
+    let message = shown["message"].as_str().unwrap();
+    assert!(message.contains("data:") && message.contains("1 MiB"));
     for path in ["/v2/models/m", "/v2/models/m/versions/1/ready"] {
         let answer = ask(edge.address, &format!("GET {path}")).await;
         assert_eq!(answer.status, 401);
@@ -108,7 +115,8 @@ async fn dashscope_and_inference_paths_refuse_in_the_words_of_their_clients() {
 #[tokio::test]
 async fn an_inference_server_says_without_a_key_that_it_lives_and_whether_it_is_ready() {
     let edge = Edge::start(&[]).await;
-    assert_eq!(ask(edge.address, "GET /v2/health/live").await.status, 200);
+    let answer = ask(edge.address, "GET /v2/health/live").await;
+    assert_eq!((answer.status, answer.json()), (200, json!({"live": true})));
     // Nobody stands behind this gateway.
     let answer = ask(edge.address, "GET /v2/health/ready").await;
     assert_eq!(answer.status, 503);

@@ -102,7 +102,7 @@ fn headers(raw: &Raw<'_>) -> Result<HeaderMap, Failure> {
     }
     let pair = |(name, value): &(&str, &str)| {
         let name = HeaderName::from_bytes(name.as_bytes()).ok()?;
-        Some((name, HeaderValue::from_str(value).ok()?))
+        Some((name, HeaderValue::from_bytes(value.as_bytes()).ok()?))
     };
     let mut headers = HeaderMap::new();
     // What is no header over HTTP is none that we know.
@@ -112,8 +112,11 @@ fn headers(raw: &Raw<'_>) -> Result<HeaderMap, Failure> {
     Ok(headers)
 }
 
+/// A header's text: over NATS it is UTF-8, which HTTP knows nothing of.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    headers.get(name).map(|v| v.to_str().unwrap_or("").trim())
+    let value = headers.get(name)?;
+    let text = std::str::from_utf8(value.as_bytes()).unwrap_or("");
+    Some(text.trim())
 }
 
 /// Of a message's headers those that say what its payload is and what it is known by. What proves who sent it is kept nowhere.

@@ -66,6 +66,25 @@ fn what_a_message_is_known_by_makes_its_task() {
 }
 
 #[test]
+fn a_key_may_be_of_any_visible_characters_wherever_it_stands() {
+    let key = "заказ № 7";
+    let payload = request().encode_to_vec();
+    let mut keyed = request();
+    keyed.idempotency_key = key.to_owned();
+    for message in [
+        read(&[BEARER, ("Idempotency-Key", key)], &payload),
+        read(&[BEARER, ("Nats-Msg-Id", key)], &payload),
+        read(&[BEARER], &keyed.encode_to_vec()),
+    ] {
+        assert_eq!(message.reference, key);
+        assert_eq!(message.request.unwrap().idempotency_key, key);
+    }
+    let control = read(&[BEARER, ("Nats-Msg-Id", "a\u{85}b")], &payload);
+    let refused = control.request.unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("idempotency_key"));
+}
+
+#[test]
 fn a_signed_message_is_the_same_task_however_often_it_is_published() {
     let payload = request().encode_to_vec();
     let digest = hex::encode(digest::digest(&digest::SHA256, &payload));
