@@ -12,7 +12,7 @@ mod reading;
 mod running;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use contract::ErrorCode;
 use contract::task::{Dispatch, Done, Failed, Phase, State, StoredImage, Submitted, done};
@@ -175,17 +175,26 @@ async fn forget_checkpoint(worker: &Worker, record: Option<&Record>) {
     }
 }
 
-/// Ends a task whose time to begin is over, if it is.
+/// Ends a task whose time to begin is over, if it is: by the broker's clock, which is asked where this one says so.
 async fn expire(
     worker: &Worker,
     task: &TaskRef,
     submitted: &Submitted,
 ) -> Result<Option<Settlement>, Stopped> {
-    let now = contract::clock::system_time().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default();
-    let Some(deadline) = deadline::deadline(submitted).filter(|deadline| *deadline <= now) else {
+    let Some(deadline) = deadline::deadline(submitted) else {
         return Ok(None);
     };
+    let is_over = |now: SystemTime| {
+        let now = now.duration_since(UNIX_EPOCH);
+        deadline <= now.unwrap_or_default()
+    };
+    if !is_over(contract::clock::system_time()) {
+        return Ok(None);
+    }
+    let now = until_stopped(&worker.stop, "asking for the time", || worker.log.time());
+    if !is_over(now.await?) {
+        return Ok(None);
+    }
     let within = deadline.saturating_sub(deadline::submitted_at(submitted));
     let done = Done {
         worker: worker.name.clone(),
