@@ -222,11 +222,17 @@ impl Platform {
         self.path("objects")
     }
 
-    /// Where picture `index` of a task is kept.
+    /// Where picture `index` of a task is kept. Panics if it is not there.
     pub fn picture(&self, task: &str, index: u32) -> PathBuf {
         let shared = &task[task.len() - 2..];
-        let name = format!("images/{shared}/{task}-{index}.png");
-        self.objects().join(name)
+        let start = format!("{task}-{index}.");
+        let files = std::fs::read_dir(self.objects().join("images").join(shared)).unwrap();
+        let mut files = files.map(|file| file.unwrap().path());
+        let is_it = |file: &PathBuf| {
+            let name = file.file_name().unwrap().to_string_lossy();
+            name.starts_with(&start) && name.ends_with(".png")
+        };
+        files.find(is_it).expect("the picture is stored")
     }
 
     /// Starts a service that does not run.

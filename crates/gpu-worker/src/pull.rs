@@ -40,6 +40,7 @@ pub(crate) async fn pull(
     tokio::select! {
         () = end.cancelled() => {}
         _ = worker.hangs() => {}
+        () = worker.engine.gone() => {}
         () = keep_pulling(worker, tasks, served, &puller) => {}
     }
 }

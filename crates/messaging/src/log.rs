@@ -345,6 +345,29 @@ impl EventLog {
         }
     }
 
+    /// The present, by the clock of the broker that leads the stream.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn time(&self) -> Result<SystemTime, BrokerError> {
+        #[derive(serde::Deserialize)]
+        struct Told {
+            ts: String,
+        }
+        const OPERATION: &str = "asking for the time";
+        if !self.broker.is_connected() {
+            return Err(self.broker.unreachable());
+        }
+        let subject = format!("STREAM.INFO.{}", self.stream);
+        let answer = self.broker.jetstream().request(subject, &()).await;
+        let told = match answer.map_err(BrokerError::request(OPERATION))? {
+            Response::Ok(Told { ts }) => ts,
+            Response::Err { error } => return Err(BrokerError::request(OPERATION)(error)),
+        };
+        let time = told.parse::<jiff::Timestamp>();
+        Ok(time.map_err(BrokerError::request(OPERATION))?.into())
+    }
+
     /// The sequence of the stream's last message.
     ///
     /// # Errors

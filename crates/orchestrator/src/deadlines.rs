@@ -1,7 +1,8 @@
 //! Tasks that did not begin in time end, however deep in their queues they lie.
 //!
 //! The log has an index of deadlines by time ([`TaskLog::due`]). Once a second those whose time is over are looked at: a task that no
-//! worker has begun ends as expired, by the rule that a worker goes by before it begins one; so also when all workers are away.
+//! worker has begun ends as expired, by the rule that a worker goes by before it begins one; so also when all workers are away. What
+//! time it is says the broker: orchestrators' clocks may be ahead.
 //! What is in memory does not grow with the backlog: a page of the index at a time.
 //!
 //! Every orchestrator does so by itself. Ending what another has ended is no error, and what one has looked at the others do not find.
@@ -63,7 +64,7 @@ impl Deadlines {
     }
 
     async fn sweep(&self) -> Result<(), TaskLogError> {
-        let now = contract::clock::system_time().duration_since(UNIX_EPOCH);
+        let now = self.log.time().await?.duration_since(UNIX_EPOCH);
         let now = now.unwrap_or_default();
         // The one before it is over.
         let until = slot_of(now);

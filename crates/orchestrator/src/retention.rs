@@ -235,16 +235,30 @@ mod tests {
         .unwrap();
         let (open, cancelled, good) = (submitted(), submitted(), submitted());
         let id = |task: &Submitted| task.task_id.parse::<TaskId>().unwrap();
-        let image = |task: &Submitted, index| Key::image(id(task), index, "png");
-        // As a worker of before stored it.
+        let drawn = |task: &Submitted, index, data: &[u8]| {
+            Key::image(id(task), index, &storage::sha256_hex(data), "png")
+        };
+        let image = |task: &Submitted, index| drawn(task, index, b"x");
+        // As another kind of machine draws it.
+        let other = |task: &Submitted| drawn(task, 0, b"y");
+        // As workers of before stored it.
         let old =
             |task: &Submitted| Key::stored(&format!("images/{}/0.png", task.task_id)).unwrap();
+        let undigested = |task: &Submitted| {
+            let text = &task.task_id;
+            let folder = &text[text.len() - 2..];
+            Key::stored(&format!("images/{folder}/{text}-0.png")).unwrap()
+        };
         let named = |key: Key| StoredImage {
             key: key.to_string(),
             ..StoredImage::default()
         };
         let success = Succeeded {
-            images: vec![named(image(&good, 0)), named(old(&good))],
+            images: vec![
+                named(image(&good, 0)),
+                named(old(&good)),
+                named(undigested(&good)),
+            ],
             ..Succeeded::default()
         };
         for (task, outcome) in [
@@ -264,7 +278,9 @@ mod tests {
             for key in [
                 image(task, 0),
                 image(task, 1),
+                other(task),
                 old(task),
+                undigested(task),
                 Key::checkpoint(id(task), 1, 5),
             ] {
                 storage.put(&key, Bytes::from_static(b"x")).await.unwrap();
@@ -290,9 +306,12 @@ mod tests {
             Key::checkpoint(id(&open), 1, 5).to_string(),
             image(&open, 0).to_string(),
             image(&open, 1).to_string(),
+            other(&open).to_string(),
             old(&open).to_string(),
+            undigested(&open).to_string(),
             image(&good, 0).to_string(),
             old(&good).to_string(),
+            undigested(&good).to_string(),
         ];
         expected.sort();
         assert_eq!(left, expected);

@@ -15,20 +15,29 @@ const ARTIFACTS: &str = "artifacts";
 
 /// How many of a task id's last digits name the folder of its pictures: 256 folders.
 const SHARED_DIGITS: usize = 2;
+/// How many digits of a picture's SHA-256 stand in its key.
+const PICTURE_DIGITS: usize = 16;
 
 /// The key of an object. Made only by the functions here, so that no part of it comes unchecked from outside.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Key(String);
 
 impl Key {
-    /// Picture `index` of a task; `extension` is that of its file format.
+    /// Picture `index` of a task; `sha256` is its file's, as [`sha256_hex`](crate::sha256_hex) gives it, and `extension` that of its
+    /// format.
     ///
-    /// Many tasks share a folder, so that a picture seldom needs a new one. Each had its own once, as in `images/<task>/<index>.png`: such
-    /// keys stand in the ends of tasks, and [`stored`](Self::stored) takes them.
-    pub fn image(task: TaskId, index: u32, extension: &'static str) -> Self {
+    /// Two workers may draw a task, and where they are not of one kind their bytes differ: neither writes over what the other's end names.
+    ///
+    /// Many tasks share a folder, so that a picture seldom needs a new one. Keys were `images/<task>/<index>.png` once, and
+    /// `images/<folder>/<task>-<index>.png` after that: both stand in the ends of tasks, and [`stored`](Self::stored) takes them.
+    pub fn image(task: TaskId, index: u32, sha256: &str, extension: &'static str) -> Self {
         let task = task.to_string();
         let folder = shared_folder(&task);
-        Self(format!("{IMAGES}/{folder}/{task}-{index}.{extension}"))
+        let digest: String = sha256.chars().take(PICTURE_DIGITS).collect();
+        // After a dot: all before the last hyphen is the task, as it was before.
+        Self(format!(
+            "{IMAGES}/{folder}/{task}-{index}.{digest}.{extension}"
+        ))
     }
 
     /// A task's engine snapshots after `step` steps, as its `attempt`-th attempt had them.
@@ -132,9 +141,13 @@ mod tests {
 
     use super::*;
 
+    fn image(task: TaskId, index: u32) -> Key {
+        Key::image(task, index, &"0123456789abcdef".repeat(4), "png")
+    }
+
     #[test]
     fn stored_keys_are_those_that_were_made_here() {
-        let image = Key::image(TaskId::random(), 3, "png");
+        let image = image(TaskId::random(), 3);
         assert_eq!(Key::stored(image.as_str()), Some(image));
         for text in [
             "",
@@ -152,10 +165,12 @@ mod tests {
         let task = TaskId::random();
         let text = task.to_string();
         let found = |key: &str| Key::stored(key).and_then(|key| key.task());
+        let folder = shared_folder(&text);
         for key in [
-            Key::image(task, 3, "png").as_str(),
+            image(task, 3).as_str(),
             Key::checkpoint(task, 1, 20).as_str(),
             &format!("images/{text}/3.png"),
+            &format!("images/{folder}/{text}-3.png"),
         ] {
             assert_eq!(found(key), Some(task), "{key}");
         }
@@ -175,7 +190,7 @@ mod tests {
     #[test]
     fn tasks_that_come_one_after_the_other_do_not_all_share_one_folder() {
         let folder = |_| {
-            let key = Key::image(TaskId::random(), 0, "png");
+            let key = image(TaskId::random(), 0);
             assert!(is_shared(key.as_str()), "{key}");
             key.as_str().split('/').nth(1).unwrap().to_owned()
         };
@@ -185,6 +200,16 @@ mod tests {
             "images/01a20610-a8bf-738a-b43b-5a4af05ef1d9/0.png"
         ));
         assert!(!is_shared("inputs/00/x"));
+    }
+
+    #[test]
+    fn pictures_of_other_bytes_never_meet_and_those_of_the_same_do() {
+        let task = TaskId::random();
+        let of = |data: &[u8]| Key::image(task, 0, &crate::sha256_hex(data), "png");
+        assert_ne!(of(b"x"), of(b"y"));
+        assert_eq!(of(b"x"), of(b"x"));
+        let name = format!("{task}-0.2d711642b726b044.png");
+        assert!(of(b"x").as_str().ends_with(&name), "{}", of(b"x"));
     }
 
     #[test]

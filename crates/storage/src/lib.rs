@@ -2,7 +2,7 @@
 //!
 //! On a laptop a folder, in production S3 or what speaks like it; the same calls either way. Writes are whole and
 //! idempotent: a key holds all of an object or none of it, and writing it again changes nothing. Keys are derived, never
-//! chosen, so a retry overwrites its own bytes and nothing else (invariant I3).
+//! chosen, so a retry overwrites the same bytes and nothing else (invariant I3).
 
 mod drawn;
 mod durable;

@@ -29,10 +29,11 @@ mod tests;
 mod warm_up;
 mod watchdog;
 
+use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use contract::TaskId;
@@ -90,6 +91,9 @@ pub(crate) enum EngineError {
     /// The engine's thread has ended.
     #[error("the engine has stopped")]
     Gone,
+    /// The engine's thread has ended, from what this picture's task has no part in.
+    #[error("the engine has stopped, because of other tasks")]
+    GoneWithOthers,
 }
 
 impl EngineError {
@@ -122,7 +126,7 @@ impl EngineError {
             Self::Step(_) => "step",
             Self::Decode(_) => "decode",
             Self::Panicked { .. } => "panic",
-            Self::Gone => "gone",
+            Self::Gone | Self::GoneWithOthers => "gone",
         }
     }
 
@@ -189,7 +193,11 @@ pub(crate) struct Engine {
     account: watch::Receiver<Account>,
     pulses: [Pulse; 2],
     memory: u64,
+    broken: Broken,
 }
+
+/// Set when the engine's thread ends: at which tasks its code failed last. Never where it ends by a fault of its own.
+type Broken = Arc<OnceLock<BTreeSet<Flow>>>;
 
 /// A claim on a picture that the engine has. Dropped, the engine forgets it at the next step.
 pub(crate) struct Picture {
@@ -241,6 +249,7 @@ impl Engine {
         let pulses = [Pulse::new("engine"), Pulse::new("decoder")];
         let [pulse, of_decoder] = pulses.clone();
         let decoder = decoder::start(commands.downgrade(), of_decoder)?;
+        let broken = Broken::default();
         stepper::start(Setup {
             pulse,
             commands: received,
@@ -252,6 +261,7 @@ impl Engine {
             memory_limit: limits.memory,
             weights: Arc::default(),
             account: told,
+            broken: Arc::clone(&broken),
         })?;
         Ok(Self {
             commands,
@@ -259,6 +269,7 @@ impl Engine {
             account,
             pulses,
             memory: limits.memory,
+            broken,
         })
     }
 
@@ -335,7 +346,7 @@ impl Engine {
     /// # Errors
     /// When the engine has stopped. All else comes with the outcome.
     pub(crate) async fn begin(&self, start: Start) -> Result<(Picture, Outcome), EngineError> {
-        let id = self.number();
+        let (id, flow) = (self.number(), start.flow);
         let (progress, watched) = watch::channel(Progress { step: 0, steps: 0 });
         let (outcome, result) = oneshot::channel();
         let begin = Box::new(Begin {
@@ -345,13 +356,21 @@ impl Engine {
             outcome,
         });
         let sent = self.commands.send(Command::Begin(begin)).await;
-        sent.map_err(|_| EngineError::Gone)?;
+        sent.map_err(|_| self.gone_for(flow))?;
         let picture = Picture {
             id,
             progress: watched,
             _engine: WakeOnDrop(self.commands.clone()),
         };
         Ok((picture, result))
+    }
+
+    /// Why a task's picture comes out no more, once the engine's thread has ended: whether it had a part in that.
+    pub(crate) fn gone_for(&self, flow: Flow) -> EngineError {
+        match self.broken.get() {
+            Some(broken) if !broken.contains(&flow) => EngineError::GoneWithOthers,
+            Some(_) | None => EngineError::Gone,
+        }
     }
 
     /// Pictures as bytes, all of them between the same two steps; empty where one has not begun, or where there was no room to

@@ -21,7 +21,7 @@ use super::plan::{Bucket, Cost, Limits, plan};
 use super::room::PendingWeights;
 use super::shares::{Flow, Shares};
 use super::watchdog::Pulse;
-use super::{Begin, Command, EngineError};
+use super::{Begin, Broken, Command, EngineError};
 use crate::error::StartError;
 use crate::metrics;
 use lifecycle::chain;
@@ -29,8 +29,9 @@ use lifecycle::chain;
 const THREAD: &str = "engine";
 /// What the thread is at when it takes no step and begins no picture.
 pub(super) const BETWEEN: &str = "its work between two steps";
-/// When the code fails at everything of this many tasks in a row the engine is taken for broken, and the worker ends rather
-/// than spoil one task after the other. Of tasks, not of steps: one at which it always fails takes no worker with it.
+/// When the code fails at everything of this many tasks in a row, and as many times, the engine is taken for broken, and the worker
+/// ends rather than spoil one task after the other. Of tasks: one at which it always fails takes no worker with it. And times: neither
+/// do two that share a step.
 const BROKEN_AT: usize = 2;
 
 pub(super) struct Stepper {
@@ -57,6 +58,10 @@ pub(super) struct Stepper {
     steps: u64,
     /// Tasks at which the code failed since it last did not.
     broken_at: BTreeSet<Flow>,
+    /// Steps and decodings at which it did.
+    broken_times: usize,
+    /// Tells `broken_at` at the end.
+    broken: Broken,
     pub(super) pulse: Pulse,
 }
 
@@ -72,6 +77,7 @@ pub(super) struct Setup {
     pub(super) memory_limit: u64,
     pub(super) weights: Arc<AtomicU64>,
     pub(super) account: watch::Sender<Account>,
+    pub(super) broken: Broken,
 }
 
 /// Starts the thread; it ends when all senders of commands are gone, or when the engine is broken.
@@ -96,6 +102,8 @@ pub(super) fn start(setup: Setup) -> Result<(), StartError> {
         began: Instant::now(),
         steps: 0,
         broken_at: BTreeSet::new(),
+        broken_times: 0,
+        broken: setup.broken,
         pulse: setup.pulse,
     };
     let thread = std::thread::Builder::new().name(THREAD.to_owned());
@@ -110,7 +118,7 @@ impl Stepper {
     fn run(&mut self) {
         metrics::memory_limit(self.budget.limit());
         let mut stepped = false;
-        while self.broken_at.len() < BROKEN_AT && self.obey_commands(!stepped) {
+        while !self.is_broken() && self.obey_commands(!stepped) {
             self.forget_dropped();
             self.make_room_for_weights();
             self.let_in();
@@ -118,7 +126,19 @@ impl Stepper {
             self.send_to_decoder();
             self.tell_account(0);
         }
+        // Before anybody finds out that the thread has ended: nobody else sets it.
+        let _ = self.broken.set(std::mem::take(&mut self.broken_at));
         self.pulse.idle();
+    }
+
+    fn is_broken(&self) -> bool {
+        self.broken_times >= BROKEN_AT && self.broken_at.len() >= BROKEN_AT
+    }
+
+    /// The code failed at everything of a step, or at a decoding.
+    fn broke(&mut self, flows: impl IntoIterator<Item = Flow>) {
+        self.broken_times += 1;
+        self.broken_at.extend(flows);
     }
 
     /// Obeys what has come; waits for something to come if there was nothing to step. False when nothing can come.
@@ -155,7 +175,9 @@ impl Stepper {
                 let _ = reply.send(snapshots.collect());
             }
             Command::Decoded { number, broken } => {
-                self.broken_at.extend(broken);
+                if let Some(flow) = broken {
+                    self.broke([flow]);
+                }
                 self.decoding.remove(&number);
             }
             Command::Weights(pending) => self.pending.push_back(pending),
@@ -226,9 +248,11 @@ impl Stepper {
         if taken.is_broken() {
             let failed = taken.results.iter();
             let failed = failed.filter_map(|(id, _)| Some(self.entries.get(id)?.flow));
-            self.broken_at.extend(failed);
+            let failed: Vec<Flow> = failed.collect();
+            self.broke(failed);
         } else {
             self.broken_at.clear();
+            self.broken_times = 0;
         }
         let share = took / pictures.max(1) as u32;
         let mut due = Vec::new();

@@ -12,10 +12,13 @@ use task_log::TaskLogError;
 
 use super::TaskJob;
 use crate::engine::Picture;
+use crate::retry::{Stopped, until_stopped};
 use lifecycle::chain;
 
 /// The largest checkpoint that is read: ten pictures of 4096 × 4096 are 190 MiB.
 const MAX_BYTES: u64 = 256 << 20;
+/// How long a store that does not answer is asked for one before the task begins anew.
+const READ_LIMIT: Duration = Duration::from_secs(30);
 /// How long writing one may take before the task goes on without it.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
 
@@ -37,29 +40,42 @@ enum LoadError {
     Key(String),
     #[error("the checkpoint cannot be read")]
     Read(#[source] StorageError),
+    #[error("the checkpoint was not read within {limit:?}")]
+    Away { limit: Duration },
     #[error("the checkpoint has another digest than when it was written")]
     Digest,
     #[error("the checkpoint cannot be decoded")]
     Decode(#[source] prost::DecodeError),
     #[error("the checkpoint is of {found} pictures, the task of {wanted}")]
     Pictures { found: usize, wanted: usize },
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
 }
 
 /// The snapshots that the task's state names, one a picture; `None` when there are none or they cannot be used, which
 /// costs time and nothing else.
-pub(super) async fn load(job: &mut TaskJob, pictures: usize) -> Option<Vec<Vec<u8>>> {
-    let checkpoint = job.state.checkpoint.as_ref()?;
+///
+/// # Errors
+/// When the worker was asked to stop before they were read.
+pub(super) async fn load(
+    job: &mut TaskJob,
+    pictures: usize,
+) -> Result<Option<Vec<Vec<u8>>>, Stopped> {
+    let Some(checkpoint) = job.state.checkpoint.as_ref() else {
+        return Ok(None);
+    };
     match read(job, checkpoint, pictures).await {
         Ok(snapshots) => {
             tracing::info!(step = checkpoint.step, "goes on from a checkpoint");
-            Some(snapshots)
+            Ok(Some(snapshots))
         }
+        Err(LoadError::Stopped(stopped)) => Err(stopped),
         Err(error) => {
             tracing::warn!(error = chain(&error), "begins anew");
             if let Some(run) = job.state.runs.last_mut() {
                 run.from_step = 0;
             }
-            None
+            Ok(None)
         }
     }
 }
@@ -71,12 +87,7 @@ async fn read(
 ) -> Result<Vec<Vec<u8>>, LoadError> {
     let key = Key::stored(&checkpoint.key);
     let key = key.ok_or_else(|| LoadError::Key(checkpoint.key.clone()))?;
-    let data = job
-        .worker
-        .storage
-        .get(&key, MAX_BYTES)
-        .await
-        .map_err(LoadError::Read)?;
+    let data = fetch(job, &key).await?;
     if sha256_hex(&data) != checkpoint.sha256 {
         return Err(LoadError::Digest);
     }
@@ -86,6 +97,20 @@ async fn read(
         return Err(LoadError::Pictures { found, wanted });
     }
     Ok(snapshots)
+}
+
+/// The object. A store that does not answer now may have it all the same: it is asked again.
+async fn fetch(job: &TaskJob, key: &Key) -> Result<Bytes, LoadError> {
+    let storage = &job.worker.storage;
+    let fetched = until_stopped(&job.worker.stop, "reading a checkpoint", || async {
+        match storage.get(key, MAX_BYTES).await {
+            Err(error @ StorageError::Request { .. }) => Err(error),
+            answer => Ok(answer),
+        }
+    });
+    let fetched = tokio::time::timeout(READ_LIMIT, fetched).await;
+    let fetched = fetched.map_err(|_| LoadError::Away { limit: READ_LIMIT })??;
+    fetched.map_err(LoadError::Read)
 }
 
 /// Steps done, over all pictures.

@@ -110,6 +110,7 @@ fn engine_verdict(error: &EngineError) -> Verdict {
         | EngineError::Decode(_)
         | EngineError::Panicked { .. }
         | EngineError::Gone => Verdict::Retry,
+        EngineError::GoneWithOthers => Verdict::HandBack,
     }
 }
 
@@ -176,6 +177,8 @@ mod tests {
     #[test]
     fn a_stop_is_nobodys_fault() {
         assert_eq!(NodeError::from(Stopped).verdict(), Verdict::HandBack);
+        let gone = NodeError::from(EngineError::GoneWithOthers);
+        assert_eq!(gone.verdict(), Verdict::HandBack);
     }
 
     #[test]

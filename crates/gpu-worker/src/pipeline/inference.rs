@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at, sleep_until};
 
 use super::{NodeError, PipelineNode, Planned, TaskJob, checkpoint, postprocess};
-use crate::engine::{Drawn, EngineError, Flow, Hung, Outcome, Picture, Seen, Start};
+use crate::engine::{Drawn, Flow, Hung, Outcome, Picture, Seen, Start};
 use crate::retry::Stopped;
 use crate::worker::Checkpoints;
 use lifecycle::chain;
@@ -42,7 +42,7 @@ impl PipelineNode for Inference {
             outcomes.push(outcome);
         }
         drop(seen);
-        let drawn = follow(job, &pictures, outcomes, &mut previews).await?;
+        let drawn = follow(job, flow, &pictures, outcomes, &mut previews).await?;
         // A picture's previews come before the picture: none is still to come.
         while let Ok(preview) = previews.try_recv() {
             tell_preview(job, preview).await;
@@ -75,6 +75,7 @@ fn start(
 /// Waits for all pictures, telling and saving on the way. In index order.
 async fn follow(
     job: &mut TaskJob,
+    flow: Flow,
     pictures: &[Picture],
     outcomes: Vec<Outcome>,
     previews: &mut mpsc::Receiver<Seen>,
@@ -105,7 +106,7 @@ async fn follow(
             }
             next = outcomes.next() => match next {
                 Some((index, outcome)) => {
-                    drawn[index] = Some(outcome.map_err(|_| EngineError::Gone)??);
+                    drawn[index] = Some(outcome.map_err(|_| worker.engine.gone_for(flow))??);
                 }
                 None => return Ok(drawn.into_iter().flatten().collect()),
             },

@@ -1,7 +1,8 @@
 //! One task from request to stored pictures, as nodes in a row.
 //!
 //! A node reads and fills the [`TaskJob`]. Everything that a node does can be done again: keys are derived, bytes are
-//! the same, so a task that is taken up a second time ends as it would have the first time.
+//! the same on one kind of machine, so a task that is taken up a second time ends as it would have the first time. Other bytes
+//! have another key.
 
 pub(crate) mod checkpoint;
 mod error;

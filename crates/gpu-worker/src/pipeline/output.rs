@@ -12,7 +12,7 @@ use super::{NodeError, PipelineNode, TaskJob};
 use crate::retry::until_stopped;
 use crate::settings::{OutputSettings, Verify};
 
-/// Stores the files under keys derived from task and index.
+/// Stores the files under keys derived from task, index and digest.
 pub(super) struct Output;
 
 /// Why a file is not known to be stored.
@@ -49,12 +49,12 @@ impl PipelineNode for Output {
 /// Stores one file, for as long as it takes: a store that is full or away is no fault of the task, so it keeps its place.
 async fn store(job: &TaskJob, index: u32, file: File) -> Result<StoredImage, NodeError> {
     let format = job.encoding.format;
-    let key = Key::image(job.task.task, index, format.extension());
+    let File { bytes, sha256 } = file;
+    let key = Key::image(job.task.task, index, &sha256, format.extension());
     let OutputSettings {
         verify, patience, ..
     } = &job.worker.output;
     let (storage, patience) = (&job.worker.storage, patience.duration());
-    let File { bytes, sha256 } = file;
     let written = Written {
         key: &key,
         file: &bytes,

@@ -27,10 +27,8 @@ impl PipelineNode for Preprocess {
         if let Some(source) = &job.request.source {
             source::begin_from(job, source, &mut requests).await?;
         }
-        let mut saved = checkpoint::load(job, requests.len())
-            .await
-            .unwrap_or_default()
-            .into_iter();
+        let saved = checkpoint::load(job, requests.len()).await?;
+        let mut saved = saved.unwrap_or_default().into_iter();
         let planned = requests.into_iter().map(|request| Planned {
             request,
             // One that had not begun was put away as nothing.

@@ -12,7 +12,7 @@ mod reading;
 mod running;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use contract::ErrorCode;
 use contract::task::{Dispatch, Done, Failed, Phase, State, StoredImage, Submitted, done};
@@ -175,17 +175,26 @@ async fn forget_checkpoint(worker: &Worker, record: Option<&Record>) {
     }
 }
 
-/// Ends a task whose time to begin is over, if it is.
+/// Ends a task whose time to begin is over, if it is: by the broker's clock, which is asked where this one says so.
 async fn expire(
     worker: &Worker,
     task: &TaskRef,
     submitted: &Submitted,
 ) -> Result<Option<Settlement>, Stopped> {
-    let now = contract::clock::system_time().duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default();
-    let Some(deadline) = deadline::deadline(submitted).filter(|deadline| *deadline <= now) else {
+    let Some(deadline) = deadline::deadline(submitted) else {
         return Ok(None);
     };
+    let is_over = |now: SystemTime| {
+        let now = now.duration_since(UNIX_EPOCH);
+        deadline <= now.unwrap_or_default()
+    };
+    if !is_over(contract::clock::system_time()) {
+        return Ok(None);
+    }
+    let now = until_stopped(&worker.stop, "asking for the time", || worker.log.time());
+    if !is_over(now.await?) {
+        return Ok(None);
+    }
     let within = deadline.saturating_sub(deadline::submitted_at(submitted));
     let done = Done {
         worker: worker.name.clone(),
@@ -310,19 +319,25 @@ fn ending(worker: &Worker, outcome: done::Outcome, attempt: u32, state: Option<&
 async fn ended_elsewhere(job: &mut TaskJob, done: &Done) -> Settlement {
     tracing::info!(by = done.worker, "ended elsewhere");
     checkpoint::remove(job).await;
-    // Pictures of one that succeeded elsewhere have the same keys and the same bytes: they stay.
-    if !matches!(done.outcome, Some(done::Outcome::Succeeded(_))) {
-        let keys = job
-            .images
-            .iter()
-            .filter_map(|StoredImage { key, .. }| Key::stored(key));
-        for key in keys {
-            if let Err(error) = job.worker.storage.delete(&key).await {
-                tracing::debug!(error = chain(&error), "a picture that nobody wants stays");
-            }
+    for key in unnamed(&job.images, done) {
+        if let Err(error) = job.worker.storage.delete(&key).await {
+            tracing::debug!(error = chain(&error), "a picture that nobody wants stays");
         }
     }
     Settlement::Ack
+}
+
+/// The keys of those pictures that a task's end does not name. Of one that succeeded elsewhere with the same bytes it names all.
+fn unnamed(images: &[StoredImage], done: &Done) -> Vec<Key> {
+    let named: &[StoredImage] = match &done.outcome {
+        Some(done::Outcome::Succeeded(succeeded)) => &succeeded.images,
+        Some(done::Outcome::Failed(_) | done::Outcome::Cancelled(_)) => &[],
+        // A later version wrote it: who knows what it names.
+        None => images,
+    };
+    let keys = images.iter().map(|image| &image.key);
+    let unnamed = keys.filter(|key| named.iter().all(|image| image.key != **key));
+    unnamed.filter_map(|key| Key::stored(key)).collect()
 }
 
 /// Another worker takes it up next, if there is one.
@@ -391,4 +406,39 @@ async fn give_up(
     })
     .await?;
     Ok(Settlement::Ack)
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::task::{Cancelled, Succeeded};
+
+    use super::*;
+
+    #[test]
+    fn of_what_was_drawn_twice_the_pictures_stay_that_the_end_names() {
+        let image = |key: &str| StoredImage {
+            key: key.to_owned(),
+            ..StoredImage::default()
+        };
+        let end = |outcome| Done {
+            outcome,
+            ..Done::default()
+        };
+        let ours = [image("images/00/t-0.aa.png"), image("images/00/t-1.bb.png")];
+        let theirs = vec![image("images/00/t-0.aa.png"), image("images/00/t-1.cc.png")];
+        let succeeded = Succeeded {
+            images: theirs,
+            ..Succeeded::default()
+        };
+        let gone = |outcome| {
+            let keys = unnamed(&ours, &end(outcome));
+            keys.iter().map(Key::to_string).collect::<Vec<_>>()
+        };
+        let all = ours.each_ref().map(|image| image.key.clone());
+        let other = gone(Some(done::Outcome::Succeeded(succeeded)));
+        assert_eq!(other, all[1..]);
+        let cancelled = gone(Some(done::Outcome::Cancelled(Cancelled::default())));
+        assert_eq!(cancelled, all);
+        assert_eq!(gone(None), [""; 0], "who knows what it names");
+    }
 }

@@ -115,7 +115,9 @@ async fn the_same_seed_twice_gives_the_same_bytes_whoever_shares_the_steps() {
     assert_ne!(platform.pictures(&other).await[0].1, first[0].1);
     let second = platform.pictures(&second).await;
     assert_eq!(second[0].1, first[0].1);
-    assert!(second[0].0.key.ends_with("-0.webp"));
+    let image = &second[0].0;
+    let name = format!("-0.{}.webp", &image.sha256[..16]);
+    assert!(image.key.ends_with(&name), "{}", image.key);
     stop(worker).await;
 }
 

@@ -198,6 +198,39 @@ async fn a_store_that_says_stored_and_has_other_bytes_is_not_believed() {
     stop(worker).await;
 }
 
+#[tokio::test]
+async fn a_store_that_does_not_answer_for_a_while_costs_no_checkpoint() {
+    let platform = Platform::start().await;
+    let first = platform.worker(&[("worker.name", "first")]).await;
+    let task = platform.submit(request("a boat", 2, 80)).await;
+    platform.reaches(&task, 20).await;
+    let own = [
+        ("worker.name", "second"),
+        ("engine.checkpoint_every", "100ms"),
+    ];
+    let (second, faults) = faulty_worker(&platform, &own).await;
+    std::fs::write(&faults, r#"{"errors":100}"#).unwrap();
+    stop(first).await;
+    let runs = async || platform.record(&task).await.view().runs;
+    until("the second takes it up", async || {
+        runs()
+            .await
+            .last()
+            .is_some_and(|run| run.worker == "second")
+    })
+    .await;
+    // Long enough for several tries.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(platform.phase(&task).await, TaskPhase::Running);
+    std::fs::remove_file(&faults).unwrap();
+    assert_eq!(platform.pictures(&task).await.len(), 1);
+    let runs = runs().await;
+    let last = runs.last().unwrap();
+    assert!(last.from_step >= 20, "it goes on where it was: {runs:?}");
+    platform.work_is_settled().await;
+    stop(second).await;
+}
+
 /// Soon tired of a store that takes nothing.
 const IMPATIENT: [(&str, &str); 2] = [("worker.name", "full"), ("output.patience", "500ms")];
 

@@ -2,9 +2,10 @@
 
 use std::process::{Child, Command, ExitStatus, Stdio};
 
-use contract::task::{Done, done, progress_event};
+use contract::TaskId;
+use contract::task::{Done, Submitted, done, progress_event};
 use contract::v1::{Run, SubmitTask, TaskPhase};
-use task_log::{TaskRef, Update};
+use task_log::{TaskRef, Update, deadline};
 
 use crate::support::{PATIENCE, Platform, TENANT, request, until};
 
@@ -262,4 +263,28 @@ async fn workers_that_are_replaced_one_after_the_other_under_load_end_every_task
     assert!(any, "nobody was interrupted");
     platform.work_is_settled().await;
     assert!(platform.dead_letters().await.is_empty());
+}
+
+#[tokio::test]
+async fn a_worker_whose_clock_is_ahead_ends_only_what_is_late_by_the_brokers() {
+    let platform = Platform::start().await;
+    let ahead = [("process.clock_offset", "1800")];
+    let _worker = Process::start(&platform, "ahead", &ahead);
+    let in_time = SubmitTask {
+        expires_after_seconds: 900,
+        ..request("a cat", 1, 2)
+    };
+    let in_time = platform.submit(in_time).await;
+    assert_eq!(platform.pictures(&in_time).await.len(), 1);
+    let mut at = contract::now();
+    at.seconds -= 3600;
+    let late = Submitted {
+        task_id: TaskId::random().to_string(),
+        at: Some(at),
+        ..platform.record(&in_time).await.submitted
+    };
+    platform.log.submit(&late).await.unwrap();
+    platform.log.dispatch(&late, 1, 1).await.unwrap();
+    let done = platform.done(&TaskRef::of(&late).unwrap()).await;
+    assert!(deadline::has_expired(&done), "{done:?}");
 }

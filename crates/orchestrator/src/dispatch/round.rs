@@ -36,8 +36,9 @@ impl Dispatcher {
         if !mandate.is_sure(now) || !self.out.is_known() || self.hands >= MAX_HANDS {
             return;
         }
-        let today = contract::clock::system_time().duration_since(UNIX_EPOCH);
-        let today = today.unwrap_or_default();
+        // Where it is not known, nothing is too late.
+        let today = mandate.time(now).unwrap_or(UNIX_EPOCH);
+        let today = today.duration_since(UNIX_EPOCH).unwrap_or_default();
         let (heads, queues) = self.candidates(&mandate, now, today);
         if heads.is_empty() {
             return;

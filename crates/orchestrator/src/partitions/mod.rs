@@ -70,6 +70,12 @@ impl Mandate {
             .is_some_and(|at| now.saturating_duration_since(at) < SURE_FOR)
     }
 
+    /// The time by the broker's clock, or somewhat before; `None` where that is not known.
+    pub(crate) fn time(&self, now: Instant) -> Option<SystemTime> {
+        let (time, noted) = self.clock?;
+        Some(time + now.saturating_duration_since(noted))
+    }
+
     /// How long ago something was, by the broker's clock; never too long, for a clock that is not known says no time at all.
     pub(crate) fn age(&self, at: SystemTime, now: Instant) -> Duration {
         let Some((time, noted)) = self.clock else {
@@ -419,6 +425,22 @@ mod tests {
             mandate,
             served,
         }
+    }
+
+    #[test]
+    fn the_time_is_the_brokers() {
+        let now = Instant::now();
+        let mut mandate = Mandate {
+            partitions: Arc::default(),
+            renewed: None,
+            others: Arc::default(),
+            clock: None,
+        };
+        assert_eq!(mandate.time(now), None);
+        mandate.clock = Some((SystemTime::UNIX_EPOCH, now));
+        let later = Duration::from_secs(3);
+        let time = SystemTime::UNIX_EPOCH + later;
+        assert_eq!(mandate.time(now + later), Some(time));
     }
 
     #[tokio::test]

@@ -114,6 +114,86 @@ async fn a_task_at_which_the_engine_always_panics_takes_it_not_with_it() {
 }
 
 #[tokio::test]
+async fn two_tasks_at_which_the_engine_panics_in_one_step_take_it_not_with_them() {
+    let (tell, mut begun) = mpsc::unbounded_channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let companions = Arc::new(AtomicUsize::new(0));
+    let seen = companions.clone();
+    let step: Step = Box::new(move |model, jobs| {
+        if poisoned(jobs) {
+            seen.fetch_max(jobs.len(), Ordering::Relaxed);
+            panic!("a fault in a kernel");
+        }
+        let _ = tell.send(());
+        // The first step waits for the two; no other does.
+        let _ = wait.recv();
+        model.step(jobs)
+    });
+    let studio = Studio::with(NO_LIMITS, step).await;
+    let (_first, first) = studio.begin(request(4, 1), 1).await;
+    begun.recv().await.unwrap();
+    let one = studio.begin(request(POISONED, 4), 1).await;
+    let two = studio.begin(request(POISONED, 4), 1).await;
+    drop(go_on);
+    drop(drawn(first).await.unwrap());
+    for (_picture, outcome) in [one, two] {
+        let panicked = drawn(outcome).await;
+        assert!(matches!(panicked, Err(EngineError::Panicked { .. })));
+    }
+    assert_eq!(companions.load(Ordering::Relaxed), 2, "they shared it");
+    let (_good, outcome) = studio.begin(request(4, 4), 1).await;
+    assert!(drawn(outcome).await.unwrap() == alone(&request(4, 4)));
+}
+
+#[tokio::test]
+async fn an_engine_that_ends_tells_who_had_no_part_in_it() {
+    let (tell, mut begun) = mpsc::unbounded_channel();
+    let (go_on, wait) = std::sync::mpsc::channel::<()>();
+    let step: Step = Box::new(move |_, _| {
+        let _ = tell.send(());
+        let _ = wait.recv();
+        panic!("broken")
+    });
+    let studio = Studio::with(NO_LIMITS, step).await;
+    let mut outcomes = Vec::new();
+    // Of different sizes: none shares a step with another.
+    for width in [64, 128, 192] {
+        let flow = studio.engine.flow(1);
+        let start = Start {
+            model: studio.model.clone(),
+            request: Request {
+                width,
+                ..request(4, 4)
+            },
+            resume: None,
+            flow,
+            index: 0,
+            previews: 0,
+            seen: mpsc::channel(1).0,
+        };
+        let (picture, outcome) = studio.engine.begin(start).await.unwrap();
+        if width == 64 {
+            begun.recv().await.unwrap();
+        }
+        outcomes.push((picture, outcome, flow));
+    }
+    drop(go_on);
+    let mut unanswered = 0;
+    for (_picture, outcome, flow) in outcomes {
+        let outcome = tokio::time::timeout(PATIENCE, outcome).await;
+        let gone = studio.engine.gone_for(flow);
+        match outcome.expect("the engine ends") {
+            Ok(answer) => assert!(matches!(answer, Err(EngineError::Panicked { .. }))),
+            Err(_) => {
+                unanswered += 1;
+                assert!(matches!(gone, EngineError::GoneWithOthers));
+            }
+        }
+    }
+    assert_eq!(unanswered, 1, "two make it end");
+}
+
+#[tokio::test]
 async fn a_step_that_does_not_come_back_is_noticed_with_those_whom_it_is_for() {
     let (go_on, wait) = std::sync::mpsc::channel::<()>();
     let wait = Mutex::new(wait);
