@@ -9,6 +9,8 @@ export CARGO_TARGET_DIR ?= $(CURDIR)/target
 export PATH := $(CURDIR)/.tools/bin:$(PATH)
 
 PROMPT ?= a 3d panda on a yellow background
+# By the environment, not as a part of a shell's line: a prompt may hold quotes.
+export PROMPT
 MINUTES ?= 60
 INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
 
@@ -27,7 +29,7 @@ build: tools
 	@scripts/build.sh
 
 demo: build ## draw PROMPT with the whole platform, once
-	@$(INKSTONE) demo --prompt "$(PROMPT)"
+	@exec $(INKSTONE) demo --prompt "$$PROMPT"
 
 up: build ## run the platform until Ctrl-C
 	@exec $(INKSTONE) up

@@ -254,6 +254,35 @@ fn a_platform_that_is_not_there_is_answered_with_what_to_do() {
 }
 
 #[test]
+fn what_cannot_be_had_is_said_before_anything_starts() {
+    let data = tempfile::tempdir().unwrap();
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let output = Command::new(binary("inkstone"))
+        .args(["up", "--listen", &address, "--data"])
+        .arg(data.path())
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert!(!output.status.success());
+    assert_eq!(said.lines().count(), 1, "{said}");
+    assert!(
+        said.contains(&address) && said.contains("--listen"),
+        "{said}"
+    );
+    // A folder where the picture is to be.
+    let output = Command::new(binary("inkstone"))
+        .args(["generate", "a cat", "-o"])
+        .arg(data.path())
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(USAGE));
+    assert!(text(&output.stderr).contains("is a folder"));
+    // Left behind is nothing: neither a broker's folder nor a key.
+    assert_eq!(std::fs::read_dir(data.path()).unwrap().count(), 0);
+}
+
+#[test]
 fn keys_are_created_listed_and_revoked_and_a_doctor_finds_nothing() {
     let up = Up::start();
     let created = up.ok(&["keys", "create", "--tenant", "acme", "--prefix", "test-"]);

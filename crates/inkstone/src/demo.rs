@@ -19,6 +19,8 @@ const MAX_NAME: usize = 60;
 
 pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
     let began = Instant::now();
+    let output = args.folder.join(file_name(&args.prompt));
+    generate::check_output(&output)?;
     let options = Options {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),
         models: Vec::new(),
@@ -31,14 +33,14 @@ pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
     let interrupted = lifecycle::shutdown_signal().map_err(CliError::Runtime)?;
     let platform = tokio::select! {
         started = Platform::start(Place::at(&data.join("demo")), &options) => started?,
-        () = interrupted => return Ok(()),
+        () = interrupted => return Err(CliError::Interrupted),
     };
     let up = began.elapsed();
     println!(
         "five services and nats-server up in {:.1} s",
         up.as_secs_f32()
     );
-    let drawn = draw(&platform, args).await;
+    let drawn = draw(&platform, &args.prompt, &output).await;
     platform.stop().await;
     let drawn = drawn?;
     generate::tell(&drawn);
@@ -51,14 +53,17 @@ pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
     Ok(())
 }
 
-async fn draw(platform: &Platform, args: &DemoArgs) -> Result<generate::Drawn, CliError> {
+async fn draw(
+    platform: &Platform,
+    prompt: &str,
+    output: &Path,
+) -> Result<generate::Drawn, CliError> {
     let client = Client::new(&platform.running.gateway, platform.key.clone(), None)?;
     let request = SubmitTask {
-        prompt: args.prompt.clone(),
+        prompt: prompt.to_owned(),
         ..SubmitTask::default()
     };
-    let output = args.folder.join(file_name(&args.prompt));
-    generate::draw(&client, request, &output, PATIENCE).await
+    generate::draw(&client, request, output, PATIENCE).await
 }
 
 /// `a 3d panda!` → `a-3d-panda.png`.

@@ -1,6 +1,7 @@
 //! What can go wrong at the terminal, in words for the person there.
 
 use std::io;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use contract::Failure;
@@ -28,6 +29,24 @@ pub enum CliError {
         /// Where to.
         path: PathBuf,
     },
+    /// The platform's address cannot be had.
+    #[error("cannot listen on {address}; name another address with --listen ADDRESS:PORT")]
+    Listen {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        #[source]
+        source: io::Error,
+    },
+    /// A picture is to be written where a folder is.
+    #[error("{}: this is a folder; name a file in it, such as {}/cat.png", path.display(), path.display())]
+    OutputFolder {
+        /// Where to.
+        path: PathBuf,
+    },
+    /// Ctrl-C or SIGTERM before there was a task.
+    #[error("stopped before anything was drawn")]
+    Interrupted,
     /// No platform runs on the data folder.
     #[error("no platform runs on {}; start one with `inkstone up` or `make up`", data.display())]
     NotRunning {

@@ -26,12 +26,14 @@ pub(crate) fn code(error: &CliError) -> u8 {
         CliError::Ended {
             cancelled: true, ..
         } => TASK_CANCELLED,
+        CliError::Interrupted => TASK_CANCELLED,
         CliError::HadEnded { .. } => HAD_ENDED,
         CliError::Unreachable { .. }
         | CliError::WrongScheme { .. }
         | CliError::NotRunning { .. }
         | CliError::Away { .. } => UNREACHABLE,
         CliError::Extension { .. }
+        | CliError::OutputFolder { .. }
         | CliError::NoKey
         | CliError::BadKey
         | CliError::NewPolicy { .. }

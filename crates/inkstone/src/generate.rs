@@ -21,9 +21,11 @@ pub(crate) struct Drawn {
 }
 
 pub(crate) async fn run(data: &Path, args: &GenerateArgs) -> Result<(), CliError> {
+    let request = request(args)?;
+    check_output(&args.output)?;
     let client = Client::find(data, &args.server)?;
     let patience = args.patience.unwrap_or(PATIENCE);
-    let drawn = draw(&client, request(args)?, &args.output, patience).await?;
+    let drawn = draw(&client, request, &args.output, patience).await?;
     tell(&drawn);
     Ok(())
 }
@@ -122,7 +124,7 @@ pub(crate) async fn draw(
         })?;
         let data = client.call(client.service().get_image(fetch)).await?.data;
         let path = numbered(output, image.index, ended.images.len());
-        write(&path, &data)?;
+        write(&path, &data).inspect_err(|_| kept(&ended.id))?;
         files.push(path);
     }
     Ok(Drawn {
@@ -130,6 +132,11 @@ pub(crate) async fn draw(
         files,
         took: began.elapsed(),
     })
+}
+
+/// Says where pictures still are that could not be written.
+fn kept(task: &str) {
+    eprintln!("task {task} was drawn; its pictures stay at the platform: GET /v1/tasks/{task}");
 }
 
 pub(crate) fn not_succeeded(task: &Task) -> CliError {
@@ -160,16 +167,37 @@ fn numbered(output: &Path, index: u32, of: usize) -> PathBuf {
     output.with_file_name(format!("{stem}-{index}{}", extension.unwrap_or_default()))
 }
 
-fn write(path: &Path, data: &[u8]) -> Result<(), CliError> {
-    if let Some(folder) = path.parent().filter(|f| !f.as_os_str().is_empty()) {
+/// Before anything is drawn: what cannot be written would be drawn, and charged, for nobody. Makes the folder.
+pub(crate) fn check_output(output: &Path) -> Result<(), CliError> {
+    if output.is_dir() {
+        let path = output.to_owned();
+        return Err(CliError::OutputFolder { path });
+    }
+    if let Some(folder) = output.parent().filter(|f| !f.as_os_str().is_empty()) {
         std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
     }
+    Ok(())
+}
+
+fn write(path: &Path, data: &[u8]) -> Result<(), CliError> {
+    check_output(path)?;
     std::fs::write(path, data).map_err(CliError::file("write", path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_folder_is_no_place_for_a_picture_and_missing_folders_are_made() {
+        let root = tempfile::tempdir().unwrap();
+        let refused = check_output(root.path()).unwrap_err().to_string();
+        assert!(refused.contains("is a folder"), "{refused}");
+        let output = root.path().join("a/b/cat.png");
+        check_output(&output).unwrap();
+        write(&output, b"x").unwrap();
+        assert!(check_output(&output.join("cat.png")).is_err());
+    }
 
     #[test]
     fn several_pictures_are_numbered_before_the_extension() {

@@ -1,6 +1,6 @@
 //! All five services in this process, beside a nats-server child.
 
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -67,6 +67,11 @@ impl Platform {
                 process: running.process,
             });
         }
+        // Before five services start that would go down again with the one that cannot listen.
+        drop(TcpListener::bind(options.listen).map_err(|source| {
+            let address = options.listen;
+            CliError::Listen { address, source }
+        })?);
         // All services are in this process, and so is what they keep secret.
         lifecycle::forbid_core_dumps().map_err(CliError::Runtime)?;
         environment::refuse_certificates(

@@ -15,7 +15,7 @@ use futures::stream::BoxStream;
 use lifecycle::Tasks as ServiceTasks;
 use rpc::Asked;
 use task_log::{Record, TaskLogError, Update, Watch};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
@@ -154,7 +154,15 @@ impl OrchestratorService for Grpc {
             task_id,
             reason,
         } = request.into_inner();
-        let task = self.tasks.cancel(&tenant, &task_id, &reason).await;
+        // Whoever asked may hang up, or have no more time, between the end and what it gives back: that is carried out in any case.
+        let (tasks, (done, answer)) = (self.tasks.clone(), oneshot::channel());
+        self.service.job("cancel", async move {
+            let task = tasks.cancel(&tenant, &task_id, &reason).await;
+            // Nobody may be there any more.
+            let _ = done.send(task);
+        });
+        let answer = answer.await;
+        let task = answer.map_err(|_| Status::internal("a cancellation failed; the log says why"))?;
         let task = Some(task.map_err(status)?);
         Ok(Response::new(api::CancelResponse { task }))
     }

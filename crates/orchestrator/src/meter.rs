@@ -300,15 +300,20 @@ impl Meter {
         }
         let name = name(account, day);
         for _ in 0..MAX_TRIES {
-            let Some(stored) = self.bucket.get(&name).await? else {
+            let stored = self.bucket.get(&name).await;
+            // Another time: nothing of it was written.
+            let stored = stored.inspect_err(|_| held.put(day, spare))?;
+            let Some(stored) = stored else {
                 return Ok(());
             };
             let all = stored.value.less(spare);
             match self.bucket.update(&name, &all, stored.revision).await {
                 Err(BrokerError::Conflict { .. }) => {}
+                // Whether it was written is not known after an error: rather charged once too often than given back twice.
                 done => return done.map(drop),
             }
         }
+        held.put(day, spare);
         Ok(())
     }
 }

@@ -134,6 +134,11 @@ impl Backlog {
         Ok(())
     }
 
+    /// Whoever submits next announces the queue: its record is gone, which a broker's clock that jumps makes happen too early.
+    pub(crate) fn unannounce(&self, queue: &Queue) {
+        lock(&self.0.announced).remove(queue);
+    }
+
     /// Tells the queue's owner that a submission was stored in it. May be lost.
     pub(crate) async fn poke(&self, queue: &Queue) {
         let (was_empty, count) = {

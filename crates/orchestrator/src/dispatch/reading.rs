@@ -86,6 +86,7 @@ impl Dispatcher {
             };
             if record.value.is_none() {
                 self.known.remove(&queue);
+                self.backlog.unannounce(&queue);
                 self.forget(&queue);
                 continue;
             }
