@@ -9,6 +9,7 @@
 
 mod bucket;
 mod group;
+mod leader;
 mod log;
 mod queue;
 mod reader;
