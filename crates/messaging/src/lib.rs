@@ -9,6 +9,7 @@
 
 mod bucket;
 mod group;
+mod leader;
 mod log;
 mod queue;
 mod reader;
@@ -319,12 +320,29 @@ impl Broker {
         &self,
         subject: String,
     ) -> Result<impl Stream<Item = (String, Bytes)> + Send + Unpin + use<>, BrokerError> {
+        let messages = self.subscribe(subject).await?;
+        Ok(messages.map(|m| (m.subject.to_string(), m.payload)))
+    }
+
+    /// Events that are sent on to `subject` ([`StreamSpec::republish`]), as they are stored, from now on. Some may be lost.
+    ///
+    /// # Errors
+    /// As for [`listen`](Self::listen).
+    pub async fn listen_for_events(
+        &self,
+        subject: String,
+    ) -> Result<impl Stream<Item = Event> + Send + Unpin + use<>, BrokerError> {
+        let messages = self.subscribe(subject).await?;
+        Ok(messages.filter_map(|message| std::future::ready(log::event(message).ok())))
+    }
+
+    async fn subscribe(&self, subject: String) -> Result<async_nats::Subscriber, BrokerError> {
         let subscription = self.client().subscribe(subject).await;
         let subscription = subscription.map_err(BrokerError::request("subscribing"))?;
         // The server must know of the subscription before the caller reads state that it wants to see change.
         let flushed = tokio::time::timeout(REQUEST_TIMEOUT, self.client().flush()).await;
         match flushed {
-            Ok(Ok(())) => Ok(subscription.map(|m| (m.subject.to_string(), m.payload))),
+            Ok(Ok(())) => Ok(subscription),
             Ok(Err(error)) => Err(BrokerError::request("subscribing")(error)),
             Err(_) => Err(self.unreachable()),
         }

@@ -482,7 +482,8 @@ pub(crate) async fn direct_get(
     }
 }
 
-fn event(message: async_nats::Message) -> Result<Event, BrokerError> {
+/// Of a direct-get answer, or of a message that the stream has sent on.
+pub(crate) fn event(message: async_nats::Message) -> Result<Event, BrokerError> {
     let headers = message.headers.as_ref();
     let header = |name| headers.and_then(|h| h.get(name)).map(ToString::to_string);
     let subject = header(async_nats::header::NATS_SUBJECT);
@@ -495,7 +496,7 @@ fn event(message: async_nats::Message) -> Result<Event, BrokerError> {
             headers: message.headers.unwrap_or_default(),
         }),
         _ => Err(BrokerError::Decode {
-            what: "a direct-get answer".to_owned(),
+            what: "an event of a stream".to_owned(),
             source: "subject or sequence is missing".into(),
         }),
     }

@@ -33,7 +33,7 @@ use std::time::Duration;
 use contract::task::{DeadLetter, Done, ProgressEvent, State, Submitted};
 use contract::v1::Feedback;
 use contract::{ModelName, TaskId, TenantId, VersionName};
-use messaging::{Appended, Broker, EventLog, NewEvent, Puller, Replaced, WorkQueue};
+use messaging::{Appended, Broker, Event, EventLog, NewEvent, Puller, Replaced, WorkQueue};
 use prost::Message;
 
 pub use dispatch::{Handed, Handover};
@@ -122,11 +122,39 @@ impl TaskLog {
         tenant: &TenantId,
         task: TaskId,
     ) -> Result<Option<Record>, TaskLogError> {
-        let events = self
-            .tasks
-            .last_of_each(&record::filter(tenant, task))
-            .await?;
-        Record::from_events(&events)
+        Record::from_events(&self.events(tenant, task).await?)
+    }
+
+    /// The last of each of a task's events, none when this tenant has no such task. A replica that lags may not have heard of a task that was
+    /// submitted a moment ago: its word that there is none is not taken, the stream's leader is asked.
+    async fn events(&self, tenant: &TenantId, task: TaskId) -> Result<Vec<Event>, TaskLogError> {
+        let filter = record::filter(tenant, task);
+        let events = self.tasks.last_of_each(&filter).await?;
+        if events.iter().any(record::is_submission) {
+            return Ok(events);
+        }
+        // In a box: hardly any needs it.
+        Box::pin(self.events_at_leader(tenant, task)).await
+    }
+
+    async fn events_at_leader(
+        &self,
+        tenant: &TenantId,
+        task: TaskId,
+    ) -> Result<Vec<Event>, TaskLogError> {
+        let place = |event: &str| record::event_in_any_lane(tenant, task, event);
+        let submission = self.tasks.last_at_leader(&place("submitted")).await?;
+        let Some(submission) = submission else {
+            return Ok(Vec::new());
+        };
+        let (state, feedback, done) = (place("state"), place("feedback"), place("done"));
+        let (state, feedback, done) = futures::try_join!(
+            self.tasks.last_at_leader(&state),
+            self.tasks.last_at_leader(&feedback),
+            self.tasks.last_at_leader(&done),
+        )?;
+        let events = [Some(submission), state, feedback, done];
+        Ok(events.into_iter().flatten().collect())
     }
 
     /// How a task was submitted; `None` when there is no such task in this lane.
@@ -135,7 +163,7 @@ impl TaskLog {
     /// As for [`read`](Self::read).
     pub async fn submitted(&self, task: &TaskRef) -> Result<Option<Submitted>, TaskLogError> {
         let found = self.tasks.at(&task.subject("submitted")).await?;
-        let read = |event: messaging::Event| decode("submitted", &event.payload);
+        let read = |event: Event| decode("submitted", &event.payload);
         found.map(read).transpose()
     }
 
@@ -145,7 +173,7 @@ impl TaskLog {
     /// As for [`read`](Self::read).
     pub async fn done(&self, task: &TaskRef) -> Result<Option<Done>, TaskLogError> {
         let found = self.tasks.at(&task.subject("done")).await?;
-        let read = |event: messaging::Event| decode("done", &event.payload);
+        let read = |event: Event| decode("done", &event.payload);
         found.map(read).transpose()
     }
 

@@ -58,6 +58,11 @@ pub(crate) fn event_in_any_lane(tenant: &TenantId, task: TaskId, event: &str) ->
 /// Events that a task has at most: submitted, state, feedback, done.
 pub(crate) const EVENTS: usize = 4;
 
+/// Whether `event` is a task's submission.
+pub(crate) fn is_submission(event: &Event) -> bool {
+    event.subject.ends_with(".submitted")
+}
+
 /// The task whose event is at `subject`.
 pub(crate) fn task_of(subject: &str) -> Option<TaskId> {
     subject.split('.').nth(4)?.parse().ok()
@@ -96,8 +101,8 @@ impl Record {
             events.iter().find(of)
         };
         let find = |name: &str| event(name).map(|event| &event.payload[..]);
-        let submission = |event: &&Event| event.subject.ends_with(".submitted");
-        let sequence = events.iter().find(submission).map(|event| event.sequence);
+        let submission = events.iter().find(|event| is_submission(event));
+        let sequence = submission.map(|event| event.sequence);
         let Some(submitted) = find("submitted") else {
             return Ok(None);
         };

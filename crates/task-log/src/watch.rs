@@ -1,14 +1,19 @@
 //! Following one task: its changes as they are stored, and its progress as far as it gets through.
+//!
+//! What is heard of is stored, but a replica that lags may answer the next read without it. So what was heard counts, and what was known:
+//! an event gives way to none that lies before it in the log.
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use contract::task::{Done, ProgressEvent};
 use contract::{TaskId, TenantId};
 use futures::stream::{BoxStream, StreamExt as _};
+use messaging::Event;
 use prost::Message as _;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use crate::{Record, TaskLog, TaskLogError, TaskRef, progress_subject};
+use crate::{Record, TaskLog, TaskLogError, TaskRef, decode, progress_subject};
 
 /// How often a watched task is read even though nothing was heard: notices may be lost, the log is not.
 const REREAD: Duration = Duration::from_secs(2);
@@ -27,7 +32,7 @@ pub enum Update {
 }
 
 enum Notice {
-    Event,
+    Event(Event),
     Progress(ProgressEvent),
 }
 
@@ -38,7 +43,9 @@ pub struct Watch {
     task: TaskId,
     notices: BoxStream<'static, Notice>,
     reread: Interval,
-    last: Option<Record>,
+    /// The latest event that was heard of since the last read.
+    heard: Option<Event>,
+    last: Option<Known>,
 }
 
 impl TaskLog {
@@ -52,7 +59,8 @@ impl TaskLog {
         task: TaskId,
     ) -> Result<Option<Watch>, TaskLogError> {
         let events = format!("inkstone.event.{tenant}.*.{task}.*");
-        let events = self.broker.listen(events).await?.map(|_| Notice::Event);
+        let events = self.broker.listen_for_events(events).await?;
+        let events = events.map(Notice::Event);
         let progress = self.broker.listen(progress_subject(task)).await?;
         let progress = progress.filter_map(async |(_, payload)| {
             ProgressEvent::decode(payload).ok().map(Notice::Progress)
@@ -68,6 +76,7 @@ impl TaskLog {
             task,
             notices: futures::stream::select(events, progress).boxed(),
             reread,
+            heard: None,
             last: None,
         }))
     }
@@ -79,7 +88,12 @@ impl TaskLog {
     pub async fn ends(&self, task: &TaskRef) -> Result<Ends, TaskLogError> {
         let subject = task.subject("done");
         let events = subject.replacen("inkstone.task.", "inkstone.event.", 1);
-        let notices = self.broker.listen(events).await?.map(drop).boxed();
+        let notices = self
+            .broker
+            .listen(events)
+            .await?
+            .map(|(_, payload)| payload)
+            .boxed();
         let mut reread = interval_at(Instant::now() + FIRST_LOOK, REREAD);
         reread.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Ok(Ends {
@@ -100,7 +114,7 @@ impl Watch {
         if self
             .last
             .as_ref()
-            .is_some_and(|record| record.done.is_some())
+            .is_some_and(|known| known.record.done.is_some())
         {
             return Ok(None);
         }
@@ -111,18 +125,73 @@ impl Watch {
                     Notice::Progress(event) if self.last.is_some() => {
                         return Ok(Some(Update::Progress(event)));
                     }
-                    Notice::Progress(_) | Notice::Event => {}
+                    Notice::Progress(_) => {}
+                    Notice::Event(event) => self.heard = Some(event),
                 },
                 _ = self.reread.tick() => {}
             }
-            let record = self.log.read(&self.tenant, self.task).await?;
-            if record != self.last {
-                self.last = record;
-                if let Some(record) = &self.last {
-                    return Ok(Some(Update::Changed(Box::new(record.clone()))));
+            let known = self.read().await?;
+            if known != self.last {
+                self.last = known;
+                if let Some(known) = &self.last {
+                    return Ok(Some(Update::Changed(Box::new(known.record.clone()))));
                 }
             }
         }
+    }
+
+    /// What is known by now; `None` before the task was seen.
+    async fn read(&mut self) -> Result<Option<Known>, TaskLogError> {
+        let events = self.log.events(&self.tenant, self.task).await?;
+        let heard = self.heard.take();
+        let known = match self.last.clone() {
+            Some(known) => Some(known),
+            None => Record::from_events(&events)?.map(Known::of),
+        };
+        let Some(mut known) = known else {
+            return Ok(None);
+        };
+        for event in events.iter().chain(&heard) {
+            known.note(&event.subject, event.sequence, &event.payload)?;
+        }
+        Ok(Some(known))
+    }
+}
+
+/// A task as far as it was read and heard of.
+#[derive(Debug, Clone, PartialEq)]
+struct Known {
+    record: Record,
+    /// The place in the log of what its caller last said; 0 before that was looked for.
+    feedback: u64,
+}
+
+impl Known {
+    fn of(record: Record) -> Self {
+        Self {
+            record,
+            feedback: 0,
+        }
+    }
+
+    /// Takes in one of the task's events, unless a later one at its subject is known.
+    fn note(&mut self, subject: &str, sequence: u64, payload: &[u8]) -> Result<(), TaskLogError> {
+        let record = &mut self.record;
+        match subject.rsplit('.').next() {
+            Some("state") if sequence > record.state_sequence => {
+                record.state = Some(decode("state", payload)?);
+                record.state_sequence = sequence;
+            }
+            Some("feedback") if sequence > self.feedback => {
+                record.feedback = Some(decode("feedback", payload)?);
+                self.feedback = sequence;
+            }
+            Some("done") if record.done.is_none() => {
+                record.done = Some(decode("done", payload)?);
+            }
+            _ => {}
+        }
+        Ok(())
     }
 }
 
@@ -130,7 +199,8 @@ impl Watch {
 pub struct Ends {
     log: TaskLog,
     subject: String,
-    notices: BoxStream<'static, ()>,
+    /// The end as it was stored.
+    notices: BoxStream<'static, Bytes>,
     reread: Interval,
 }
 
@@ -138,12 +208,19 @@ impl Ends {
     /// Resolves with the end once it is stored. Can be dropped and called again.
     pub async fn wait(&mut self) -> Done {
         loop {
-            tokio::select! {
-                Some(()) = self.notices.next() => {}
-                _ = self.reread.tick() => {}
-            }
-            match self.log.tasks.last(&self.subject).await {
-                Ok(Some(event)) => match Done::decode(event.payload) {
+            let heard = tokio::select! {
+                Some(payload) = self.notices.next() => Some(payload),
+                _ = self.reread.tick() => None,
+            };
+            let end = match heard {
+                Some(payload) => Ok(Some(payload)),
+                None => {
+                    let stored = self.log.tasks.last(&self.subject).await;
+                    stored.map(|event| event.map(|event| event.payload))
+                }
+            };
+            match end {
+                Ok(Some(end)) => match Done::decode(end) {
                     Ok(done) => return done,
                     Err(error) => tracing::error!(%error, "an end cannot be decoded"),
                 },
@@ -151,5 +228,71 @@ impl Ends {
                 Err(error) => tracing::debug!(%error, "asking again for the end"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::task::{Phase, State, Submitted};
+    use contract::v1::{Feedback, TaskPhase};
+
+    use super::*;
+
+    fn known() -> Known {
+        Known::of(Record {
+            submitted: Submitted::default(),
+            state: None,
+            state_sequence: 0,
+            done: None,
+            feedback: None,
+            sequence: 1,
+        })
+    }
+
+    fn state(phase: Phase) -> Vec<u8> {
+        let state = State {
+            phase: phase.into(),
+            ..State::default()
+        };
+        state.encode_to_vec()
+    }
+
+    fn rated(rating: u32) -> Vec<u8> {
+        let feedback = Feedback {
+            rating,
+            ..Feedback::default()
+        };
+        feedback.encode_to_vec()
+    }
+
+    #[test]
+    fn what_was_heard_stands_against_an_older_answer() {
+        let mut known = known();
+        let mut note = |event: &str, sequence, payload: &[u8]| {
+            let subject = format!("inkstone.task.acme.standard-image.t.{event}");
+            known.note(&subject, sequence, payload).unwrap();
+            (known.record.phase(), known.record.state_sequence)
+        };
+        let heard = note("state", 7, &state(Phase::Running));
+        assert_eq!(heard, (TaskPhase::Running, 7));
+        let read = note("state", 5, &state(Phase::Scheduled));
+        assert_eq!(read, (TaskPhase::Running, 7));
+        let done = Done::default().encode_to_vec();
+        assert_eq!(note("done", 9, &done), (TaskPhase::Failed, 7));
+        let read = note("state", 8, &state(Phase::Scheduled));
+        assert_eq!(read, (TaskPhase::Failed, 8));
+        note("feedback", 11, &rated(5));
+        note("feedback", 10, &rated(1));
+        assert_eq!(known.record.feedback.unwrap().rating, 5);
+    }
+
+    #[test]
+    fn the_same_event_again_changes_nothing() {
+        let mut once = known();
+        let subject = "inkstone.task.acme.standard-image.t.state";
+        once.note(subject, 7, &state(Phase::Running)).unwrap();
+        let mut twice = once.clone();
+        twice.note(subject, 7, &state(Phase::Running)).unwrap();
+        assert_eq!(once, twice);
     }
 }

@@ -151,7 +151,7 @@ async fn dispatched(
             forget_checkpoint(worker, record.as_ref()).await;
             Ok(Settlement::Ack)
         }
-        // It may lie on a replica that has not heard of it so far.
+        // The stream's leader was asked; it may be one in whose place the others have just put another.
         (Decision::Bury, _) if delivery.deliveries() <= LOOKS_FOR_A_TASK => {
             Ok(Settlement::GiveBack(LOOK_AGAIN))
         }

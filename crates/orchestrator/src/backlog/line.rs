@@ -14,6 +14,13 @@ use task_log::deadline;
 
 /// A submission of more bytes is not kept with its head: the worker reads it. Prompts of some hundred words fit.
 const KEPT_BYTES: usize = 4096;
+/// After how long a queue is read again that ends before what was heard of: a replica that lags may have answered. Some of it may also have been
+/// read before it was heard of, so no more than these.
+const LAGS: [Duration; 3] = [
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+];
 
 /// The next task of a queue.
 #[derive(Debug, Clone)]
@@ -91,9 +98,13 @@ pub(crate) struct Line {
     pub(crate) stuck: bool,
     /// A submission was heard of while it was read.
     heard: bool,
+    /// How many were heard of and not seen so far …
+    unseen: u64,
+    /// … and how often they were looked for in vain since.
+    looks: usize,
     /// When reading last found its end.
     pub(crate) looked: Instant,
-    /// Not before then, because the last attempt failed.
+    /// Not before then, because the last attempt failed or did not find all that was heard of.
     pub(crate) not_before: Option<Instant>,
     /// The mean cost of those that were read last; 0 before any was.
     usual: u64,
@@ -118,6 +129,8 @@ impl Line {
             queued: false,
             stuck: false,
             heard: false,
+            unseen: 0,
+            looks: 0,
             looked: now,
             not_before: None,
             usual: 0,
@@ -169,6 +182,13 @@ impl Line {
         self.behind = self.behind.saturating_add(submissions);
         self.more = true;
         self.heard = self.reading;
+        self.expect(submissions);
+    }
+
+    /// So many will be found, or were: more may be there that nobody has told of.
+    pub(crate) fn expect(&mut self, submissions: u64) {
+        self.unseen = self.unseen.saturating_add(submissions);
+        self.looks = 0;
     }
 
     /// Whether to read on now, and how many to ask for.
@@ -196,11 +216,27 @@ impl Line {
         self.passed += seen;
         self.next = self.next.max(next);
         self.ladder.note(self.next, self.passed);
-        self.more = behind > 0 || self.heard || (seen > 0 && self.heads.is_empty());
+        let lag = self.lag(seen, behind);
+        let none_taken = seen > 0 && self.heads.is_empty();
+        self.more = behind > 0 || self.heard || lag.is_some() || none_taken;
         self.behind = behind;
         (self.reading, self.heard) = (false, false);
         self.looked = now;
-        self.not_before = None;
+        self.not_before = lag.map(|lag| now + lag);
+    }
+
+    /// How long to rest before what was heard of and not seen is looked for again; `None` where that is at once, or not at all.
+    fn lag(&mut self, seen: u64, behind: u64) -> Option<Duration> {
+        self.unseen = self.unseen.saturating_sub(seen);
+        if self.unseen == 0 || self.heard || behind > 0 {
+            return None;
+        }
+        let lag = LAGS.get(self.looks).copied();
+        self.looks += 1;
+        if lag.is_none() {
+            self.unseen = 0;
+        }
+        lag
     }
 
     /// Reads from the beginning again when the log, whose last sequence was `last` at some time after `began`, ends before where reading goes
@@ -381,6 +417,49 @@ mod tests {
         line.begin_reading();
         line.read(Vec::new(), 0, 1, 0, now);
         assert_eq!(line.wants(8, now), None);
+    }
+
+    /// Reads `found` of a queue without more behind them, and hands them over; with when it is read again.
+    fn look(line: &mut Line, found: &[u64], now: Instant) -> Option<Duration> {
+        line.begin_reading();
+        let heads = found.iter().copied().map(waiting).collect();
+        let next = found.last().map_or(line.next, |last| last + 1);
+        line.read(heads, found.len() as u64, next, 0, now);
+        for sequence in found {
+            line.take(*sequence).unwrap();
+            line.done(*sequence);
+        }
+        let again = |at: Instant| at.saturating_duration_since(now);
+        line.more
+            .then(|| line.not_before.map_or(Duration::ZERO, again))
+    }
+
+    #[test]
+    fn what_was_heard_of_and_is_not_found_is_looked_for_a_few_times() {
+        let (mut line, now) = (line(), Instant::now());
+        assert_eq!(look(&mut line, &[], now), None, "nothing was heard of");
+        line.hear(1);
+        for lag in LAGS {
+            assert_eq!(look(&mut line, &[], now), Some(lag));
+            assert!(line.is_active());
+            assert_eq!(line.wants(8, now), None);
+            assert_eq!(line.wants(8, now + lag), Some(8));
+        }
+        assert_eq!(look(&mut line, &[], now), None);
+        assert!(!line.is_active());
+        // Neither what comes later nor what nobody told of is missed for it.
+        line.hear(2);
+        assert_eq!(look(&mut line, &[10], now), Some(LAGS[0]));
+        assert_eq!(look(&mut line, &[11, 12], now), None);
+    }
+
+    #[test]
+    fn what_was_heard_of_before_a_queue_was_open_is_looked_for_too() {
+        let (mut line, now) = (line(), Instant::now());
+        line.expect(1);
+        assert_eq!((line.behind, line.wants(8, now)), (0, Some(8)));
+        assert_eq!(look(&mut line, &[], now), Some(LAGS[0]));
+        assert_eq!(look(&mut line, &[10], now), None);
     }
 
     #[test]

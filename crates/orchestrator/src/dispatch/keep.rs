@@ -157,7 +157,7 @@ impl Dispatcher {
                 "taking over partitions"
             );
             for queue in queues {
-                self.open(queue);
+                self.open(queue, 0);
             }
             self.tell_served();
         }

@@ -14,7 +14,7 @@ mod reading;
 mod round;
 mod unreadable;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -51,6 +51,8 @@ const LAST_ANSWERS: Duration = Duration::from_secs(2);
 enum Answer {
     Opened(Opened),
     Read(Box<Read>),
+    /// A queue has rested for as long as it should.
+    Rested(Queue),
     HandedOver(Box<HandedOver>),
     Saved(Saved),
     /// BACKLOG's records that are new.
@@ -79,9 +81,9 @@ struct Dispatcher {
     known: HashMap<Queue, (u64, SystemTime)>,
     /// The last write of any.
     known_to: u64,
-    /// Queues that are to be opened, and those that are.
+    /// Queues that are to be opened, and those that are, with how many submissions were heard of since.
     to_open: VecDeque<Queue>,
-    opening: HashSet<Queue>,
+    opening: HashMap<Queue, u64>,
     /// Queues in which something waits.
     active: BTreeSet<Queue>,
     /// Queues that are to be read on.
@@ -143,7 +145,7 @@ pub(crate) async fn start(
         known: HashMap::new(),
         known_to: 0,
         to_open: VecDeque::new(),
-        opening: HashSet::new(),
+        opening: HashMap::new(),
         active: BTreeSet::new(),
         to_read: VecDeque::new(),
         reads: 0,
@@ -267,6 +269,7 @@ impl Dispatcher {
         match answer {
             Answer::Opened(opened) => self.opened(opened),
             Answer::Read(read) => self.read(*read),
+            Answer::Rested(queue) => self.consider(&queue),
             Answer::HandedOver(handed) => self.handed_over(*handed),
             Answer::Saved(saved) => self.saved(saved),
             Answer::Records(records) => self.learn(records),
@@ -283,7 +286,7 @@ impl Dispatcher {
             Some(line) => line.hear(count),
             None => {
                 drop(lines);
-                return self.open(queue);
+                return self.open(queue, count);
             }
         }
         drop(lines);

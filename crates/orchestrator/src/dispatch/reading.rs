@@ -93,7 +93,7 @@ impl Dispatcher {
             self.known
                 .insert(queue.clone(), (record.revision, record.at));
             if self.serves(&queue) {
-                self.open(queue);
+                self.open(queue, 0);
             }
         }
         if more {
@@ -113,10 +113,16 @@ impl Dispatcher {
         }
     }
 
-    pub(super) fn open(&mut self, queue: Queue) {
-        if self.backlog.lines().contains_key(&queue) || !self.opening.insert(queue.clone()) {
+    /// Opens a queue in which so many submissions were heard of.
+    pub(super) fn open(&mut self, queue: Queue, heard: u64) {
+        if self.backlog.lines().contains_key(&queue) {
             return;
         }
+        if let Some(before) = self.opening.get_mut(&queue) {
+            *before = before.saturating_add(heard);
+            return;
+        }
+        self.opening.insert(queue.clone(), heard);
         self.to_open.push_back(queue);
         self.open_on();
     }
@@ -142,20 +148,21 @@ impl Dispatcher {
     }
 
     pub(super) fn opened(&mut self, Opened { queue, cursor }: Opened) {
-        self.opening.remove(&queue);
+        let heard = self.opening.remove(&queue).unwrap_or(0);
         if self.serves(&queue) {
             match cursor {
                 Ok(cursor) => {
                     let sequence = cursor.map_or(1, |(_, sequence)| sequence);
                     self.saving.opened(&queue, cursor);
-                    let line = Line::new(queue.clone(), sequence, Instant::now());
+                    let mut line = Line::new(queue.clone(), sequence, Instant::now());
+                    line.expect(heard);
                     self.backlog.lines().insert(queue.clone(), line);
                     self.consider(&queue);
                 }
                 Err(error) => {
                     let error = lifecycle::chain(&error);
                     tracing::debug!(error, %queue, "opening a queue again");
-                    self.open(queue);
+                    self.open(queue, heard);
                 }
             }
         }
@@ -278,7 +285,11 @@ impl Dispatcher {
                 self.is_due |= found;
                 line.read(heads.taken, heads.seen, heads.next, heads.behind, now);
                 let active = line.is_active();
+                let rest = line.not_before;
                 drop(lines);
+                if let Some(until) = rest {
+                    self.rest(queue.clone(), until);
+                }
                 if let Some(reader) = read.reader {
                     self.readers.insert(queue.clone(), reader);
                 }
@@ -295,6 +306,15 @@ impl Dispatcher {
             }
         }
         self.consider(&queue);
+    }
+
+    /// Considers a queue again at `until`, which may lie before the next tick.
+    fn rest(&mut self, queue: Queue, until: Instant) {
+        let rest = async move {
+            tokio::time::sleep_until(until.into()).await;
+            Answer::Rested(queue)
+        };
+        self.answers.push(rest.boxed());
     }
 
     /// Drops readers of queues in which nothing happens.

@@ -13,6 +13,7 @@ use contract::v1::{Feedback, TaskPhase};
 use contract::{TaskId, TenantId};
 use messaging::{Broker, BrokerError, BrokerSettings};
 use nats_server::NatsServer;
+use prost::Message as _;
 use task_log::{Commit, Ended, StreamSettings, Submission, TaskLog, TaskRef, Update};
 
 struct Bench {
@@ -272,6 +273,27 @@ async fn a_watch_tells_every_phase_and_ends_with_the_end() {
         phases,
         [TaskPhase::Queued, TaskPhase::Running, TaskPhase::Cancelled]
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_is_heard_of_counts_before_a_read_shows_it() {
+    let Bench {
+        server: _server,
+        broker,
+        log,
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    log.submit(&event).await.unwrap();
+    let task = TaskRef::of(&event).unwrap();
+    let mut ends = log.ends(&task).await.unwrap();
+    // Told and not stored here: as from a replica that lags, no read shows it.
+    let place = format!("inkstone.event.acme.standard-image.{}.done", task.task);
+    let told = cancelled().encode_to_vec().into();
+    broker.tell(place, told).await;
+    let limit = std::time::Duration::from_secs(30);
+    let end = tokio::time::timeout(limit, ends.wait()).await;
+    assert_eq!(end.unwrap(), cancelled());
+    assert_eq!(log.done(&task).await.unwrap(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -86,3 +86,25 @@ async fn a_state_that_meets_a_broker_which_is_away_is_an_error_and_no_refusal() 
     };
     assert!(written.is_some());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_tells_the_last_event_whatever_its_lane_and_that_there_is_none() {
+    let Bench {
+        server: _server,
+        broker,
+        log,
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    log.submit(&event).await.unwrap();
+    let task = TaskRef::of(&event).unwrap();
+    let tasks = broker.log("TASKS");
+    let ask = async |name: &str| {
+        let filter = format!("inkstone.task.acme.*.{}.{name}", task.task);
+        tasks.last_at_leader(&filter).await.unwrap()
+    };
+    let found = ask("submitted").await.unwrap();
+    let direct = tasks.at(&found.subject).await.unwrap().unwrap();
+    assert_eq!(found.sequence, direct.sequence);
+    assert_eq!(found.payload, direct.payload);
+    assert!(ask("done").await.is_none());
+}
