@@ -250,3 +250,42 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     // Every change leaves these whole.
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
+
+#[cfg(test)]
+mod tests {
+    use messaging::BrokerSettings;
+    use nats_server::NatsServer;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_queue_whose_record_is_gone_is_announced_anew() {
+        let server = NatsServer::scratch().unwrap();
+        let settings = BrokerSettings::new(server.url(), "20s".parse().unwrap());
+        let broker = Broker::connect(&settings, "test").await.unwrap();
+        let log = TaskLog::new(broker.clone());
+        let (_mandates, mandate) = watch::channel(Mandate {
+            partitions: Arc::default(),
+            renewed: None,
+            others: Arc::default(),
+            clock: None,
+        });
+        let service = Service::new("test");
+        let opened = Backlog::open(&service, &broker, &log, Partitions(1), mandate).await;
+        let (backlog, _words) = opened.unwrap();
+        let records = log.backlog().await.unwrap();
+        let queue = Queue {
+            lane: "standard-image".parse().unwrap(),
+            tenant: "acme".parse().unwrap(),
+        };
+        let is_known = async || records.get(&queue.key()).await.unwrap().is_some();
+        backlog.announce(&queue).await.unwrap();
+        assert!(is_known().await);
+        records.delete(&queue.key()).await.unwrap();
+        backlog.announce(&queue).await.unwrap();
+        assert!(!is_known().await, "it is taken to be known");
+        backlog.unannounce(&queue);
+        backlog.announce(&queue).await.unwrap();
+        assert!(is_known().await);
+    }
+}
