@@ -22,6 +22,9 @@ const LAGS: [Duration; 3] = [
     Duration::from_millis(80),
 ];
 
+/// How long after it was read word may come of what was read before it was heard of.
+const WORD: Duration = Duration::from_millis(200);
+
 /// The next task of a queue.
 #[derive(Debug, Clone)]
 pub(crate) struct Waiting {
@@ -98,6 +101,9 @@ pub(crate) struct Line {
     pub(crate) stuck: bool,
     /// A submission was heard of while it was read.
     heard: bool,
+    /// How many were read that nobody has told of so far, and when the last of them were.
+    untold: u64,
+    read_ahead: Instant,
     /// How many were heard of and not seen so far …
     unseen: u64,
     /// … and how often they were looked for in vain since.
@@ -129,6 +135,8 @@ impl Line {
             queued: false,
             stuck: false,
             heard: false,
+            untold: 0,
+            read_ahead: now,
             unseen: 0,
             looks: 0,
             looked: now,
@@ -178,16 +186,25 @@ impl Line {
     }
 
     /// So many submissions were stored.
-    pub(crate) fn hear(&mut self, submissions: u64) {
+    pub(crate) fn hear(&mut self, submissions: u64, now: Instant) {
         self.behind = self.behind.saturating_add(submissions);
         self.more = true;
         self.heard = self.reading;
-        self.expect(submissions);
+        if self.looks > 0 {
+            // It rests for what it has not found; this may be there.
+            self.not_before = None;
+        }
+        self.expect(submissions, now);
     }
 
-    /// So many will be found, or were: more may be there that nobody has told of.
-    pub(crate) fn expect(&mut self, submissions: u64) {
-        self.unseen = self.unseen.saturating_add(submissions);
+    /// So many will be found, or were just before somebody told of them.
+    pub(crate) fn expect(&mut self, submissions: u64, now: Instant) {
+        if now.saturating_duration_since(self.read_ahead) >= WORD {
+            self.untold = 0;
+        }
+        let known = self.untold.min(submissions);
+        self.untold -= known;
+        self.unseen = self.unseen.saturating_add(submissions - known);
         self.looks = 0;
     }
 
@@ -216,7 +233,7 @@ impl Line {
         self.passed += seen;
         self.next = self.next.max(next);
         self.ladder.note(self.next, self.passed);
-        let lag = self.lag(seen, behind);
+        let lag = self.lag(seen, behind, now);
         let none_taken = seen > 0 && self.heads.is_empty();
         self.more = behind > 0 || self.heard || lag.is_some() || none_taken;
         self.behind = behind;
@@ -226,7 +243,12 @@ impl Line {
     }
 
     /// How long to rest before what was heard of and not seen is looked for again; `None` where that is at once, or not at all.
-    fn lag(&mut self, seen: u64, behind: u64) -> Option<Duration> {
+    fn lag(&mut self, seen: u64, behind: u64, now: Instant) -> Option<Duration> {
+        let ahead = seen.saturating_sub(self.unseen);
+        if ahead > 0 {
+            self.untold = self.untold.saturating_add(ahead);
+            self.read_ahead = now;
+        }
         self.unseen = self.unseen.saturating_sub(seen);
         if self.unseen == 0 || self.heard || behind > 0 {
             return None;
@@ -411,7 +433,7 @@ mod tests {
     fn what_is_heard_of_while_it_is_read_is_looked_for_again() {
         let (mut line, now) = (line(), Instant::now());
         line.begin_reading();
-        line.hear(1);
+        line.hear(1, now);
         line.read(Vec::new(), 0, 1, 0, now);
         assert_eq!(line.wants(8, now), Some(8));
         line.begin_reading();
@@ -438,7 +460,7 @@ mod tests {
     fn what_was_heard_of_and_is_not_found_is_looked_for_a_few_times() {
         let (mut line, now) = (line(), Instant::now());
         assert_eq!(look(&mut line, &[], now), None, "nothing was heard of");
-        line.hear(1);
+        line.hear(1, now);
         for lag in LAGS {
             assert_eq!(look(&mut line, &[], now), Some(lag));
             assert!(line.is_active());
@@ -448,15 +470,43 @@ mod tests {
         assert_eq!(look(&mut line, &[], now), None);
         assert!(!line.is_active());
         // Neither what comes later nor what nobody told of is missed for it.
-        line.hear(2);
+        line.hear(2, now);
         assert_eq!(look(&mut line, &[10], now), Some(LAGS[0]));
         assert_eq!(look(&mut line, &[11, 12], now), None);
     }
 
     #[test]
+    fn what_was_read_before_it_was_heard_of_is_not_looked_for_again() {
+        let (mut line, now) = (line(), Instant::now());
+        line.hear(1, now);
+        assert_eq!(look(&mut line, &[10, 11], now), None);
+        line.hear(1, now + WORD / 2);
+        assert_eq!(look(&mut line, &[], now), None);
+        // Long after it, that would be another one.
+        line.hear(1, now);
+        assert_eq!(look(&mut line, &[12, 13], now), None);
+        line.hear(1, now + WORD);
+        assert_eq!(look(&mut line, &[], now), Some(LAGS[0]));
+    }
+
+    #[test]
+    fn a_word_ends_the_rest_of_what_was_not_found_and_no_other() {
+        let (mut line, now) = (line(), Instant::now());
+        line.hear(1, now);
+        look(&mut line, &[], now);
+        assert_eq!(line.wants(8, now), None);
+        line.hear(1, now);
+        assert_eq!(line.wants(8, now), Some(8));
+        // After an error it waits for as long as it was told to.
+        line.not_before = Some(now + LAGS[0]);
+        line.hear(1, now);
+        assert_eq!(line.wants(8, now), None);
+    }
+
+    #[test]
     fn what_was_heard_of_before_a_queue_was_open_is_looked_for_too() {
         let (mut line, now) = (line(), Instant::now());
-        line.expect(1);
+        line.expect(1, now);
         assert_eq!((line.behind, line.wants(8, now)), (0, Some(8)));
         assert_eq!(look(&mut line, &[], now), Some(LAGS[0]));
         assert_eq!(look(&mut line, &[10], now), None);
@@ -501,7 +551,7 @@ mod tests {
         line.begin_reading();
         line.read(vec![waiting(10), waiting(20)], 2, 21, 0, now);
         // Nobody has looked at the log's end since.
-        line.hear(100);
+        line.hear(100, now);
         assert_eq!(line.waiting(), 102);
         assert_eq!(line.position(21), Some(2));
         assert_eq!(line.position(31), Some(12));

@@ -283,7 +283,7 @@ impl Dispatcher {
         }
         let mut lines = self.backlog.lines();
         match lines.get_mut(&queue) {
-            Some(line) => line.hear(count),
+            Some(line) => line.hear(count, Instant::now()),
             None => {
                 drop(lines);
                 return self.open(queue, count);

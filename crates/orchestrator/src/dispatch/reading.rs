@@ -154,8 +154,9 @@ impl Dispatcher {
                 Ok(cursor) => {
                     let sequence = cursor.map_or(1, |(_, sequence)| sequence);
                     self.saving.opened(&queue, cursor);
-                    let mut line = Line::new(queue.clone(), sequence, Instant::now());
-                    line.expect(heard);
+                    let now = Instant::now();
+                    let mut line = Line::new(queue.clone(), sequence, now);
+                    line.expect(heard, now);
                     self.backlog.lines().insert(queue.clone(), line);
                     self.consider(&queue);
                 }
