@@ -26,6 +26,11 @@ const KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
 const IDLE: Duration = Duration::from_secs(5);
 /// Attempts to write a record that others write, too.
 const MAX_TRIES: usize = 32;
+/// Attempts to write a record while the broker does not confirm, and what lies between them.
+const WRITES: usize = 3;
+const WRITE_AGAIN: Duration = Duration::from_millis(500);
+/// How often a service that stops looks for what was given back since.
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Records written at the same time when putting back.
 const CONCURRENCY: usize = 16;
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -141,8 +146,15 @@ impl Meter {
                     () = tokio::time::sleep(IDLE) => self.put_back(IDLE).await,
                 }
             }
-            self.put_back(Duration::ZERO).await;
-            Ok::<(), std::convert::Infallible>(())
+            // Calls that were begun go on, and may give back until the last of them has ended.
+            loop {
+                let alone = Arc::strong_count(&self) == 1;
+                self.put_back(Duration::ZERO).await;
+                if alone {
+                    return Ok::<(), std::convert::Infallible>(());
+                }
+                tokio::time::sleep(LOOK_AGAIN).await;
+            }
         });
     }
 
@@ -307,14 +319,37 @@ impl Meter {
                 return Ok(());
             };
             let all = stored.value.less(spare);
-            match self.bucket.update(&name, &all, stored.revision).await {
+            match self.replace(&name, &all, stored.revision).await {
                 Err(BrokerError::Conflict { .. }) => {}
                 // Whether it was written is not known after an error: rather charged once too often than given back twice.
-                done => return done.map(drop),
+                done => return done,
             }
         }
         held.put(day, spare);
         Ok(())
+    }
+
+    /// Replaces the record that was read at `revision`. An attempt that failed may have written it all the same, so the next one replaces
+    /// the same revision: it is written once at most.
+    ///
+    /// # Errors
+    /// [`BrokerError::Conflict`] when it was not written; any other when that is not known.
+    async fn replace(&self, name: &str, all: &Use, revision: u64) -> Result<(), BrokerError> {
+        let mut failed = None;
+        for _ in 0..WRITES {
+            if failed.is_some() {
+                tokio::time::sleep(WRITE_AGAIN).await;
+            }
+            match self.bucket.update(name, all, revision).await {
+                Ok(_) => return Ok(()),
+                // After a failure, what is there instead may be ours.
+                Err(conflict @ BrokerError::Conflict { .. }) => {
+                    return Err(failed.unwrap_or(conflict));
+                }
+                Err(error) => failed = Some(error),
+            }
+        }
+        failed.map_or(Ok(()), Err)
     }
 }
 

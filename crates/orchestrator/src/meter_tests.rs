@@ -138,6 +138,31 @@ async fn accounts_that_are_not_used_are_put_back_and_forgotten() {
 }
 
 #[tokio::test]
+async fn what_is_given_back_while_the_service_stops_is_put_back_too() {
+    let server = NatsServer::scratch().unwrap();
+    let meter = Arc::new(Meter::open(&broker(&server).await, noon).await.unwrap());
+    let service = Service::new("test");
+    meter.clone().keep_up(&service);
+    let acme = account("acme", "prod");
+    charge(&meter, &acme, 100_000, 2).await.unwrap();
+    let bucket = meter.bucket.clone();
+    let stored = async || {
+        let name = name(&acme, NOON / DAY);
+        bucket.get(&name).await.unwrap().unwrap().value.images
+    };
+    let last_call = async {
+        while stored().await > 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        meter.refund(&acme, NOON.cast_signed(), images(1));
+        drop(meter);
+    };
+    let (stopped, ()) = tokio::join!(service.stop(Duration::from_secs(10)), last_call);
+    assert!(stopped, "it waits for nobody who is gone");
+    assert_eq!(stored().await, 1);
+}
+
+#[tokio::test]
 async fn what_is_given_back_can_be_charged_again_here_and_elsewhere() {
     let server = NatsServer::scratch().unwrap();
     let broker = broker(&server).await;

@@ -49,6 +49,12 @@ impl LetterId {
     pub fn kind(&self) -> LetterKind {
         self.kind
     }
+
+    /// Whose it was, as it says.
+    pub fn tenant(&self) -> &str {
+        let end = self.text.find('.').unwrap_or(self.text.len());
+        &self.text[..end]
+    }
 }
 
 impl fmt::Display for LetterId {
@@ -185,6 +191,7 @@ mod tests {
         let kind = |text: &str| text.parse::<LetterId>().map(|id| id.kind()).ok();
         let task = "acme.0197c5a2-0000-7000-8000-000000000001";
         assert_eq!(kind(task), Some(LetterKind::Task));
+        assert_eq!(task.parse::<LetterId>().unwrap().tenant(), "acme");
         let with = |word: &str| kind(&format!("{task}.{word}"));
         assert_eq!(with("intake"), Some(LetterKind::Intake));
         assert_eq!(with("webhook"), Some(LetterKind::Webhook));

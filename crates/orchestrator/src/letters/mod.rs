@@ -57,17 +57,19 @@ impl Letters {
     /// One letter.
     pub(crate) async fn get(&self, id: &LetterId) -> Result<Letter, CallError> {
         let found = self.tasks.log.letter(id).await?;
-        found.ok_or_else(|| {
-            let text = format!(
-                "there is no dead letter {id}: it never was, has expired, or was tried again"
-            );
-            Failure::new(ErrorCode::NotFound, text).into()
-        })
+        found.ok_or_else(|| no_letter(id))
     }
 
-    /// Has what a letter holds tried again, and removes the letter.
+    /// Has what a letter holds tried again, and removes the letter. Of a task's letter that is gone since, it says again what it made: the
+    /// first answer may have been lost.
     pub(crate) async fn retry(&self, id: &LetterId) -> Result<Retried, CallError> {
-        let letter = self.get(id).await?;
+        let Some(letter) = self.tasks.log.letter(id).await? else {
+            let made = match (id.kind(), id.tenant().parse::<TenantId>()) {
+                (LetterKind::Task, Ok(tenant)) => self.made(&tenant, again(&tenant, id)).await?,
+                _ => None,
+            };
+            return made.ok_or_else(|| no_letter(id));
+        };
         let (word, retried) = match id.kind() {
             LetterKind::Task => ("task", self.retry_task(&letter).await?),
             LetterKind::Intake => ("intake", self.retry_submission(&letter).await?),
@@ -87,9 +89,8 @@ impl Letters {
         let old = &record.submitted;
         let tenant: TenantId = old.tenant.parse()?;
         let task = again(&tenant, &letter.id);
-        if self.tasks.log.read(&tenant, task).await?.is_some() {
-            let (task, existing) = (Some(task), true);
-            return Ok(Retried { task, existing });
+        if let Some(made) = self.made(&tenant, task).await? {
+            return Ok(made);
         }
         let mut request = old.request.clone().unwrap_or_default();
         // By it the first task is known.
@@ -118,6 +119,15 @@ impl Letters {
             task: Some(task),
             existing: stored != Submission::Accepted,
         })
+    }
+
+    /// What an earlier try made, if this task is there.
+    async fn made(&self, tenant: &TenantId, task: TaskId) -> Result<Option<Retried>, CallError> {
+        let record = self.tasks.log.read(tenant, task).await?;
+        Ok(record.map(|_| Retried {
+            task: Some(task),
+            existing: true,
+        }))
     }
 
     /// The task of a letter, which failed.
@@ -264,6 +274,12 @@ fn submission(subject: &str, headers: &HashMap<String, String>, payload: &[u8]) 
         sequence: 0,
         taken: 0,
     })
+}
+
+fn no_letter(id: &LetterId) -> CallError {
+    let text =
+        format!("there is no dead letter {id}: it never was, has expired, or was tried again");
+    Failure::new(ErrorCode::NotFound, text).into()
 }
 
 fn cannot(why: &str) -> CallError {
