@@ -65,6 +65,17 @@ impl NewEvent {
     }
 }
 
+/// What came of trying to store a group in one batch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Tried {
+    /// All that have no answer yet were created.
+    Stored,
+    /// Nothing was sent.
+    NotSent,
+    /// Some may have been stored.
+    InDoubt,
+}
+
 /// What the server says to a batch.
 #[derive(Debug, serde::Deserialize)]
 struct Committed {
@@ -75,14 +86,19 @@ struct Committed {
 impl EventLog {
     /// Creates each of these. Together: with one flush for all; when some were there before, those are answered so and the others are
     /// tried together again, and when that fails too, each is created by itself, so that what is wrong with one is nobody
-    /// else's answer. Answers are in the events' order. At most [`MAX_GROUP`], no two of one family.
+    /// else's answer. Answers are in the events' order, with errors as of [`create`](Self::create). At most [`MAX_GROUP`], no two of one
+    /// family.
     pub async fn create_each(
         &self,
         events: Vec<NewEvent>,
         manner: Manner,
     ) -> Vec<Result<Appended, BrokerError>> {
         let mut answers: Vec<Option<Appended>> = events.iter().map(|_| None).collect();
-        if manner == Manner::Together && self.tried_together(&events, &mut answers).await {
+        let tried = match manner {
+            Manner::OneByOne => Tried::NotSent,
+            Manner::Together => self.try_together(&events, &mut answers).await,
+        };
+        if tried == Tried::Stored {
             let settled = |answer: Option<Appended>| Ok(answer.unwrap_or(Appended::Created));
             return answers.into_iter().map(settled).collect();
         }
@@ -90,24 +106,29 @@ impl EventLog {
             if let Some(answer) = answer {
                 return Ok(answer);
             }
-            let created = self.create(event).await?;
+            let created = self.create(event).await;
+            if tried == Tried::NotSent {
+                return created;
+            }
             // One that is there with just this payload may be there because several were tried together.
-            let own = |payload: &Bytes| manner == Manner::Together && *payload == event.payload;
-            Ok(match created {
-                Appended::Exists(payload) if own(&payload) => Appended::Created,
-                created => created,
-            })
+            match created.map_err(BrokerError::in_doubt)? {
+                Appended::Exists(payload) if payload == event.payload => Ok(Appended::Created),
+                created => Ok(created),
+            }
         });
         join_all(one_by_one).await
     }
 
-    /// True when all that have no answer yet were created.
-    async fn tried_together(&self, events: &[NewEvent], answers: &mut [Option<Appended>]) -> bool {
+    async fn try_together(&self, events: &[NewEvent], answers: &mut [Option<Appended>]) -> Tried {
+        let mut tried = Tried::NotSent;
         for _ in 0..2 {
             let open: Vec<&NewEvent> = unanswered(events, answers);
             match self.create_together(&open).await {
-                Ok(()) => return true,
+                Ok(()) => return Tried::Stored,
                 Err(error) => {
+                    if !matches!(error, BrokerError::NotStored { .. }) {
+                        tried = Tried::InDoubt;
+                    }
                     let error = &error as &dyn std::error::Error;
                     tracing::debug!(error, events = open.len(), "not stored together");
                 }
@@ -117,7 +138,7 @@ impl EventLog {
                 _ => break,
             }
         }
-        false
+        tried
     }
 
     /// What there is of these events' families.
@@ -137,7 +158,9 @@ impl EventLog {
     async fn send_together(&self, events: &[&NewEvent]) -> Result<(), BrokerError> {
         let (client, stream) = (self.broker.client(), self.stream);
         if !self.broker.is_connected() {
-            return Err(self.broker.unreachable());
+            return Err(BrokerError::not_stored(OPERATION)(
+                self.broker.unreachable(),
+            ));
         }
         let id = client.new_inbox();
         let id = id.rsplit('.').next().unwrap_or(&id);

@@ -98,6 +98,15 @@ pub enum BrokerError {
         #[source]
         source: Cause,
     },
+    /// It was never sent, or no stream took it: nothing is stored, now or later.
+    #[error("{operation} failed, and nothing is stored")]
+    NotStored {
+        /// What was asked.
+        operation: &'static str,
+        /// Why not.
+        #[source]
+        source: Cause,
+    },
     /// A stored value is not what this version writes.
     #[error("{what} cannot be decoded")]
     Decode {
@@ -126,6 +135,21 @@ impl BrokerError {
         move |source| Self::Request {
             operation,
             source: source.into(),
+        }
+    }
+
+    fn not_stored<E: Into<Cause>>(operation: &'static str) -> impl FnOnce(E) -> Self {
+        move |source| Self::NotStored {
+            operation,
+            source: source.into(),
+        }
+    }
+
+    /// The same of what an earlier try may have stored.
+    fn in_doubt(self) -> Self {
+        match self {
+            Self::NotStored { operation, source } => Self::Request { operation, source },
+            error => error,
         }
     }
 }

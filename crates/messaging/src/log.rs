@@ -17,6 +17,7 @@ use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// In answers: how many events that match are still to come.
 const PENDING: &str = "Nats-Num-Pending";
+const APPENDING: &str = "appending an event";
 /// The most events that one read returns.
 pub const MAX_BATCH: usize = 512;
 
@@ -98,8 +99,13 @@ impl EventLog {
     /// this returns. An answer that got lost is settled by reading back.
     ///
     /// # Errors
-    /// When it is not known to be stored. It may still be: the caller must be ready to find it.
+    /// [`BrokerError::NotStored`] when it is not; any other when that is not known. Then it may still be: the caller must be ready to find it.
     pub async fn create(&self, event: &NewEvent) -> Result<Appended, BrokerError> {
+        if !self.broker.is_connected() {
+            return Err(BrokerError::not_stored(APPENDING)(
+                self.broker.unreachable(),
+            ));
+        }
         let message = PublishMessage::build()
             .payload(event.payload.clone())
             .headers(event.headers.clone())
@@ -111,13 +117,19 @@ impl EventLog {
         let ambiguous = match error.kind() {
             PublishErrorKind::WrongLastSequence => false,
             PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => true,
-            _ => return Err(BrokerError::request("appending an event")(error)),
+            // Nobody listens at the stream's subjects, as between two of its leaders; or the client has not sent it.
+            PublishErrorKind::StreamNotFound
+            | PublishErrorKind::MaxAckPending
+            | PublishErrorKind::MaxPayloadExceeded => {
+                return Err(BrokerError::not_stored(APPENDING)(error));
+            }
+            _ => return Err(BrokerError::request(APPENDING)(error)),
         };
         // In a box: hardly any needs it, and hundreds of these are under way at once.
         match Box::pin(self.last(&event.family)).await? {
             Some(found) if ambiguous && found.payload == event.payload => Ok(Appended::Created),
             Some(found) => Ok(Appended::Exists(found.payload)),
-            None => Err(BrokerError::request("appending an event")(error)),
+            None => Err(BrokerError::request(APPENDING)(error)),
         }
     }
 

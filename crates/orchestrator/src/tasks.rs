@@ -102,8 +102,8 @@ impl Tasks {
         announced.map_err(TaskLogError::from)?;
         // From here on the task may be there, whatever is heard of it: an answer may be lost, and a caller may not wait for one.
         let in_doubt = InDoubt(Some(allowed));
-        let existing = match self.intake.submit(&submitted).await? {
-            Submission::Accepted => {
+        let existing = match self.intake.submit(&submitted).await {
+            Ok(Submission::Accepted) => {
                 drop(in_doubt);
                 // Before it counts itself.
                 let before = self.waits.length(&place);
@@ -128,9 +128,16 @@ impl Tasks {
                 let (task, (), ()) = futures::join!(view, self.backlog.poke(&queue), noted);
                 return Ok((task, false));
             }
-            Submission::Existing(existing) => {
+            Ok(Submission::Existing(existing)) => {
                 in_doubt.not_made();
                 existing
+            }
+            Err(error) => {
+                // Or each try of a caller would be charged while the broker is away.
+                if error.is_not_stored() {
+                    in_doubt.not_made();
+                }
+                return Err(error.into());
             }
         };
         same_request(&existing, &submitted)?;

@@ -25,3 +25,10 @@ pub enum TaskLogError {
     #[error("a task event holds an invalid id")]
     Id(#[from] InvalidId),
 }
+
+impl TaskLogError {
+    /// Whether what was to be stored is not, for certain.
+    pub fn is_not_stored(&self) -> bool {
+        matches!(self, Self::Broker(BrokerError::NotStored { .. }))
+    }
+}

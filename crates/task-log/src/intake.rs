@@ -85,7 +85,8 @@ impl Intake {
     /// Stores that a task exists (create-only).
     ///
     /// # Errors
-    /// When it is not known to be stored. It may be: a caller that submits again under the same id finds out.
+    /// When it is not known to be stored. Unless it [is not](TaskLogError::is_not_stored), it may be: a caller that submits again under
+    /// the same id finds out.
     pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
         let event = submission(submitted)?;
         if let Some((log, room)) = &self.by_itself {

@@ -12,11 +12,11 @@ mod retry;
 pub(crate) mod webhook;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use contract::ErrorCode;
 use contract::json::TaskEventJson;
-use contract::task::{DeadLetter, Done, WebhookDelivery};
+use contract::task::{DeadLetter, Done, Submitted, WebhookDelivery};
 use contract::v1::{self, TaskEvent, TaskPhase};
 use lifecycle::Tasks as ServiceTasks;
 use messaging::{Broker, BrokerError, Delivery, Outgoing, WorkQueue};
@@ -34,6 +34,10 @@ const CONCURRENCY: usize = 64;
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Before an end is seen again that could not be told.
 const GIVE_BACK: Duration = Duration::from_secs(2);
+/// How long the log is asked for a task to which something is owed: with the last answer well within [`ACK_WAIT`].
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two such questions.
+const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// What an end asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,12 +124,14 @@ impl Notices {
         let mut tokens = end.subject().split('.').skip(2);
         let mut token = || tokens.next().unwrap_or_default();
         let place = TaskRef::parse(token(), token(), token())?;
-        let Some(submitted) = self.log.submitted(&place).await? else {
+        // Once, as far as the broker keeps count of its deliveries: one that comes again was seen before, here or elsewhere.
+        let owed = expired && end.deliveries() == 1;
+        let patience = if owed { PATIENCE } else { Duration::ZERO };
+        let Some(submitted) = self.submitted(&place, patience).await? else {
             // The log has let go of it meanwhile.
             return Ok(Settled::Told);
         };
-        // Once, as far as the broker keeps count of its deliveries: one that comes again was seen before, here or elsewhere.
-        if end.deliveries() == 1 && expired {
+        if owed {
             self.meter.refund_task(&submitted);
         }
         if !has_listeners(&submitted) {
@@ -156,6 +162,24 @@ impl Notices {
         }
         self.queue_webhook(&record, event).await?;
         Ok(Settled::Told)
+    }
+
+    /// How a task was submitted, asked for until the log answers or `patience` has passed.
+    async fn submitted(
+        &self,
+        place: &TaskRef,
+        patience: Duration,
+    ) -> Result<Option<Submitted>, TaskLogError> {
+        let until = Instant::now() + patience;
+        loop {
+            match self.log.submitted(place).await {
+                Err(TaskLogError::Broker(error)) if Instant::now() < until => {
+                    tracing::debug!(%error, "asking again for what is given back");
+                    tokio::time::sleep(ASK_AGAIN).await;
+                }
+                answer => return answer,
+            }
+        }
     }
 
     async fn queue_webhook(&self, record: &Record, event: TaskEvent) -> Result<(), TaskLogError> {
@@ -234,10 +258,9 @@ mod tests {
     use std::num::NonZeroU64;
 
     use contract::TaskId;
-    use contract::task::{Cancelled, Done, Submitted, done};
+    use contract::task::{Cancelled, done};
     use messaging::{BrokerSettings, Puller};
     use nats_server::NatsServer;
-    use task_log::TaskRef;
 
     use super::*;
     use crate::meter::{Account, Charge};
@@ -294,21 +317,21 @@ mod tests {
         }
     }
 
-    /// Ends a task that was charged three pictures, all that a day has, and says whether another may be charged after its end was seen, and
-    /// after it was seen again.
-    async fn charged_after(done: Done) -> (bool, bool) {
-        let server = NatsServer::scratch().unwrap();
-        let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
-        let broker = Broker::connect(&broker, "test").await.unwrap();
-        let settings: crate::Settings = settings::load(None, &[]).unwrap();
-        let log = TaskLog::new(broker.clone());
-        log.ensure_streams(&settings.streams).await.unwrap();
-        let meter = Arc::new(Meter::open(&broker, crate::meter::now).await.unwrap());
-        let account = Account {
-            tenant: "acme".parse().unwrap(),
-            policy: "prod".to_owned(),
-        };
-        let charge = async |images: u64| {
+    /// Where a task has ended that was charged three pictures, all that a day has.
+    struct Bench {
+        server: NatsServer,
+        broker: Broker,
+        notices: Notices,
+        ends: Puller,
+    }
+
+    impl Bench {
+        /// Whether so many pictures more may be charged.
+        async fn charge(&self, images: u64) -> bool {
+            let account = Account {
+                tenant: "acme".parse().unwrap(),
+                policy: "prod".to_owned(),
+            };
             let limit = DayLimit {
                 images: NonZeroU64::new(3),
                 pixel_steps: None,
@@ -317,10 +340,19 @@ mod tests {
                 images,
                 pixel_steps: 0,
             };
-            let charged = meter.charge(&account, limit, ask).await;
+            let charged = self.notices.meter.charge(&account, limit, ask).await;
             charged.map(Charge::keep).is_ok()
-        };
-        assert!(charge(3).await);
+        }
+    }
+
+    async fn bench(done: &Done) -> Bench {
+        let server = NatsServer::scratch().unwrap();
+        let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
+        let broker = Broker::connect(&broker, "test").await.unwrap();
+        let settings: crate::Settings = settings::load(None, &[]).unwrap();
+        let log = TaskLog::new(broker.clone());
+        log.ensure_streams(&settings.streams).await.unwrap();
+        let meter = Arc::new(Meter::open(&broker, crate::meter::now).await.unwrap());
         let submitted = Submitted {
             task_id: TaskId::random().to_string(),
             tenant: "acme".to_owned(),
@@ -335,22 +367,35 @@ mod tests {
         };
         log.submit(&submitted).await.unwrap();
         let task = TaskRef::of(&submitted).unwrap();
-        log.end(&task, &done).await.unwrap();
+        log.end(&task, done).await.unwrap();
+        let ends = log.ends_of_all(ACK_WAIT).await.unwrap();
         let notices = Notices {
-            log: log.clone(),
+            log,
             outcomes: Outcomes::new(&broker, &settings.notices),
-            meter: meter.clone(),
+            meter,
             webhooks: broker.queue(exchange::WEBHOOKS),
             public_url: String::new(),
         };
-        let ends = log.ends_of_all(ACK_WAIT).await.unwrap();
-        let end = next(&ends).await;
-        notices.settle(&end).await.unwrap();
-        let first = charge(3).await;
+        let bench = Bench {
+            server,
+            broker,
+            notices,
+            ends,
+        };
+        assert!(bench.charge(3).await);
+        bench
+    }
+
+    /// Whether another task like it may be charged after its end was seen, and one more picture after it was seen again.
+    async fn charged_after(done: Done) -> (bool, bool) {
+        let bench = bench(&done).await;
+        let end = next(&bench.ends).await;
+        bench.notices.settle(&end).await.unwrap();
+        let first = bench.charge(3).await;
         end.give_back(Duration::ZERO).await.unwrap();
-        let end = next(&ends).await;
-        notices.settle(&end).await.unwrap();
-        (first, charge(1).await)
+        let end = next(&bench.ends).await;
+        bench.notices.settle(&end).await.unwrap();
+        (first, bench.charge(1).await)
     }
 
     #[tokio::test]
@@ -371,6 +416,23 @@ mod tests {
             ..deadline::expired(Duration::from_secs(5))
         };
         assert_eq!(charged_after(expired).await, (true, false));
+    }
+
+    #[tokio::test]
+    async fn an_expired_task_is_given_back_though_the_log_does_not_answer_at_first() {
+        let mut bench = bench(&deadline::expired(Duration::from_secs(5))).await;
+        let end = next(&bench.ends).await;
+        bench.server.kill();
+        // From when the client has noticed.
+        while !matches!(
+            bench.broker.probe().await,
+            Err(BrokerError::Unreachable { .. })
+        ) {}
+        let server = &mut bench.server;
+        let back = async { server.restart().unwrap() };
+        let (settled, ()) = tokio::join!(bench.notices.settle(&end), back);
+        settled.unwrap();
+        assert!(bench.charge(3).await);
     }
 
     #[tokio::test]

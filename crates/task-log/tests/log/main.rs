@@ -340,7 +340,22 @@ async fn a_submission_is_refused_while_the_broker_is_away_and_leaves_no_ghost() 
     // missing").
     while !matches!(broker.probe().await, Err(BrokerError::Unreachable { .. })) {}
     let event = submitted(TaskId::random());
-    assert!(log.submit(&event).await.is_err());
+    for commit in [Commit::OneByOne, Commit::Together] {
+        let (intake, committer) = log.intake(commit);
+        let (refused, ()) = tokio::join!(
+            async {
+                // Two, which go together where they may.
+                let other = submitted(TaskId::random());
+                let refused = tokio::join!(intake.submit(&event), intake.submit(&other));
+                drop(intake);
+                [refused.0.unwrap_err(), refused.1.unwrap_err()]
+            },
+            committer.run()
+        );
+        for error in refused {
+            assert!(error.is_not_stored(), "{error:?}");
+        }
+    }
     server.restart().unwrap();
     let task = TaskRef::of(&event).unwrap();
     let found = loop {
