@@ -17,7 +17,7 @@ INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
 .PHONY: help demo up build test lint unit e2e chaos chaos-short clients schemathesis kms bench-health bench-edge bench-tasks bench-backlog bench-memory bench-engine bench-start fuzz-snapshots fuzz-edge test-arm64 cuda test-kernels bench-cuda tools test-tools docs install
 
 help: ## list the targets
-	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
 
 tools: ## install the pinned tools that running needs
 	@scripts/install-tools.sh nats
