@@ -68,7 +68,7 @@ fn banner(running: &Running, key: &str, data: &Path, took: Duration) -> String {
             ""
         ),
         format!(
-            "{:<15}      -H 'Content-Type: application/json' -d '{{\"prompt\":\"a 3d cat\"}}'",
+            "{:<15}      -H 'Content-Type: application/json' -d '{{\"prompt\":\"a 3d cat\",\"response_format\":\"url\"}}'",
             ""
         ),
         format!("{:<15} Ctrl-C", "stop"),
@@ -112,6 +112,7 @@ mod tests {
             "gateway         http://127.0.0.1:7000/metrics",
             "generate \"a 3d cat",
             "$(cat .inkstone/key)\" \\\n",
+            "\"response_format\":\"url\"",
             "Ctrl-C",
         ] {
             assert!(text.contains(part), "{part}: {text}");

@@ -21,7 +21,7 @@ pub(crate) fn seed(text: &str) -> Result<u64, String> {
     parsed.map_err(|_| format!("a seed is a whole number from 0 to {}", u64::MAX))
 }
 
-/// How many there may be, the platform knows.
+/// The most is the model's, and the platform says it.
 pub(crate) fn steps(text: &str) -> Result<u32, String> {
     let parsed = text.parse();
     parsed.map_err(|_| "the number of steps is a whole number, such as 20".to_owned())
