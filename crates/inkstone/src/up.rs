@@ -71,8 +71,14 @@ fn banner(running: &Running, key: &str, data: &Path, took: Duration) -> String {
             "{:<15}      -H 'Content-Type: application/json' -d '{{\"prompt\":\"a 3d cat\",\"response_format\":\"url\"}}'",
             ""
         ),
-        format!("{:<15} Ctrl-C", "stop"),
     ]);
+    if url.starts_with("https://") {
+        lines.push(format!(
+            "{:<15} where its CA is not trusted here: generate --ca FILE, curl --cacert FILE",
+            "certificate"
+        ));
+    }
+    lines.push(format!("{:<15} Ctrl-C", "stop"));
     let rule = "─".repeat(RULE);
     let mut text = format!("\n{rule}\n\n");
     for line in lines {
@@ -117,5 +123,6 @@ mod tests {
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        assert!(!text.contains("--ca FILE"), "{text}");
     }
 }
