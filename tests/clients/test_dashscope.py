@@ -74,7 +74,8 @@ def test_a_synthesis_is_accepted_then_fetched_until_it_has_ended():
 def test_a_synchronous_synthesis_is_refused_in_dashscopes_words():
     answer = ImageSynthesis.sync_call(MODEL, PROMPT)
     assert (answer.status_code, answer.code) == (HTTPStatus.FORBIDDEN, "AccessDenied")
-    assert answer.message == "current user api does not support synchronous calls."
+    assert answer.message.startswith("current user api does not support synchronous calls.")
+    assert "X-DashScope-Async: enable" in answer.message
 
 
 def test_a_message_is_answered_with_pictures():

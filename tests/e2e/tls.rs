@@ -73,6 +73,8 @@ async fn the_command_line_reaches_a_gateway_with_a_certificate_whose_ca_it_is_gi
     // This machine trusts no such CA by itself.
     let stranger = draw(&[]);
     assert!(!stranger.status.success(), "{stranger:?}");
+    let text = String::from_utf8(stranger.stderr).unwrap();
+    assert!(text.contains("give the file of the CA"), "{text}");
     // Spoken to in the clear, it is not taken for one that is not there.
     let clear = draw_at(&platform.url(), &[]);
     let text = String::from_utf8(clear.stderr).unwrap();

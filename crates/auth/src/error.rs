@@ -164,7 +164,7 @@ pub(crate) enum AuthError {
     NoSuchPolicy { prefix: String },
     /// It was not removed, because that would turn callers away.
     #[error(
-        "{keys} keys that are good fall under the policy {prefix:?} and would be turned away; revoke them, or remove it all \
+        "keys that are good ({keys}) fall under the policy {prefix:?} and would be turned away; revoke them, or remove it all \
          the same (inkstone policies remove {prefix:?} --even-if-used)"
     )]
     PolicyUsed { prefix: String, keys: usize },

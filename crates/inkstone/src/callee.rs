@@ -23,6 +23,8 @@ const CLEAR_HELLO: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\
 const SETTINGS: u8 = 4;
 /// For an answer to either.
 const ANSWER_LIMIT: Duration = Duration::from_secs(2);
+/// How rustls begins to say that it does not trust a certificate.
+const BAD_CERTIFICATE: &str = "invalid peer certificate";
 
 /// The other end of a command's calls.
 #[derive(Debug, Clone)]
@@ -81,7 +83,11 @@ impl Callee {
     async fn why(&self, status: Status) -> CliError {
         let is_told = contract::error::is_of_a_service(&status);
         let error = self.failed(status);
-        if is_told || matches!(error, CliError::WrongScheme { .. }) {
+        let is_certain = matches!(
+            error,
+            CliError::WrongScheme { .. } | CliError::Untrusted { .. }
+        );
+        if is_told || is_certain {
             return error;
         }
         let speaks_other = match self.uses_tls() {
@@ -113,6 +119,9 @@ impl Callee {
             Some(status) => status.message().to_owned(),
             None => reason.to_string(),
         };
+        if reason.contains(BAD_CERTIFICATE) {
+            return self.untrusted(reason);
+        }
         CliError::Unreachable {
             url: self.url.clone(),
             reason,
@@ -152,6 +161,24 @@ impl Callee {
             cause = error.source();
         }
         false
+    }
+
+    /// The other end shows a certificate that is not to be trusted.
+    fn untrusted(&self, reason: String) -> CliError {
+        let remedy = match (self.tls, reason.contains("UnknownIssuer")) {
+            (Tls::ByScheme, true) => {
+                "give the file of the CA that issued it with --ca FILE (INKSTONE_CA)".to_owned()
+            }
+            (_, true) => {
+                "ca.pem in the folder of --tls-dir must be of the CA that issued it".to_owned()
+            }
+            (_, false) => format!("compare it with the address given by {}", self.option),
+        };
+        CliError::Untrusted {
+            url: self.url.clone(),
+            reason,
+            remedy,
+        }
     }
 
     /// The other end speaks TLS and the call does not, or the reverse.
@@ -348,6 +375,23 @@ mod tests {
         for part in ["https://h:1", "--tls-dir", AUTH_URL] {
             assert!(told.contains(part), "{told}");
         }
+    }
+
+    #[test]
+    fn a_certificate_of_an_unknown_issuer_is_answered_with_where_to_name_the_issuer() {
+        let heard =
+            |reason: &str| Status::unavailable(format!("invalid peer certificate: {reason}"));
+        let told = |reason: &str| {
+            Callee::public("https://h")
+                .failed(heard(reason))
+                .to_string()
+        };
+        assert!(told("UnknownIssuer").contains("with --ca FILE"));
+        assert!(told("Expired").contains("not trusted (invalid peer certificate: Expired)"));
+        let tls_dir = Some("certificates".into());
+        let callee = Callee::service("https://h", AUTH_URL, &TlsArgs { tls_dir });
+        let told = callee.failed(heard("UnknownIssuer")).to_string();
+        assert!(told.contains("--tls-dir"), "{told}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use contract::v1::Scheduler;
 use contract::words::{SCHEDULERS, meaning};
 
 use crate::error::CliError;
+use crate::values::{address, pictures, seed, share, size, steps, time, weight};
 use crate::{
     audit, client, dead, demo, doctor, generate, inspect, keys, models, policies, up, watch,
 };
@@ -99,7 +100,7 @@ enum Command {
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
     /// Where callers reach the platform.
-    #[arg(long, default_value = "127.0.0.1:8080")]
+    #[arg(long, value_parser = address, default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
     /// A model folder to publish at start; may be given several times. Default: the demo model.
     #[arg(long = "model")]
@@ -187,16 +188,16 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_parser = size)]
     pub(crate) size: Option<(u32, u32)>,
     /// How many pictures, 1 to 10.
-    #[arg(short, long, default_value_t = 1)]
+    #[arg(short, long, value_parser = pictures, allow_negative_numbers = true, default_value_t = 1)]
     pub(crate) n: u32,
     /// Same seed, same picture. Default: random.
-    #[arg(long)]
+    #[arg(long, value_parser = seed, allow_negative_numbers = true)]
     pub(crate) seed: Option<u64>,
     /// Denoising steps. Default: the model's.
-    #[arg(long, default_value_t = 0, hide_default_value = true)]
+    #[arg(long, value_parser = steps, allow_negative_numbers = true, default_value_t = 0, hide_default_value = true)]
     pub(crate) steps: u32,
     /// Guidance scale; 1 or less switches guidance off. Default: the model's.
-    #[arg(long)]
+    #[arg(long, allow_negative_numbers = true)]
     pub(crate) guidance: Option<f32>,
     /// Sampler. Default: the model's.
     #[arg(long, value_parser = scheduler())]
@@ -205,7 +206,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) weighted: bool,
     /// How much of the contrast that guidance adds is taken back, 0 to 1. Default: 0.
-    #[arg(long, value_parser = share)]
+    #[arg(long, value_parser = share, allow_negative_numbers = true)]
     pub(crate) guidance_rescale: Option<f32>,
     /// How long to wait for a platform that has gone away meanwhile, such as 30s or 5m; 0s: not at all. Default: 1m.
     #[arg(long, value_parser = time)]
@@ -387,30 +388,6 @@ fn scheduler() -> impl TypedValueParser<Value = Scheduler> {
         .map(|word| meaning(SCHEDULERS, &word).unwrap_or_default())
 }
 
-fn time(text: &str) -> Result<Duration, String> {
-    let parsed = text.parse::<::settings::Millis>();
-    let parsed = parsed.map(::settings::Millis::duration);
-    parsed.map_err(|_| "a time is a number and ms, s, m, h or d, such as 30s".to_owned())
-}
-
-fn share(text: &str) -> Result<f32, String> {
-    let parsed = text.parse::<f32>().ok();
-    let parsed = parsed.filter(|share| (0.0..=1.0).contains(share));
-    parsed.ok_or_else(|| "a share is a number from 0 to 1".to_owned())
-}
-
-fn size(text: &str) -> Result<(u32, u32), String> {
-    let sides = text.split_once(['x', 'X', '*']);
-    let parsed = sides.and_then(|(w, h)| Some((w.parse().ok()?, h.parse().ok()?)));
-    parsed.ok_or_else(|| "a size is WIDTHxHEIGHT, such as 128x128".to_owned())
-}
-
-fn weight(text: &str) -> Result<(String, u32), String> {
-    let parts = text.split_once('=');
-    let parsed = parts.and_then(|(version, w)| Some((version.to_owned(), w.parse().ok()?)));
-    parsed.ok_or_else(|| "traffic is VERSION=WEIGHT, such as 2=10".to_owned())
-}
-
 pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
     let data = cli.data;
     match cli.command {
@@ -475,13 +452,14 @@ mod tests {
     }
 
     #[test]
-    fn sizes_and_weights_are_read() {
-        assert_eq!(size("128x96"), Ok((128, 96)));
-        assert!(size("128").is_err());
-        assert_eq!(time("30s"), Ok(Duration::from_secs(30)));
-        assert_eq!(time("0s"), Ok(Duration::ZERO));
-        assert!(time("soon").is_err());
-        assert_eq!(weight("2=10"), Ok(("2".to_owned(), 10)));
-        assert!(weight("2").is_err());
+    fn a_negative_number_is_answered_with_what_may_be_there() {
+        let refused = |option: &str, value: &str| {
+            let args = ["inkstone", "generate", "a cat", option, value];
+            Cli::try_parse_from(args).unwrap_err().to_string()
+        };
+        assert!(refused("--seed", "-1").contains("from 0 to 18446744073709551615"));
+        assert!(refused("-n", "-1").contains("from 1 to 10"));
+        assert!(refused("--steps", "-1").contains("a whole number"));
+        assert!(refused("--guidance-rescale", "-1").contains("from 0 to 1"));
     }
 }

@@ -205,10 +205,12 @@ pub(crate) fn wait(task: &Task) -> String {
     let before = task
         .queue_position
         .map(|before| format!(", {before} before it"));
-    let wait = task.estimated_wait_ms.map(|wait| {
-        let seconds = wait.div_ceil(1000);
-        format!(", begins in about {seconds} s")
-    });
+    let wait = task
+        .estimated_wait_ms
+        .map(|wait| match wait.div_ceil(1000) {
+            0 => ", begins at once".to_owned(),
+            seconds => format!(", begins in about {seconds} s"),
+        });
     before.unwrap_or_default() + &wait.unwrap_or_default()
 }
 

@@ -21,13 +21,7 @@ pub(crate) async fn run(data: &Path, server: &ServerArgs) -> Result<(), CliError
     let nats = nats_server::find().map_err(|e| e.to_string());
     report("nats-server", nats.map(|path| path.display().to_string()));
     let place = Place::at(data);
-    let writable = std::fs::create_dir_all(place.folder())
-        .and_then(|()| tempfile_in(place.folder()))
-        .map_err(|e| format!("{} cannot be written: {e}", data.display()));
-    report(
-        "data folder",
-        writable.map(|()| place.folder().display().to_string()),
-    );
+    report("data folder", data_folder(&place));
     match Client::find(data, server) {
         Ok(client) => {
             let url = client.url().to_owned();
@@ -63,8 +57,39 @@ pub(crate) async fn run(data: &Path, server: &ServerArgs) -> Result<(), CliError
     }
 }
 
+/// Whether the data folder can be written or, where it is not there yet, be made. Leaves nothing behind.
+fn data_folder(place: &Place) -> Result<String, String> {
+    let folder = place.folder();
+    let is_there = |folder: &&Path| folder.try_exists().unwrap_or(true);
+    let there = folder.ancestors().find(is_there).unwrap_or(folder);
+    tempfile_in(there).map_err(|e| format!("{} cannot be written: {e}", there.display()))?;
+    let shown = folder.display();
+    Ok(match there == folder {
+        true => shown.to_string(),
+        false => format!("{shown} (not there yet; `inkstone up` makes it)"),
+    })
+}
+
 fn tempfile_in(folder: &Path) -> std::io::Result<()> {
     let path = folder.join(format!("doctor-{}", std::process::id()));
     std::fs::write(&path, "x")?;
     std::fs::remove_file(&path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_folder_is_looked_at_and_not_made() {
+        let root = tempfile::tempdir().unwrap();
+        let checked = |folder: &Path| data_folder(&Place::at(folder));
+        assert!(!checked(root.path()).unwrap().contains("not there yet"));
+        let missing = root.path().join("a/b");
+        assert!(checked(&missing).unwrap().contains("not there yet"));
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+        let file = root.path().join("file");
+        std::fs::write(&file, "x").unwrap();
+        assert!(checked(&file).unwrap_err().contains("cannot be written"));
+    }
 }

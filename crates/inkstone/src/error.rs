@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use contract::Failure;
+use contract::{ErrorCode, Failure};
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -154,6 +154,16 @@ pub enum CliError {
         /// How to give another address.
         option: &'static str,
     },
+    /// The certificate of an address is not one to trust.
+    #[error("the certificate of {url} is not trusted ({reason}); {remedy}")]
+    Untrusted {
+        /// The address.
+        url: String,
+        /// What is wrong with it.
+        reason: String,
+        /// What to do.
+        remedy: String,
+    },
     /// An address that is called in the clear speaks TLS, or the reverse.
     #[error("what answers at {url} {speaks}; {remedy}")]
     WrongScheme {
@@ -282,8 +292,23 @@ impl CliError {
 
 fn describe(failure: &Failure) -> String {
     let mut text = failure.message.clone();
+    if failure.code == ErrorCode::ModelNotFound {
+        text.push_str(" (`inkstone models list` shows them)");
+    }
     if let Some(wait) = failure.retry_after {
         text.push_str(&format!(" (in {:.1} s)", wait.as_secs_f32()));
     }
     format!("{text} [{}]", failure.code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_there_is_not_is_answered_with_the_command_that_lists_them() {
+        let told = |code| CliError::Refused(Failure::new(code, "no")).to_string();
+        assert!(told(ErrorCode::ModelNotFound).contains("`inkstone models list`"));
+        assert!(!told(ErrorCode::TaskNotFound).contains("models list"));
+    }
 }

@@ -30,6 +30,7 @@ pub(crate) fn code(error: &CliError) -> u8 {
         CliError::HadEnded { .. } => HAD_ENDED,
         CliError::Unreachable { .. }
         | CliError::WrongScheme { .. }
+        | CliError::Untrusted { .. }
         | CliError::NotRunning { .. }
         | CliError::Away { .. } => UNREACHABLE,
         CliError::Extension { .. }

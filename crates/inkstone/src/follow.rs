@@ -194,7 +194,7 @@ impl<'a> Follow<'a> {
 
     fn will_pass(&self, error: &CliError) -> bool {
         match error {
-            CliError::Unreachable { .. } => self.met,
+            CliError::Unreachable { .. } | CliError::Untrusted { .. } => self.met,
             // A connection that broke has one of these codes too.
             CliError::Refused(failure) => matches!(
                 failure.code,

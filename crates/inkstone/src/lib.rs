@@ -27,6 +27,7 @@ mod platform;
 mod policies;
 mod progress;
 mod up;
+mod values;
 mod watch;
 
 use std::process::ExitCode;

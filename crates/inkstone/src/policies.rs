@@ -74,7 +74,7 @@ pub(crate) async fn run(
             };
             let removed = policies.remove(request).await?;
             let keys = removed.map_or(0, |policy| policy.keys);
-            println!("{prefix} removed; {keys} keys are turned away");
+            println!("{prefix} removed; keys that are turned away: {keys}");
         }
     }
     Ok(())

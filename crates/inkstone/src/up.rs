@@ -68,11 +68,17 @@ fn banner(running: &Running, key: &str, data: &Path, took: Duration) -> String {
             ""
         ),
         format!(
-            "{:<15}      -H 'Content-Type: application/json' -d '{{\"prompt\":\"a 3d cat\"}}'",
+            "{:<15}      -H 'Content-Type: application/json' -d '{{\"prompt\":\"a 3d cat\",\"response_format\":\"url\"}}'",
             ""
         ),
-        format!("{:<15} Ctrl-C", "stop"),
     ]);
+    if url.starts_with("https://") {
+        lines.push(format!(
+            "{:<15} where its CA is not trusted here: generate --ca FILE, curl --cacert FILE",
+            "certificate"
+        ));
+    }
+    lines.push(format!("{:<15} Ctrl-C", "stop"));
     let rule = "─".repeat(RULE);
     let mut text = format!("\n{rule}\n\n");
     for line in lines {
@@ -112,9 +118,11 @@ mod tests {
             "gateway         http://127.0.0.1:7000/metrics",
             "generate \"a 3d cat",
             "$(cat .inkstone/key)\" \\\n",
+            "\"response_format\":\"url\"",
             "Ctrl-C",
         ] {
             assert!(text.contains(part), "{part}: {text}");
         }
+        assert!(!text.contains("--ca FILE"), "{text}");
     }
 }

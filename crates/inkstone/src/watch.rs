@@ -67,6 +67,11 @@ mod tests {
         task.set_phase(TaskPhase::Queued);
         let told = lines("http://h", &task);
         assert_eq!(told, ["queued, 2 before it, begins in about 2 s"]);
+        task.estimated_wait_ms = Some(0);
+        assert_eq!(
+            lines("http://h", &task),
+            ["queued, 2 before it, begins at once"]
+        );
         task.queue_position = Some(1);
         task.estimated_wait_ms = None;
         assert_eq!(lines("http://h", &task), ["queued, 1 before it"]);

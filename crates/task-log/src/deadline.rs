@@ -28,7 +28,7 @@ pub fn expired(within: Duration) -> Done {
         outcome: Some(done::Outcome::Failed(Failed {
             code: ErrorCode::DeadlineExceeded.to_string(),
             message: format!(
-                "the task did not begin within {seconds} seconds (expires_after_seconds); nothing was drawn"
+                "the task did not begin within {seconds} s (expires_after_seconds); nothing was drawn"
             ),
         })),
         ..Done::default()

@@ -44,8 +44,8 @@ use response::{Accepted, Cancelled, Drawn, Polled};
 
 /// Says that the caller does not wait for the pictures.
 const ASYNC: HeaderName = HeaderName::from_static("x-dashscope-async");
-/// DashScope's own words, which clients look for.
-const NOT_SYNCHRONOUS: &str = "current user api does not support synchronous calls.";
+/// DashScope's own words, which clients look for, and behind them what to do.
+const NOT_SYNCHRONOUS: &str = "current user api does not support synchronous calls. Send the header X-DashScope-Async: enable.";
 const NOT_ASYNCHRONOUS: &str = "current user api does not support asynchronous calls.";
 
 /// `POST /api/v1/services/aigc/text2image/image-synthesis` and `…/image2image/image-synthesis`
