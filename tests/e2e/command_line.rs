@@ -361,6 +361,16 @@ fn an_interrupt_stops_everything_the_broker_included_and_a_second_start_finds_it
 }
 
 #[test]
+fn a_platform_whose_folder_is_taken_away_says_so_and_ends() {
+    let mut up = Up::start();
+    let folder = up.data.path().join("nats");
+    std::fs::rename(&folder, up.data.path().join("elsewhere")).unwrap();
+    assert_eq!(ended(&mut up.child).code(), Some(1));
+    let said = format!("{} was removed or replaced", folder.display());
+    assert!(up.log().contains(&said), "{}", up.log());
+}
+
+#[test]
 fn where_nobody_looks_the_log_has_no_colours_and_generate_tells_how_far_it_is_in_lines() {
     let up = Up::start();
     let out = tempfile::tempdir().unwrap();

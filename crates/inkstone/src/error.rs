@@ -61,6 +61,12 @@ pub enum CliError {
         /// Its process id.
         process: i32,
     },
+    /// The data was taken away from a platform that runs.
+    #[error("{} was removed or replaced while the platform ran, and with it what it had stored; start it again", path.display())]
+    FolderGone {
+        /// The data folder, or one in it.
+        path: PathBuf,
+    },
     /// Another platform is about to run on the data folder, or about to stop.
     #[error("another process starts or stops a platform on {}; wait for it, or use another --data", data.display())]
     AlreadyStarting {

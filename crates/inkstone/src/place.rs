@@ -1,8 +1,8 @@
 //! What a platform on this machine leaves in its data folder for others to find it by.
 
 use std::fs;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::io::{self, Write as _};
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -101,5 +101,53 @@ impl Place {
         options.write(true).create(true).truncate(true).mode(0o600);
         let mut file = options.open(&path).map_err(failed())?;
         writeln!(file, "{bearer}").map_err(failed())
+    }
+}
+
+/// A folder that is kept open: one that is made anew in its place is another.
+#[derive(Debug)]
+pub(crate) struct Held {
+    path: PathBuf,
+    folder: fs::File,
+}
+
+impl Held {
+    pub(crate) fn of(path: PathBuf) -> Result<Self, CliError> {
+        let folder = fs::File::open(&path).map_err(CliError::file("open", &path))?;
+        Ok(Self { path, folder })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether its path leads to nothing, or to another folder.
+    pub(crate) fn is_gone(&self) -> bool {
+        let there = match fs::metadata(&self.path) {
+            Ok(there) => there,
+            Err(error) => return error.kind() == io::ErrorKind::NotFound,
+        };
+        let held = self.folder.metadata();
+        held.is_ok_and(|held| (held.dev(), held.ino()) != (there.dev(), there.ino()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_was_removed_or_made_anew_is_gone_whatever_is_in_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("nats");
+        fs::create_dir(&path).unwrap();
+        let held = Held::of(path.clone()).unwrap();
+        fs::write(path.join("file"), "x").unwrap();
+        assert!(!held.is_gone());
+        fs::remove_dir_all(&path).unwrap();
+        assert!(held.is_gone());
+        fs::create_dir(&path).unwrap();
+        assert!(held.is_gone());
+        assert!(!Held::of(path).unwrap().is_gone());
     }
 }

@@ -20,7 +20,7 @@ use crate::client::{service_peer, with_bearer};
 use crate::environment;
 use crate::error::CliError;
 use crate::keys::AUTH_URL;
-use crate::place::{Place, Running};
+use crate::place::{Held, Place, Running};
 
 /// How long everything may take to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -32,7 +32,7 @@ const RESTART_PAUSE: Duration = Duration::from_secs(5);
 const PUBLIC_URL: &str = "INKSTONE_ORCHESTRATOR__NOTICES__PUBLIC_URL";
 /// Where an operator says how submissions are stored. Here nobody has to: the broker is our own.
 const COMMIT: &str = "INKSTONE_ORCHESTRATOR__COMMIT__MANNER";
-/// Between looks at the broker's process.
+/// Between looks at the broker's process and at the data's folders.
 const LOOK: Duration = Duration::from_millis(250);
 
 /// How to run it.
@@ -50,6 +50,8 @@ pub(crate) struct Platform {
     place: Place,
     /// Held for as long as the platform runs: two on one folder would ruin each other's data.
     _lock: std::fs::File,
+    /// Without these nothing that is accepted is stored.
+    held: Vec<Held>,
     broker: NatsServer,
     telemetry: Telemetry,
     /// In order of start.
@@ -100,6 +102,9 @@ impl Platform {
             );
         }
         let broker = start_broker(&place, options.sync_always).await?;
+        let held = [place.folder().to_owned(), place.join("nats")];
+        let held = held.into_iter().map(Held::of);
+        let held = held.collect::<Result<Vec<_>, _>>()?;
         let mut starting = Starting {
             place: &place,
             broker_url: broker.url(),
@@ -117,6 +122,7 @@ impl Platform {
         let mut platform = Self {
             place,
             _lock: lock,
+            held,
             broker,
             telemetry,
             services,
@@ -193,13 +199,17 @@ impl Platform {
         Ok(bearer)
     }
 
-    /// Keeps the broker running until a service fails.
-    pub(crate) async fn keep(&mut self) -> TaskFailure {
+    /// Keeps the broker running until a service fails or a folder is gone, and says which.
+    pub(crate) async fn keep(&mut self) -> CliError {
         let mut look = tokio::time::interval(LOOK);
         loop {
             tokio::select! {
-                failure = failure_of(&self.services) => return failure,
+                failure = failure_of(&self.services) => return failure.into(),
                 _ = look.tick() => {}
+            }
+            if let Some(gone) = self.held.iter().find(|held| held.is_gone()) {
+                let path = gone.path().to_owned();
+                return CliError::FolderGone { path };
             }
             self.telemetry.upkeep();
             if !self.broker.is_running() {

@@ -39,7 +39,7 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
     println!("stopping …");
     platform.stop().await;
     println!("stopped");
-    failure.map_or(Ok(()), |failure| Err(failure.into()))
+    failure.map_or(Ok(()), Err)
 }
 
 /// What a person needs who has just started a platform.
