@@ -9,9 +9,11 @@ use contract::orchestrator::{
     DeadLetterInfo, DeadLetterKind, GetDeadLetterRequest, ListDeadLettersRequest,
     RetryDeadLetterRequest,
 };
-use contract::task::DeadLetter;
+use contract::task::{DeadLetter, WebhookDelivery};
+use prost::Message as _;
 use rpc::{Identity, Peer};
 use serde_json::{Value, json};
+use tonic::transport::Uri;
 
 use crate::callee::Callee;
 use crate::cli::TlsArgs;
@@ -189,6 +191,7 @@ impl Letters {
         line("kind", kind(&info));
         line("tenant", &letter.tenant);
         line("task", &letter.task_id);
+        line("url", &one_line(&url(&info).unwrap_or_default()));
         line("lane", &letter.lane);
         line("at", &at(&letter));
         line("code", &letter.code);
@@ -243,6 +246,21 @@ fn kind(info: &DeadLetterInfo) -> &'static str {
         DeadLetterKind::Intake => "intake",
         DeadLetterKind::Webhook => "webhook",
     }
+}
+
+/// Where a webhook was to be told, without what may be a secret there: a user's name and password, and the query.
+fn url(info: &DeadLetterInfo) -> Option<String> {
+    if info.kind() != DeadLetterKind::Webhook {
+        return None;
+    }
+    let payload = info.letter.as_ref()?.payload.as_slice();
+    let url = WebhookDelivery::decode(payload).ok()?.url;
+    let url = url.parse::<Uri>().ok()?;
+    let port = url.port_u16().map(|port| format!(":{port}"));
+    let query = url.query().map_or("", |_| "?…");
+    let (scheme, host) = (url.scheme_str()?, url.host()?);
+    let (port, path) = (port.unwrap_or_default(), url.path());
+    Some(format!("{scheme}://{host}{port}{path}{query}"))
 }
 
 fn at(letter: &DeadLetter) -> String {
@@ -314,6 +332,33 @@ mod tests {
         for bad in ["", "yesterday", "-1h", "2026-01-02"] {
             assert!(since(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_webhooks_letter_says_whom_it_was_for_and_keeps_secrets() {
+        let letter = |kind: DeadLetterKind, url: &str| {
+            let delivery = WebhookDelivery {
+                url: url.to_owned(),
+                ..WebhookDelivery::default()
+            };
+            let letter = DeadLetter {
+                payload: delivery.encode_to_vec(),
+                ..DeadLetter::default()
+            };
+            let mut info = DeadLetterInfo {
+                letter: Some(letter),
+                ..DeadLetterInfo::default()
+            };
+            info.set_kind(kind);
+            info
+        };
+        let secret = "https://me:secret@example.com:8443/hook/1?token=secret";
+        let shown = url(&letter(DeadLetterKind::Webhook, secret));
+        let expected = "https://example.com:8443/hook/1?…";
+        assert_eq!(shown.as_deref(), Some(expected));
+        let plain = url(&letter(DeadLetterKind::Webhook, "https://example.com/h"));
+        assert_eq!(plain.as_deref(), Some("https://example.com/h"));
+        assert_eq!(url(&letter(DeadLetterKind::Task, secret)), None);
     }
 
     #[test]
