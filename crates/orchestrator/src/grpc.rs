@@ -162,7 +162,8 @@ impl OrchestratorService for Grpc {
             let _ = done.send(task);
         });
         let answer = answer.await;
-        let task = answer.map_err(|_| Status::internal("a cancellation failed; the log says why"))?;
+        let task =
+            answer.map_err(|_| Status::internal("a cancellation failed; the log says why"))?;
         let task = Some(task.map_err(status)?);
         Ok(Response::new(api::CancelResponse { task }))
     }
