@@ -112,7 +112,7 @@ pub(crate) struct UpArgs {
     #[arg(long, env = "INKSTONE_OTLP_ENDPOINT", default_value = "")]
     pub(crate) otlp_endpoint: String,
     /// What is logged, in tracing's filter syntax.
-    #[arg(long, env = "INKSTONE_LOG", default_value = "info")]
+    #[arg(long, env = "INKSTONE_LOG", default_value = "info,async_nats=warn")]
     pub(crate) log: String,
 }
 
