@@ -175,7 +175,7 @@ pub(crate) struct GenerateArgs {
     /// What to draw.
     pub(crate) prompt: String,
     /// The file to write; with several pictures, -0, -1, … go before the extension. The extension (png, jpg, webp) says
-    /// which format.
+    /// which format; without one it is PNG.
     #[arg(short, long, default_value = "inkstone.png")]
     pub(crate) output: PathBuf,
     /// What to keep out of the picture.
