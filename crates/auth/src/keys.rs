@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::rand;
+use contract::id::InvalidId;
 use contract::{AppKey, TenantId};
 use jiff::Timestamp;
 use messaging::{BrokerError, Bucket, Snapshot};
@@ -59,12 +60,14 @@ pub(crate) struct Keys {
 
 /// A tenant as a request names it.
 pub(crate) fn tenant(text: &str) -> Result<TenantId, AuthError> {
-    text.parse().map_err(|error| invalid("tenant", error))
+    text.parse()
+        .map_err(|error: InvalidId| invalid("tenant", error.problem()))
 }
 
 /// An app key as a request names it.
 pub(crate) fn app_key(text: &str) -> Result<AppKey, AuthError> {
-    text.parse().map_err(|error| invalid("app_key", error))
+    text.parse()
+        .map_err(|error: InvalidId| invalid("app_key", error.problem()))
 }
 
 /// A name for people as a request gives it.

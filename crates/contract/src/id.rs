@@ -10,11 +10,22 @@ use uuid::Uuid;
 
 /// A text that is not an id of the kind asked for.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{kind} must be {rule}, not {given:?}")]
+#[error("{kind} {}", problem(rule, given))]
 pub struct InvalidId {
     kind: &'static str,
     rule: &'static str,
     given: String,
+}
+
+impl InvalidId {
+    /// What is wrong, for whoever names the field in front of it.
+    pub fn problem(&self) -> String {
+        problem(self.rule, &self.given)
+    }
+}
+
+fn problem(rule: &str, given: &str) -> String {
+    format!("must be {rule}, not {given:?}")
 }
 
 fn token(text: &str, max: usize, extra: &[u8]) -> bool {
@@ -162,6 +173,13 @@ mod tests {
         assert_eq!(TaskId::derived(&a, "k"), TaskId::derived(&a, "k"));
         assert_ne!(TaskId::derived(&a, "k"), TaskId::derived(&a, "l"));
         assert_ne!(TaskId::derived(&a, "k"), TaskId::derived(&b, "k"));
+    }
+
+    #[test]
+    fn what_is_wrong_with_an_id_is_said_with_and_without_its_name() {
+        let wrong = "Bad Tenant".parse::<TenantId>().unwrap_err();
+        assert_eq!(wrong.to_string(), format!("tenant {}", wrong.problem()));
+        assert!(wrong.problem().starts_with("must be 1 to 40 characters"));
     }
 
     #[test]

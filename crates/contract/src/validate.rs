@@ -20,7 +20,7 @@ pub fn validate(task: &v1::SubmitTask) -> Result<(), Failure> {
     if task.prompt.trim().is_empty() {
         return Err(Failure::invalid(
             "prompt",
-            "prompt must not be empty or blank",
+            "prompt must be given, and not be empty or blank",
         ));
     }
     at_most("prompt", &task.prompt, MAX_PROMPT_BYTES)?;

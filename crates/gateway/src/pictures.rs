@@ -242,6 +242,10 @@ fn look_at(
     mask: Option<(&Picture, &Bytes)>,
 ) -> Result<(), Failure> {
     let undecoded = |picture: &Picture, error: imaging::DecodeError| {
+        if matches!(error, imaging::DecodeError::NoAlpha) {
+            let rule = "must have an alpha channel, whose transparent part is painted anew";
+            return picture.wrong(rule);
+        }
         let why = lifecycle::chain(&error);
         picture.wrong(format!("must be a PNG, JPEG or WebP file: {why}"))
     };
@@ -284,6 +288,10 @@ pub(crate) fn only<T>(field: &'static str, mut list: Vec<T>) -> Result<T, Failur
     let count = list.len();
     match (list.pop(), list.is_empty()) {
         (Some(one), true) => Ok(one),
+        (None, _) => {
+            let message = format!("{field} must be 1 picture, and none is given");
+            Err(Failure::invalid(field, message))
+        }
         _ => {
             let message =
                 format!("{field} must be 1 picture, not {count}: the models here draw from one");

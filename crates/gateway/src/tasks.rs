@@ -11,6 +11,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use contract::auth::Caller;
 use contract::json::submission;
+use contract::limits::MAX_IDEMPOTENCY_KEY_BYTES;
 use contract::{ErrorCode, Failure, TaskId, validate};
 
 use crate::edge::Edge;
@@ -204,13 +205,18 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<String, Failure> {
     let Some(value) = headers.get(IDEMPOTENCY_KEY) else {
         return Ok(String::new());
     };
-    let visible = |key: &&str| !key.is_empty() && key.bytes().all(|b| (b' '..=b'~').contains(&b));
-    match value.to_str().map(str::trim).ok().filter(visible) {
+    let good = |key: &&str| {
+        let fits = (1..=MAX_IDEMPOTENCY_KEY_BYTES).contains(&key.len());
+        fits && key.bytes().all(|b| (b' '..=b'~').contains(&b))
+    };
+    match value.to_str().map(str::trim).ok().filter(good) {
         Some(key) => Ok(key.to_owned()),
-        None => Err(Failure::invalid(
-            "idempotency_key",
-            "the Idempotency-Key header must be visible ASCII and not empty",
-        )),
+        None => {
+            let message = format!(
+                "the Idempotency-Key header must be 1 to {MAX_IDEMPOTENCY_KEY_BYTES} visible ASCII characters"
+            );
+            Err(Failure::invalid("idempotency_key", message))
+        }
     }
 }
 
@@ -270,7 +276,9 @@ mod tests {
         };
         assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), "");
         assert_eq!(with(b" order 1 ").unwrap(), "order 1");
-        for bad in [&b""[..], b"  ", b"a\tb", "\u{e9}".as_bytes()] {
+        let long = [b'k'; MAX_IDEMPOTENCY_KEY_BYTES + 1];
+        assert!(with(&long[1..]).is_ok());
+        for bad in [&b""[..], b"  ", b"a\tb", "\u{e9}".as_bytes(), &long] {
             assert_eq!(
                 with(bad).unwrap_err().field.as_deref(),
                 Some("idempotency_key")

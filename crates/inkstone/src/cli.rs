@@ -112,7 +112,7 @@ pub(crate) struct UpArgs {
     #[arg(long, env = "INKSTONE_OTLP_ENDPOINT", default_value = "")]
     pub(crate) otlp_endpoint: String,
     /// What is logged, in tracing's filter syntax.
-    #[arg(long, env = "INKSTONE_LOG", default_value = "info")]
+    #[arg(long, env = "INKSTONE_LOG", default_value = "info,async_nats=warn")]
     pub(crate) log: String,
 }
 
@@ -175,7 +175,7 @@ pub(crate) struct GenerateArgs {
     /// What to draw.
     pub(crate) prompt: String,
     /// The file to write; with several pictures, -0, -1, … go before the extension. The extension (png, jpg, webp) says
-    /// which format.
+    /// which format; without one it is PNG.
     #[arg(short, long, default_value = "inkstone.png")]
     pub(crate) output: PathBuf,
     /// What to keep out of the picture.

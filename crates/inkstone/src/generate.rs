@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use contract::v1::{
     GetImageRequest, OutputFormat, PromptSyntax, SubmitRequest, SubmitTask, Task, TaskPhase,
 };
+use rustix::fs::{Access, access};
 
 use crate::cli::GenerateArgs;
 use crate::client::{Client, phase};
@@ -173,10 +174,14 @@ pub(crate) fn check_output(output: &Path) -> Result<(), CliError> {
         let path = output.to_owned();
         return Err(CliError::OutputFolder { path });
     }
-    if let Some(folder) = output.parent().filter(|f| !f.as_os_str().is_empty()) {
-        std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
-    }
-    Ok(())
+    let folder = output.parent().filter(|f| !f.as_os_str().is_empty());
+    let folder = folder.unwrap_or(Path::new("."));
+    std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
+    let permitted = match output.exists() {
+        true => access(output, Access::WRITE_OK),
+        false => access(folder, Access::WRITE_OK | Access::EXEC_OK),
+    };
+    permitted.map_err(|error| CliError::file("write", output)(error.into()))
 }
 
 fn write(path: &Path, data: &[u8]) -> Result<(), CliError> {

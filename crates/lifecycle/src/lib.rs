@@ -65,6 +65,7 @@ impl Service {
     /// Says that everything has been started and every check added: `/readyz` answers 503 before, whatever the checks say.
     #[must_use]
     pub fn started(self) -> Self {
+        self.tasks.started();
         self.health.started();
         self
     }

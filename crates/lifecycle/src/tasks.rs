@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -32,6 +33,8 @@ pub struct Tasks {
     stopping: CancellationToken,
     failed: CancellationToken,
     failure: Arc<Mutex<Option<TaskFailure>>>,
+    /// Whether the service's start is over.
+    started: Arc<AtomicBool>,
 }
 
 impl Tasks {
@@ -42,7 +45,13 @@ impl Tasks {
             stopping: CancellationToken::new(),
             failed: CancellationToken::new(),
             failure: Arc::default(),
+            started: Arc::default(),
         }
+    }
+
+    /// The service's start is over.
+    pub(crate) fn started(&self) {
+        self.started.store(true, Ordering::Relaxed);
     }
 
     /// Runs what the service cannot live without. If it ends before the service stops, by returning or by a
@@ -56,7 +65,7 @@ impl Tasks {
         self.track(task, async move {
             let problem = match AssertUnwindSafe(future).catch_unwind().await {
                 Ok(_) if tasks.stopping.is_cancelled() => return,
-                Ok(Ok(())) => "ended by itself".to_owned(),
+                Ok(Ok(())) => return tasks.ended_by_itself(task),
                 Ok(Err(error)) => format!("failed: {}", chain(&error)),
                 Err(panic) => format!("panicked: {}", panic_text(&*panic)),
             };
@@ -95,13 +104,32 @@ impl Tasks {
     }
 
     fn declare(&self, task: &'static str, problem: String, hung: bool) {
-        let failure = TaskFailure {
+        let failure = self.failure_of(task, problem, hung);
+        tracing::error!(service = self.service, "{failure}");
+        self.record(failure);
+    }
+
+    /// A start that fails lets go of what its tasks wait for: whoever starts the service is told why, and their ends are no news.
+    fn ended_by_itself(&self, task: &'static str) {
+        let failure = self.failure_of(task, "ended by itself".to_owned(), false);
+        if self.started.load(Ordering::Relaxed) {
+            tracing::error!(service = self.service, "{failure}");
+        } else {
+            tracing::debug!(service = self.service, "{failure}");
+        }
+        self.record(failure);
+    }
+
+    fn failure_of(&self, task: &'static str, problem: String, hung: bool) -> TaskFailure {
+        TaskFailure {
             service: self.service,
             task,
             problem,
             hung,
-        };
-        tracing::error!(service = self.service, "{failure}");
+        }
+    }
+
+    fn record(&self, failure: TaskFailure) {
         // A poisoned lock still holds a whole value: it is only ever set.
         let mut slot = self.failure.lock().unwrap_or_else(|e| e.into_inner());
         slot.get_or_insert(failure);
@@ -186,6 +214,19 @@ mod tests {
         let failure = tasks.failed().await;
         assert_eq!(failure.task, "doomed");
         assert!(failure.problem.contains("the reason"));
+    }
+
+    #[tokio::test]
+    async fn a_critical_task_that_ends_too_early_fails_its_service_started_or_not() {
+        for started in [false, true] {
+            let tasks = Tasks::new("test");
+            if started {
+                tasks.started();
+            }
+            tasks.critical("short", async { Ok::<(), std::io::Error>(()) });
+            let failure = tasks.failed().await;
+            assert_eq!(failure.to_string(), "test: task `short` ended by itself");
+        }
     }
 
     #[tokio::test]

@@ -247,11 +247,11 @@ impl Fields {
         let Some(value) = self.take(name) else {
             return Ok(None);
         };
-        let number = whole(&value).and_then(|n| u32::try_from(n).ok());
-        let expected = "a whole number from 0 to 4294967295";
-        number
-            .map(Some)
-            .ok_or_else(|| wrong(name, expected, &value))
+        // Each has limits of its own, far below those of 32 bits: naming these would mislead.
+        let refused = |expected| wrong(name, expected, &value);
+        let number = whole(&value).ok_or_else(|| refused("a whole number of 0 or more"))?;
+        let small = u32::try_from(number).map_err(|_| refused("a smaller whole number"))?;
+        Ok(Some(small))
     }
 
     /// Takes a whole number of 64 bits.
@@ -429,10 +429,14 @@ mod tests {
         let messages = failures.map(|f| f.message);
         assert_eq!(
             messages[0],
-            "a must be a whole number from 0 to 4294967295, not \"x\""
+            "a must be a whole number of 0 or more, not \"x\""
         );
         assert_eq!(messages[1], "b must be a string, not 1");
         assert_eq!(messages[3], "d[1] must be a string, not 2");
+        assert_eq!(
+            messages[4],
+            "e must be a smaller whole number, not 4294967296"
+        );
         assert_eq!(messages[6], "g must be a number, not an object");
         assert_eq!(messages[8], "a must be one of y, z, not \"x\"");
     }

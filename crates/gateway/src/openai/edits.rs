@@ -310,7 +310,7 @@ mod tests {
     #[test]
     fn what_json_cannot_name_is_refused_by_its_parameter() {
         for (body, param, says) in [
-            (r#"{}"#, "images", "1 picture, not 0"),
+            (r#"{}"#, "images", "none is given"),
             (
                 r#"{"images":[{"image_url":"a"},{"image_url":"b"}]}"#,
                 "images",

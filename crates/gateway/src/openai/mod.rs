@@ -14,6 +14,7 @@ mod request;
 mod response;
 mod stream;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -179,7 +180,8 @@ pub(crate) struct Error<'a> {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OpenAiErrorBody)]
 struct ErrorBody<'a> {
-    message: &'a str,
+    #[schema(value_type = String)]
+    message: Cow<'a, str>,
     r#type: &'static str,
     /// OpenAI's name of the field at fault.
     #[schema(required = true)]
@@ -193,7 +195,7 @@ impl<'a> Error<'a> {
     pub(crate) fn new(failure: &'a Failure) -> Self {
         Self {
             error: ErrorBody {
-                message: &failure.message,
+                message: message(failure),
                 r#type: kind(failure.code),
                 param: failure
                     .field
@@ -212,6 +214,15 @@ fn kind(code: ErrorCode) -> &'static str {
         429 => "rate_limit_error",
         500.. => "server_error",
         _ => "invalid_request_error",
+    }
+}
+
+/// What went wrong; of a picture's sides, with the name of the parameter that has both.
+fn message(failure: &Failure) -> Cow<'_, str> {
+    let text = failure.message.as_str();
+    match failure.field.as_deref() {
+        Some("width" | "height") => format!("size: {text}").into(),
+        _ => text.into(),
     }
 }
 
@@ -234,7 +245,7 @@ mod tests {
     fn an_error_names_openais_own_parameter_and_kind() {
         let shown = |failure: &Failure| serde_json::to_value(Error::new(failure)).unwrap();
         let failure = Failure::invalid("height", "height must be a multiple of 32");
-        let expected = serde_json::json!({"error": {"message": "height must be a multiple of 32",
+        let expected = serde_json::json!({"error": {"message": "size: height must be a multiple of 32",
             "type": "invalid_request_error", "param": "size", "code": "invalid_argument"}});
         assert_eq!(shown(&failure), expected);
         let failure = Failure::invalid("images", "images must be 1 picture, not 2");
