@@ -107,7 +107,7 @@ async fn a_policy_that_keys_fall_under_is_removed_only_by_who_says_so() {
     };
     let request = instance.admin(remove(false));
     let refused = failure(instance.policies.remove_policy(request).await);
-    assert!(refused.message.contains("1 keys"), "{refused}");
+    assert!(refused.message.contains("good (1)"), "{refused}");
     let way = r#"inkstone policies remove "dev-" --even-if-used"#;
     assert!(refused.message.contains(way), "{refused}");
     instance.authenticate(bearer(&made)).await.unwrap();
