@@ -153,7 +153,7 @@ fn number(event: &Event) -> u64 {
     number.and_then(|n| n.parse().ok()).unwrap_or_default()
 }
 
-/// The lines of a block.
+/// The text of a block: its lines.
 fn text(event: &Event) -> Result<&str, AuditError> {
     std::str::from_utf8(&event.payload).map_err(|_| AuditError::Block {
         block: number(event),

@@ -21,7 +21,6 @@ const LAGS: [Duration; 3] = [
     Duration::from_millis(40),
     Duration::from_millis(80),
 ];
-
 /// How long after it was read word may come of what was read before it was heard of.
 const WORD: Duration = Duration::from_millis(200);
 
@@ -110,8 +109,10 @@ pub(crate) struct Line {
     looks: usize,
     /// When reading last found its end.
     pub(crate) looked: Instant,
-    /// Not before then, because the last attempt failed or did not find all that was heard of.
+    /// Not before then, because the last attempt failed.
     pub(crate) not_before: Option<Instant>,
+    /// It is not read before then, because not all that was heard of was found. Its heads go meanwhile.
+    pub(crate) rests_until: Option<Instant>,
     /// The mean cost of those that were read last; 0 before any was.
     usual: u64,
     /// Submissions that have gone by, for the ladder.
@@ -141,6 +142,7 @@ impl Line {
             looks: 0,
             looked: now,
             not_before: None,
+            rests_until: None,
             usual: 0,
             passed: 0,
             ladder,
@@ -190,10 +192,8 @@ impl Line {
         self.behind = self.behind.saturating_add(submissions);
         self.more = true;
         self.heard = self.reading;
-        if self.looks > 0 {
-            // It rests for what it has not found; this may be there.
-            self.not_before = None;
-        }
+        // If it rests for what it has not found: this may be there.
+        self.rests_until = None;
         self.expect(submissions, now);
     }
 
@@ -204,13 +204,16 @@ impl Line {
         }
         let known = self.untold.min(submissions);
         self.untold -= known;
+        if self.unseen == 0 {
+            self.looks = 0;
+        }
         self.unseen = self.unseen.saturating_add(submissions - known);
-        self.looks = 0;
     }
 
     /// Whether to read on now, and how many to ask for.
     pub(crate) fn wants(&self, cap: usize, now: Instant) -> Option<usize> {
-        let idle = !self.reading && self.not_before.is_none_or(|at| at <= now);
+        let over = |until: Option<Instant>| until.is_none_or(|at| at <= now);
+        let idle = !self.reading && over(self.not_before) && over(self.rests_until);
         let low = self.heads.len() * 2 <= cap && self.heads.len() < cap;
         (idle && self.more && low).then(|| cap - self.heads.len())
     }
@@ -239,7 +242,8 @@ impl Line {
         self.behind = behind;
         (self.reading, self.heard) = (false, false);
         self.looked = now;
-        self.not_before = lag.map(|lag| now + lag);
+        self.not_before = None;
+        self.rests_until = lag.map(|lag| now + lag);
     }
 
     /// How long to rest before what was heard of and not seen is looked for again; `None` where that is at once, or not at all.
@@ -453,7 +457,7 @@ mod tests {
         }
         let again = |at: Instant| at.saturating_duration_since(now);
         line.more
-            .then(|| line.not_before.map_or(Duration::ZERO, again))
+            .then(|| line.rests_until.map_or(Duration::ZERO, again))
     }
 
     #[test]
@@ -497,6 +501,9 @@ mod tests {
         assert_eq!(line.wants(8, now), None);
         line.hear(1, now);
         assert_eq!(line.wants(8, now), Some(8));
+        // What it has goes meanwhile.
+        line.read(vec![waiting(10)], 1, 11, 0, now);
+        assert!(line.rests_until.is_some() && line.not_before.is_none());
         // After an error it waits for as long as it was told to.
         line.not_before = Some(now + LAGS[0]);
         line.hear(1, now);

@@ -286,7 +286,7 @@ impl Dispatcher {
                 self.is_due |= found;
                 line.read(heads.taken, heads.seen, heads.next, heads.behind, now);
                 let active = line.is_active();
-                let rest = line.not_before;
+                let rest = line.rests_until;
                 drop(lines);
                 if let Some(until) = rest {
                     self.rest(queue.clone(), until);
