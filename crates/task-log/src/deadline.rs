@@ -73,6 +73,6 @@ mod tests {
             panic!("not failed");
         };
         assert_eq!(failed.code, "deadline_exceeded");
-        assert!(failed.message.contains("90 seconds"));
+        assert!(failed.message.contains("within 90 s"));
     }
 }
