@@ -194,8 +194,7 @@ impl Exporter {
 
     /// The block with this number, if there is one.
     async fn block(&self, number: u64) -> Result<Option<Event>, AuditError> {
-        let found = self.blocks.last_of_all(&[&subject(number)]).await?;
-        Ok(found.into_iter().next())
+        Ok(self.blocks.at(&subject(number)).await?)
     }
 }
 
