@@ -17,12 +17,7 @@ impl EventLog {
         if !self.broker.is_connected() {
             return Err(self.broker.unreachable());
         }
-        let stream = self
-            .broker
-            .jetstream()
-            .get_stream_no_info(self.stream)
-            .await;
-        let stream = stream.map_err(BrokerError::request(OPERATION))?;
+        let stream = self.broker.stream(self.stream, OPERATION).await?;
         match stream.get_last_raw_message_by_subject(filter).await {
             Ok(found) => Ok(Some(Event {
                 subject: found.subject.to_string(),

@@ -250,6 +250,16 @@ impl Broker {
         self.client().connection_state() == State::Connected
     }
 
+    /// The handle of `stream`. The broker is not asked whether there is one; `operation` is what it is wanted for.
+    pub(crate) async fn stream(
+        &self,
+        stream: &str,
+        operation: &'static str,
+    ) -> Result<jetstream::stream::Stream<()>, BrokerError> {
+        let handle = self.jetstream().get_stream_no_info(stream).await;
+        handle.map_err(BrokerError::request(operation))
+    }
+
     fn unreachable(&self) -> BrokerError {
         BrokerError::Unreachable {
             url: self.shared.settings.url.clone(),

@@ -408,12 +408,7 @@ impl EventLog {
     /// When the broker does not confirm.
     pub async fn remove(&self, sequence: u64) -> Result<bool, BrokerError> {
         const OPERATION: &str = "removing an event";
-        let stream = self
-            .broker
-            .jetstream()
-            .get_stream_no_info(self.stream)
-            .await;
-        let stream = stream.map_err(BrokerError::request(OPERATION))?;
+        let stream = self.broker.stream(self.stream, OPERATION).await?;
         let error = match stream.delete_message(sequence).await {
             Ok(removed) => return Ok(removed),
             Err(error) => error,

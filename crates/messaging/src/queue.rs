@@ -15,6 +15,7 @@ use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 
 /// How long one pull waits for messages before it is asked again.
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
+const OPENING: &str = "opening a queue";
 const ACKNOWLEDGING: &str = "acknowledging work";
 
 /// A stream from which each message is taken by one worker at a time.
@@ -151,12 +152,7 @@ impl WorkQueue {
     /// # Errors
     /// When the broker does not answer.
     pub async fn depth(&self, filter: &str) -> Result<Vec<(String, usize)>, BrokerError> {
-        let stream = self
-            .broker
-            .jetstream()
-            .get_stream_no_info(self.stream)
-            .await;
-        let stream = stream.map_err(BrokerError::request("opening a queue"))?;
+        let stream = self.broker.stream(self.stream, OPENING).await?;
         let info = stream.info_with_subjects(filter).await;
         let mut info = info.map_err(BrokerError::request("reading a queue's depth"))?;
         let mut depths = Vec::new();
@@ -171,12 +167,7 @@ impl WorkQueue {
     /// # Errors
     /// When the broker does not say that it has.
     pub async fn keep_last(&self, filter: &str, keep: u64) -> Result<u64, BrokerError> {
-        let stream = self
-            .broker
-            .jetstream()
-            .get_stream_no_info(self.stream)
-            .await;
-        let stream = stream.map_err(BrokerError::request("opening a queue"))?;
+        let stream = self.broker.stream(self.stream, OPENING).await?;
         let purged = stream.purge().filter(filter).keep(keep).await;
         let purged = purged.map_err(BrokerError::request("purging a queue"))?;
         Ok(purged.purged)
@@ -187,12 +178,7 @@ impl WorkQueue {
     /// # Errors
     /// When the broker does not answer.
     pub async fn consumers(&self) -> Result<Vec<(String, u64)>, BrokerError> {
-        let stream = self
-            .broker
-            .jetstream()
-            .get_stream_no_info(self.stream)
-            .await;
-        let stream = stream.map_err(BrokerError::request("opening a queue"))?;
+        let stream = self.broker.stream(self.stream, OPENING).await?;
         let mut consumers = stream.consumers();
         let mut all = Vec::new();
         while let Some(info) = consumers.next().await {
