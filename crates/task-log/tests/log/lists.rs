@@ -5,15 +5,11 @@ use contract::task::{Cancelled, Submitted, done};
 use contract::v1::TaskPhase;
 use task_log::{TaskRef, Wanted};
 
-use crate::{Bench, bench, cancelled, ended, submitted, tenant};
+use crate::support::{cancelled, ended, scratch_log, submitted, tenant};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn pages_hold_every_task_once_newest_first() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let ids: Vec<TaskId> = (0..25).map(|_| TaskId::random()).collect();
     for &id in &ids {
         log.submit(&submitted(id)).await.unwrap();
@@ -44,11 +40,7 @@ async fn pages_hold_every_task_once_newest_first() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_list_is_filtered_before_it_is_cut_and_its_pages_stay_good_while_tasks_come() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let ids: Vec<TaskId> = (0..60).map(|_| TaskId::random()).collect();
     for (number, &id) in ids.iter().enumerate() {
         let mut event = submitted(id);
@@ -118,11 +110,7 @@ async fn a_list_is_filtered_before_it_is_cut_and_its_pages_stay_good_while_tasks
 
 #[tokio::test]
 async fn the_tasks_of_a_tenant_that_wait_are_those_that_have_not_ended_and_nobody_was_handed() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     assert_eq!(log.waiting(&tenant()).await.unwrap(), 0);
     let mut tasks = Vec::new();
     for _ in 0..5 {

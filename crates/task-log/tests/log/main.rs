@@ -6,75 +6,21 @@
 mod lists;
 mod open;
 mod states;
+mod support;
 mod work;
 
-use contract::task::{Cancelled, DeadLetter, Done, Phase, State, Submitted, Succeeded, done};
+use contract::TaskId;
+use contract::task::{DeadLetter, Phase, State, Submitted, Succeeded, done};
 use contract::v1::{Feedback, TaskPhase};
-use contract::{TaskId, TenantId};
-use messaging::{Broker, BrokerError, BrokerSettings};
-use nats_server::NatsServer;
+use messaging::BrokerError;
 use prost::Message as _;
-use task_log::{Commit, Ended, StreamSettings, Submission, TaskLog, TaskRef, Update};
+use task_log::{Commit, Ended, Submission, TaskRef, Update};
 
-struct Bench {
-    server: NatsServer,
-    broker: Broker,
-    log: TaskLog,
-}
-
-async fn bench() -> Bench {
-    let server = NatsServer::scratch().unwrap();
-    let settings = BrokerSettings::new(server.url(), "10s".parse().unwrap());
-    let broker = Broker::connect(&settings, "test").await.unwrap();
-    let log = TaskLog::new(broker.clone());
-    let streams = StreamSettings {
-        task_retention: "1h".parse().unwrap(),
-        task_max_size: "64MiB".parse().unwrap(),
-        dead_retention: "1h".parse().unwrap(),
-        dead_max_size: "16MiB".parse().unwrap(),
-    };
-    log.ensure_streams(&streams).await.unwrap();
-    Bench {
-        server,
-        broker,
-        log,
-    }
-}
-
-fn tenant() -> TenantId {
-    "acme".parse().unwrap()
-}
-
-fn submitted(task: TaskId) -> Submitted {
-    Submitted {
-        task_id: task.to_string(),
-        tenant: "acme".to_owned(),
-        lane: "standard-image".to_owned(),
-        model: "demo".to_owned(),
-        model_version: "1".to_owned(),
-        request_digest: vec![1],
-        ..Submitted::default()
-    }
-}
-
-fn ended(outcome: done::Outcome) -> Done {
-    Done {
-        outcome: Some(outcome),
-        ..Done::default()
-    }
-}
-
-fn cancelled() -> Done {
-    ended(done::Outcome::Cancelled(Cancelled::default()))
-}
+use support::{Bench, bench, cancelled, ended, scratch_log, submit_one, submitted, tenant};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_same_submission_twice_is_one_task() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let first = submitted(TaskId::random());
     assert_eq!(log.submit(&first).await.unwrap(), Submission::Accepted);
     let again = log.submit(&first).await.unwrap();
@@ -189,14 +135,8 @@ async fn settled_one_by_one(commit: Commit) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_ends_at_once_one_counts_and_the_others_read_it() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
-    let event = submitted(TaskId::random());
-    log.submit(&event).await.unwrap();
-    let task = TaskRef::of(&event).unwrap();
+    let (_server, log) = scratch_log().await;
+    let task = submit_one(&log).await;
     let ends = (0..32).map(|attempt| {
         let (log, task) = (log.clone(), task.clone());
         async move {
@@ -225,11 +165,7 @@ async fn of_many_ends_at_once_one_counts_and_the_others_read_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_task_is_its_tenants_alone() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let id = TaskId::random();
     log.submit(&submitted(id)).await.unwrap();
     assert!(log.read(&tenant(), id).await.unwrap().is_some());
@@ -241,14 +177,8 @@ async fn a_task_is_its_tenants_alone() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_tells_every_phase_and_ends_with_the_end() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
-    let event = submitted(TaskId::random());
-    log.submit(&event).await.unwrap();
-    let task = TaskRef::of(&event).unwrap();
+    let (_server, log) = scratch_log().await;
+    let task = submit_one(&log).await;
     let mut watch = log.watch(&task.tenant, task.task).await.unwrap().unwrap();
     let mut phases = Vec::new();
     while let Some(update) = watch.next().await.unwrap() {
@@ -282,9 +212,7 @@ async fn an_end_that_is_heard_of_counts_before_a_read_shows_it() {
         broker,
         log,
     } = bench().await;
-    let event = submitted(TaskId::random());
-    log.submit(&event).await.unwrap();
-    let task = TaskRef::of(&event).unwrap();
+    let task = submit_one(&log).await;
     let mut ends = log.ends(&task).await.unwrap();
     // Told and not stored here: as from a replica that lags, no read shows it.
     let place = format!("inkstone.event.acme.standard-image.{}.done", task.task);
@@ -298,12 +226,8 @@ async fn an_end_that_is_heard_of_counts_before_a_read_shows_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_outlives_a_broker_that_is_killed_and_comes_back() {
-    let Bench {
-        mut server, log, ..
-    } = bench().await;
-    let event = submitted(TaskId::random());
-    log.submit(&event).await.unwrap();
-    let task = TaskRef::of(&event).unwrap();
+    let (mut server, log) = scratch_log().await;
+    let task = submit_one(&log).await;
     let mut watch = log.watch(&task.tenant, task.task).await.unwrap().unwrap();
     assert!(matches!(
         watch.next().await.unwrap(),
@@ -369,14 +293,8 @@ async fn a_submission_is_refused_while_the_broker_is_away_and_leaves_no_ghost() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_several_words_on_a_task_the_last_one_counts() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
-    let event = submitted(TaskId::random());
-    log.submit(&event).await.unwrap();
-    let task = TaskRef::of(&event).unwrap();
+    let (_server, log) = scratch_log().await;
+    let task = submit_one(&log).await;
     for rating in [2, 5] {
         let feedback = Feedback {
             rating,
@@ -391,11 +309,7 @@ async fn of_several_words_on_a_task_the_last_one_counts() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_up_is_kept_with_its_reason() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let letter = DeadLetter {
         tenant: "acme".to_owned(),
         task_id: TaskId::random().to_string(),

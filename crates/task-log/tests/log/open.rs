@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 use contract::{Lane, TaskId};
 use task_log::{Cursor, Ended, Queue, TaskLog, TaskRef, Touch};
 
-use crate::{Bench, bench, cancelled, submitted};
+use crate::support::{Bench, bench, cancelled, scratch_log, submitted};
 
 fn at(seconds: u64) -> Option<SystemTime> {
     Some(SystemTime::UNIX_EPOCH + Duration::from_secs(seconds))
@@ -42,11 +42,7 @@ async fn pass(log: &TaskLog, queue: &Queue) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_oldest_open_task_is_known_while_it_waits_and_while_it_is_worked_on() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let lanes: [Lane; 2] = ["standard-image", "standard-hd"].map(|lane| lane.parse().unwrap());
     assert_eq!(log.open_since().await.unwrap(), None);
     let first = submit(&log, &lanes[0], 100).await;

@@ -1,10 +1,8 @@
 //! States that are written in place of the one that was read.
 
-use contract::TaskId;
 use contract::task::{Phase, State};
-use task_log::TaskRef;
 
-use crate::{Bench, bench, submitted, tenant};
+use crate::support::{Bench, bench, scratch_log, submit_one, tenant};
 
 fn running(worker: &str, attempt: u32) -> State {
     State {
@@ -17,14 +15,8 @@ fn running(worker: &str, attempt: u32) -> State {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn of_many_workers_that_read_the_same_state_one_takes_the_task_up() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
-    let event = submitted(TaskId::random());
-    let task = TaskRef::of(&event).unwrap();
-    log.submit(&event).await.unwrap();
+    let (_server, log) = scratch_log().await;
+    let task = submit_one(&log).await;
     let read = async || log.read(&tenant(), task.task).await.unwrap().unwrap();
     assert_eq!(read().await.state_sequence, 0, "there is none");
     let scheduled = State {
@@ -51,14 +43,8 @@ async fn of_many_workers_that_read_the_same_state_one_takes_the_task_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_whose_answer_was_lost_is_found_when_it_is_written_again() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
-    let event = submitted(TaskId::random());
-    let task = TaskRef::of(&event).unwrap();
-    log.submit(&event).await.unwrap();
+    let (_server, log) = scratch_log().await;
+    let task = submit_one(&log).await;
     let state = running("one", 1);
     let written = log.replace_state(&task, &state, 0).await.unwrap();
     let again = log.replace_state(&task, &state, 0).await.unwrap();
@@ -68,12 +54,8 @@ async fn a_state_whose_answer_was_lost_is_found_when_it_is_written_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_state_that_meets_a_broker_which_is_away_is_an_error_and_no_refusal() {
-    let Bench {
-        mut server, log, ..
-    } = bench().await;
-    let event = submitted(TaskId::random());
-    let task = TaskRef::of(&event).unwrap();
-    log.submit(&event).await.unwrap();
+    let (mut server, log) = scratch_log().await;
+    let task = submit_one(&log).await;
     server.kill();
     let state = running("one", 1);
     assert!(log.replace_state(&task, &state, 0).await.is_err());
@@ -94,9 +76,7 @@ async fn the_leader_tells_the_last_event_whatever_its_lane_and_that_there_is_non
         broker,
         log,
     } = bench().await;
-    let event = submitted(TaskId::random());
-    log.submit(&event).await.unwrap();
-    let task = TaskRef::of(&event).unwrap();
+    let task = submit_one(&log).await;
     let tasks = broker.log("TASKS");
     let ask = async |name: &str| {
         let filter = format!("inkstone.task.acme.*.{}.{name}", task.task);

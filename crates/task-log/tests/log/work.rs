@@ -1,20 +1,24 @@
 //! What is to be done: how it is queued, handed over, given back and read.
 
+use std::time::{Duration, Instant};
+
 use contract::TaskId;
 use contract::task::{Dispatch, Phase, State, Submitted};
-use messaging::BrokerError;
+use messaging::{BrokerError, Puller};
 use prost::Message as _;
-use task_log::{Cursor, Handed, Handover, Queue, Record, TaskRef};
+use task_log::{Cursor, Handed, Handover, Queue, Record, TaskLog, TaskRef};
 
-use crate::{Bench, bench, cancelled, submitted, tenant};
+use crate::support::{Bench, bench, cancelled, scratch_log, submitted, tenant};
+
+/// What workers of the model that all these tasks want pull from.
+async fn work_of_the_model(log: &TaskLog, ack_wait: Duration) -> Puller {
+    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
+    log.work_of(&model, &number, ack_wait).await.unwrap()
+}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dispatch_is_queued_once_and_comes_back_when_it_is_not_acknowledged() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let event = submitted(TaskId::random());
     assert_eq!(
         log.dispatch(&event, 0, 4).await.unwrap(),
@@ -27,9 +31,8 @@ async fn a_dispatch_is_queued_once_and_comes_back_when_it_is_not_acknowledged() 
     let work = log.work().await.unwrap();
     assert_eq!(work.by_version, [(version, 1)].into());
     assert_eq!(work.by_tenant, [(tenant(), 1)].into());
-    let wait = std::time::Duration::from_secs(1);
-    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
-    let work = log.work_of(&model, &number, wait).await.unwrap();
+    let wait = Duration::from_secs(1);
+    let work = work_of_the_model(&log, wait).await;
     let first = work.pull(4).await.unwrap();
     assert_eq!(first.len(), 1);
     drop(first);
@@ -46,21 +49,16 @@ async fn a_dispatch_is_queued_once_and_comes_back_when_it_is_not_acknowledged() 
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_back_at_once_comes_back_after_its_delay_and_not_after_the_ack_wait() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let mut left = 20;
     for _ in 0..left {
         log.dispatch(&submitted(TaskId::random()), 0, 1)
             .await
             .unwrap();
     }
-    let wait = std::time::Duration::from_secs(600);
-    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
-    let work = log.work_of(&model, &number, wait).await.unwrap();
-    let began = std::time::Instant::now();
+    let wait = Duration::from_secs(600);
+    let work = work_of_the_model(&log, wait).await;
+    let began = Instant::now();
     while left > 0 {
         for delivery in work.pull(20).await.unwrap() {
             if delivery.deliveries() > 1 {
@@ -68,7 +66,7 @@ async fn what_is_given_back_at_once_comes_back_after_its_delay_and_not_after_the
                 left -= 1;
                 continue;
             }
-            let delay = std::time::Duration::from_millis(10);
+            let delay = Duration::from_millis(10);
             let given_back = delivery.heartbeat(delivery.give_back(delay)).await;
             given_back.unwrap();
         }
@@ -85,9 +83,8 @@ async fn without_a_connection_no_acknowledgement_waits_in_line() {
     } = bench().await;
     let event = submitted(TaskId::random());
     log.dispatch(&event, 0, 1).await.unwrap();
-    let wait = std::time::Duration::from_secs(600);
-    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
-    let work = log.work_of(&model, &number, wait).await.unwrap();
+    let wait = Duration::from_secs(600);
+    let work = work_of_the_model(&log, wait).await;
     let taken = work.pull(1).await.unwrap();
     server.kill();
     // From when the client has noticed.
@@ -108,11 +105,7 @@ fn handover(event: &Submitted) -> Handover {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dispatch_tells_what_the_log_holds_where_its_state_was_written_for_it() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let (new, known) = (submitted(TaskId::random()), submitted(TaskId::random()));
     for event in [&new, &known] {
         log.submit(event).await.unwrap();
@@ -128,9 +121,8 @@ async fn a_dispatch_tells_what_the_log_holds_where_its_state_was_written_for_it(
         let handed = log.hand_over(handover(event)).await.unwrap();
         assert_eq!(handed, Handed::Dispatched);
     }
-    let wait = std::time::Duration::from_secs(30);
-    let (model, number) = ("demo".parse().unwrap(), "1".parse().unwrap());
-    let work = log.work_of(&model, &number, wait).await.unwrap();
+    let wait = Duration::from_secs(30);
+    let work = work_of_the_model(&log, wait).await;
     let (mut told, mut silent) = (0, 0);
     while told + silent < 2 {
         for delivery in work.pull(2).await.unwrap() {
@@ -164,11 +156,7 @@ async fn a_dispatch_tells_what_the_log_holds_where_its_state_was_written_for_it(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn handing_a_task_over_overwrites_no_state_and_leaves_alone_what_has_ended() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let event = submitted(TaskId::random());
     log.submit(&event).await.unwrap();
     let to = handover(&event);
@@ -189,11 +177,7 @@ async fn handing_a_task_over_overwrites_no_state_and_leaves_alone_what_has_ended
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_queue_is_read_in_turn_and_page_by_page_with_what_is_left_behind() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     for number in 0..30 {
         let mut event = submitted(TaskId::random());
         if number % 3 == 0 {
@@ -201,7 +185,7 @@ async fn a_queue_is_read_in_turn_and_page_by_page_with_what_is_left_behind() {
         }
         log.submit(&event).await.unwrap();
     }
-    let queue = task_log::Queue {
+    let queue = Queue {
         lane: "standard-image".parse().unwrap(),
         tenant: tenant(),
     };
@@ -222,11 +206,7 @@ async fn a_queue_is_read_in_turn_and_page_by_page_with_what_is_left_behind() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cursor_goes_when_nothing_of_its_queue_is_left_and_not_when_it_was_written_meanwhile() {
-    let Bench {
-        server: _server,
-        log,
-        ..
-    } = bench().await;
+    let (_server, log) = scratch_log().await;
     let event = submitted(TaskId::random());
     log.submit(&event).await.unwrap();
     let there = Queue::of_key("standard-image.acme").unwrap();
