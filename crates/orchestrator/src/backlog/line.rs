@@ -4,79 +4,14 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-use contract::task::Submitted;
-use task_log::{Queue, TaskLogError, TaskRef};
+use task_log::Queue;
 
+use super::expected::Expected;
 use super::ladder::Ladder;
 use crate::cost::Size;
 use crate::schedule::Version;
-use task_log::deadline;
 
-/// A submission of more bytes is not kept with its head: the worker reads it. Prompts of some hundred words fit.
-const KEPT_BYTES: usize = 4096;
-/// After how long a queue is read again that ends before what was heard of: a replica that lags may have answered. Some of it may also have been
-/// read before it was heard of, so no more than these.
-const LAGS: [Duration; 3] = [
-    Duration::from_millis(20),
-    Duration::from_millis(40),
-    Duration::from_millis(80),
-];
-/// How long after it was read word may come of what was read before it was heard of.
-const WORD: Duration = Duration::from_millis(200);
-
-/// The next task of a queue.
-#[derive(Debug, Clone)]
-pub(crate) struct Waiting {
-    /// Where its submission is in TASKS.
-    pub(crate) sequence: u64,
-    pub(crate) task: TaskRef,
-    pub(crate) version: Version,
-    /// Tasks of its tenant that workers may have at once.
-    pub(crate) limit: Option<usize>,
-    /// What it will take of a device, in units of work …
-    pub(crate) cost: u64,
-    /// … and what that goes by, so that it can be told anew.
-    pub(crate) size: Option<Size>,
-    /// Since the UNIX epoch.
-    pub(crate) submitted_at: Duration,
-    /// When it is of no use any more, since the UNIX epoch.
-    pub(crate) deadline: Option<Duration>,
-    /// The trace of who submitted it.
-    pub(crate) trace: Option<Box<str>>,
-    /// Its submission as the log has it, for its dispatch; empty where it is not kept.
-    pub(crate) submitted: Vec<u8>,
-}
-
-impl Waiting {
-    pub(crate) fn of(
-        submitted: &Submitted,
-        sequence: u64,
-        cost: u64,
-        trace: Option<&str>,
-    ) -> Result<Self, TaskLogError> {
-        let limit = usize::try_from(submitted.tasks_running).unwrap_or(usize::MAX);
-        Ok(Self {
-            sequence,
-            task: TaskRef::of(submitted)?,
-            version: (submitted.model.clone(), submitted.model_version.clone()),
-            limit: Some(limit).filter(|limit| *limit > 0),
-            cost,
-            size: submitted.request.as_ref().map(Size::of),
-            submitted_at: deadline::submitted_at(submitted),
-            deadline: deadline::deadline(submitted),
-            trace: trace.map(Into::into),
-            submitted: Vec::new(),
-        })
-    }
-
-    /// Keeps its submission, `payload`, unless that is large.
-    pub(crate) fn keep(&mut self, payload: &[u8]) {
-        if payload.len() <= KEPT_BYTES {
-            // A copy: the broker's bytes would keep all that came with them.
-            self.submitted = payload.to_vec();
-        }
-    }
-}
+pub(crate) use super::head::Waiting;
 
 /// One queue.
 #[derive(Debug)]
@@ -100,13 +35,8 @@ pub(crate) struct Line {
     pub(crate) stuck: bool,
     /// A submission was heard of while it was read.
     heard: bool,
-    /// How many were read that nobody has told of so far, and when the last of them were.
-    untold: u64,
-    read_ahead: Instant,
-    /// How many were heard of and not seen so far …
-    unseen: u64,
-    /// … and how often they were looked for in vain since.
-    looks: usize,
+    /// What was heard of and not found.
+    expected: Expected,
     /// When reading last found its end.
     pub(crate) looked: Instant,
     /// Not before then, because the last attempt failed.
@@ -136,10 +66,7 @@ impl Line {
             queued: false,
             stuck: false,
             heard: false,
-            untold: 0,
-            read_ahead: now,
-            unseen: 0,
-            looks: 0,
+            expected: Expected::new(now),
             looked: now,
             not_before: None,
             rests_until: None,
@@ -199,15 +126,7 @@ impl Line {
 
     /// So many will be found, or were just before somebody told of them.
     pub(crate) fn expect(&mut self, submissions: u64, now: Instant) {
-        if now.saturating_duration_since(self.read_ahead) >= WORD {
-            self.untold = 0;
-        }
-        let known = self.untold.min(submissions);
-        self.untold -= known;
-        if self.unseen == 0 {
-            self.looks = 0;
-        }
-        self.unseen = self.unseen.saturating_add(submissions - known);
+        self.expected.expect(submissions, now);
     }
 
     /// Whether to read on now, and how many to ask for.
@@ -236,7 +155,10 @@ impl Line {
         self.passed += seen;
         self.next = self.next.max(next);
         self.ladder.note(self.next, self.passed);
-        let lag = self.lag(seen, behind, now);
+        self.expected.see(seen, now);
+        // What is known to lie behind is read at once.
+        let goes_on = self.heard || behind > 0;
+        let lag = if goes_on { None } else { self.expected.rest() };
         let none_taken = seen > 0 && self.heads.is_empty();
         self.more = behind > 0 || self.heard || lag.is_some() || none_taken;
         self.behind = behind;
@@ -244,25 +166,6 @@ impl Line {
         self.looked = now;
         self.not_before = None;
         self.rests_until = lag.map(|lag| now + lag);
-    }
-
-    /// How long to rest before what was heard of and not seen is looked for again; `None` where that is at once, or not at all.
-    fn lag(&mut self, seen: u64, behind: u64, now: Instant) -> Option<Duration> {
-        let ahead = seen.saturating_sub(self.unseen);
-        if ahead > 0 {
-            self.untold = self.untold.saturating_add(ahead);
-            self.read_ahead = now;
-        }
-        self.unseen = self.unseen.saturating_sub(seen);
-        if self.unseen == 0 || self.heard || behind > 0 {
-            return None;
-        }
-        let lag = LAGS.get(self.looks).copied();
-        self.looks += 1;
-        if lag.is_none() {
-            self.unseen = 0;
-        }
-        lag
     }
 
     /// Reads from the beginning again when the log, whose last sequence was `last` at some time after `began`, ends before where reading goes
@@ -342,30 +245,11 @@ pub(crate) const REST: Duration = Duration::from_secs(1);
 
 #[cfg(test)]
 mod tests {
-    use contract::TaskId;
     use proptest::prelude::*;
 
+    use super::super::expected::{LAGS, WORD};
+    use super::super::head::tests::waiting;
     use super::*;
-
-    fn waiting(sequence: u64) -> Waiting {
-        let task = TaskRef {
-            tenant: "acme".parse().unwrap(),
-            lane: "standard-image".parse().unwrap(),
-            task: TaskId::random(),
-        };
-        Waiting {
-            sequence,
-            task,
-            version: ("demo".to_owned(), "1".to_owned()),
-            limit: None,
-            cost: 1,
-            size: None,
-            submitted_at: Duration::ZERO,
-            deadline: None,
-            trace: None,
-            submitted: Vec::new(),
-        }
-    }
 
     fn line() -> Line {
         let queue = Queue {
@@ -422,15 +306,6 @@ mod tests {
                 prop_assert_eq!(waiting, open.len() as u64);
             }
         }
-    }
-
-    #[test]
-    fn a_head_keeps_a_submission_that_is_not_large() {
-        let mut head = waiting(1);
-        head.keep(&[1; KEPT_BYTES + 1]);
-        assert!(head.submitted.is_empty());
-        head.keep(&[1; KEPT_BYTES]);
-        assert_eq!(head.submitted.len(), KEPT_BYTES);
     }
 
     #[test]

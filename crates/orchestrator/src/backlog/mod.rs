@@ -4,6 +4,8 @@
 //! partitions, where reading goes on and the next few tasks ([`line`]). Whoever admits a task makes sure first that its queue is known
 //! ([`Backlog::announce`]), and tells the queue's owner afterwards ([`Backlog::poke`]). The first may not fail, the second may.
 
+mod expected;
+mod head;
 pub(crate) mod ladder;
 pub(crate) mod line;
 mod pokes;
