@@ -224,15 +224,8 @@ mod tests {
         };
         log.ensure_streams(&streams).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
-        let storage = Storage::open(&StorageSettings {
-            url: format!("file://{}", folder.path().display()),
-            endpoint: String::new(),
-            region: String::new(),
-            access_key_id: String::new(),
-            secret_access_key: "".into(),
-            faults: Default::default(),
-        })
-        .unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let storage = Storage::open(&StorageSettings::new(url)).unwrap();
         let (open, cancelled, good) = (submitted(), submitted(), submitted());
         let id = |task: &Submitted| task.task_id.parse::<TaskId>().unwrap();
         let drawn = |task: &Submitted, index, data: &[u8]| {

@@ -240,13 +240,13 @@ mod tests {
     use bytes::Bytes;
 
     use super::*;
-    use crate::tests::settings;
-    use crate::{Key, Storage, StorageError, sha256_hex};
+    use crate::{Key, Storage, StorageError, StorageSettings, sha256_hex};
 
     fn faulty() -> (tempfile::TempDir, PathBuf, Storage) {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("faults.json");
-        let mut settings = settings(&format!("file://{}/objects", folder.path().display()));
+        let url = format!("file://{}/objects", folder.path().display());
+        let mut settings = StorageSettings::new(url);
         settings.faults = file.clone();
         let storage = Storage::open(&settings).unwrap();
         (folder, file, storage)
@@ -330,7 +330,7 @@ mod tests {
 
     #[test]
     fn faults_are_refused_for_a_store_that_others_share() {
-        let mut settings = settings("s3://bucket/prefix");
+        let mut settings = StorageSettings::new("s3://bucket/prefix");
         settings.faults = "/tmp/faults.json".into();
         let refused = Storage::open(&settings).map(drop).unwrap_err();
         assert!(matches!(refused, StorageError::Faults), "{refused}");

@@ -50,6 +50,20 @@ pub struct StorageSettings {
     pub faults: PathBuf,
 }
 
+impl StorageSettings {
+    /// A store of which the URL says all that is needed, such as a folder.
+    pub fn new(url: impl Into<String>) -> Self {
+        Self {
+            url: url.into(),
+            endpoint: String::new(),
+            region: "us-east-1".to_owned(),
+            access_key_id: String::new(),
+            secret_access_key: "".into(),
+            faults: PathBuf::new(),
+        }
+    }
+}
+
 /// What went wrong with the object store.
 #[derive(Debug, thiserror::Error)]
 pub enum StorageError {
@@ -283,21 +297,10 @@ pub fn sha256_hex(data: &[u8]) -> String {
 mod tests {
     use super::*;
 
-    pub(crate) fn settings(url: &str) -> StorageSettings {
-        StorageSettings {
-            url: url.to_owned(),
-            endpoint: String::new(),
-            region: "us-east-1".to_owned(),
-            access_key_id: String::new(),
-            secret_access_key: "".into(),
-            faults: PathBuf::new(),
-        }
-    }
-
     pub(crate) fn scratch() -> (tempfile::TempDir, Storage) {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("file://{}", folder.path().display());
-        let storage = Storage::open(&settings(&url)).unwrap();
+        let storage = Storage::open(&StorageSettings::new(url)).unwrap();
         (folder, storage)
     }
 
@@ -346,7 +349,9 @@ mod tests {
     #[test]
     fn an_url_of_another_kind_is_refused_with_the_two_that_work() {
         for url in ["", "file://relative", "ftp://x", "s3://"] {
-            let error = Storage::open(&settings(url)).map(drop).unwrap_err();
+            let error = Storage::open(&StorageSettings::new(url))
+                .map(drop)
+                .unwrap_err();
             assert!(error.to_string().contains("s3://bucket/prefix"), "{error}");
         }
     }

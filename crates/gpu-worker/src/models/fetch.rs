@@ -212,14 +212,8 @@ mod tests {
 
     fn scratch() -> Scratch {
         let folder = tempfile::tempdir().unwrap();
-        let settings = StorageSettings {
-            url: format!("file://{}/objects", folder.path().display()),
-            endpoint: String::new(),
-            region: "us-east-1".to_owned(),
-            access_key_id: String::new(),
-            secret_access_key: String::new().into(),
-            faults: Default::default(),
-        };
+        let url = format!("file://{}/objects", folder.path().display());
+        let settings = StorageSettings::new(url);
         let cache = folder.path().join("cache");
         Scratch {
             storage: Storage::open(&settings).unwrap(),

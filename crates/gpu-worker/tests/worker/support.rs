@@ -66,15 +66,8 @@ impl Platform {
             dead_max_size: "16MiB".parse().unwrap(),
         };
         log.ensure_streams(&streams).await.unwrap();
-        let storage = Storage::open(&StorageSettings {
-            url: objects_url(folder.path()),
-            endpoint: String::new(),
-            region: "us-east-1".to_owned(),
-            access_key_id: String::new(),
-            secret_access_key: String::new().into(),
-            faults: Default::default(),
-        })
-        .unwrap();
+        let objects = StorageSettings::new(objects_url(folder.path()));
+        let storage = Storage::open(&objects).unwrap();
         let models = vec![Model {
             name: MODEL.to_owned(),
             versions: versions(demo_version(&storage).await),

@@ -43,14 +43,8 @@ async fn bench() -> Bench {
     };
     broker.ensure_stream(&spec(&settings)).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
-    let storage = Storage::open(&StorageSettings {
-        url: format!("file://{}", folder.path().display()),
-        endpoint: String::new(),
-        region: String::new(),
-        access_key_id: String::new(),
-        secret_access_key: "".into(),
-        faults: Default::default(),
-    });
+    let url = format!("file://{}", folder.path().display());
+    let storage = Storage::open(&StorageSettings::new(url));
     Bench {
         _server: server,
         folder,
