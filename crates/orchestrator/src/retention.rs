@@ -174,7 +174,7 @@ mod tests {
     use messaging::{Broker, BrokerSettings};
     use nats_server::NatsServer;
     use storage::{Key, StorageSettings};
-    use task_log::TaskRef;
+    use task_log::{StreamSettings, TaskRef};
 
     use super::*;
 
@@ -216,12 +216,7 @@ mod tests {
         let server = NatsServer::scratch().unwrap();
         let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
         let log = TaskLog::new(Broker::connect(&broker, "test").await.unwrap());
-        let streams = task_log::StreamSettings {
-            task_retention: "1h".parse().unwrap(),
-            task_max_size: "64MiB".parse().unwrap(),
-            dead_retention: "1h".parse().unwrap(),
-            dead_max_size: "8MiB".parse().unwrap(),
-        };
+        let streams = StreamSettings::small();
         log.ensure_streams(&streams).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let url = format!("file://{}", folder.path().display());

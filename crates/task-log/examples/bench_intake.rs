@@ -33,10 +33,8 @@ async fn main() {
     let broker = Broker::connect(&settings, "bench").await.unwrap();
     let log = TaskLog::new(broker);
     let streams = StreamSettings {
-        task_retention: "1h".parse().unwrap(),
         task_max_size: "8GiB".parse().unwrap(),
-        dead_retention: "1h".parse().unwrap(),
-        dead_max_size: "16MiB".parse().unwrap(),
+        ..StreamSettings::small()
     };
     log.ensure_streams(&streams).await.unwrap();
     let said = |word: &str| std::env::args().any(|argument| argument == word);

@@ -38,6 +38,19 @@ pub struct StreamSettings {
     pub dead_max_size: ByteSize,
 }
 
+impl StreamSettings {
+    /// What a trial takes: an hour of tasks, and little room.
+    pub fn small() -> Self {
+        let hour = Duration::from_secs(3600);
+        Self {
+            task_retention: hour.into(),
+            task_max_size: ByteSize::of(64 << 20),
+            dead_retention: hour.into(),
+            dead_max_size: ByteSize::of(16 << 20),
+        }
+    }
+}
+
 pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 4] {
     let accepted = settings.task_max_size.bytes();
     let size = accepted.saturating_add(RESERVE_BYTES.max(accepted / 4));

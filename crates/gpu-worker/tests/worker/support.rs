@@ -59,12 +59,7 @@ impl Platform {
         let broker_settings = BrokerSettings::new(nats.url(), "20s".parse().unwrap());
         let broker = Broker::connect(&broker_settings, "test").await.unwrap();
         let log = TaskLog::new(broker.clone());
-        let streams = StreamSettings {
-            task_retention: "1h".parse().unwrap(),
-            task_max_size: "64MiB".parse().unwrap(),
-            dead_retention: "1h".parse().unwrap(),
-            dead_max_size: "16MiB".parse().unwrap(),
-        };
+        let streams = StreamSettings::small();
         log.ensure_streams(&streams).await.unwrap();
         let objects = StorageSettings::new(objects_url(folder.path()));
         let storage = Storage::open(&objects).unwrap();

@@ -7,7 +7,7 @@ use contract::task::{Cancelled, Done, Submitted, done};
 use messaging::BrokerSettings;
 use nats_server::NatsServer;
 use storage::{Key, StorageSettings};
-use task_log::TaskRef;
+use task_log::{StreamSettings, TaskRef};
 
 use super::write::Turn;
 use super::*;
@@ -27,12 +27,7 @@ async fn bench() -> Bench {
     let settings = BrokerSettings::new(server.url(), wait);
     let broker = Broker::connect(&settings, "test").await.unwrap();
     let log = TaskLog::new(broker.clone());
-    let streams = task_log::StreamSettings {
-        task_retention: "1h".parse().unwrap(),
-        task_max_size: "64MiB".parse().unwrap(),
-        dead_retention: "1h".parse().unwrap(),
-        dead_max_size: "8MiB".parse().unwrap(),
-    };
+    let streams = StreamSettings::small();
     log.ensure_streams(&streams).await.unwrap();
     let settings = AuditSettings {
         enabled: true,

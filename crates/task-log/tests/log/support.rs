@@ -17,12 +17,7 @@ pub(crate) async fn bench() -> Bench {
     let settings = BrokerSettings::new(server.url(), "10s".parse().unwrap());
     let broker = Broker::connect(&settings, "test").await.unwrap();
     let log = TaskLog::new(broker.clone());
-    let streams = StreamSettings {
-        task_retention: "1h".parse().unwrap(),
-        task_max_size: "64MiB".parse().unwrap(),
-        dead_retention: "1h".parse().unwrap(),
-        dead_max_size: "16MiB".parse().unwrap(),
-    };
+    let streams = StreamSettings::small();
     log.ensure_streams(&streams).await.unwrap();
     Bench {
         server,
