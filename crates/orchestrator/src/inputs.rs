@@ -15,10 +15,10 @@ use contract::{Failure, TenantId};
 use futures::{StreamExt as _, TryStreamExt as _};
 use lifecycle::Service;
 use storage::{Aged, Key, Storage, StorageError};
-use task_log::{TaskLog, TaskLogError};
+use task_log::TaskLog;
 
 use crate::settings::InputSettings;
-use crate::sweeps;
+use crate::sweeps::{self, SweepError};
 
 /// Files that one sweep removes at most; the next one takes the rest.
 const MAX_SWEPT: usize = 10_000;
@@ -32,15 +32,6 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub(crate) struct Inputs {
     storage: Storage,
     keep: Duration,
-}
-
-/// Why a sweep did not come to its end.
-#[derive(Debug, thiserror::Error)]
-enum SweepError {
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    #[error("cannot tell what tasks still need")]
-    TaskLog(#[from] TaskLogError),
 }
 
 impl Inputs {

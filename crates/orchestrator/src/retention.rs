@@ -14,23 +14,14 @@ use std::time::{Duration, SystemTime};
 use contract::task::done::Outcome;
 use futures::TryStreamExt as _;
 use lifecycle::Service;
-use storage::{Drawn, Kind, Storage, StorageError};
-use task_log::{Record, TaskLog, TaskLogError};
+use storage::{Drawn, Kind, Storage};
+use task_log::{Record, TaskLog};
 
 use crate::settings::RetentionSettings;
-use crate::sweeps;
+use crate::sweeps::{self, SweepError};
 
 /// Objects that are looked at together.
 const AT_ONCE: usize = 8;
-
-/// Why a sweep did not come to its end.
-#[derive(Debug, thiserror::Error)]
-enum SweepError {
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    #[error("cannot tell what tasks still need")]
-    TaskLog(#[from] TaskLogError),
-}
 
 /// What a task wants of an object of its.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

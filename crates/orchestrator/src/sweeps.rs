@@ -4,6 +4,17 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use lifecycle::Service;
+use storage::StorageError;
+use task_log::TaskLogError;
+
+/// Why a sweep of what is stored did not come to its end.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SweepError {
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    #[error("cannot tell what tasks still need")]
+    TaskLog(#[from] TaskLogError),
+}
 
 /// Does it now and then, for as long as the service runs: at once, and `every` so often. One that takes longer puts the next one off.
 pub(crate) fn start<F>(
