@@ -266,12 +266,7 @@ mod tests {
         let settings = BrokerSettings::new(server.url(), "20s".parse().unwrap());
         let broker = Broker::connect(&settings, "test").await.unwrap();
         let log = TaskLog::new(broker.clone());
-        let (_mandates, mandate) = watch::channel(Mandate {
-            partitions: Arc::default(),
-            renewed: None,
-            others: Arc::default(),
-            clock: None,
-        });
+        let (_mandates, mandate) = watch::channel(Mandate::default());
         let service = Service::new("test");
         let opened = Backlog::open(&service, &broker, &log, Partitions(1), mandate).await;
         let (backlog, _words) = opened.unwrap();

@@ -51,8 +51,8 @@ struct Member {
     demand: BTreeMap<String, u64>,
 }
 
-/// What this orchestrator may dispatch.
-#[derive(Debug, Clone)]
+/// What this orchestrator may dispatch; by default nothing.
+#[derive(Debug, Clone, Default)]
 pub(crate) struct Mandate {
     pub(crate) partitions: Arc<BTreeSet<Partition>>,
     /// When the last renewal that succeeded was begun.
@@ -153,25 +153,10 @@ pub(crate) async fn start(
     partitions: Partitions,
     name: String,
 ) -> Result<Ends, BrokerError> {
-    let (mandate, mandates) = watch::channel(Mandate {
-        partitions: Arc::default(),
-        renewed: None,
-        others: Arc::default(),
-        clock: None,
-    });
+    let (mandate, mandates) = watch::channel(Mandate::default());
     let (serving, served) = watch::channel(Served::default());
-    let mut membership = Membership {
-        me: name,
-        partitions: partitions.0,
-        members: broker.bucket("MEMBERS", MEMBER_AGE).await?,
-        leases: broker.bucket("LEASES", Duration::ZERO).await?,
-        seen: HashMap::new(),
-        demands: BTreeMap::new(),
-        clock: None,
-        giving: BTreeSet::new(),
-        mandate,
-        served,
-    };
+    let opened = Membership::open(broker, name, partitions.0, mandate, served);
+    let mut membership = opened.await?;
     let stopping = service.tasks.stopping();
     service.tasks.critical("partitions", async move {
         tokio::select! {
@@ -188,6 +173,27 @@ pub(crate) async fn start(
 }
 
 impl Membership {
+    async fn open(
+        broker: &Broker,
+        me: String,
+        partitions: Partition,
+        mandate: watch::Sender<Mandate>,
+        served: watch::Receiver<Served>,
+    ) -> Result<Self, BrokerError> {
+        Ok(Self {
+            me,
+            partitions,
+            members: broker.bucket("MEMBERS", MEMBER_AGE).await?,
+            leases: broker.bucket("LEASES", Duration::ZERO).await?,
+            seen: HashMap::new(),
+            demands: BTreeMap::new(),
+            clock: None,
+            giving: BTreeSet::new(),
+            mandate,
+            served,
+        })
+    }
+
     /// Renews again and again. What is given away goes beside that: however long it takes, no renewal waits for it.
     async fn run(&mut self) {
         let mut every = tokio::time::interval(RENEW_EVERY);
@@ -406,36 +412,16 @@ mod tests {
 
     /// One that has no dispatcher.
     async fn member(broker: &Broker, name: &str, partitions: Partition) -> Membership {
-        let (mandate, _) = watch::channel(Mandate {
-            partitions: Arc::default(),
-            renewed: None,
-            others: Arc::default(),
-            clock: None,
-        });
+        let (mandate, _) = watch::channel(Mandate::default());
         let (_, served) = watch::channel(Served::default());
-        Membership {
-            me: name.to_owned(),
-            partitions,
-            members: broker.bucket("MEMBERS", MEMBER_AGE).await.unwrap(),
-            leases: broker.bucket("LEASES", Duration::ZERO).await.unwrap(),
-            seen: HashMap::new(),
-            demands: BTreeMap::new(),
-            clock: None,
-            giving: BTreeSet::new(),
-            mandate,
-            served,
-        }
+        let opened = Membership::open(broker, name.to_owned(), partitions, mandate, served);
+        opened.await.unwrap()
     }
 
     #[test]
     fn the_time_is_the_brokers() {
         let now = Instant::now();
-        let mut mandate = Mandate {
-            partitions: Arc::default(),
-            renewed: None,
-            others: Arc::default(),
-            clock: None,
-        };
+        let mut mandate = Mandate::default();
         assert_eq!(mandate.time(now), None);
         mandate.clock = Some((SystemTime::UNIX_EPOCH, now));
         let later = Duration::from_secs(3);
