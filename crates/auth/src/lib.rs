@@ -76,9 +76,7 @@ use crate::tokens::Tokens;
 
 pub use error::{SecretFileError, StartError};
 pub use kms::KmsSetupError;
-pub use settings::{
-    GrpcSettings, KeysSettings, KmsSettings, Settings, SignatureSettings, TokensSettings,
-};
+pub use settings::{KeysSettings, KmsSettings, Settings, SignatureSettings, TokensSettings};
 
 /// How often the broker is probed and idle keys' limits are forgotten.
 const UPKEEP: Duration = Duration::from_secs(3);

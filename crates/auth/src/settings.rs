@@ -1,12 +1,11 @@
 //! What can be set, as `config.default.toml` documents it.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use lifecycle::{Process, ProcessSettings};
 use messaging::BrokerSettings;
-use rpc::TlsSettings;
+use rpc::{GrpcSettings, TlsSettings};
 use secrecy::SecretString;
 use settings::{ByteSize, Millis, SettingsError};
 use telemetry::TelemetrySettings;
@@ -35,14 +34,6 @@ pub struct Settings {
     pub signatures: SignatureSettings,
     /// Short-lived tokens.
     pub tokens: TokensSettings,
-}
-
-/// Settings under `[grpc]`.
-#[derive(Debug, Clone, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GrpcSettings {
-    /// Where both services are served.
-    pub listen: SocketAddr,
 }
 
 /// Settings under `[keys]`.

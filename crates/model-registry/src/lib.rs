@@ -33,7 +33,7 @@ use tokio::sync::watch;
 pub use error::{RegistryError, StartError};
 pub use record::{ArtifactRecord, ModelRecord, ProfileRecord, Schema, VersionRecord};
 pub use registry::Registry;
-pub use settings::{GrpcSettings, ModelsSettings, Settings};
+pub use settings::{ModelsSettings, Settings};
 
 /// Between two looks at broker and store.
 const PROBE_EVERY: Duration = Duration::from_secs(5);

@@ -1,12 +1,11 @@
 //! Settings; documented in `config.default.toml`.
 
 use std::fmt;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use lifecycle::{Process, ProcessSettings};
 use messaging::BrokerSettings;
-use rpc::TlsSettings;
+use rpc::{GrpcSettings, TlsSettings};
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use settings::SettingsError;
 use storage::StorageSettings;
@@ -30,14 +29,6 @@ pub struct Settings {
     pub tls: TlsSettings,
     /// Which models there are from the start.
     pub models: ModelsSettings,
-}
-
-/// `[grpc]`.
-#[derive(Debug, Clone, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GrpcSettings {
-    /// Address and port; port 0 takes a free one.
-    pub listen: SocketAddr,
 }
 
 /// `[models]`.

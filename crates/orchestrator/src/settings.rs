@@ -1,14 +1,13 @@
 //! Settings; documented in `config.default.toml`.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use contract::Lane;
 use egress::EgressSettings;
 use lifecycle::ProcessSettings;
 use messaging::BrokerSettings;
-use rpc::{PeerSettings, TlsSettings};
+use rpc::{GrpcSettings, PeerSettings, TlsSettings};
 use settings::{ByteSize, Millis, SettingsError};
 use storage::StorageSettings;
 use task_log::{Commit, StreamSettings};
@@ -103,14 +102,6 @@ pub struct InputSettings {
     pub keep: Millis,
     /// Between two sweeps.
     pub sweep_every: Millis,
-}
-
-/// Where it is called.
-#[derive(Debug, Clone, serde::Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GrpcSettings {
-    /// Address and port.
-    pub listen: SocketAddr,
 }
 
 /// What runs next.

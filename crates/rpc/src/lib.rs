@@ -93,6 +93,14 @@ pub enum RpcError {
     },
 }
 
+/// Where a service is called, under `[grpc]`.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrpcSettings {
+    /// Address and port; port 0 takes a free one.
+    pub listen: SocketAddr,
+}
+
 /// Where a peer is and how long it may take.
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
