@@ -33,20 +33,13 @@ pub(super) fn schedule(
         let next = t.checked_sub(stride);
         (alphas[*t], next.map_or(last, |next| alphas[next]))
     });
-    Ok(Whole {
-        timesteps: visited.iter().map(|t| *t as f32).collect(),
-        levels: visited
-            .iter()
-            .map(|t| Level::of_alpha(alphas[*t]))
-            .collect(),
-        initial_sigma: 1.0,
-        order: 1,
-        solver: Solver::Ddim(Ddim {
-            alphas: pairs.collect(),
-            eta,
-            clip,
-        }),
-    })
+    let levels = Level::of_training_steps(&alphas, &visited);
+    let solver = Solver::Ddim(Ddim {
+        alphas: pairs.collect(),
+        eta,
+        clip,
+    });
+    Ok(Whole::at_training_steps(&visited, levels, solver))
 }
 
 impl Ddim {

@@ -69,10 +69,7 @@ pub(super) fn way(config: &SchedulerConfig, steps: usize, log_linear: bool) -> W
         timesteps = spread.iter().map(|sigma| lookup.step(*sigma)).collect();
         sigmas = spread;
     }
-    let end = if config.end_at_smallest { least } else { 0.0 };
-    let sigmas: Vec<f32> = (sigmas.iter().map(|sigma| *sigma as f32))
-        .chain([end])
-        .collect();
+    let sigmas = sigmas::with_end(config, sigmas, f64::from(least));
     let most = sigmas.iter().copied().fold(0.0, f32::max);
     Way {
         timesteps: timesteps.iter().map(|t| *t as f32).collect(),

@@ -41,21 +41,13 @@ pub(super) fn schedule(
         let sum = scaled * scaled + variance;
         (scaled / sum.sqrt(), variance / sum)
     });
-    let levels: Vec<Level> = visited
-        .iter()
-        .map(|t| Level::of_alpha(alphas[*t]))
-        .collect();
-    Whole {
-        timesteps: visited.iter().map(|t| *t as f32).collect(),
+    let levels = Level::of_training_steps(&alphas, &visited);
+    let solver = Solver::Lcm(Lcm {
         levels: levels.clone(),
-        initial_sigma: 1.0,
-        order: 1,
-        solver: Solver::Lcm(Lcm {
-            levels,
-            boundary: boundary.collect(),
-            clip,
-        }),
-    }
+        boundary: boundary.collect(),
+        clip,
+    });
+    Whole::at_training_steps(&visited, levels, solver)
 }
 
 impl Lcm {

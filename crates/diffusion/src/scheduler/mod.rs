@@ -218,7 +218,26 @@ impl Schedule {
     }
 }
 
+impl Whole {
+    /// Of a step at each of these training steps, whose noise levels are `levels`.
+    fn at_training_steps(visited: &[usize], levels: Vec<Level>, solver: Solver) -> Self {
+        Self {
+            timesteps: visited.iter().map(|t| *t as f32).collect(),
+            levels,
+            initial_sigma: 1.0,
+            order: 1,
+            solver,
+        }
+    }
+}
+
 impl Level {
+    /// Of the training steps `visited`, with ᾱ after each training step in `alphas`.
+    fn of_training_steps(alphas: &[f32], visited: &[usize]) -> Vec<Self> {
+        let level = |t: &usize| Self::of_alpha(alphas[*t]);
+        visited.iter().map(level).collect()
+    }
+
     /// Of a sample that keeps its variance, with ᾱ as the share of the picture's.
     fn of_alpha(alpha: f32) -> Self {
         Self {

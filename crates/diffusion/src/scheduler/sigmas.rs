@@ -48,6 +48,14 @@ pub(super) fn spread(
     })
 }
 
+/// In f32, and behind the last step's what is left at the end: the `least`, or nothing.
+pub(super) fn with_end(config: &SchedulerConfig, sigmas: Vec<f64>, least: f64) -> Vec<f32> {
+    let end = if config.end_at_smallest { least } else { 0.0 };
+    (sigmas.into_iter().chain([end]))
+        .map(|sigma| sigma as f32)
+        .collect()
+}
+
 fn exponentials(mut logs: Vec<f64>) -> Vec<f64> {
     logs.iter_mut().for_each(|log| *log = log.exp());
     logs

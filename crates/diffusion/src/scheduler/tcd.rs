@@ -36,19 +36,12 @@ pub(super) fn schedule(
             between: alphas[between.min(next)],
         }
     });
-    Whole {
-        timesteps: visited.iter().map(|t| *t as f32).collect(),
-        levels: visited
-            .iter()
-            .map(|t| Level::of_alpha(alphas[*t]))
-            .collect(),
-        initial_sigma: 1.0,
-        order: 1,
-        solver: Solver::Tcd(Tcd {
-            steps: all.collect(),
-            eta,
-        }),
-    }
+    let levels = Level::of_training_steps(&alphas, &visited);
+    let solver = Solver::Tcd(Tcd {
+        steps: all.collect(),
+        eta,
+    });
+    Whole::at_training_steps(&visited, levels, solver)
 }
 
 impl Tcd {

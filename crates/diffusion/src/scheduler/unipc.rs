@@ -37,10 +37,7 @@ pub(super) fn schedule(
             .map(|t| table::interpolate(&table, *t))
             .collect(),
     };
-    let end = if config.end_at_smallest { least } else { 0.0 };
-    let sigmas: Vec<f32> = (sigmas.into_iter().chain([end]))
-        .map(|sigma| sigma as f32)
-        .collect();
+    let sigmas = sigmas::with_end(config, sigmas, least);
     Ok(Whole {
         // They are whole numbers in diffusers.
         timesteps: timesteps.iter().map(|t| t.trunc() as f32).collect(),
