@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use e2e::{LIMIT, Platform, binary};
+use e2e::{LIMIT, Platform, binary, printed};
 use serde_json::Value;
 
 use crate::command_line::Up;
@@ -15,18 +15,9 @@ pub(crate) const SOON: (&str, &str) = ("INKSTONE_ORCHESTRATOR__AUDIT__EXPORT_EVE
 
 /// Runs `inkstone audit`; what it printed, or its complaint.
 fn audit(arguments: &[&str], files: &Path) -> Result<String, String> {
-    let output = Command::new(binary("inkstone"))
-        .arg("audit")
-        .args(arguments)
-        .arg("--files")
-        .arg(files)
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    match output.status.success() {
-        true => Ok(text(output.stdout)),
-        false => Err(text(output.stderr)),
-    }
+    let mut command = Command::new(binary("inkstone"));
+    command.arg("audit").args(arguments);
+    printed(command.arg("--files").arg(files))
 }
 
 /// All audit files, in order.

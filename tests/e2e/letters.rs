@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use contract::task::{DeadLetter, Submitted};
 use contract::v1::{TaskPhase, Webhook};
-use e2e::{LIMIT, Platform, binary};
+use e2e::{LIMIT, Platform, binary, printed};
 use prost::Message as _;
 use serde_json::{Value, json};
 
@@ -14,17 +14,12 @@ use crate::{digests, long_picture, short_picture};
 
 /// Runs `inkstone dead`; what it printed, or its complaint.
 fn dead(platform: &Platform, arguments: &[&str]) -> Result<String, String> {
-    let output = Command::new(binary("inkstone"))
+    let mut command = Command::new(binary("inkstone"));
+    command
         .arg("dead")
         .args(arguments)
-        .args(["--orchestrator-url", &platform.url_of("orchestrator")])
-        .output()
-        .unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    match output.status.success() {
-        true => Ok(text(output.stdout)),
-        false => Err(text(output.stderr)),
-    }
+        .args(["--orchestrator-url", &platform.url_of("orchestrator")]);
+    printed(&mut command)
 }
 
 fn dead_json(platform: &Platform, arguments: &[&str]) -> Value {

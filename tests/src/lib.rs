@@ -199,18 +199,12 @@ impl Platform {
     /// What it wrote when it did not do as it was told.
     pub fn operate(&self, arguments: &[&str]) -> Result<String, String> {
         let auth = format!("http://127.0.0.1:{}", self.ports["auth"].0);
-        let output = Command::new(binary("inkstone"))
+        let mut command = Command::new(binary("inkstone"));
+        command
             .args(arguments)
             .args(["--auth-url", &auth, "--admin-token-file"])
-            .arg(self.path("auth/admin-token"))
-            .output()
-            .unwrap();
-        let text = |bytes| String::from_utf8(bytes).unwrap();
-        if output.status.success() {
-            Ok(text(output.stdout))
-        } else {
-            Err(text(output.stderr))
-        }
+            .arg(self.path("auth/admin-token"));
+        printed(&mut command)
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -486,6 +480,19 @@ pub fn repository() -> PathBuf {
         .parent()
         .unwrap()
         .to_owned()
+}
+
+/// Runs a command to its end; what it printed, or its complaint.
+///
+/// # Errors
+/// What it wrote when it did not do as it was told.
+pub fn printed(command: &mut Command) -> Result<String, String> {
+    let output = command.output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    match output.status.success() {
+        true => Ok(text(output.stdout)),
+        false => Err(text(output.stderr)),
+    }
 }
 
 /// A service's binary, next to this test's own; built by `cargo build --workspace --bins`.
