@@ -237,7 +237,7 @@ async fn run(
         result = pipeline::run(&mut job) => Ok(result),
     };
     let (outcome, settlement) = match result {
-        // Dropping the pipeline has already told the engine to forget the pictures.
+        // The attempt did not come out, so nothing follows from how. Dropping the pipeline has already told the engine to forget the pictures.
         Err(done) => ("ended_elsewhere", ended_elsewhere(&mut job, &done).await),
         Ok(result) => finish(&mut job, delivery, result).await,
     };
@@ -321,7 +321,7 @@ async fn hand_back(job: &TaskJob) -> Settlement {
     let attempt = job.state.attempt;
     match after_attempt(attempt, CameOut::Stopped, job.worker.max_attempts) {
         Next::Rest { attempts, pause } => rest(job, attempts, pause, Over::HandedBack, "").await,
-        Next::End(_) | Next::Over => Settlement::GiveBack(Duration::ZERO),
+        Next::End(_) => Settlement::GiveBack(Duration::ZERO),
     }
 }
 
