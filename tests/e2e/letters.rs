@@ -162,6 +162,48 @@ async fn what_cannot_be_tried_again_says_why_and_its_letter_stays() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_letter_that_is_of_no_use_any_more_is_removed_and_again_is_no_error() {
+    let platform = Platform::start().await;
+    let letter = |task: &str, reason: &str| DeadLetter {
+        task_id: task.to_owned(),
+        tenant: "acme".to_owned(),
+        code: "attempts_exhausted".to_owned(),
+        reason: reason.to_owned(),
+        ..DeadLetter::default()
+    };
+    let (one, other) = (
+        "0197c5a2-0000-7000-8000-000000000001",
+        "0197c5a2-0000-7000-8000-000000000002",
+    );
+    let id = |task: &str| format!("acme.{task}");
+    put(&platform, &id(one), &letter(one, "the worker ended")).await;
+    put(&platform, &id(other), &letter(other, "once more")).await;
+    let removed = dead(&platform, &["remove", &id(one)]).unwrap();
+    for part in [
+        id(one).as_str(),
+        "removed: task",
+        "attempts_exhausted",
+        "the worker ended",
+    ] {
+        assert!(removed.contains(part), "{removed}");
+    }
+    assert_eq!(ids(&platform, &[]), [id(other)], "the other stays");
+    let again = dead(&platform, &["remove", &id(one)]).unwrap();
+    assert!(again.contains("was not there"), "{again}");
+    let refused = dead(&platform, &["retry", &id(one)]).unwrap_err();
+    assert!(refused.contains("or removed"), "{refused}");
+
+    let removed = dead_json(&platform, &["remove", &id(other)]);
+    assert_eq!(removed["removed"], true);
+    assert_eq!(removed["letter"]["reason"], "once more");
+    let again = dead_json(&platform, &["remove", &id(other)]);
+    assert_eq!(again["removed"], false);
+    assert_eq!(again["letter"], Value::Null);
+    let nonsense = dead(&platform, &["remove", "acme.*"]).unwrap_err();
+    assert!(nonsense.contains("TENANT.TASK"), "{nonsense}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_was_given_up_is_told_again() {
     let hook = Hook::start();
     let settings = [

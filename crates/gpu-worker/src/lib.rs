@@ -69,6 +69,8 @@ static ALLOCATOR: diffusion::MeteredAllocator = diffusion::MeteredAllocator;
 
 /// How often the broker and the store are probed for health.
 const PROBE_EVERY: Duration = Duration::from_secs(5);
+/// How long the store may take to answer.
+const PROBE_LIMIT: Duration = Duration::from_secs(5);
 /// How long a process may take to end once something in it hangs, before it is aborted.
 const LAST_RESORT: Duration = Duration::from_secs(120);
 
@@ -287,6 +289,7 @@ fn worker(
         output: settings.output.clone(),
         device: device_name(&settings.engine),
         elsewhere: run::Elsewhere::default(),
+        time: run::BrokerTime::default(),
         learned: models::Learned::default(),
         hung: watch::Sender::new(None),
         content_producer: settings.label.content_producer.clone(),
@@ -323,7 +326,11 @@ async fn probe_broker(worker: Arc<Worker>, broker: Broker, check: Check) -> Resu
 
 async fn probe_storage(worker: Arc<Worker>, check: Check) -> Result<(), Infallible> {
     while !worker.stop.is_cancelled() {
-        check.set(worker.storage.probe().await);
+        match tokio::time::timeout(PROBE_LIMIT, worker.storage.probe()).await {
+            Ok(answer) => check.set(answer),
+            // A store that hangs must not look well, nor keep the worker from stopping.
+            Err(_) => check.fail(format!("no answer within {PROBE_LIMIT:?}")),
+        }
         rest(&worker).await;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! Trying again, with pauses that grow up to a bound, until it works or the worker stops.
+//! Trying again, with pauses that grow up to a bound, until it works or the worker stops; and waiting no longer than that.
 
 use std::error::Error;
 use std::time::Duration;
@@ -73,6 +73,19 @@ where
     }
 }
 
+/// Waits for `operation`, unless the worker is asked to stop, or has been. For what may be dropped half-way, and may take longer than a
+/// worker that stops has.
+pub(crate) async fn unless_stopped<T>(
+    stop: &CancellationToken,
+    operation: impl Future<Output = T>,
+) -> Result<T, Stopped> {
+    tokio::select! {
+        biased;
+        () = stop.cancelled() => Err(Stopped),
+        done = operation => Ok(done),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,5 +114,16 @@ mod tests {
             std::future::ready(Ok::<_, std::io::Error>(7))
         });
         assert_eq!(outcome.await, Ok(7));
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_the_wait_for_what_does_not_answer() {
+        let stop = CancellationToken::new();
+        assert_eq!(unless_stopped(&stop, std::future::ready(7)).await, Ok(7));
+        let waiting = unless_stopped(&stop, std::future::pending::<()>());
+        let (waited, ()) = tokio::join!(waiting, async { stop.cancel() });
+        assert_eq!(waited, Err(Stopped));
+        let late = unless_stopped(&stop, std::future::pending::<()>());
+        assert_eq!(late.await, Err(Stopped));
     }
 }

@@ -7,7 +7,7 @@ use contract::ErrorCode;
 use contract::orchestrator::dead_letter_service_client::DeadLetterServiceClient;
 use contract::orchestrator::{
     DeadLetterInfo, DeadLetterKind, GetDeadLetterRequest, ListDeadLettersRequest,
-    RetryDeadLetterRequest,
+    RemoveDeadLetterRequest, RetryDeadLetterRequest,
 };
 use contract::task::{DeadLetter, WebhookDelivery};
 use prost::Message as _;
@@ -48,6 +48,12 @@ enum DeadCommand {
     /// Try again what letters hold: a failed task is submitted again as a new one, a submission over NATS is taken in again, a webhook
     /// is told again. A letter is removed when that is stored.
     Retry {
+        /// Their ids, as a list has them.
+        #[arg(required = true)]
+        ids: Vec<String>,
+    },
+    /// Remove letters that are of no use any more, at once. Nothing is tried again. One that is not there is no error.
+    Remove {
         /// Their ids, as a list has them.
         #[arg(required = true)]
         ids: Vec<String>,
@@ -112,6 +118,12 @@ pub(crate) async fn run(data: &Path, tls: &TlsArgs, args: DeadArgs) -> Result<()
         DeadCommand::Retry { ids } => {
             for id in ids {
                 letters.retry(id, args.json).await?;
+            }
+            Ok(())
+        }
+        DeadCommand::Remove { ids } => {
+            for id in ids {
+                letters.remove(id, args.json).await?;
             }
             Ok(())
         }
@@ -221,6 +233,24 @@ impl Letters {
         }
         Ok(())
     }
+
+    async fn remove(&mut self, id: String, json: bool) -> Result<(), CliError> {
+        let request = RemoveDeadLetterRequest { id: id.clone() };
+        // Done twice it is done once.
+        let removed = self.service.remove_dead_letter(rpc::idempotent(request));
+        let removed = self.callee.call(removed).await?.letter;
+        if json {
+            let letter = removed.as_ref().map(as_json);
+            return print(&json!({ "id": id, "removed": letter.is_some(), "letter": letter }));
+        }
+        match removed {
+            Some(info) => println!("{id}: removed: {}", summary(&info)),
+            None => println!(
+                "{id}: was not there: it never was, has expired, or was tried again or removed"
+            ),
+        }
+        Ok(())
+    }
 }
 
 /// Why a call for one letter failed.
@@ -246,6 +276,14 @@ fn kind(info: &DeadLetterInfo) -> &'static str {
         DeadLetterKind::Intake => "intake",
         DeadLetterKind::Webhook => "webhook",
     }
+}
+
+/// What a letter says, in a line.
+fn summary(info: &DeadLetterInfo) -> String {
+    let letter = info.letter.clone().unwrap_or_default();
+    let reason = one_line(&letter.reason);
+    let (kind, code, at) = (kind(info), &letter.code, at(&letter));
+    format!("{kind}, {code}, {at}: {reason}")
 }
 
 /// Where a webhook was to be told, without what may be a secret there: a user's name and password, and the query.

@@ -207,7 +207,14 @@ impl Meter {
         spare.used_at = Instant::now();
     }
 
-    /// Gives back what a task was charged for that is not drawn after all.
+    /// Whether something would be given back for a task: it was charged, and today.
+    pub(crate) fn charged_today(&self, submitted: &Submitted) -> bool {
+        let at = submitted.at.unwrap_or_default().seconds;
+        let day = u64::try_from(at).unwrap_or(0) / DAY;
+        !submitted.charged_to.is_empty() && day == (self.clock)() / DAY
+    }
+
+    /// Gives back what a task was charged for that is not drawn after all. Each time: whoever calls it has made sure that it is the first.
     pub(crate) fn refund_task(&self, submitted: &Submitted) {
         let (Ok(tenant), Some(request)) = (submitted.tenant.parse(), &submitted.request) else {
             return;

@@ -6,9 +6,12 @@
 //!
 //! The same sweep removes the cursors of queues of which the log has nothing left.
 //!
+//! In a dry run (`retention.dry_run`) nothing is removed, and it is said how much would be.
+//!
 //! Every orchestrator sweeps by itself. Removing what another has removed is no error.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use contract::task::done::Outcome;
@@ -66,6 +69,47 @@ fn claim(record: Option<&Record>, object: &Drawn) -> Claim {
     if named { Claim::Named } else { Claim::Unnamed }
 }
 
+/// What a sweep found that goes.
+#[derive(Debug, Default)]
+struct Expired {
+    objects: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Expired {
+    fn count(&self, bytes: u64) {
+        self.objects.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Objects and their bytes.
+    fn all(&self) -> (u64, u64) {
+        let all = [&self.objects, &self.bytes].map(|number| number.load(Ordering::Relaxed));
+        (all[0], all[1])
+    }
+}
+
+/// As metrics and the log name it.
+fn word(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Picture => "picture",
+        Kind::Checkpoint => "checkpoint",
+    }
+}
+
+/// Says what a dry run found.
+fn tell(kind: Kind, expired: &Expired) {
+    let (kind, (objects, bytes)) = (word(kind), expired.all());
+    metrics::gauge!("inkstone_orchestrator_would_remove", "kind" => kind).set(objects as f64);
+    metrics::gauge!("inkstone_orchestrator_would_remove_bytes", "kind" => kind).set(bytes as f64);
+    tracing::info!(
+        kind,
+        objects,
+        bytes,
+        "would be removed, were it not for retention.dry_run"
+    );
+}
+
 /// Sweeps.
 struct Sweeper {
     storage: Storage,
@@ -77,13 +121,21 @@ impl Sweeper {
     async fn sweep_all(&self) {
         for kind in [Kind::Checkpoint, Kind::Picture] {
             match self.sweep(kind).await {
-                Ok(()) => metrics::gauge!("inkstone_orchestrator_last_sweep_seconds")
-                    .set(contract::now().seconds as f64),
+                Ok(expired) => {
+                    metrics::gauge!("inkstone_orchestrator_last_sweep_seconds")
+                        .set(contract::now().seconds as f64);
+                    if self.settings.dry_run {
+                        tell(kind, &expired);
+                    }
+                }
                 Err(error) => {
                     let error = lifecycle::chain(&error);
                     tracing::warn!(error, ?kind, "what has expired stays for now");
                 }
             }
+        }
+        if self.settings.dry_run {
+            return;
         }
         match self.log.sweep_cursors().await {
             Ok(0) => {}
@@ -95,46 +147,54 @@ impl Sweeper {
         }
     }
 
-    /// Removes what has expired of a kind.
-    async fn sweep(&self, kind: Kind) -> Result<(), SweepError> {
+    /// Removes what has expired of a kind; nothing in a dry run.
+    async fn sweep(&self, kind: Kind) -> Result<Expired, SweepError> {
         let now = contract::clock::system_time();
+        let expired = Expired::default();
         let objects = self.storage.drawn(kind).map_err(SweepError::from);
         let each = async |object: Drawn| {
-            let key = object.key.to_string();
-            // One that cannot be judged or removed keeps no other from it.
-            if let Err(error) = self.look(kind, object, now).await {
-                metrics::counter!("inkstone_orchestrator_not_removed_total").increment(1);
-                tracing::debug!(
-                    error = lifecycle::chain(&error),
-                    key,
-                    "it stays until the next sweep"
-                );
+            let (key, size) = (object.key.to_string(), object.size);
+            match self.look(kind, object, now).await {
+                Ok(true) => expired.count(size),
+                Ok(false) => {}
+                // One that cannot be judged or removed keeps no other from it.
+                Err(error) => {
+                    metrics::counter!("inkstone_orchestrator_not_removed_total").increment(1);
+                    tracing::debug!(
+                        error = lifecycle::chain(&error),
+                        key,
+                        "it stays until the next sweep"
+                    );
+                }
             }
             Ok(())
         };
-        objects.try_for_each_concurrent(AT_ONCE, each).await
+        objects.try_for_each_concurrent(AT_ONCE, each).await?;
+        Ok(expired)
     }
 
-    async fn look(&self, kind: Kind, object: Drawn, now: SystemTime) -> Result<(), SweepError> {
+    /// Removes an object if it has expired; true then. In a dry run it stays all the same.
+    async fn look(&self, kind: Kind, object: Drawn, now: SystemTime) -> Result<bool, SweepError> {
         let age = now.duration_since(object.written).unwrap_or_default();
         // Most stay whatever their task says: the log is not asked for these.
         if !expires(kind, Claim::Unnamed, age, &self.settings) {
-            return Ok(());
+            return Ok(false);
         }
         let record = self.log.read_for_any_tenant(object.task).await?;
         if !expires(kind, claim(record.as_ref(), &object), age, &self.settings) {
-            return Ok(());
+            return Ok(false);
+        }
+        if self.settings.dry_run {
+            tracing::debug!(key = %object.key, "would be removed");
+            return Ok(true);
         }
         self.storage.delete(&object.key).await?;
         tracing::debug!(key = %object.key, "removed");
-        let kind = match kind {
-            Kind::Picture => "picture",
-            Kind::Checkpoint => "checkpoint",
-        };
+        let kind = word(kind);
         metrics::counter!("inkstone_orchestrator_removed_total", "kind" => kind).increment(1);
         metrics::counter!("inkstone_orchestrator_removed_bytes_total", "kind" => kind)
             .increment(object.size);
-        Ok(())
+        Ok(true)
     }
 }
 
@@ -174,6 +234,7 @@ mod tests {
             pictures: pictures.parse().unwrap(),
             grace: grace.parse().unwrap(),
             sweep_every: "1h".parse().unwrap(),
+            dry_run: false,
         }
     }
 
@@ -202,8 +263,8 @@ mod tests {
         }
     }
 
-    #[tokio::test]
-    async fn a_sweep_removes_what_no_task_names_and_nothing_of_an_open_one() {
+    /// A log and a store, and what holds them.
+    async fn place() -> (TaskLog, Storage, (NatsServer, tempfile::TempDir)) {
         let server = NatsServer::scratch().unwrap();
         let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
         let log = TaskLog::new(Broker::connect(&broker, "test").await.unwrap());
@@ -212,6 +273,39 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let url = format!("file://{}", folder.path().display());
         let storage = Storage::open(&StorageSettings::new(url)).unwrap();
+        (log, storage, (server, folder))
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_says_what_a_sweep_removes_and_removes_nothing() {
+        let (log, storage, _kept) = place().await;
+        for step in 1..=3 {
+            let lost = Key::checkpoint(TaskId::random(), 1, step);
+            let data = Bytes::from_static(b"four");
+            storage.put(&lost, data).await.unwrap();
+        }
+        let mut sweeper = Sweeper {
+            storage: storage.clone(),
+            log,
+            settings: RetentionSettings {
+                dry_run: true,
+                ..settings("1h", "0s")
+            },
+        };
+        let found = sweeper.sweep(Kind::Checkpoint).await.unwrap();
+        assert_eq!(found.all(), (3, 12));
+        let left: Vec<Drawn> = storage.drawn(Kind::Checkpoint).try_collect().await.unwrap();
+        assert_eq!(left.len(), 3);
+        sweeper.settings.dry_run = false;
+        let removed = sweeper.sweep(Kind::Checkpoint).await.unwrap();
+        assert_eq!(removed.all(), (3, 12));
+        let again = sweeper.sweep(Kind::Checkpoint).await.unwrap();
+        assert_eq!(again.all(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_sweep_removes_what_no_task_names_and_nothing_of_an_open_one() {
+        let (log, storage, _kept) = place().await;
         let (open, cancelled, good) = (submitted(), submitted(), submitted());
         let id = |task: &Submitted| task.task_id.parse::<TaskId>().unwrap();
         let drawn = |task: &Submitted, index, data: &[u8]| {

@@ -76,6 +76,8 @@ pub struct RetentionSettings {
     pub grace: Millis,
     /// Between two sweeps.
     pub sweep_every: Millis,
+    /// Whether a sweep removes nothing, and says what it would.
+    pub dry_run: bool,
 }
 
 /// Who asked for what.

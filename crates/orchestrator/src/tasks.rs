@@ -335,8 +335,9 @@ impl Tasks {
         };
         record.done = Some(match self.log.end(&record.task_ref()?, &done).await? {
             Ended::First => {
+                // What it was charged for is given back by whoever tells its end, who goes by what is stored: also where the answer to this
+                // write is lost.
                 tracing::info!(task, "cancelled");
-                self.meter.refund_task(&record.submitted);
                 done
             }
             Ended::Already(first) => *first,

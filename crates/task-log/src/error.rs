@@ -10,7 +10,7 @@ pub enum TaskLogError {
     #[error(transparent)]
     Broker(#[from] BrokerError),
     /// This process is stopping.
-    #[error("submissions are no longer taken here")]
+    #[error("this process is stopping")]
     Stopping,
     /// A stored event is not what this version writes.
     #[error("a stored `{what}` event cannot be decoded")]

@@ -159,13 +159,12 @@ impl TaskLog {
         found.as_ref().map_or(Ok(None), letter)
     }
 
-    /// Removes a letter, and none that was written in its place since. One that is gone is no error.
+    /// Removes a letter, and none that was written in its place since; true when this did it. One that is gone is no error.
     ///
     /// # Errors
     /// When the broker does not confirm.
-    pub async fn remove_letter(&self, letter: &Letter) -> Result<(), TaskLogError> {
-        self.dead.remove(letter.sequence).await?;
-        Ok(())
+    pub async fn remove_letter(&self, letter: &Letter) -> Result<bool, TaskLogError> {
+        Ok(self.dead.remove(letter.sequence).await?)
     }
 }
 

@@ -89,7 +89,8 @@ pub fn decide(known: Option<Known>, running_here: bool, max_attempts: u32) -> De
     }
 }
 
-/// How an attempt came out.
+/// How an attempt came out. One during which somebody else has ended the task does not come out: its worker hears of the end beside it,
+/// drops it, and removes what it has stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum CameOut {
     /// All pictures are in the object store.
@@ -107,8 +108,6 @@ pub enum CameOut {
         /// How long it may be tried; `None` for ever.
         at_most: Option<Duration>,
     },
-    /// The task's end is in the log already.
-    EndedElsewhere,
 }
 
 /// How a task is to end.
@@ -134,8 +133,6 @@ pub enum Next {
         /// How long it waits at least.
         pause: Duration,
     },
-    /// Nothing: the end is there.
-    Over,
 }
 
 /// What follows from how the `attempt`-th attempt came out.
@@ -160,7 +157,6 @@ pub fn after_attempt(attempt: u32, came_out: CameOut, max_attempts: u32) -> Next
             attempts: attempt.saturating_sub(1),
             pause: (tried_for / REST_OF_TIME_TRIED).clamp(SHORTEST_REST, LONGEST_REST),
         },
-        CameOut::EndedElsewhere => Next::Over,
     }
 }
 

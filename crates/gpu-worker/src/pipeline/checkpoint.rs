@@ -12,12 +12,12 @@ use task_log::TaskLogError;
 
 use super::TaskJob;
 use crate::engine::Picture;
-use crate::retry::{Stopped, until_stopped};
+use crate::retry::{Stopped, unless_stopped, until_stopped};
 use lifecycle::chain;
 
 /// The largest checkpoint that is read: ten pictures of 4096 × 4096 are 190 MiB.
 const MAX_BYTES: u64 = 256 << 20;
-/// How long a store that does not answer is asked for one before the task begins anew.
+/// How long a store that does not answer is asked for one before the task begins anew. A worker that stops does not wait for it.
 const READ_LIMIT: Duration = Duration::from_secs(30);
 /// How long writing one may take before the task goes on without it.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
@@ -102,13 +102,15 @@ async fn read(
 /// The object. A store that does not answer now may have it all the same: it is asked again.
 async fn fetch(job: &TaskJob, key: &Key) -> Result<Bytes, LoadError> {
     let storage = &job.worker.storage;
-    let fetched = until_stopped(&job.worker.stop, "reading a checkpoint", || async {
+    let stop = &job.worker.stop;
+    let fetched = until_stopped(stop, "reading a checkpoint", || async {
         match storage.get(key, MAX_BYTES).await {
             Err(error @ StorageError::Request { .. }) => Err(error),
             answer => Ok(answer),
         }
     });
-    let fetched = tokio::time::timeout(READ_LIMIT, fetched).await;
+    // A store that hangs would use up the time that a worker has to stop, and with it that of handing the task back.
+    let fetched = unless_stopped(stop, tokio::time::timeout(READ_LIMIT, fetched)).await?;
     let fetched = fetched.map_err(|_| LoadError::Away { limit: READ_LIMIT })??;
     fetched.map_err(LoadError::Read)
 }

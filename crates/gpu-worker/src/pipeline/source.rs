@@ -10,6 +10,7 @@ use lifecycle::chain;
 use storage::{Key, StorageError};
 
 use super::{NodeError, TaskJob};
+use crate::retry::unless_stopped;
 
 /// Lets every picture of the task begin from `source`.
 pub(super) async fn begin_from(
@@ -41,7 +42,8 @@ pub(super) async fn begin_from(
 
 async fn read(job: &TaskJob, key: &str) -> Result<Bytes, NodeError> {
     let key = Key::stored(key).ok_or_else(|| wrong(format!("{key:?} is not the key of a file")))?;
-    match job.worker.storage.get(&key, MAX_SOURCE_BYTES).await {
+    let reading = job.worker.storage.get(&key, MAX_SOURCE_BYTES);
+    match unless_stopped(&job.worker.stop, reading).await? {
         Ok(file) => Ok(file),
         Err(error @ (StorageError::Missing { .. } | StorageError::TooLarge { .. })) => {
             Err(wrong(chain(&error)))

@@ -44,8 +44,8 @@ pub(super) async fn finish(
         (Next::End(Ending::GivenUp), Err(why)) => given_up(job, delivery, &why).await,
         (Next::End(_), Err(why)) => fail(job, why).await,
         (Next::Rest { attempts, pause }, Err(why)) => Ok(put_off(job, &why, attempts, pause).await),
-        // Of what is drawn nothing follows but its end, and an end of somebody else's is heard beside the pipeline.
-        (Next::Over, _) | (Next::End(_) | Next::Rest { .. }, Ok(())) => Err(Stopped),
+        // Of what is drawn nothing follows but its end as succeeded.
+        (Next::End(_) | Next::Rest { .. }, Ok(())) => Err(Stopped),
     };
     match settled {
         Ok(settled) => {

@@ -7,15 +7,16 @@
 mod elsewhere;
 mod finish;
 mod history;
+mod late;
 mod letters;
 mod reading;
 mod running;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use contract::ErrorCode;
-use contract::task::{Dispatch, Done, Failed, Phase, State, StoredImage, Submitted, done};
+use contract::task::{Dispatch, Done, Failed, Phase, State, StoredImage, done};
 use messaging::Delivery;
 use prost::Message as _;
 use storage::Key;
@@ -23,7 +24,7 @@ use task_log::transition::{
     CameOut, Decision, Known, Next, Settlement, Written, after_attempt, after_refusal, after_rest,
     decide,
 };
-use task_log::{Ended, Record, TaskRef, deadline, has_listeners};
+use task_log::{Ended, Record, TaskRef, has_listeners};
 use tracing::Instrument as _;
 
 use crate::metrics;
@@ -37,6 +38,8 @@ pub(crate) use elsewhere::Elsewhere;
 use elsewhere::{LEFT_AGAIN, is_anothers};
 use finish::finish;
 use history::Over;
+pub(crate) use late::BrokerTime;
+use late::expire;
 use letters::{bury, unreadable};
 use reading::{look, read};
 pub(crate) use running::Running;
@@ -175,39 +178,6 @@ async fn forget_checkpoint(worker: &Worker, record: Option<&Record>) {
     }
 }
 
-/// Ends a task whose time to begin is over, if it is: by the broker's clock, which is asked where this one says so.
-async fn expire(
-    worker: &Worker,
-    task: &TaskRef,
-    submitted: &Submitted,
-) -> Result<Option<Settlement>, Stopped> {
-    let Some(deadline) = deadline::deadline(submitted) else {
-        return Ok(None);
-    };
-    let is_over = |now: SystemTime| {
-        let now = now.duration_since(UNIX_EPOCH);
-        deadline <= now.unwrap_or_default()
-    };
-    if !is_over(contract::clock::system_time()) {
-        return Ok(None);
-    }
-    let now = until_stopped(&worker.stop, "asking for the time", || worker.log.time());
-    if !is_over(now.await?) {
-        return Ok(None);
-    }
-    let within = deadline.saturating_sub(deadline::submitted_at(submitted));
-    let done = Done {
-        worker: worker.name.clone(),
-        ..deadline::expired(within)
-    };
-    tracing::info!(?within, "too late to begin");
-    until_stopped(&worker.stop, "writing the task's end", || {
-        worker.log.end(task, &done)
-    })
-    .await?;
-    Ok(Some(Settlement::Ack))
-}
-
 /// Takes the task up.
 async fn run(
     worker: &Arc<Worker>,
@@ -267,7 +237,7 @@ async fn run(
         result = pipeline::run(&mut job) => Ok(result),
     };
     let (outcome, settlement) = match result {
-        // Dropping the pipeline has already told the engine to forget the pictures.
+        // The attempt did not come out, so nothing follows from how. Dropping the pipeline has already told the engine to forget the pictures.
         Err(done) => ("ended_elsewhere", ended_elsewhere(&mut job, &done).await),
         Ok(result) => finish(&mut job, delivery, result).await,
     };
@@ -351,7 +321,7 @@ async fn hand_back(job: &TaskJob) -> Settlement {
     let attempt = job.state.attempt;
     match after_attempt(attempt, CameOut::Stopped, job.worker.max_attempts) {
         Next::Rest { attempts, pause } => rest(job, attempts, pause, Over::HandedBack, "").await,
-        Next::End(_) | Next::Over => Settlement::GiveBack(Duration::ZERO),
+        Next::End(_) => Settlement::GiveBack(Duration::ZERO),
     }
 }
 

@@ -1,10 +1,10 @@
 //! What a worker goes by when a dispatch comes: what that tells of its task, or what the log holds.
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use contract::task::Dispatch;
+use contract::task::{Dispatch, Submitted};
 use messaging::Delivery;
-use task_log::{Record, TaskLogError, TaskRef};
+use task_log::{Record, TaskLogError, TaskRef, deadline};
 
 use crate::retry::{Stopped, until_stopped};
 use crate::worker::Worker;
@@ -12,6 +12,9 @@ use crate::worker::Worker;
 /// What a dispatch tells is gone by for so long after it was queued. Of a task that waits for longer, the log may have let go of the
 /// submission by then, or of the end.
 const TOLD_FOR: Duration = Duration::from_secs(10 * 60);
+/// A task that was submitted longer ago than this when its dispatch was queued is read: the log may let go of its submission until somebody gets
+/// that. A log that keeps events for no longer than this and [`TOLD_FOR`] together is not meant for work.
+const SUBMITTED_WITHIN: Duration = Duration::from_secs(3600);
 
 /// A task as it was found; an error is one that waiting does not mend.
 pub(super) type Found = Result<Option<Record>, TaskLogError>;
@@ -19,7 +22,7 @@ pub(super) type Found = Result<Option<Record>, TaskLogError>;
 /// Looks at the task of a dispatch, for as long as it takes.
 ///
 /// What the dispatch tells is as old as itself. The first who gets it asks only whether the task has ended; that the state still stands shows
-/// when the next one is written in its place. Whoever gets it later reads everything.
+/// when the next one is written in its place. Whoever gets it later, or gets one of a task that was submitted long ago, reads everything.
 pub(super) async fn look(
     worker: &Worker,
     delivery: &Delivery,
@@ -31,6 +34,7 @@ pub(super) async fn look(
         true => Record::of_dispatch(task, dispatch),
         false => None,
     };
+    let told = told.filter(|record| is_recent(&record.submitted, delivery.published()));
     let Some(record) = told else {
         return read(worker, task).await;
     };
@@ -60,9 +64,29 @@ fn is_news(deliveries: u64, queued: SystemTime, now: SystemTime) -> bool {
     deliveries == 1 && waited <= TOLD_FOR
 }
 
+/// Whether the log still has what was submitted, as long as the dispatch is news.
+fn is_recent(submitted: &Submitted, queued: SystemTime) -> bool {
+    let queued = queued.duration_since(UNIX_EPOCH).unwrap_or_default();
+    queued.saturating_sub(deadline::submitted_at(submitted)) <= SUBMITTED_WITHIN
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_was_submitted_long_before_it_was_queued_is_read() {
+        let submitted = Submitted {
+            at: Some(contract::now()),
+            ..Submitted::default()
+        };
+        let at = UNIX_EPOCH + deadline::submitted_at(&submitted);
+        assert!(is_recent(&submitted, at));
+        assert!(is_recent(&submitted, at + SUBMITTED_WITHIN));
+        assert!(!is_recent(&submitted, at + 2 * SUBMITTED_WITHIN));
+        // By a broker whose clock is behind.
+        assert!(is_recent(&submitted, at - Duration::from_secs(5)));
+    }
 
     #[test]
     fn a_dispatch_is_news_to_the_first_who_gets_it_and_soon() {

@@ -231,6 +231,32 @@ async fn a_store_that_does_not_answer_for_a_while_costs_no_checkpoint() {
     stop(second).await;
 }
 
+#[tokio::test]
+async fn a_worker_that_stops_while_its_store_hangs_hands_the_task_back_at_once_and_no_attempt_counts()
+ {
+    let platform = Platform::start().await;
+    let first = platform.worker(&[("worker.name", "first")]).await;
+    let task = platform.submit(request("a boat", 2, 80)).await;
+    platform.reaches(&task, 20).await;
+    let (second, faults) = faulty_worker(&platform, &[("worker.name", "second")]).await;
+    // For as long as a worker has to stop.
+    std::fs::write(&faults, r#"{"delays":100,"delay_ms":30000}"#).unwrap();
+    stop(first).await;
+    until("the second takes it up", async || {
+        let state = platform.record(&task).await.state;
+        state.is_some_and(|state| state.worker == "second")
+    })
+    .await;
+    let in_time = second.stop(Duration::from_secs(20)).await;
+    assert!(in_time, "it does not wait for the store");
+    let state = platform.record(&task).await.state.unwrap();
+    assert_eq!((state.phase(), state.attempt), (Phase::Scheduled, 0));
+    assert!(
+        state.checkpoint.unwrap().step >= 20,
+        "another goes on from it"
+    );
+}
+
 /// Soon tired of a store that takes nothing.
 const IMPATIENT: [(&str, &str); 2] = [("worker.name", "full"), ("output.patience", "500ms")];
 

@@ -5,7 +5,8 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use contract::TaskId;
 use contract::task::{Done, Submitted, done, progress_event};
 use contract::v1::{Run, SubmitTask, TaskPhase};
-use task_log::{TaskRef, Update, deadline};
+use prost::Message as _;
+use task_log::{Handover, TaskRef, Update, deadline};
 
 use crate::support::{PATIENCE, Platform, TENANT, request, until};
 
@@ -276,15 +277,47 @@ async fn a_worker_whose_clock_is_ahead_ends_only_what_is_late_by_the_brokers() {
     };
     let in_time = platform.submit(in_time).await;
     assert_eq!(platform.pictures(&in_time).await.len(), 1);
-    let mut at = contract::now();
-    at.seconds -= 3600;
-    let late = Submitted {
-        task_id: TaskId::random().to_string(),
-        at: Some(at),
-        ..platform.record(&in_time).await.submitted
-    };
-    platform.log.submit(&late).await.unwrap();
+    let late = late(&platform, &in_time).await;
     platform.log.dispatch(&late, 1, 1).await.unwrap();
     let done = platform.done(&TaskRef::of(&late).unwrap()).await;
     assert!(deadline::has_expired(&done), "{done:?}");
+}
+
+#[tokio::test]
+async fn a_worker_whose_clock_is_behind_begins_nothing_that_is_late_by_the_brokers() {
+    let platform = Platform::start().await;
+    let behind = [("process.clock_offset", "-1800")];
+    let _worker = Process::start(&platform, "behind", &behind);
+    let in_time = SubmitTask {
+        expires_after_seconds: 900,
+        ..request("a cat", 1, 2)
+    };
+    let in_time = platform.submit(in_time).await;
+    assert_eq!(platform.pictures(&in_time).await.len(), 1);
+    // As an orchestrator hands it over: who gets it goes by what it tells.
+    let late = late(&platform, &in_time).await;
+    let task = TaskRef::of(&late).unwrap();
+    let to = Handover {
+        task: task.clone(),
+        model: late.model.clone(),
+        version: late.model_version.clone(),
+        weight: 1,
+        submitted: late.encode_to_vec(),
+    };
+    platform.log.hand_over(to).await.unwrap();
+    let done = platform.done(&task).await;
+    assert!(deadline::has_expired(&done), "{done:?}");
+}
+
+/// A task like this one that should have begun some minutes ago.
+async fn late(platform: &Platform, like: &TaskRef) -> Submitted {
+    let mut at = contract::now();
+    at.seconds -= 1200;
+    let late = Submitted {
+        task_id: TaskId::random().to_string(),
+        at: Some(at),
+        ..platform.record(like).await.submitted
+    };
+    platform.log.submit(&late).await.unwrap();
+    late
 }

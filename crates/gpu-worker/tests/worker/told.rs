@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use contract::TaskId;
 use contract::task::{Cancelled, Done, Phase, State, done};
 use prost::Message as _;
 use task_log::{Handed, Handover, TaskRef};
@@ -78,6 +79,33 @@ async fn a_task_whose_state_is_another_than_its_dispatch_tells_goes_on_from_that
         assert_eq!(platform.record(task).await.done.unwrap().attempt, attempt);
     }
     platform.work_is_settled().await;
+    stop(worker).await;
+}
+
+#[tokio::test]
+async fn a_task_that_the_log_may_have_let_go_of_is_read_and_not_drawn_when_it_has() {
+    let platform = Platform::start().await;
+    let like = platform.submit_only(request("a cat", 1, 2)).await;
+    let mut told = platform.record(&like).await.submitted;
+    told.task_id = TaskId::random().to_string();
+    let mut at = contract::now();
+    at.seconds -= 2 * 3600;
+    told.at = Some(at);
+    let to = Handover {
+        task: TaskRef::of(&told).unwrap(),
+        model: MODEL.to_owned(),
+        version: "1".to_owned(),
+        weight: 1,
+        submitted: told.encode_to_vec(),
+    };
+    let handed = platform.log.hand_over(to).await.unwrap();
+    assert_eq!(handed, Handed::Dispatched);
+    let worker = platform.worker(&[]).await;
+    platform.work_is_settled().await;
+    let letters = platform.dead_letters().await;
+    let given_up: Vec<_> = letters.iter().map(|letter| &letter.task_id).collect();
+    assert_eq!(given_up, [&told.task_id]);
+    assert!(platform.objects("images").is_empty());
     stop(worker).await;
 }
 

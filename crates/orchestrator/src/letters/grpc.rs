@@ -79,4 +79,14 @@ impl DeadLetterService for Letters {
             existing: retried.existing,
         }))
     }
+
+    async fn remove_dead_letter(
+        &self,
+        request: Request<api::RemoveDeadLetterRequest>,
+    ) -> Result<Response<api::RemoveDeadLetterResponse>, Status> {
+        let id = id(&request.into_inner().id)?;
+        let removed = self.remove(&id).await.map_err(status)?;
+        let letter = removed.map(|letter| encode(letter, false));
+        Ok(Response::new(api::RemoveDeadLetterResponse { letter }))
+    }
 }

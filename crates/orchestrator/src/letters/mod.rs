@@ -1,4 +1,4 @@
-//! Dead letters, for operators: what was given up is looked at, and tried again.
+//! Dead letters, for operators: what was given up is looked at, and tried again or removed.
 //!
 //! A letter goes when what it asks for is stored, so a try that is cut off is made again; what is made has an identity that comes from
 //! the letter, so that made twice it is there once.
@@ -70,16 +70,32 @@ impl Letters {
             };
             return made.ok_or_else(|| no_letter(id));
         };
-        let (word, retried) = match id.kind() {
-            LetterKind::Task => ("task", self.retry_task(&letter).await?),
-            LetterKind::Intake => ("intake", self.retry_submission(&letter).await?),
-            LetterKind::Webhook => ("webhook", self.retry_webhook(&letter).await?),
+        let retried = match id.kind() {
+            LetterKind::Task => self.retry_task(&letter).await?,
+            LetterKind::Intake => self.retry_submission(&letter).await?,
+            LetterKind::Webhook => self.retry_webhook(&letter).await?,
         };
         self.tasks.log.remove_letter(&letter).await?;
-        metrics::counter!("inkstone_orchestrator_letters_retried_total", "kind" => word)
+        metrics::counter!("inkstone_orchestrator_letters_retried_total", "kind" => word(id.kind()))
             .increment(1);
         tracing::info!(letter = %id, task = ?retried.task, "a dead letter is tried again");
         Ok(retried)
+    }
+
+    /// Removes a letter that is of no use any more, and says what it was; `None` when there is no such letter. Another that is written in its
+    /// place meanwhile stays.
+    pub(crate) async fn remove(&self, id: &LetterId) -> Result<Option<Letter>, CallError> {
+        let log = &self.tasks.log;
+        let Some(letter) = log.letter(id).await? else {
+            return Ok(None);
+        };
+        if !log.remove_letter(&letter).await? {
+            return Ok(None);
+        }
+        metrics::counter!("inkstone_orchestrator_letters_removed_total", "kind" => word(id.kind()))
+            .increment(1);
+        tracing::info!(letter = %id, code = letter.says.code, "a dead letter is removed");
+        Ok(Some(letter))
     }
 
     /// Submits a failed task again: as it was, on the same version if that is still there. It is the operator's wish, so it is charged to
@@ -258,6 +274,15 @@ fn again(tenant: &TenantId, letter: &LetterId) -> TaskId {
     TaskId::derived(tenant, &format!("\0dead letter\0{letter}"))
 }
 
+/// As metrics name it.
+fn word(kind: LetterKind) -> &'static str {
+    match kind {
+        LetterKind::Task => "task",
+        LetterKind::Intake => "intake",
+        LetterKind::Webhook => "webhook",
+    }
+}
+
 fn access_token() -> Result<String, Failure> {
     let mut random = [0; 16];
     rand::fill(&mut random)
@@ -277,8 +302,9 @@ fn submission(subject: &str, headers: &HashMap<String, String>, payload: &[u8]) 
 }
 
 fn no_letter(id: &LetterId) -> CallError {
-    let text =
-        format!("there is no dead letter {id}: it never was, has expired, or was tried again");
+    let text = format!(
+        "there is no dead letter {id}: it never was, has expired, or was tried again or removed"
+    );
     Failure::new(ErrorCode::NotFound, text).into()
 }
 

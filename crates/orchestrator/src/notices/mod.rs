@@ -3,11 +3,12 @@
 //! A durable consumer, shared by all orchestrators, reads the ends in the log. An end is acknowledged only when all that follows from it
 //! is stored: the outcome in OUTCOMES, the delivery in WEBHOOKS. From there [`webhook`] carries deliveries out.
 //!
-//! What a task was charged for that did not begin in time is given back here, too: its end may be an orchestrator's or a worker's, and each
-//! end comes by here.
+//! What a task was charged for that was cancelled or did not begin in time is given back here, too ([`refunds`]): its end may be any
+//! orchestrator's or a worker's, whoever wrote it may not have heard that it is stored, and each end comes by here.
 
 mod busy;
 mod outcome;
+mod refunds;
 mod retry;
 pub(crate) mod webhook;
 
@@ -16,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use contract::ErrorCode;
 use contract::json::TaskEventJson;
-use contract::task::{DeadLetter, Done, Submitted, WebhookDelivery};
+use contract::task::{DeadLetter, Done, Submitted, WebhookDelivery, done};
 use contract::v1::{self, TaskEvent, TaskPhase};
 use lifecycle::Tasks as ServiceTasks;
 use messaging::{Broker, BrokerError, Delivery, Outgoing, WorkQueue};
@@ -27,6 +28,7 @@ use crate::meter::Meter;
 use crate::{exchange, pulled};
 
 pub(crate) use outcome::{Outcomes, Target};
+use refunds::{Claim, Refunds};
 
 /// Ends that are handled at once.
 const CONCURRENCY: usize = 64;
@@ -34,9 +36,9 @@ const CONCURRENCY: usize = 64;
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Before an end is seen again that could not be told.
 const GIVE_BACK: Duration = Duration::from_secs(2);
-/// How long the log is asked for a task to which something is owed: with the last answer well within [`ACK_WAIT`].
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Between two such questions.
+/// How long it is tried to give back what a task was charged for: with the last answer well within [`ACK_WAIT`].
+const PATIENCE: Duration = Duration::from_secs(15);
+/// Between two such attempts.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
 
 /// What an end asked for.
@@ -52,10 +54,12 @@ enum Settled {
 struct Notices {
     log: TaskLog,
     outcomes: Outcomes,
-    meter: Arc<Meter>,
+    refunds: Refunds,
     webhooks: WorkQueue,
     /// In front of the paths of pictures.
     public_url: String,
+    /// Says when the service stops.
+    service: ServiceTasks,
 }
 
 /// Starts to tell ends.
@@ -74,9 +78,10 @@ pub(crate) async fn start(
     let notices = Arc::new(Notices {
         log: log.clone(),
         outcomes,
-        meter,
+        refunds: Refunds::open(broker, meter).await?,
         webhooks: broker.queue(exchange::WEBHOOKS),
         public_url: public_url.to_owned(),
+        service: service.clone(),
     });
     pulled::start(service, "notices", puller, CONCURRENCY, move |end| {
         let notices = notices.clone();
@@ -116,24 +121,22 @@ impl Notices {
             what: "done",
             source,
         })?;
-        let expired = deadline::has_expired(&done);
-        if done.without_listeners && !expired {
+        let owed = is_owed(&done);
+        if done.without_listeners && !owed {
             return Ok(Settled::Nothing);
         }
         // inkstone.task.<tenant>.<lane>.<task>.done
         let mut tokens = end.subject().split('.').skip(2);
         let mut token = || tokens.next().unwrap_or_default();
         let place = TaskRef::parse(token(), token(), token())?;
-        // Once, as far as the broker keeps count of its deliveries: one that comes again was seen before, here or elsewhere.
-        let owed = expired && end.deliveries() == 1;
-        let patience = if owed { PATIENCE } else { Duration::ZERO };
-        let Some(submitted) = self.submitted(&place, patience).await? else {
+        let submitted = match owed {
+            true => self.give_back_charge(&place).await?,
+            false => self.log.submitted(&place).await?,
+        };
+        let Some(submitted) = submitted else {
             // The log has let go of it meanwhile.
             return Ok(Settled::Told);
         };
-        if owed {
-            self.meter.refund_task(&submitted);
-        }
         if !has_listeners(&submitted) {
             return Ok(Settled::Told);
         }
@@ -164,22 +167,41 @@ impl Notices {
         Ok(Settled::Told)
     }
 
-    /// How a task was submitted, asked for until the log answers or `patience` has passed.
-    async fn submitted(
-        &self,
-        place: &TaskRef,
-        patience: Duration,
-    ) -> Result<Option<Submitted>, TaskLogError> {
-        let until = Instant::now() + patience;
+    /// Gives back what a task was charged for, and says how it was submitted. Tried until the broker answers or [`PATIENCE`] has passed, and no
+    /// longer than until the service is asked to stop: then the end comes again, here or elsewhere.
+    async fn give_back_charge(&self, place: &TaskRef) -> Result<Option<Submitted>, TaskLogError> {
+        let until = Instant::now() + PATIENCE;
+        // The same for all attempts, so that one whose answer is lost is known by the next.
+        let claim = Claim::new();
         loop {
-            match self.log.submitted(place).await {
+            match self.try_to_give_back(place, &claim).await {
                 Err(TaskLogError::Broker(error)) if Instant::now() < until => {
-                    tracing::debug!(%error, "asking again for what is given back");
-                    tokio::time::sleep(ASK_AGAIN).await;
+                    tracing::debug!(%error, "trying again to give back");
                 }
                 answer => return answer,
             }
+            tokio::select! {
+                () = self.service.stopping() => return Err(TaskLogError::Stopping),
+                () = tokio::time::sleep(ASK_AGAIN) => {}
+            }
         }
+    }
+
+    async fn try_to_give_back(
+        &self,
+        place: &TaskRef,
+        claim: &Claim,
+    ) -> Result<Option<Submitted>, TaskLogError> {
+        let submitted = tokio::select! {
+            biased;
+            () = self.service.stopping() => return Err(TaskLogError::Stopping),
+            submitted = self.log.submitted(place) => submitted?,
+        };
+        // Not ended by a stop: the claim could be stored, and nothing given back.
+        if let Some(submitted) = &submitted {
+            self.refunds.refund(submitted, claim).await?;
+        }
+        Ok(submitted)
     }
 
     async fn queue_webhook(&self, record: &Record, event: TaskEvent) -> Result<(), TaskLogError> {
@@ -204,6 +226,12 @@ impl Notices {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Whether nothing of what the task was charged for counts: it was cancelled, or did not begin in time.
+fn is_owed(done: &Done) -> bool {
+    let cancelled = matches!(done.outcome, Some(done::Outcome::Cancelled(_)));
+    cancelled || deadline::has_expired(done)
 }
 
 /// What is heard of a phase; nothing of one that is no end.
@@ -255,16 +283,9 @@ fn letter(delivery: &WebhookDelivery, reason: String) -> DeadLetter {
 
 #[cfg(test)]
 mod tests {
-    use std::num::NonZeroU64;
-
-    use contract::TaskId;
-    use contract::task::{Cancelled, done};
-    use messaging::{BrokerSettings, Puller};
-    use nats_server::NatsServer;
+    use contract::task::Cancelled;
 
     use super::*;
-    use crate::meter::{Account, Charge};
-    use crate::usage::{DayLimit, Use};
 
     fn record(events: &[TaskEvent]) -> Record {
         let webhook = v1::Webhook {
@@ -307,144 +328,6 @@ mod tests {
         let mut none = record(&[]);
         none.submitted.request = Some(v1::SubmitTask::default());
         assert!(delivery(&none, TaskEvent::Cancelled, "").is_none());
-    }
-
-    async fn next(puller: &Puller) -> Delivery {
-        loop {
-            if let Some(delivery) = puller.pull(1).await.unwrap().pop() {
-                return delivery;
-            }
-        }
-    }
-
-    /// Where a task has ended that was charged three pictures, all that a day has.
-    struct Bench {
-        server: NatsServer,
-        broker: Broker,
-        notices: Notices,
-        ends: Puller,
-    }
-
-    impl Bench {
-        /// Whether so many pictures more may be charged.
-        async fn charge(&self, images: u64) -> bool {
-            let account = Account {
-                tenant: "acme".parse().unwrap(),
-                policy: "prod".to_owned(),
-            };
-            let limit = DayLimit {
-                images: NonZeroU64::new(3),
-                pixel_steps: None,
-            };
-            let ask = Use {
-                images,
-                pixel_steps: 0,
-            };
-            let charged = self.notices.meter.charge(&account, limit, ask).await;
-            charged.map(Charge::keep).is_ok()
-        }
-    }
-
-    async fn bench(done: &Done) -> Bench {
-        let server = NatsServer::scratch().unwrap();
-        let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
-        let broker = Broker::connect(&broker, "test").await.unwrap();
-        let settings: crate::Settings = settings::load(None, &[]).unwrap();
-        let log = TaskLog::new(broker.clone());
-        log.ensure_streams(&settings.streams).await.unwrap();
-        let meter = Arc::new(Meter::open(&broker, crate::meter::now).await.unwrap());
-        let submitted = Submitted {
-            task_id: TaskId::random().to_string(),
-            tenant: "acme".to_owned(),
-            lane: "standard-image".to_owned(),
-            charged_to: "prod".to_owned(),
-            at: Some(contract::now()),
-            request: Some(v1::SubmitTask {
-                images: 3,
-                ..v1::SubmitTask::default()
-            }),
-            ..Submitted::default()
-        };
-        log.submit(&submitted).await.unwrap();
-        let task = TaskRef::of(&submitted).unwrap();
-        log.end(&task, done).await.unwrap();
-        let ends = log.ends_of_all(ACK_WAIT).await.unwrap();
-        let notices = Notices {
-            log,
-            outcomes: Outcomes::new(&broker, &settings.notices),
-            meter,
-            webhooks: broker.queue(exchange::WEBHOOKS),
-            public_url: String::new(),
-        };
-        let bench = Bench {
-            server,
-            broker,
-            notices,
-            ends,
-        };
-        assert!(bench.charge(3).await);
-        bench
-    }
-
-    /// Whether another task like it may be charged after its end was seen, and one more picture after it was seen again.
-    async fn charged_after(done: Done) -> (bool, bool) {
-        let bench = bench(&done).await;
-        let end = next(&bench.ends).await;
-        bench.notices.settle(&end).await.unwrap();
-        let first = bench.charge(3).await;
-        end.give_back(Duration::ZERO).await.unwrap();
-        let end = next(&bench.ends).await;
-        bench.notices.settle(&end).await.unwrap();
-        (first, bench.charge(1).await)
-    }
-
-    #[tokio::test]
-    async fn a_task_that_did_not_begin_in_time_is_given_back_once_whoever_ended_it() {
-        let expired = deadline::expired(Duration::from_secs(5));
-        assert_eq!(charged_after(expired.clone()).await, (true, false));
-        let by_a_worker = Done {
-            worker: "painter".to_owned(),
-            ..expired
-        };
-        assert_eq!(charged_after(by_a_worker).await, (true, false));
-    }
-
-    #[tokio::test]
-    async fn a_task_that_did_not_begin_in_time_is_given_back_though_nobody_hears_of_it() {
-        let expired = Done {
-            without_listeners: true,
-            ..deadline::expired(Duration::from_secs(5))
-        };
-        assert_eq!(charged_after(expired).await, (true, false));
-    }
-
-    #[tokio::test]
-    async fn an_expired_task_is_given_back_though_the_log_does_not_answer_at_first() {
-        let mut bench = bench(&deadline::expired(Duration::from_secs(5))).await;
-        let end = next(&bench.ends).await;
-        bench.server.kill();
-        // From when the client has noticed.
-        while !matches!(
-            bench.broker.probe().await,
-            Err(BrokerError::Unreachable { .. })
-        ) {}
-        let server = &mut bench.server;
-        let back = async { server.restart().unwrap() };
-        let (settled, ()) = tokio::join!(bench.notices.settle(&end), back);
-        settled.unwrap();
-        assert!(bench.charge(3).await);
-    }
-
-    #[tokio::test]
-    async fn a_task_that_failed_otherwise_stays_charged() {
-        let failed = Done {
-            outcome: Some(done::Outcome::Failed(contract::task::Failed {
-                code: ErrorCode::EngineFailed.to_string(),
-                message: String::new(),
-            })),
-            ..Done::default()
-        };
-        assert_eq!(charged_after(failed).await, (false, false));
     }
 
     #[test]

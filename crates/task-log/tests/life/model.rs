@@ -170,7 +170,8 @@ impl Life {
             At::Delivered { told } => look(world, told),
             At::Looked { known, version } => self.decided(world, known, version),
             At::Refused { before } => At::Settling(after_refusal(before, Some(world.known()))),
-            At::Running(run) if world.done.is_some() => left_by(run, CameOut::EndedElsewhere),
+            // `gpu-worker/src/run/mod.rs`, `run`: it listens for the end beside what it does. There is nothing to decide, so no function is asked.
+            At::Running(_) if world.done.is_some() => At::CleaningUp,
             At::Running(run) if run.step < STEPS => At::Running(Run {
                 step: run.step + 1,
                 ..run
@@ -361,7 +362,6 @@ fn left_by(run: Run, came_out: CameOut) -> At {
             ending,
         },
         Next::Rest { attempts, .. } => At::Resting { run, attempts },
-        Next::Over => At::CleaningUp,
     }
 }
 

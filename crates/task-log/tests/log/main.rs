@@ -308,7 +308,7 @@ async fn of_several_words_on_a_task_the_last_one_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_given_up_is_kept_with_its_reason() {
+async fn what_is_given_up_is_kept_with_its_reason_until_it_is_removed() {
     let (_server, log) = scratch_log().await;
     let letter = DeadLetter {
         tenant: "acme".to_owned(),
@@ -322,4 +322,8 @@ async fn what_is_given_up_is_kept_with_its_reason() {
         .unwrap();
     let kept = log.letter(&id).await.unwrap().unwrap();
     assert_eq!(kept.says, letter);
+    assert!(log.remove_letter(&kept).await.unwrap());
+    assert!(log.letter(&id).await.unwrap().is_none());
+    let again = log.remove_letter(&kept).await.unwrap();
+    assert!(!again, "whoever comes second has removed nothing");
 }

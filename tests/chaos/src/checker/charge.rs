@@ -29,7 +29,7 @@ pub(super) fn check(evidence: &Evidence, log: &Log, verdict: &mut Verdict) {
             if given_back.contains(id) {
                 continue;
             }
-            // Whoever cancelled it was killed, perhaps before it was given back.
+            // Whoever was to give it back was killed, perhaps before that was written.
             *asked.entry(task.tenant).or_insert(0) += images;
             continue;
         }
