@@ -2,6 +2,7 @@
 //!
 //! Parameters that are not known are let through: its clients send what its newest models take, and words of their own.
 
+use contract::limits::MAX_IMAGES;
 use contract::words::{FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS};
 use contract::{Failure, v1};
 
@@ -96,8 +97,9 @@ pub(super) fn decode(
         Some(text) => size(&text)?,
     };
     let images = parameters.small("n")?.unwrap_or(1);
-    if images == 0 {
-        return Err(Failure::invalid("n", "n must be at least 1"));
+    if !(1..=MAX_IMAGES).contains(&images) {
+        let message = format!("n must be 1 to {MAX_IMAGES}, whatever the model, not {images}");
+        return Err(Failure::invalid("n", message));
     }
     let mut style_tags = parameters.texts("style_tags")?;
     let style = parameters.word("style", STYLES)?.flatten();
@@ -441,6 +443,7 @@ mod tests {
             assert_eq!(field(Form::Prompt, &body), "size", "{bad}");
         }
         assert_eq!(field(Form::Prompt, r#"{"parameters":{"n":0}}"#), "n");
+        assert_eq!(field(Form::Prompt, r#"{"parameters":{"n":11}}"#), "n");
         assert_eq!(
             field(Form::Prompt, r#"{"parameters":{"style":"x"}}"#),
             "style"
