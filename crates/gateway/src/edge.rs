@@ -89,11 +89,10 @@ impl Edge {
             reads: room("requests are under way", http.max_concurrent_reads),
             streams: room("streams are open", http.max_event_streams),
             uploads: room("pictures arrive at once", http.max_uploads),
-            // Whose these are is not known, so nobody has a share of them.
-            searches_by_token: Room::new(
+            // Whose these are is not known, so it is those of one task that have a share of them.
+            searches_by_token: room(
                 "pictures are looked for by token",
                 room::share(http.max_concurrent_reads, http.tenant_share),
-                100,
             ),
             streams_without_key: Room::new(
                 "streams without a key are open",

@@ -110,6 +110,14 @@ impl Room {
         self.shares.take(tenant, "for one tenant")
     }
 
+    /// The same of whoever looks for a task's pictures, where all who do have shown tokens.
+    ///
+    /// # Errors
+    /// As of a tenant.
+    pub(crate) fn share_of_task(&self, task: &str) -> Result<Share, Failure> {
+        self.shares.take(task, "for one task")
+    }
+
     /// The same of whoever reads a task's pictures by their tokens.
     ///
     /// # Errors
