@@ -94,10 +94,16 @@ impl Edge {
                 "pictures are looked for by token",
                 room::share(http.max_concurrent_reads, http.tenant_share),
             ),
-            streams_without_key: Room::new(
+            // Nor is whose these are; but where from. A setting says how much of everything one address may be, because behind
+            // a proxy it is everyone's.
+            streams_without_key: Room::shared(
                 "streams without a key are open",
                 MAX_STREAMS_WITHOUT_KEY,
-                100,
+                room::part(
+                    MAX_STREAMS_WITHOUT_KEY,
+                    http.max_connections_per_address,
+                    http.max_connections,
+                ),
             ),
             decodes: Arc::new(Semaphore::new(MAX_DECODES)),
             crowd: Arc::new(Crowd::new(
