@@ -193,7 +193,7 @@ def test_a_task_that_is_not_there_is_unknown():
         ({"prompt": "x" * 4097}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "prompt"),
         ({"size": "100*100"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "size: width"),
         ({"size": "128x128"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "size"),
-        ({"n": 11}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "n: images"),
+        ({"n": 11}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "n must be 1 to 10"),
         ({"style": "<cubism>"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "style"),
         ({"watermark": True}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "watermark"),
         ({"ref_img": "http://10.0.0.1/x.png"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "ref_img"),

@@ -384,6 +384,9 @@ async fn a_full_task_log_refuses_submissions_and_still_ends_what_was_accepted() 
     };
     assert_eq!(refused.code(), tonic::Code::Unavailable, "{refused:?}");
     platform.wait_readiness("orchestrator", 503);
+    // The gateway stays in service for those who read, and says what is missing.
+    let limited = "orchestrator: answers and is not ready: task log: full";
+    platform.wait_readiness_with("gateway", 200, limited);
     for id in &accepted {
         assert_whole(&platform, &platform.wait_ended(id).await);
     }

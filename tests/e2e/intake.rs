@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use contract::TaskId;
-use contract::v1::{Outcome, TaskEvent, outcome};
+use contract::v1::{Outcome, SubmitTask, TaskEvent, outcome};
 use e2e::{LIMIT, Platform};
 use messaging::{Broker, BrokerError, Outgoing, Puller};
 use serde_json::{Value, json};
@@ -177,6 +177,33 @@ async fn a_producer_hears_what_became_of_each_message_and_a_webhook_of_the_end()
     let first = format!("{task}-task-succeeded");
     let of_first = told.iter().filter(|one| one.header("webhook-id") == first);
     assert_eq!(of_first.count(), 2, "{told:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_task_that_has_ended_already_hears_its_end() {
+    let platform = Platform::start_with(&SOON).await;
+    let producer = Producer::new(&platform).await;
+    let task = SubmitTask {
+        prompt: "a 3d cat".to_owned(),
+        steps: 4,
+        seed: Some(7),
+        idempotency_key: "both".to_owned(),
+        ..SubmitTask::default()
+    };
+    let task = platform.submit(task).await.unwrap();
+    platform.wait_ended(&task.id).await;
+    let message = producer.message("both", picture(7).to_string().into_bytes(), true);
+    let sequence = producer.publish(message).await.unwrap();
+    let mut heard = Heard::new();
+    producer.hear(&mut heard, |heard| heard.len() >= 2).await;
+    for event in ["task.accepted", "task.succeeded"] {
+        let told = &heard[&("both".to_owned(), event.to_owned())];
+        assert_eq!(told["task_id"], task.id, "{told}");
+        assert_eq!(told["sequence"], sequence, "{told}");
+        assert_eq!(told["task"]["phase"], "succeeded", "{told}");
+    }
+    let end = &heard[&("both".to_owned(), "task.succeeded".to_owned())];
+    assert_eq!(end["at"], end["task"]["ended_at"], "{end}");
 }
 
 /// Times that a message was put back to wait.

@@ -92,6 +92,8 @@ async fn whoever_does_not_read_its_pictures_is_refused_more_of_them_and_others_a
     let settings = [
         ("INKSTONE_GATEWAY__HTTP__MAX_UNREAD_BYTES", "400KiB"),
         ("INKSTONE_GATEWAY__HTTP__TENANT_SHARE", "1"),
+        // Of which a share's share is two: whoever does not read is no reason to refuse whoever looks at the same moment.
+        ("INKSTONE_GATEWAY__HTTP__MAX_CONCURRENT_READS", "20000"),
     ];
     let platform = Platform::start_with(&settings).await;
     let large = SubmitTask {

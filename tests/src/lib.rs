@@ -349,12 +349,17 @@ impl Platform {
 
     /// Waits until a service's `/readyz` answers with this status.
     pub fn wait_readiness(&mut self, service: &'static str, status: u16) {
+        self.wait_readiness_with(service, status, "");
+    }
+
+    /// The same, with these words in its body.
+    pub fn wait_readiness_with(&mut self, service: &'static str, status: u16, words: &str) {
         let url = format!("http://127.0.0.1:{}/readyz", self.ports[service].1);
         let deadline = Instant::now() + LIMIT;
         let mut last = String::new();
         while Instant::now() < deadline {
             if let Ok((found, body)) = get(&url, &[]) {
-                if found == status {
+                if found == status && body.contains(words) {
                     return;
                 }
                 last = body;
@@ -368,7 +373,7 @@ impl Platform {
             std::thread::sleep(POLL);
         }
         panic!(
-            "{service} is not at {status}: {last}\n{}",
+            "{service} is not at {status} {words}: {last}\n{}",
             self.log(service)
         );
     }

@@ -101,7 +101,7 @@ fn no_more(field: &str, count: u32, limit: u32) -> Result<(), Failure> {
     }
     Err(Failure::invalid(
         field,
-        format!("{field} must be at most {limit}, not {count}"),
+        format!("{field} must be at most {limit}, whatever the model, not {count}"),
     ))
 }
 

@@ -33,9 +33,9 @@ pub(crate) async fn authenticate(
         Ok(proof) => proof,
         Err(failure) => return refuse(failure),
     };
-    // A call without a class has its place elsewhere, and waits for pictures.
+    // Every route that leads here has taken a place first and knows its class; one that had not would be taken for what costs most.
     let class = request.extensions().get::<Class>().copied();
-    let class = class.unwrap_or(Class::Submission);
+    let class = class.unwrap_or(Class::Generation);
     let known = identify(&edge, proof.proof, class).await;
     let (caller, limit) = match known {
         Ok(known) => known,
@@ -60,7 +60,7 @@ async fn serve(
     next: Next,
 ) -> Result<Response, Failure> {
     edge.unread.admit_tenant(&caller.tenant)?;
-    // Where its place was taken. A call whose place was taken elsewhere has its limits there.
+    // Where its place was taken.
     let class = request.extensions().get::<Class>().copied();
     let share = class.map(|class| edge.room(class).share(&caller.tenant));
     let _share = share.transpose()?;

@@ -35,8 +35,13 @@ pub(crate) struct Crowd {
 struct Inside {
     next: u64,
     lines: HashMap<u64, Arc<Line>>,
-    addresses: HashMap<IpAddr, u32>,
+    addresses: HashMap<Network, u32>,
 }
+
+/// What counts as one address: of IPv6, a whole network, because one holder has all of it. Among the extensions of each
+/// request from a connection. Behind a proxy it is the proxy's: who is behind it, only headers say, and anyone can write those.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(crate) struct Network(IpAddr);
 
 /// One connection, as those see it who decide about it.
 pub(crate) struct Line {
@@ -59,7 +64,7 @@ pub(crate) struct Line {
 pub(crate) struct Member {
     crowd: Arc<Crowd>,
     number: u64,
-    network: IpAddr,
+    network: Network,
     pub(crate) line: Arc<Line>,
     _room: OwnedSemaphorePermit,
 }
@@ -80,7 +85,8 @@ impl Crowd {
 
     /// Whether an address has fewer connections than one may have. Cheap, and without a say in whether there is room.
     pub(crate) fn may_join(&self, address: IpAddr) -> bool {
-        let count = self.inside().addresses.get(&network(address)).copied();
+        let network = Network::of(address);
+        let count = self.inside().addresses.get(&network).copied();
         let may = count.unwrap_or(0) < self.most_per_address;
         if !may {
             refused();
@@ -127,7 +133,7 @@ impl Crowd {
         room: OwnedSemaphorePermit,
         address: IpAddr,
     ) -> Option<Member> {
-        let network = network(address);
+        let network = Network::of(address);
         let line = Arc::new(Line::new(self.began));
         let mut inside = self.inside();
         let count = inside.addresses.entry(network).or_insert(0);
@@ -165,6 +171,13 @@ impl Crowd {
 fn refused() {
     metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => "address")
         .increment(1);
+}
+
+impl Member {
+    /// Where it comes from.
+    pub(crate) fn network(&self) -> Network {
+        self.network
+    }
 }
 
 impl Drop for Member {
@@ -246,15 +259,23 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// What counts as one address.
-fn network(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => {
-            let network =
-                address.to_bits() >> (128 - IPV6_NETWORK_BITS) << (128 - IPV6_NETWORK_BITS);
-            std::net::Ipv6Addr::from_bits(network).into()
-        }
+impl Network {
+    /// The one of an address.
+    pub(crate) fn of(address: IpAddr) -> Self {
+        Self(match address.to_canonical() {
+            IpAddr::V4(address) => address.into(),
+            IpAddr::V6(address) => {
+                let network =
+                    address.to_bits() >> (128 - IPV6_NETWORK_BITS) << (128 - IPV6_NETWORK_BITS);
+                std::net::Ipv6Addr::from_bits(network).into()
+            }
+        })
+    }
+}
+
+impl std::fmt::Display for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}", self.0)
     }
 }
 
@@ -287,15 +308,10 @@ mod tests {
 
     #[test]
     fn a_whole_network_of_ipv6_is_one_address() {
-        assert_eq!(
-            network(address("2001:db8::1")),
-            network(address("2001:db8::ffff:2"))
-        );
-        assert_ne!(
-            network(address("2001:db8::1")),
-            network(address("2001:db8:0:1::1"))
-        );
-        assert_ne!(network(address("10.0.0.1")), network(address("10.0.0.2")));
+        let network = |text| Network::of(address(text));
+        assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:2"));
+        assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
+        assert_ne!(network("10.0.0.1"), network("10.0.0.2"));
     }
 
     #[tokio::test]

@@ -89,16 +89,21 @@ impl Edge {
             reads: room("requests are under way", http.max_concurrent_reads),
             streams: room("streams are open", http.max_event_streams),
             uploads: room("pictures arrive at once", http.max_uploads),
-            // Whose these are is not known, so nobody has a share of them.
-            searches_by_token: Room::new(
+            // Whose these are is not known, so it is those of one task that have a share of them.
+            searches_by_token: room(
                 "pictures are looked for by token",
                 room::share(http.max_concurrent_reads, http.tenant_share),
-                100,
             ),
-            streams_without_key: Room::new(
+            // Nor is whose these are; but where from. A setting says how much of everything one address may be, because behind
+            // a proxy it is everyone's.
+            streams_without_key: Room::shared(
                 "streams without a key are open",
                 MAX_STREAMS_WITHOUT_KEY,
-                100,
+                room::part(
+                    MAX_STREAMS_WITHOUT_KEY,
+                    http.max_connections_per_address,
+                    http.max_connections,
+                ),
             ),
             decodes: Arc::new(Semaphore::new(MAX_DECODES)),
             crowd: Arc::new(Crowd::new(

@@ -1,4 +1,8 @@
 //! Whether the gateway and what stands behind it are well: `/healthz`, and the probes behind `/readyz`.
+//!
+//! A probe asks what callers ask, so what passes it serves them. Auth and the orchestrator are then asked whether they are
+//! ready, too: one that answers and is not still does a part of its work (it reads, cancels and streams while it takes no
+//! submissions), so it limits the gateway and does not take it out of service (`docs/adr/0020`).
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -25,6 +29,9 @@ use crate::openapi::schema::text;
 use crate::problem::json;
 use crate::settings::HealthSettings;
 
+/// The checks of services that are asked whether they are ready.
+const AUTH: &str = "auth";
+const ORCHESTRATOR: &str = "orchestrator";
 /// A tenant that owns nothing, to ask the orchestrator about.
 const NOBODY: &str = "nobody";
 /// Between two looks while the start waits.
@@ -33,6 +40,9 @@ const START_LOOK: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_secs(1);
 /// The longest that one probe may take.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What a probe has found of what answers: nothing, or what keeps it from doing all that it should.
+type Limits = Option<String>;
 
 #[derive(Serialize, ToSchema)]
 #[schema(as = Health)]
@@ -97,14 +107,8 @@ pub(crate) async fn start(
     reporter: HealthReporter,
 ) {
     let interval = settings.interval.duration();
-    watch(service, edge, "auth", interval, auth_answers);
-    watch(
-        service,
-        edge,
-        "orchestrator",
-        interval,
-        orchestrator_answers,
-    );
+    watch(service, edge, AUTH, interval, auth_answers);
+    watch(service, edge, ORCHESTRATOR, interval, orchestrator_answers);
     watch(service, edge, "model-registry", interval, registry_answers);
     watch(
         service,
@@ -135,7 +139,7 @@ fn watch<F, P>(
     interval: Duration,
     probe: P,
 ) where
-    F: Future<Output = Result<(), Failure>> + Send + 'static,
+    F: Future<Output = Result<Limits, Failure>> + Send + 'static,
     P: Fn(Arc<Edge>) -> F + Send + Sync + 'static,
 {
     let check: Check = service.health.check(name);
@@ -146,9 +150,13 @@ fn watch<F, P>(
         loop {
             let answer = tokio::time::timeout(PROBE_TIMEOUT, probe(edge.clone())).await;
             let next = match answer {
-                Ok(Ok(())) => {
+                Ok(Ok(None)) => {
                     check.pass();
                     interval
+                }
+                Ok(Ok(Some(problem))) => {
+                    check.limit(problem);
+                    interval.min(RETRY)
                 }
                 Ok(Err(failure)) => {
                     check.fail(failure.message);
@@ -216,30 +224,40 @@ fn report(service: &Service, reporter: HealthReporter) {
     });
 }
 
-async fn auth_answers(edge: Arc<Edge>) -> Result<(), Failure> {
+async fn auth_answers(edge: Arc<Edge>) -> Result<Limits, Failure> {
     // No proof at all: whoever refuses it is alive.
     match edge.platform.probe_auth().await {
-        Ok(_) => Ok(()),
-        Err(failure) => match failure.code {
-            ErrorCode::Unauthenticated | ErrorCode::InvalidArgument => Ok(()),
-            _ => Err(failure),
-        },
+        Err(failure)
+            if !matches!(
+                failure.code,
+                ErrorCode::Unauthenticated | ErrorCode::InvalidArgument
+            ) =>
+        {
+            Err(failure)
+        }
+        Ok(_) | Err(_) => limits(&edge, AUTH).await,
     }
 }
 
-async fn orchestrator_answers(edge: Arc<Edge>) -> Result<(), Failure> {
+async fn orchestrator_answers(edge: Arc<Edge>) -> Result<Limits, Failure> {
     // A task that cannot be: to say so, it has to look.
     match edge.platform.get(NOBODY, TaskId::random()).await {
         Err(failure) if failure.code != ErrorCode::TaskNotFound => Err(failure),
-        Ok(_) | Err(_) => Ok(()),
+        Ok(_) | Err(_) => limits(&edge, ORCHESTRATOR).await,
     }
 }
 
-async fn registry_answers(edge: Arc<Edge>) -> Result<(), Failure> {
-    edge.platform.models().await.map(drop)
+/// What a service that answers says of itself.
+async fn limits(edge: &Edge, name: &str) -> Result<Limits, Failure> {
+    let problem = edge.platform.not_ready(name).await?;
+    Ok(problem.map(|problem| format!("answers and is not ready: {problem}")))
 }
 
-async fn storage_answers(edge: Arc<Edge>) -> Result<(), Failure> {
+async fn registry_answers(edge: Arc<Edge>) -> Result<Limits, Failure> {
+    edge.platform.models().await.map(|_| None)
+}
+
+async fn storage_answers(edge: Arc<Edge>) -> Result<Limits, Failure> {
     let failed = |error: storage::StorageError| {
         let mut text = error.to_string();
         let mut cause = std::error::Error::source(&error);
@@ -249,5 +267,6 @@ async fn storage_answers(edge: Arc<Edge>) -> Result<(), Failure> {
         }
         Failure::unavailable(text, RETRY)
     };
-    edge.platform.probe_storage().await.map_err(failed)
+    let probed = edge.platform.probe_storage().await;
+    probed.map(|()| None).map_err(failed)
 }

@@ -23,7 +23,7 @@ use crate::openapi::schema::{component, count, file, text};
 use crate::platform::Reader;
 use crate::problem::Refused;
 use crate::query::Parameters;
-use crate::room::{Class, Share};
+use crate::room::{Class, Place, Share};
 use crate::task_json::media_type;
 use crate::tasks::task_id;
 use crate::unread::Addressee;
@@ -104,8 +104,8 @@ pub(crate) async fn get(
         Err(failure) => return Refused(failure).into_response(),
     };
     if let Some(token) = token {
-        let _place = match edge.searches_by_token.enter() {
-            Ok(place) => place,
+        let _search = match search(&edge, task) {
+            Ok(search) => search,
             Err(failure) => return Refused(failure).into_response(),
         };
         let reader = Reader::Token(&token);
@@ -145,6 +145,14 @@ pub(crate) async fn get(
         }
         Err(failure) => auth::refuse(failure),
     }
+}
+
+/// A place among those who look for pictures by token, and one of its task's: a link that all the world looks at leaves some
+/// for others.
+fn search(edge: &Edge, task: TaskId) -> Result<(Place, Share), Failure> {
+    let place = edge.searches_by_token.enter()?;
+    let share = edge.searches_by_token.share_of_task(&task.to_string())?;
+    Ok((place, share))
 }
 
 /// One more of those that a tenant, or whoever has a task's tokens, may read at once, unless it leaves too much unread.

@@ -14,10 +14,11 @@ use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::counts::Counts;
+use crate::crowd::Network;
 use crate::edge::Edge;
 use crate::json;
 use crate::problem::{self, Dialect, Refused};
-use crate::room::Class;
+use crate::room::{Class, Place, Room, Share};
 
 /// Carries a request's id in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -197,7 +198,8 @@ pub(crate) async fn without_key(
     }
 }
 
-/// Refuses a stream without a key when too many are open. One that is let through has its place until it ends.
+/// Refuses a stream without a key when too many are open, of its address or of all. One that is let through has its place until it
+/// ends.
 pub(crate) async fn stream_without_key(
     State(edge): State<Arc<Edge>>,
     request: Request,
@@ -206,17 +208,24 @@ pub(crate) async fn stream_without_key(
     if request.uri().path() == HEALTH_CHECK {
         return next.run(request).await;
     }
-    let place = match edge.streams_without_key.enter() {
-        Ok(place) => place,
+    let from = request.extensions().get::<Network>().copied();
+    let held = match place_for_stream(&edge.streams_without_key, from) {
+        Ok(held) => held,
         Err(failure) => return Refused(failure).into_response(),
     };
     let response = next.run(request).await;
     response.map(|body| {
         Body::new(body.map_frame(move |frame| {
-            let _held = &place;
+            let _held = &held;
             frame
         }))
     })
+}
+
+fn place_for_stream(room: &Room, from: Option<Network>) -> Result<(Place, Option<Share>), Failure> {
+    let place = room.enter()?;
+    let share = from.map(|network| room.share_of_address(network));
+    Ok((place, share.transpose()?))
 }
 
 /// Refuses a body that is not JSON by its headers alone.

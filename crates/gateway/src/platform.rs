@@ -42,7 +42,8 @@ pub(crate) struct Platform {
     keyed: Gather<orchestrator::SubmitRequest, (v1::Task, bool)>,
     keyless: Gather<orchestrator::SubmitRequest, (v1::Task, bool)>,
     storage: Storage,
-    breakers: [(&'static str, watch::Receiver<BreakerState>); 3],
+    /// Each by the name of its check.
+    peers: [(&'static str, Peer); 3],
 }
 
 /// A picture with its bytes.
@@ -80,10 +81,10 @@ impl Platform {
         let orchestrator = &settings.orchestrator;
         let orchestrator = peer("orchestrator", Identity::Orchestrator, orchestrator)?;
         let registry = peer("registry", Identity::ModelRegistry, &settings.registry)?;
-        let breakers = [
-            ("auth", auth.breaker()),
-            ("orchestrator", orchestrator.breaker()),
-            ("model-registry", registry.breaker()),
+        let peers = [
+            ("auth", auth.clone()),
+            ("orchestrator", orchestrator.clone()),
+            ("model-registry", registry.clone()),
         ];
         let auth = AuthServiceClient::new(auth);
         let auth = rpc::with_limits!(auth);
@@ -91,7 +92,7 @@ impl Platform {
         let orchestrator = rpc::with_limits!(orchestrator);
         let models = RegistryServiceClient::new(registry);
         Ok(Self {
-            breakers,
+            peers,
             proofs: gathering::proofs(&auth, settings.auth.timeout.duration(), tasks),
             keyed: gathering::submissions(&orchestrator, settings, tasks, rpc::idempotent),
             keyless: gathering::submissions(&orchestrator, settings, tasks, Request::new),
@@ -104,8 +105,20 @@ impl Platform {
 
     /// Changes of the breaker of a peer, by the name of its check.
     pub(crate) fn breaker(&self, check: &str) -> Option<watch::Receiver<BreakerState>> {
-        let mut named = self.breakers.iter();
-        named.find_map(|(name, state)| (*name == check).then(|| state.clone()))
+        Some(self.peer(check)?.breaker())
+    }
+
+    /// Why a peer that answers is not ready, as it says itself, by the name of its check.
+    pub(crate) async fn not_ready(&self, check: &str) -> Result<Option<String>, Failure> {
+        match self.peer(check) {
+            Some(peer) => peer.not_ready().await.map_err(heard("not_ready")),
+            None => Ok(None),
+        }
+    }
+
+    fn peer(&self, check: &str) -> Option<&Peer> {
+        let mut named = self.peers.iter();
+        named.find_map(|(name, peer)| (*name == check).then_some(peer))
     }
 
     /// Verifies a proof and charges one request to the caller's limit. Of what makes tasks only as many as can be answered soon; what only looks

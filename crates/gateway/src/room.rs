@@ -12,6 +12,7 @@ use axum::http::{HeaderMap, Method};
 use contract::{ErrorCode, Failure};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::crowd::Network;
 use crate::problem::is_grpc;
 use crate::tokens;
 
@@ -78,12 +79,17 @@ pub(crate) struct Place(#[expect(dead_code, reason = "it is held")] OwnedSemapho
 impl Room {
     /// So many places, of which one tenant may hold `percent`, one at least. `what` are they for: such as `streams are open`.
     pub(crate) fn new(what: &'static str, places: u32, percent: u32) -> Self {
+        Self::shared(what, places, share(places, percent))
+    }
+
+    /// So many places, of which one holder may have `most`.
+    pub(crate) fn shared(what: &'static str, places: u32, most: u32) -> Self {
         Self {
             what,
             places: Arc::new(Semaphore::new(places as usize)),
             shares: Arc::new(Shares {
                 what,
-                most: share(places, percent),
+                most,
                 held: Mutex::default(),
             }),
         }
@@ -110,6 +116,22 @@ impl Room {
         self.shares.take(tenant, "for one tenant")
     }
 
+    /// The same of whoever looks for a task's pictures, where all who do have shown tokens.
+    ///
+    /// # Errors
+    /// As of a tenant.
+    pub(crate) fn share_of_task(&self, task: &str) -> Result<Share, Failure> {
+        self.shares.take(task, "for one task")
+    }
+
+    /// The same of whoever calls from one address.
+    ///
+    /// # Errors
+    /// As of a tenant.
+    pub(crate) fn share_of_address(&self, network: Network) -> Result<Share, Failure> {
+        self.shares.take(&network.to_string(), "for one address")
+    }
+
     /// The same of whoever reads a task's pictures by their tokens.
     ///
     /// # Errors
@@ -126,13 +148,18 @@ pub(crate) fn refused(what: &'static str, why: &'static str) {
 
 /// So many percent of `places`, one at least.
 pub(crate) fn share(places: u32, percent: u32) -> u32 {
-    let share = u64::from(places) * u64::from(percent) / 100;
-    u32::try_from(share)
+    part(places, percent, 100)
+}
+
+/// As much of `places` as `some` are of `all`, one at least, and no more than there are.
+pub(crate) fn part(places: u32, some: u32, all: u32) -> u32 {
+    let part = u64::from(places) * u64::from(some) / u64::from(all.max(1));
+    u32::try_from(part)
         .unwrap_or(places)
         .clamp(1, places.max(1))
 }
 
-/// How many places each tenant holds, or each task's readers. Those who hold none are not in it.
+/// How many places each tenant holds, or each task's readers, or each address. Those who hold none are not in it.
 #[derive(Debug)]
 struct Shares {
     what: &'static str,
@@ -173,7 +200,7 @@ impl Shares {
     }
 }
 
-/// One of the places that a tenant holds, or a task's readers.
+/// One of the places that a tenant holds, or a task's readers, or an address.
 #[derive(Debug)]
 pub(crate) struct Share {
     shares: Arc<Shares>,
@@ -284,6 +311,15 @@ mod tests {
         assert_eq!(refused.code, ErrorCode::RateLimited);
         assert!(refused.message.contains("by the tokens of one task"));
         assert!(!refused.message.contains("tenant"), "{refused}");
+    }
+
+    #[test]
+    fn an_address_has_as_much_of_a_room_as_it_may_have_of_all_connections() {
+        assert_eq!(part(256, 1024, 4096), 64);
+        // Behind a proxy, where all are one.
+        assert_eq!(part(256, 4096, 4096), 256);
+        assert_eq!(part(256, 4096, 1), 256);
+        assert_eq!(part(256, 1, 4096), 1);
     }
 
     #[test]

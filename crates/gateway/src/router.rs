@@ -265,6 +265,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
+    use crate::crowd::Network;
     use crate::edge::tests::edge;
     use crate::unread::Addressee;
 
@@ -282,6 +283,42 @@ mod tests {
         for _ in 0..16 {
             assert!(made() == first, "a part of it comes in another order");
         }
+    }
+
+    #[tokio::test]
+    async fn one_address_has_a_share_of_streams_without_a_key_and_another_is_served() {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let edge = Arc::new(edge(&service, &storage));
+        let (router, _reporter) = grpc(&edge).unwrap();
+        let watch = async |address: &str| {
+            let request = axum::http::Request::post("/grpc.health.v1.Health/Watch");
+            let request = request.header(header::CONTENT_TYPE, "application/grpc");
+            let mut request = request.body(Body::from(vec![0; 5])).unwrap();
+            let from = Network::of(address.parse().unwrap());
+            request.extensions_mut().insert(from);
+            router.clone().oneshot(request).await.unwrap()
+        };
+        // Of a refusal the status is in the head.
+        let refused = |answer: &axum::response::Response| {
+            let status = answer.headers().get("grpc-status");
+            status.map(|status| status.to_str().unwrap().to_owned())
+        };
+        let mut open = Vec::new();
+        // A quarter of 256, as of connections.
+        for _ in 0..64 {
+            let answer = watch("2001:db8::1").await;
+            assert_eq!(refused(&answer), None);
+            open.push(answer);
+        }
+        let over = (tonic::Code::ResourceExhausted as i32).to_string();
+        // One holder has a whole network.
+        let answer = watch("2001:db8::2").await;
+        assert_eq!(refused(&answer), Some(over));
+        for other in ["2001:db8:0:1::1", "10.0.0.1"] {
+            assert_eq!(refused(&watch(other).await), None, "{other}");
+        }
+        drop(open);
+        assert_eq!(refused(&watch("2001:db8::2").await), None);
     }
 
     #[tokio::test]

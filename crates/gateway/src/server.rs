@@ -181,7 +181,8 @@ where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let line = &member.line;
-    let service = service_fn(|request: hyper::Request<Incoming>| {
+    let service = service_fn(|mut request: hyper::Request<Incoming>| {
+        request.extensions_mut().insert(member.network());
         let router = if is_grpc(request.headers()) {
             &app.grpc
         } else {

@@ -28,12 +28,14 @@ pub(crate) enum Addressee {
 }
 
 /// Bytes of answers that clients have not read yet, of all connections. Of those to callers with a key each tenant has a share. What is
-/// read by tokens has one share more, all of it together; what anyone may have has room of its own. So neither takes any from callers
-/// with a key.
+/// read by tokens has one share more, all of it together, and those of one task a share of that; what anyone may have has room of its
+/// own. So neither takes any from callers with a key.
 #[derive(Debug)]
 pub(crate) struct Unread {
     most: ByteSize,
     share: ByteSize,
+    /// Of one task, by its tokens.
+    task_share: ByteSize,
     most_without_key: ByteSize,
     tenants: Counted,
     tasks: Counted,
@@ -80,12 +82,15 @@ impl Counted {
 }
 
 impl Unread {
-    /// Of `most` bytes, one tenant may have `percent`.
+    /// Of `most` bytes, one tenant may have `percent`; and one task by its tokens `percent` of as many as a tenant.
     pub(crate) fn new(most: ByteSize, percent: u32, most_without_key: ByteSize) -> Self {
-        let share = most.bytes().saturating_mul(percent.into()) / 100;
+        let part =
+            |bytes: ByteSize| ByteSize::of(bytes.bytes().saturating_mul(percent.into()) / 100);
+        let share = part(most);
         Self {
             most,
-            share: ByteSize::of(share),
+            share,
+            task_share: part(share),
             most_without_key,
             tenants: Counted::default(),
             tasks: Counted::default(),
@@ -116,18 +121,19 @@ impl Unread {
             return Ok(());
         }
         refused(WAITING, "share");
-        Err(self.over_share("answers for one tenant"))
+        Err(over_share("answers for one tenant", self.share))
     }
 
-    /// Whether there may be one more picture of this task by its token: not while those that were not read have more than a share, nor
-    /// while those of all tasks have.
+    /// Whether there may be one more picture of this task by its token: not while those that were not read have more than a task's
+    /// share, nor while those of all tasks have more than a tenant's.
     ///
     /// # Errors
     /// Over the limit if the task's own have; unavailable if all together have.
     pub(crate) fn admit_by_token(&self, task: &str) -> Result<(), Failure> {
-        if self.tasks.of(task) > self.share.bytes() {
+        if self.tasks.of(task) > self.task_share.bytes() {
             refused(WAITING_BY_TOKEN, "share");
-            return Err(self.over_share("pictures by the tokens of one task"));
+            let of = "pictures by the tokens of one task";
+            return Err(over_share(of, self.task_share));
         }
         if self.tasks.all() <= self.share.bytes() {
             return Ok(());
@@ -135,17 +141,6 @@ impl Unread {
         refused(WAITING_BY_TOKEN, "full");
         let message = "too many bytes of pictures by token wait to be read; try again";
         Err(Failure::unavailable(message, BUSY_WAIT))
-    }
-
-    fn over_share(&self, of: &str) -> Failure {
-        let message = format!(
-            "too many bytes of {of} wait to be read, which may have {} at this gateway; read them, or try again",
-            self.share
-        );
-        Failure {
-            retry_after: Some(BUSY_WAIT),
-            ..Failure::new(ErrorCode::RateLimited, message)
-        }
     }
 
     /// Whether there may be one more answer to someone without a key.
@@ -185,11 +180,21 @@ impl Unread {
     }
 }
 
+fn over_share(of: &str, share: ByteSize) -> Failure {
+    let message = format!(
+        "too many bytes of {of} wait to be read, which may have {share} at this gateway; read them, or try again"
+    );
+    Failure {
+        retry_after: Some(BUSY_WAIT),
+        ..Failure::new(ErrorCode::RateLimited, message)
+    }
+}
+
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
 
-    /// Of 1000 bytes, half are one tenant's; without a key there are 100.
+    /// Of 1000 bytes, half are one tenant's, and half of as many one task's by its tokens; without a key there are 100.
     pub(crate) fn unread() -> Arc<Unread> {
         Arc::new(Unread::new(ByteSize::of(1000), 50, ByteSize::of(100)))
     }
@@ -270,7 +275,7 @@ pub(crate) mod tests {
         unread.add(Some(&token("task 0")), 1_000_000);
         let refused = unread.admit_by_token("task 0").unwrap_err();
         assert_eq!(refused.code, ErrorCode::RateLimited);
-        assert!(refused.message.contains("may have 500 B"), "{refused}");
+        assert!(refused.message.contains("may have 250 B"), "{refused}");
         assert!(!refused.message.contains("tenant"), "{refused}");
         // One of the same name has another share.
         unread.admit_tenant("task 0").unwrap();
@@ -281,5 +286,18 @@ pub(crate) mod tests {
         // Nor do those take any from them.
         unread.add(Some(&tenant("one")), 1_000_000);
         unread.admit_by_token("another").unwrap();
+    }
+
+    #[test]
+    fn what_readers_of_one_link_leave_unread_leaves_room_for_those_of_another() {
+        let unread = unread();
+        unread.add(Some(&token("popular")), 250);
+        unread.admit_by_token("popular").unwrap();
+        unread.add(Some(&token("popular")), 1);
+        let refused = unread.admit_by_token("popular").unwrap_err();
+        assert_eq!(refused.code, ErrorCode::RateLimited);
+        unread.admit_by_token("another").unwrap();
+        unread.take_away(Some(&token("popular")), 1);
+        unread.admit_by_token("popular").unwrap();
     }
 }

@@ -64,17 +64,19 @@ async fn livez(State(admin): State<Admin>) -> (StatusCode, String) {
 }
 
 async fn readyz(State(admin): State<Admin>) -> impl IntoResponse {
-    let problem = admin.health.not_ready();
-    let status = match problem {
-        None => StatusCode::OK,
-        Some(_) => StatusCode::SERVICE_UNAVAILABLE,
+    let (not_ready, limit) = (admin.health.not_ready(), admin.health.limit());
+    let (code, status) = match (&not_ready, &limit) {
+        (Some(_), _) => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+        // Whoever sends work here goes by the code, and what still works is worth sending.
+        (None, Some(_)) => (StatusCode::OK, "limited"),
+        (None, None) => (StatusCode::OK, "ready"),
     };
     let body = serde_json::json!({
-        "status": problem.as_deref().map_or("ready", |_| "not ready"),
-        "problem": problem,
+        "status": status,
+        "problem": not_ready.or(limit),
         "checks": admin.health.findings(),
     });
-    (status, Json(body))
+    (code, Json(body))
 }
 
 async fn metrics(State(admin): State<Admin>) -> impl IntoResponse {

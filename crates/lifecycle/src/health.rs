@@ -9,9 +9,27 @@ use serde::Serialize;
 /// The checks of one service. Cheap to clone; all clones are the same list.
 #[derive(Clone, Default)]
 pub struct Health {
-    checks: Arc<RwLock<BTreeMap<&'static str, Option<String>>>>,
+    checks: Arc<RwLock<BTreeMap<&'static str, State>>>,
     phase: Arc<AtomicU8>,
     hung: Arc<OnceLock<String>>,
+}
+
+/// What is known of one dependency.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum State {
+    Well,
+    /// It does not do all that it should, and what it still does is worth a service that asks for it.
+    Limited(String),
+    Fails(String),
+}
+
+impl State {
+    fn problem(&self) -> Option<&String> {
+        match self {
+            Self::Well => None,
+            Self::Limited(problem) | Self::Fails(problem) => Some(problem),
+        }
+    }
 }
 
 const STARTING: u8 = 0;
@@ -30,6 +48,9 @@ pub struct Check {
 pub struct Finding {
     /// Whether it is well.
     pub ok: bool,
+    /// Whether it is not, and the service is of use all the same: a [limit](Check::limit).
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub limited: bool,
     /// What is wrong.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
@@ -46,22 +67,33 @@ impl Health {
         check
     }
 
-    /// The problem of the first check that fails.
+    /// The problem of the first check that fails. What only limits the service is none.
     pub fn problem(&self) -> Option<String> {
+        self.first(|state| matches!(state, State::Fails(_)))
+    }
+
+    /// The problem of the first dependency that only limits the service.
+    pub fn limit(&self) -> Option<String> {
+        self.first(|state| matches!(state, State::Limited(_)))
+    }
+
+    fn first(&self, wanted: impl Fn(&State) -> bool) -> Option<String> {
         let checks = self.checks.read().unwrap_or_else(|e| e.into_inner());
-        checks
-            .iter()
-            .find_map(|(name, problem)| problem.as_ref().map(|p| format!("{name}: {p}")))
+        let (name, state) = checks.iter().find(|(_, state)| wanted(state))?;
+        let problem = state.problem()?;
+        Some(format!("{name}: {problem}"))
     }
 
     /// Every check by name.
     pub fn findings(&self) -> BTreeMap<&'static str, Finding> {
         let checks = self.checks.read().unwrap_or_else(|e| e.into_inner());
-        let finding = |problem: &Option<String>| Finding {
-            ok: problem.is_none(),
-            problem: problem.clone(),
+        let finding = |state: &State| Finding {
+            ok: *state == State::Well,
+            limited: matches!(state, State::Limited(_)),
+            problem: state.problem().cloned(),
         };
-        checks.iter().map(|(name, p)| (*name, finding(p))).collect()
+        let each = checks.iter();
+        each.map(|(name, state)| (*name, finding(state))).collect()
     }
 
     /// Why no work should be sent here now: the service still starts, it stops, or a check fails.
@@ -97,15 +129,22 @@ impl Health {
         self.phase.store(STOPPING, Ordering::Release);
     }
 
-    fn set(&self, name: &'static str, problem: Option<String>) {
+    fn set(&self, name: &'static str, state: State) {
         let mut checks = self.checks.write().unwrap_or_else(|e| e.into_inner());
-        let before = checks.insert(name, problem.clone());
+        let before = checks.insert(name, state.clone());
         if self.phase.load(Ordering::Acquire) == STOPPING {
             return;
         }
-        match (before, problem) {
-            (Some(None), Some(problem)) => tracing::warn!("{name} fails: {problem}"),
-            (Some(Some(_)), None) => tracing::info!("{name} is well"),
+        match (before, state) {
+            (Some(State::Well | State::Limited(_)), State::Fails(problem)) => {
+                tracing::warn!("{name} fails: {problem}");
+            }
+            (Some(State::Well | State::Fails(_)), State::Limited(problem)) => {
+                tracing::warn!("{name} does not do everything: {problem}");
+            }
+            (Some(State::Limited(_) | State::Fails(_)), State::Well) => {
+                tracing::info!("{name} is well");
+            }
             _ => {}
         }
     }
@@ -114,12 +153,17 @@ impl Health {
 impl Check {
     /// The dependency is well.
     pub fn pass(&self) {
-        self.health.set(self.name, None);
+        self.health.set(self.name, State::Well);
     }
 
     /// The dependency is not well, and why.
     pub fn fail(&self, problem: impl Into<String>) {
-        self.health.set(self.name, Some(problem.into()));
+        self.health.set(self.name, State::Fails(problem.into()));
+    }
+
+    /// The dependency does not do everything, and why; the service goes on with what it still does.
+    pub fn limit(&self, problem: impl Into<String>) {
+        self.health.set(self.name, State::Limited(problem.into()));
     }
 
     /// Passes or fails by `result`.
@@ -159,6 +203,25 @@ mod tests {
         assert_eq!(health.not_ready().unwrap(), "models: none");
         health.stopping();
         assert_eq!(health.not_ready().unwrap(), "stopping");
+    }
+
+    #[test]
+    fn what_only_limits_a_service_is_told_and_leaves_it_ready() {
+        let health = Health::default();
+        health.started();
+        let (log, broker) = (health.check("log"), health.check("broker"));
+        broker.pass();
+        log.limit("full");
+        assert_eq!(health.not_ready(), None);
+        assert_eq!(health.limit().unwrap(), "log: full");
+        let finding = &health.findings()["log"];
+        assert!(!finding.ok && finding.limited, "{finding:?}");
+        assert_eq!(finding.problem.as_deref(), Some("full"));
+        broker.fail("away");
+        assert_eq!(health.not_ready().unwrap(), "broker: away");
+        assert!(!health.findings()["broker"].limited);
+        log.pass();
+        assert_eq!(health.limit(), None);
     }
 
     #[test]

@@ -110,16 +110,30 @@ pub(crate) fn normalise(
         .unwrap_or(profile.default_guidance_scale);
     if !(0.0..=profile.max_guidance_scale).contains(&guidance) {
         let limit = profile.max_guidance_scale;
-        let text = format!("guidance_scale must be 0 to {limit} for this model, not {guidance}");
+        let text = format!(
+            "guidance_scale must be 0 to {limit} for the model {}, not {guidance}",
+            model.name
+        );
         return Err(Failure::invalid("guidance_scale", text));
     }
     let mut full = request.clone();
     full.model = model.name.clone();
-    full.width = side("width", request.width, profile.default_width, profile)?;
-    full.height = side("height", request.height, profile.default_height, profile)?;
+    let (width, height) = (request.width, request.height);
+    full.width = side(
+        "width",
+        or_default(width, profile.default_width),
+        model,
+        profile,
+    )?;
+    full.height = side(
+        "height",
+        or_default(height, profile.default_height),
+        model,
+        profile,
+    )?;
     full.images = request.images.max(1);
     full.seed = Some(request.seed.unwrap_or(seed));
-    full.steps = at_most("steps", steps, profile.max_steps)?;
+    full.steps = at_most("steps", steps, profile.max_steps, model)?;
     full.guidance_scale = Some(guidance);
     full.output_compression = Some(request.output_compression.unwrap_or(DEFAULT_COMPRESSION));
     if request.quality() == Quality::Unspecified {
@@ -135,22 +149,25 @@ fn or_default(given: u32, default: u32) -> u32 {
     if given == 0 { default } else { given }
 }
 
-fn at_most(field: &str, given: u32, limit: u32) -> Result<u32, Failure> {
+// Whose limit refuses is said, too: another model may have another.
+
+fn at_most(field: &str, given: u32, limit: u32, model: &Model) -> Result<u32, Failure> {
     if given <= limit {
         return Ok(given);
     }
-    let text = format!("{field} must be at most {limit}, not {given}");
+    let name = &model.name;
+    let text = format!("{field} must be 1 to {limit} for the model {name}, not {given}");
     Err(Failure::invalid(field, text))
 }
 
-fn side(field: &str, given: u32, default: u32, profile: &Profile) -> Result<u32, Failure> {
-    let side = or_default(given, default);
+fn side(field: &str, side: u32, model: &Model, profile: &Profile) -> Result<u32, Failure> {
     let (min, max, multiple) = (profile.min_side, profile.max_side, profile.multiple.max(1));
     if (min..=max).contains(&side) && side.is_multiple_of(multiple) {
         return Ok(side);
     }
+    let name = &model.name;
     let text = format!(
-        "{field} must be {min} to {max} and a multiple of {multiple} for this model, not {side}"
+        "{field} must be {min} to {max} and a multiple of {multiple} for the model {name}, not {side}"
     );
     Err(Failure::invalid(field, text))
 }
@@ -303,6 +320,35 @@ mod tests {
         assert_eq!(with(|r| r.prompt_syntax = 99), "prompt_syntax");
         assert_eq!(with(|r| r.style_tags = vec![String::new()]), "style_tags");
         assert_eq!(with(|r| r.user = "x".repeat(257)), "user");
+    }
+
+    #[test]
+    fn a_limit_is_told_with_whose_it_is() {
+        let told = |change: fn(&mut SubmitTask)| {
+            let mut request = request("a cat");
+            change(&mut request);
+            admit(&request).unwrap_err().message
+        };
+        assert_eq!(
+            told(|r| r.steps = 101),
+            "steps must be 1 to 100 for the model demo, not 101"
+        );
+        assert_eq!(
+            told(|r| r.width = 97),
+            "width must be 64 to 256 and a multiple of 32 for the model demo, not 97"
+        );
+        assert_eq!(
+            told(|r| r.guidance_scale = Some(20.5)),
+            "guidance_scale must be 0 to 20 for the model demo, not 20.5"
+        );
+        assert_eq!(
+            told(|r| r.images = 11),
+            "images must be at most 10, whatever the model, not 11"
+        );
+        assert_eq!(
+            told(|r| r.set_quality(Quality::Hd)),
+            "your key's policy does not allow HD"
+        );
     }
 
     #[test]

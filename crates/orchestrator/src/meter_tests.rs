@@ -101,6 +101,10 @@ async fn what_is_refused_later_is_not_charged_and_what_can_never_be_says_so() {
     let never = charge(&meter, &acme, 10, 11).await.unwrap_err();
     assert_eq!(never.code, ErrorCode::InvalidArgument);
     assert_eq!(never.field.as_deref(), Some("images"));
+    assert_eq!(
+        never.message,
+        "images must be at most 10, not 11: the policy of your key allows no more in a whole day (images_per_day)"
+    );
 }
 
 #[tokio::test]

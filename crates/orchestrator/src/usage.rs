@@ -138,14 +138,19 @@ impl Exceeded {
     /// For what is more than a whole day's.
     pub(crate) fn on_any_day(self) -> Failure {
         let Self { name, limit, asked } = self;
-        let (field, what) = match name {
-            "images_per_day" => ("images", "pictures"),
-            _ => ("steps", "pixels times steps, over all pictures"),
-        };
-        let text = format!(
-            "this asks for {asked} {what}, and the policy of your key allows {limit} in a whole day ({name})"
-        );
-        Failure::invalid(field, text)
+        let policy = format!("the policy of your key allows no more in a whole day ({name})");
+        match name {
+            "images_per_day" => {
+                let text = format!("images must be at most {limit}, not {asked}: {policy}");
+                Failure::invalid("images", text)
+            }
+            _ => {
+                let text = format!(
+                    "steps times width, height and images must be at most {limit}, not {asked}: {policy}"
+                );
+                Failure::invalid("steps", text)
+            }
+        }
     }
 }
 

@@ -17,6 +17,7 @@ mod connect;
 pub mod deadline;
 mod each;
 mod gather;
+mod health;
 mod limit;
 mod listen;
 mod metrics;
@@ -201,8 +202,8 @@ impl Security {
         Ok(Peer::new(name, connection, settings))
     }
 
-    /// Serves `routes` on `address` until the service stops, and notes the address as `grpc`. With certificates, who may call
-    /// what stands in `tls/names.rs`.
+    /// Serves `routes` on `address` until the service stops, and beside them whether it is ready (`grpc.health.v1`); notes the
+    /// address as `grpc`. With certificates, who may call what stands in `tls/names.rs`.
     ///
     /// # Errors
     /// When the address cannot be listened on.
@@ -216,6 +217,7 @@ impl Security {
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let bound = listener.local_addr().map_err(failed)?;
         service.listens("grpc", bound);
+        let routes = routes.add_service(health::Told::server(service.health.clone()));
         let callers = listen::accept(&service.tasks, listener, self.clone());
         let server = Server::builder()
             .trace_fn(span)

@@ -1,14 +1,17 @@
 //! What this dialect takes, described by its decoder.
 
 use contract::limits::{MAX_IMAGES, MAX_PAGE_SIZE};
+use serde_json::{Map, Value, json};
 use utoipa::openapi::path::Parameter;
 use utoipa::openapi::schema::{ArrayItems, Schema};
 use utoipa::openapi::{Object, OneOfBuilder, RefOr, Required};
 
 use super::list::{MAX_LOOKED_AT, STATUSES};
-use super::request::{self, Form};
+use super::request::{self, Form, OF_THE_PICTURE, PICTURES};
 use crate::openapi::params::{header, params, query};
-use crate::openapi::schema::{About, component, request as request_schema, text, whole, word};
+use crate::openapi::schema::{
+    About, component, given, request as request_schema, rule, text, where_there, whole, with, word,
+};
 use crate::openapi::submission;
 
 component!(
@@ -16,7 +19,7 @@ component!(
     Synthesis,
     "DashScopeSynthesis",
     [],
-    described(SYNTHESES, Form::Prompt)
+    synthesis()
 );
 
 component!(
@@ -104,6 +107,50 @@ fn described(samples: &[&str], form: Form) -> Object {
     request_schema(&all, &ABOUT)
 }
 
+fn synthesis() -> Object {
+    let mut request = described(SYNTHESES, Form::Prompt);
+    for (i, one) in PICTURES.into_iter().enumerate() {
+        for other in PICTURES.into_iter().skip(i + 1) {
+            let both = with("input", says(&[one, other]));
+            rule(&mut request, json!({"not": both}));
+        }
+    }
+    let does = with("input", says(&["function"]));
+    let to = with("input", says(&["base_image_url"]));
+    rule(&mut request, json!({"if": does, "then": to}));
+    let no_picture = where_there("input", says_nothing(&PICTURES));
+    rules_of_strength(&mut request, &no_picture);
+    request
+}
+
+/// What is said of a picture needs one, and how much of it stays is said once.
+fn rules_of_strength(request: &mut Object, no_picture: &Value) {
+    let nothing = where_there("parameters", says_nothing(&OF_THE_PICTURE));
+    rule(request, json!({"if": no_picture, "then": nothing}));
+    let both = with("parameters", says(&["ref_strength", "strength"]));
+    rule(request, json!({"not": both}));
+}
+
+/// What is as good as left out, as [`Fields::says`](crate::json::Fields::says) sees it.
+fn silent() -> Value {
+    json!({"enum": [null, "", [], false]})
+}
+
+/// Has all of these fields, and each says something.
+fn says(names: &[&str]) -> Value {
+    let each = names.iter();
+    let fields = each.map(|name| ((*name).to_owned(), json!({"not": silent()})));
+    let fields: Map<_, _> = fields.collect();
+    json!({"type": "object", "required": names, "properties": fields})
+}
+
+/// Has none of these fields that says something.
+fn says_nothing(names: &[&str]) -> Value {
+    let fields = names.iter().map(|name| ((*name).to_owned(), silent()));
+    let fields: Map<_, _> = fields.collect();
+    json!({"properties": fields})
+}
+
 fn message() -> Object {
     let mut request = described(MESSAGES, Form::Messages);
     // A decoder tells only what it was shown: the content may be a text as well.
@@ -120,6 +167,17 @@ fn message() -> Object {
             *content = OneOfBuilder::new().item(prompt()).item(list).into();
         }
     }
+    let content = |said: Value| {
+        let messages = json!({"items": where_there("content", said)});
+        where_there("input", where_there("messages", messages))
+    };
+    let is_there = json!({"required": ["input"]});
+    for (part, least) in [("text", 1), ("image", 0)] {
+        let one = json!({"contains": given(part), "minContains": least, "maxContains": 1});
+        rule(&mut request, json!({"if": is_there, "then": content(one)}));
+    }
+    let picture = json!({"type": "array", "contains": given("image")});
+    rules_of_strength(&mut request, &content(json!({"not": picture})));
     request
 }
 
@@ -190,30 +248,88 @@ fn field(path: &str, schema: &mut Object) {
 mod tests {
     use contract::json::Fields;
     use contract::{Failure, v1, validate};
-    use serde_json::json;
 
     use super::*;
-    use crate::openapi::held_against_its_decoder;
+    use crate::openapi::{held_against_its_decoder, rules_held_against_decoder};
+
+    fn read(form: Form) -> impl Fn(&[u8]) -> Result<(), Failure> {
+        move |body| {
+            let wish = request::decode(Fields::parse(body)?, form, String::new())?;
+            let mut task = wish.task;
+            task.source = wish.source.map(|source| v1::Source {
+                image_key: "key".to_owned(),
+                strength: source.strength,
+                ..Default::default()
+            });
+            validate(&task)
+        }
+    }
+
+    const PICTURE: &str = "https://example.com";
+
+    /// What may be said of a picture, and what may not.
+    fn parameters() -> [Value; 6] {
+        [
+            json!(null),
+            json!({}),
+            json!({"strength": 0.5}),
+            json!({"ref_strength": 0.5, "strength": null}),
+            json!({"ref_strength": 0.5, "strength": 0.5}),
+            json!({"ref_mode": "repaint"}),
+        ]
+    }
+
+    #[test]
+    fn what_goes_together_with_a_picture_is_said_by_the_schema_as_by_the_decoder() {
+        let mut requests = Vec::new();
+        let one = [json!(null), json!(""), json!(PICTURE)];
+        let list = [json!(null), json!([]), json!([PICTURE])];
+        for ref_img in &one {
+            for base_image_url in &one {
+                for images in &list {
+                    for function in [json!(null), json!(""), json!("description_edit")] {
+                        for parameters in parameters() {
+                            requests.push(json!({"parameters": parameters, "input": {
+                                "prompt": "p", "ref_img": ref_img, "base_image_url": base_image_url,
+                                "images": images, "function": function,
+                            }}));
+                        }
+                    }
+                }
+            }
+        }
+        rules_held_against_decoder(&synthesis().into(), &requests, &read(Form::Prompt));
+    }
+
+    #[test]
+    fn what_a_message_may_hold_is_said_by_the_schema_as_by_the_decoder() {
+        let (text, image) = (json!({"text": "p"}), json!({"image": PICTURE}));
+        let contents = [
+            json!("p"),
+            json!([]),
+            json!([text]),
+            json!([image]),
+            json!([text, image]),
+            json!([{"text": "p", "image": PICTURE}]),
+            json!([{"text": "p", "image": null}]),
+            json!([text, text]),
+            json!([text, image, image]),
+        ];
+        let mut requests = Vec::new();
+        for content in &contents {
+            for parameters in parameters() {
+                let messages = json!([{"role": "user", "content": content}]);
+                requests.push(json!({"input": {"messages": messages}, "parameters": parameters}));
+            }
+        }
+        rules_held_against_decoder(&message().into(), &requests, &read(Form::Messages));
+    }
 
     #[test]
     fn the_schemas_of_both_forms_are_what_their_decoder_takes() {
-        let read = |form| {
-            move |body: &[u8]| -> Result<(), Failure> {
-                let wish = request::decode(Fields::parse(body)?, form, String::new())?;
-                let mut task = wish.task;
-                task.source = wish.source.map(|source| v1::Source {
-                    image_key: "key".to_owned(),
-                    strength: source.strength,
-                    ..Default::default()
-                });
-                validate(&task)
-            }
-        };
-        let picture = "https://example.com";
-        let sample = json!({"input": {"prompt": "p", "base_image_url": picture}, "parameters": {}});
-        let schema = described(SYNTHESES, Form::Prompt).into();
-        held_against_its_decoder(&schema, &sample, &read(Form::Prompt));
-        let content = json!([{"text": "p"}, {"image": picture}]);
+        let sample = json!({"input": {"prompt": "p", "base_image_url": PICTURE}, "parameters": {}});
+        held_against_its_decoder(&synthesis().into(), &sample, &read(Form::Prompt));
+        let content = json!([{"text": "p"}, {"image": PICTURE}]);
         let messages = json!([{"role": "user", "content": content}]);
         let sample = json!({"input": {"messages": messages}, "parameters": {}});
         held_against_its_decoder(&message().into(), &sample, &read(Form::Messages));

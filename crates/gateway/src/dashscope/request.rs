@@ -2,6 +2,7 @@
 //!
 //! Parameters that are not known are let through: its clients send what its newest models take, and words of their own.
 
+use contract::limits::MAX_IMAGES;
 use contract::words::{FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS};
 use contract::{Failure, v1};
 
@@ -38,6 +39,10 @@ const OTHER_PICTURES: &[(&str, &str)] = &[
     ),
     ("sketch_image_url", "pictures cannot be drawn from sketches"),
 ];
+/// Inputs that are a picture to begin from: of several, one can be given.
+pub(super) const PICTURES: [&str; 3] = ["ref_img", "base_image_url", "images"];
+/// Parameters that say something of it, and are nothing without.
+pub(super) const OF_THE_PICTURE: [&str; 3] = ["ref_strength", "ref_mode", "strength"];
 /// What `function` can be: each is a picture led to what the prompt says.
 const FUNCTIONS: &[(&str, ())] = &[("description_edit", ()), ("stylization_all", ())];
 const REF_MODES: &[(&str, bool)] = &[("repaint", true), ("refonly", false)];
@@ -96,8 +101,9 @@ pub(super) fn decode(
         Some(text) => size(&text)?,
     };
     let images = parameters.small("n")?.unwrap_or(1);
-    if images == 0 {
-        return Err(Failure::invalid("n", "n must be at least 1"));
+    if !(1..=MAX_IMAGES).contains(&images) {
+        let message = format!("n must be 1 to {MAX_IMAGES}, whatever the model, not {images}");
+        return Err(Failure::invalid("n", message));
     }
     let mut style_tags = parameters.texts("style_tags")?;
     let style = parameters.word("style", STYLES)?.flatten();
@@ -114,7 +120,7 @@ pub(super) fn decode(
 
 /// The picture that a request's input names, by whichever of DashScope's names.
 fn named_picture(input: &mut Fields) -> Result<Option<Picture>, Failure> {
-    let given: Vec<_> = ["ref_img", "base_image_url", "images"]
+    let given: Vec<_> = PICTURES
         .into_iter()
         .filter(|name| input.says(name))
         .collect();
@@ -141,8 +147,9 @@ fn named_picture(input: &mut Fields) -> Result<Option<Picture>, Failure> {
 
 /// What a task begins from, and how far it is led away from it.
 fn source(image: Option<Picture>, parameters: &mut Fields) -> Result<Option<Source>, Failure> {
-    let lonely = ["ref_strength", "ref_mode", "strength"];
-    let lonely = lonely.into_iter().find(|name| parameters.says(name));
+    let lonely = OF_THE_PICTURE
+        .into_iter()
+        .find(|name| parameters.says(name));
     let mode = parameters.word("ref_mode", REF_MODES)?;
     // DashScope counts how much stays, the platform how much goes.
     let stays = parameters.number("ref_strength")?;
@@ -441,6 +448,7 @@ mod tests {
             assert_eq!(field(Form::Prompt, &body), "size", "{bad}");
         }
         assert_eq!(field(Form::Prompt, r#"{"parameters":{"n":0}}"#), "n");
+        assert_eq!(field(Form::Prompt, r#"{"parameters":{"n":11}}"#), "n");
         assert_eq!(
             field(Form::Prompt, r#"{"parameters":{"style":"x"}}"#),
             "style"

@@ -148,7 +148,7 @@ impl Answering {
                     Some(caller) => caller,
                     None => {
                         let proof = proof_of_message(&self.headers)?;
-                        identify(&self.edge, proof, Class::Submission).await?.0
+                        identify(&self.edge, proof, Class::Generation).await?.0
                     }
                 };
                 let answer = answer(&self.edge, &caller, "", request).await;

@@ -1,6 +1,6 @@
 //! From a batch of tensors to our requests, one a picture.
 
-use contract::limits::MAX_IMAGES;
+use contract::limits::{MAX_EXPIRES_AFTER_SECONDS, MAX_IMAGES};
 use contract::v1::OutputFormat;
 use contract::words::{FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, Words, all, meaning};
 use contract::{Failure, v1, validate};
@@ -158,7 +158,9 @@ impl<'a> Inputs<'a> {
         inputs.batch = prompt.batch()?;
         if inputs.batch > MAX_IMAGES as usize {
             let batch = inputs.batch;
-            let message = format!("PROMPT must have at most {MAX_IMAGES} elements, not {batch}");
+            let message = format!(
+                "PROMPT must have at most {MAX_IMAGES} elements, whatever the model, not {batch}"
+            );
             return Err(Failure::invalid("PROMPT", message));
         }
         for tensor in &inputs.tensors {
@@ -186,7 +188,7 @@ impl<'a> Inputs<'a> {
             height: self.small("HEIGHT", i)?,
             images: 1,
             seed: self
-                .whole("SEED", i, i128::from(u64::MAX))?
+                .whole("SEED", i, i128::from(u64::MAX), None)?
                 .map(|n| n as u64),
             steps: self.small("STEPS", i)?,
             guidance_scale: self.real("GUIDANCE_SCALE", i)?,
@@ -203,7 +205,7 @@ impl<'a> Inputs<'a> {
                 .word("QUALITY", i, QUALITIES)?
                 .unwrap_or_default()
                 .into(),
-            expires_after_seconds: self.small("EXPIRES_AFTER_SECONDS", i)?,
+            expires_after_seconds: self.seconds("EXPIRES_AFTER_SECONDS", i)?,
             ..Default::default()
         })
     }
@@ -238,7 +240,14 @@ impl<'a> Inputs<'a> {
         })
     }
 
-    fn whole(&self, name: &str, i: usize, most: i128) -> Result<Option<i128>, Failure> {
+    /// A number up to `most`; in a refusal it is called `limit`, where one is known that is less.
+    fn whole(
+        &self,
+        name: &str,
+        i: usize,
+        most: i128,
+        limit: Option<&str>,
+    ) -> Result<Option<i128>, Failure> {
         let Some(tensor) = self.find(name) else {
             return Ok(None);
         };
@@ -247,16 +256,24 @@ impl<'a> Inputs<'a> {
         };
         match pick(values, i) {
             Some(number) if !(0..=most).contains(number) => {
-                let message = format!("{name} must be 0 to {most}, not {number}");
+                let limit = limit.map_or_else(|| most.to_string(), str::to_owned);
+                let message = format!("{name} must be 0 to {limit}, not {number}");
                 Err(invalid(name, message))
             }
             number => Ok(number.copied()),
         }
     }
 
-    /// As everywhere, 0 is the model's default.
+    /// As everywhere, 0 is the model's default. Its limit is not known here, and far below that of 32 bits, which would mislead.
     fn small(&self, name: &str, i: usize) -> Result<u32, Failure> {
-        let number = self.whole(name, i, i128::from(u32::MAX))?;
+        let limit = Some("the model's limit");
+        let number = self.whole(name, i, i128::from(u32::MAX), limit)?;
+        Ok(number.map_or(0, |n| n as u32))
+    }
+
+    fn seconds(&self, name: &str, i: usize) -> Result<u32, Failure> {
+        let most = i128::from(MAX_EXPIRES_AFTER_SECONDS);
+        let number = self.whole(name, i, most, None)?;
         Ok(number.map_or(0, |n| n as u32))
     }
 
@@ -401,6 +418,28 @@ mod tests {
         assert!(
             failure.message.contains("png, jpeg, webp, raw"),
             "{failure}"
+        );
+    }
+
+    #[test]
+    fn a_number_out_of_range_is_told_with_the_limit_that_holds() {
+        let told = |name: &str, number: i128| {
+            let number = tensor(name, Values::Whole(vec![number]));
+            let request = asked(vec![texts("PROMPT", &["p"]), number]);
+            plan(&request, "").unwrap_err().message
+        };
+        let of_32_bits = i128::from(u32::MAX) + 1;
+        assert_eq!(
+            told("STEPS", of_32_bits),
+            "STEPS must be 0 to the model's limit, not 4294967296"
+        );
+        assert_eq!(
+            told("EXPIRES_AFTER_SECONDS", 604_801),
+            "EXPIRES_AFTER_SECONDS must be 0 to 604800, not 604801"
+        );
+        assert_eq!(
+            told("SEED", -1),
+            "SEED must be 0 to 18446744073709551615, not -1"
         );
     }
 

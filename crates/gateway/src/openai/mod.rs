@@ -105,7 +105,8 @@ async fn carry_out(
     } else {
         None
     };
-    let (task, abandon) = waiting::accept(edge, &caller, wish.task.clone()).await?;
+    let accepted = waiting::accept(edge, &caller, wish.task.clone()).await;
+    let (task, abandon) = accepted.map_err(of_how_many)?;
     let id = task_id(&task.id)?;
     let previews = wish.stream && wish.task.partial_images > 0;
     let watch = Watch::new(edge.clone(), &caller.tenant, id, previews, deadline);
@@ -124,6 +125,15 @@ async fn carry_out(
         None => job.wait(watch, abandon).await.map_err(Refused),
     };
     Ok(name_task(answer, &task.id))
+}
+
+/// A refusal of the task, which has as `images` how many: `images` of this dialect are those that an edit begins from.
+fn of_how_many(mut failure: Failure) -> Failure {
+    if failure.field.as_deref() == Some("images") {
+        failure.message = format!("n: {}", failure.message);
+        failure.field = Some("n".to_owned());
+    }
+    failure
 }
 
 /// One accepted request.
@@ -250,6 +260,11 @@ mod tests {
         assert_eq!(shown(&failure), expected);
         let failure = Failure::invalid("images", "images must be 1 picture, not 2");
         assert_eq!(shown(&failure)["error"]["param"], "images");
+        let of_a_task = "images must be at most 5, not 6: …";
+        let number = of_how_many(Failure::invalid("images", of_a_task));
+        assert_eq!(shown(&number)["error"]["param"], "n");
+        let message = shown(&number)["error"]["message"].clone();
+        assert_eq!(message, format!("n: {of_a_task}"));
         let failure = Failure {
             code: ErrorCode::RateLimited,
             ..failure

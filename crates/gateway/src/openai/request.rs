@@ -55,7 +55,7 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
     };
     let images = fields.small("n")?.unwrap_or(1);
     if !(1..=MAX_IMAGES).contains(&images) {
-        let message = format!("n must be 1 to {MAX_IMAGES}, not {images}");
+        let message = format!("n must be 1 to {MAX_IMAGES}, whatever the model, not {images}");
         return Err(Failure::invalid("n", message));
     }
     let stream = fields.truth("stream")?.unwrap_or(false);

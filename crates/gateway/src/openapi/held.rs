@@ -58,12 +58,22 @@ fn keeps(value: &Value, rule: &Value) -> bool {
     let words = rule.as_object().expect("a rule is an object");
     words.iter().all(|(word, said)| match word.as_str() {
         "not" => !keeps(value, said),
-        "if" => !keeps(value, said) || keeps(value, &rule["then"]),
-        // With its `if`.
-        "then" => true,
+        "if" => {
+            let branch = if keeps(value, said) { "then" } else { "else" };
+            rule.get(branch).is_none_or(|rule| keeps(value, rule))
+        }
+        // With its `if`, or with `contains`.
+        "then" | "else" | "minContains" | "maxContains" => true,
+        "contains" => contains(value, rule),
+        "items" => {
+            let mut items = value.as_array().into_iter().flatten();
+            items.all(|item| keeps(item, said))
+        }
         "required" => {
             let mut names = said.as_array().into_iter().flatten();
-            names.all(|name| value.get(name.as_str().unwrap_or_default()).is_some())
+            // Of what is no object nothing is required.
+            !value.is_object()
+                || names.all(|name| value.get(name.as_str().unwrap_or_default()).is_some())
         }
         "properties" => {
             let mut fields = said.as_object().into_iter().flatten();
@@ -74,6 +84,17 @@ fn keeps(value: &Value, rule: &Value) -> bool {
         "const" => said == value,
         other => panic!("{other} is not understood here"),
     })
+}
+
+/// Whether a list holds as many that are as `contains` says as it may; what is no list does.
+fn contains(value: &Value, rule: &Value) -> bool {
+    let Some(items) = value.as_array() else {
+        return true;
+    };
+    let fitting = items.iter().filter(|item| keeps(item, &rule["contains"]));
+    let (least, most) = (&rule["minContains"], &rule["maxContains"]);
+    let count = fitting.count() as u64;
+    (least.as_u64().unwrap_or(1)..=most.as_u64().unwrap_or(u64::MAX)).contains(&count)
 }
 
 /// The type of a value, as a schema calls it.

@@ -141,6 +141,23 @@ pub(crate) fn rule(object: &mut Object, rule: Value) {
     }
 }
 
+/// A field that is there, of which `said` holds: a part of a rule.
+pub(crate) fn with(field: &str, said: Value) -> Value {
+    let fields = serde_json::Map::from_iter([(field.to_owned(), said)]);
+    json!({"type": "object", "required": [field], "properties": fields})
+}
+
+/// A field of which `said` holds if it is there.
+pub(crate) fn where_there(field: &str, said: Value) -> Value {
+    let fields = serde_json::Map::from_iter([(field.to_owned(), said)]);
+    json!({"properties": fields})
+}
+
+/// A field that is there, and not `null`.
+pub(crate) fn given(field: &str) -> Value {
+    with(field, json!({"not": {"const": null}}))
+}
+
 /// The schema of a request whose decoder asked for this.
 pub(crate) fn request(asked: &[Asked], about: &About) -> Object {
     object(asked, "", about)

@@ -70,7 +70,8 @@ async fn health_needs_no_credentials_and_says_what_readyz_says() {
 
 #[tokio::test]
 async fn streams_without_a_key_fill_a_room_of_their_own_and_take_none_from_a_check() {
-    let edge = Edge::start(&[]).await;
+    // As behind a proxy, where one address is everyone's.
+    let edge = Edge::start(&[("http.max_connections_per_address", "4096")]).await;
     let mut client = HealthClient::new(channel(&edge).await);
     let mut open = Vec::new();
     // As many as there may be, and as one connection may have.
@@ -92,6 +93,28 @@ async fn streams_without_a_key_fill_a_room_of_their_own_and_take_none_from_a_che
         assert!(Instant::now() < until, "no place is free: {status}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
+    edge.stop().await;
+}
+
+#[tokio::test]
+async fn one_address_has_a_share_of_streams_without_a_key_over_all_its_connections() {
+    let edge = Edge::start(&[]).await;
+    let mut open = Vec::new();
+    for _ in 0..4 {
+        let mut client = HealthClient::new(channel(&edge).await);
+        for _ in 0..16 {
+            let stream = client.watch(HealthCheckRequest::default()).await.unwrap();
+            open.push(stream.into_inner());
+        }
+    }
+    let mut other = HealthClient::new(channel(&edge).await);
+    let refused = other.watch(HealthCheckRequest::default()).await;
+    let refused = Failure::from(refused.unwrap_err());
+    assert_eq!(refused.code, ErrorCode::RateLimited);
+    let why = "streams without a key are open for one address, which may have 64";
+    assert!(refused.message.contains(why), "{refused}");
+    other.check(HealthCheckRequest::default()).await.unwrap();
+    drop(open);
     edge.stop().await;
 }
 

@@ -1,12 +1,15 @@
 //! Clients that dribble are cut off, and nobody else notices.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
+use futures::future::LocalBoxFuture;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::Edge;
-use crate::client::{ask, send};
+use crate::client::{Answer, ask, send};
 
 /// How long the gateway holds a connection on which only `said` was sent.
 async fn borne(edge: &Edge, said: &[u8]) -> Duration {
@@ -186,6 +189,41 @@ async fn whoever_makes_up_tasks_and_tokens_leaves_reads_to_others() {
     assert_eq!(refused.header("retry-after"), Some("1"));
     assert_eq!(ask(edge.address, "GET /v1/tasks").await.status, 401);
     drop(waiting);
+    edge.stop().await;
+}
+
+/// Asks three times at once. The first answer, and what still waits for one.
+async fn three_times(address: SocketAddr, line: &str) -> (Answer, Vec<LocalBoxFuture<'_, Answer>>) {
+    let asking = [(); 3].map(|()| ask(address, line).boxed_local());
+    let first = futures::future::select_all(asking);
+    let first = tokio::time::timeout(Duration::from_secs(8), first).await;
+    let (answer, _, waiting) = first.unwrap();
+    (answer, waiting)
+}
+
+#[tokio::test]
+async fn a_link_that_many_look_at_leaves_room_for_those_of_others() {
+    // It takes connections and says nothing, so that whoever looks for a picture waits.
+    let orchestrator = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", orchestrator.local_addr().unwrap());
+    // Of eight, half are four, of which one task may have two.
+    let edge = Edge::start(&[
+        ("orchestrator.url", &url),
+        ("http.max_concurrent_reads", "8"),
+    ])
+    .await;
+    let picture =
+        |i: u32| format!("GET /v1/tasks/{i:08}-0000-7000-8000-000000000000/images/0?token=x");
+    let (popular, other) = (picture(1), picture(2));
+    let (refused, two) = three_times(edge.address, &popular).await;
+    assert_eq!(refused.status, 429, "{}", refused.body);
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    let why = "looked for by token for one task, which may have 2";
+    assert!(refused.body.contains(why), "{}", refused.body);
+    // Two of these wait as well: only so is the house full.
+    let (refused, two_more) = three_times(edge.address, &other).await;
+    assert_eq!(refused.status, 503, "{}", refused.body);
+    drop((two, two_more));
     edge.stop().await;
 }
 

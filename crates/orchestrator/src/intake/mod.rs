@@ -27,7 +27,7 @@ use tracing::Instrument as _;
 
 use crate::auth::Auth;
 use crate::exchange;
-use crate::notices::{Outcomes, Target};
+use crate::notices::{Outcomes, Target, event_of};
 use crate::pace::Pace;
 use crate::pulled;
 use crate::settings::IntakeSettings;
@@ -137,10 +137,13 @@ impl Intake {
                 locked(&self.held).remove(&id);
                 locked(&self.places).let_in(&message.tenant);
                 count(if existing { "existing" } else { "accepted" });
-                let result = v1::outcome::Result::Task(task);
+                let result = v1::outcome::Result::Task(task.clone());
                 let accepted = TaskEvent::Accepted;
                 self.tell(delivery, &message, true, accepted, result)
                     .await?;
+                if existing {
+                    self.tell_end(delivery, &message, task).await?;
+                }
                 return Ok(delivery.ack().await?);
             }
             Err(refused) => refused,
@@ -244,6 +247,26 @@ impl Intake {
         Ok(delivery.ack().await?)
     }
 
+    /// Tells the end of a task that ended before this message of it came, where the log tells it to no producer: the task was first
+    /// submitted by another way.
+    async fn tell_end(
+        &self,
+        delivery: &Delivery,
+        message: &Message,
+        task: v1::Task,
+    ) -> Result<(), TaskLogError> {
+        let Some(end) = event_of(task.phase()) else {
+            return Ok(());
+        };
+        let record = self.tasks.log.read(&message.tenant, message.task).await?;
+        let told = record.is_none_or(|record| record.submitted.producer.is_some());
+        if told {
+            return Ok(());
+        }
+        let result = v1::outcome::Result::Task(task);
+        Ok(self.tell(delivery, message, true, end, result).await?)
+    }
+
     /// `proven`: whether the message is the tenant's for certain.
     async fn tell(
         &self,
@@ -253,12 +276,16 @@ impl Intake {
         event: TaskEvent,
         result: v1::outcome::Result,
     ) -> Result<(), BrokerError> {
+        let ended_at = match &result {
+            v1::outcome::Result::Task(task) if event != TaskEvent::Accepted => task.ended_at,
+            _ => None,
+        };
         let outcome = v1::Outcome {
             r#type: event.into(),
             task_id: message.task.to_string(),
             reference: message.reference.clone(),
             sequence: delivery.sequence(),
-            at: Some(contract::now()),
+            at: ended_at.or_else(|| Some(contract::now())),
             result: Some(result),
         };
         let target = Target {

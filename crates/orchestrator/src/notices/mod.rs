@@ -235,7 +235,7 @@ fn is_owed(done: &Done) -> bool {
 }
 
 /// What is heard of a phase; nothing of one that is no end.
-fn event_of(phase: TaskPhase) -> Option<TaskEvent> {
+pub(crate) fn event_of(phase: TaskPhase) -> Option<TaskEvent> {
     match phase {
         TaskPhase::Succeeded => Some(TaskEvent::Succeeded),
         TaskPhase::Failed => Some(TaskEvent::Failed),

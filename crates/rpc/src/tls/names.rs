@@ -97,6 +97,8 @@ const RULES: &[(&str, &[Identity])] = &[
     // Whoever calls this can act as any tenant.
     ("/inkstone.orchestrator.v1.OrchestratorService/", &[Gateway]),
     ("/inkstone.orchestrator.v1.DeadLetterService/", &[Operator]),
+    // Whether a service is ready, and why not, which may be in its store's words: for who goes by it.
+    ("/grpc.health.v1.Health/Check", &[Gateway]),
     // What models there are is no secret among services; a model that runs is another matter.
     ("/inkstone.registry.v1.RegistryService/", &[Operator]),
     (
@@ -169,6 +171,7 @@ mod tests {
             allowed("/inkstone.registry.v1.RegistryService/WatchModels"),
             [Gateway, Orchestrator, GpuWorker, Operator]
         );
+        assert_eq!(allowed("/grpc.health.v1.Health/Check"), [Gateway]);
         assert_eq!(
             allowed("/inkstone.registry.v1.RegistryService/RegisterVersion"),
             [Operator]
@@ -207,7 +210,7 @@ mod tests {
         for path in [
             "",
             "/",
-            "/grpc.health.v1.Health/Check",
+            "/grpc.health.v1.Health/Watch",
             "/inkstone.auth.v1.KeyService",
             "/inkstone.auth.v1.KeyServices/CreateKey",
             "inkstone.auth.v1.KeyService/CreateKey",

@@ -294,6 +294,32 @@ async fn a_service_that_says_itself_that_it_cannot_just_now_is_heard_and_neither
 }
 
 #[tokio::test]
+async fn a_peer_says_whether_it_is_ready_and_in_its_own_words_why_not() {
+    let bench = Bench::start(Manner::Answers).await;
+    let peer = rpc::peer("auth", &settings(bench.address, "5s")).unwrap();
+    let not_ready = async || peer.not_ready().await.unwrap();
+    assert_eq!(not_ready().await.unwrap(), "still starting");
+    let service = bench.service.started();
+    assert_eq!(not_ready().await, None);
+    let check = service.health.check("broker");
+    check.fail("n’est pas là");
+    assert_eq!(not_ready().await.unwrap(), "broker: n’est pas là");
+    // What only limits it is its own affair, and words without end are cut.
+    check.limit("full");
+    assert_eq!(not_ready().await, None);
+    check.fail("é".repeat(10_000));
+    let long = not_ready().await.unwrap();
+    assert!(
+        long.starts_with("broker: éé") && long.len() <= 1024,
+        "{long}"
+    );
+    // Its readiness is no word on whether it answers.
+    call(&peer).await.unwrap();
+    assert!(service.stop(Duration::from_secs(5)).await);
+    assert!(peer.not_ready().await.is_err());
+}
+
+#[tokio::test]
 async fn only_a_call_that_may_be_carried_out_twice_is_sent_again() {
     let bench = Bench::start(Manner::FailsFirst(1)).await;
     let peer = rpc::peer("auth", &settings(bench.address, "5s")).unwrap();
