@@ -326,6 +326,8 @@ impl Bench {
         let settings = [
             ("INKSTONE_ORCHESTRATOR__COMMIT__MANNER", manner),
             ("INKSTONE_ORCHESTRATOR__STREAMS__TASK_MAX_SIZE", "4GiB"),
+            // As by default, and not what tests set aside on the disk.
+            ("INKSTONE_ORCHESTRATOR__AUDIT__MAX_SIZE", "256MiB"),
             // One tenant is all there is.
             ("INKSTONE_GATEWAY__HTTP__TENANT_SHARE", "100"),
             ("INKSTONE_AUTH__TELEMETRY__LOG", "warn"),

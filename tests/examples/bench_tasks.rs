@@ -184,6 +184,8 @@ impl Bench {
             ("INKSTONE_GPU_WORKER__WORKER__ACK_WAIT", "30s"),
             ("INKSTONE_ORCHESTRATOR__SCHEDULING__WINDOW", window.as_str()),
             ("INKSTONE_ORCHESTRATOR__STREAMS__TASK_MAX_SIZE", "4GiB"),
+            // As by default, and not what tests set aside on the disk.
+            ("INKSTONE_ORCHESTRATOR__AUDIT__MAX_SIZE", "256MiB"),
             ("INKSTONE_GATEWAY__HTTP__TENANT_SHARE", "100"),
             ("INKSTONE_AUTH__TELEMETRY__LOG", "warn"),
             ("INKSTONE_GATEWAY__TELEMETRY__LOG", "warn"),

@@ -62,10 +62,15 @@ pub struct FileWriter {
 impl FileWriter {
     /// An empty one. `before` is where the chain stands in front of it.
     pub fn after(before: Head) -> Self {
+        Self::with_room(before, 0)
+    }
+
+    /// The same, with room for so many bytes: while a text grows by itself there are two of it, one of them with room for twice as much.
+    pub fn with_room(before: Head, bytes: usize) -> Self {
         Self {
             chain: Chain::after(before.clone()),
             before,
-            text: String::new(),
+            text: String::with_capacity(bytes),
             lines: 0,
         }
     }

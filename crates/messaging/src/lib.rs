@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream;
+use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::stream::{Config, Republish};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -152,6 +153,13 @@ impl BrokerError {
             error => error,
         }
     }
+}
+
+/// Whether the broker refused because the stream has no room. It does not say more than that it could not store.
+fn is_full(error: &PublishError) -> bool {
+    let cause = std::error::Error::source(error);
+    let refusal = cause.and_then(|cause| cause.downcast_ref::<jetstream::Error>());
+    refusal.is_some_and(|it| it.error_code() == jetstream::ErrorCode::STREAM_STORE_FAILED)
 }
 
 /// A connection to NATS. Cheap to clone; it reconnects by itself, for ever.

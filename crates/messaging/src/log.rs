@@ -172,7 +172,8 @@ impl EventLog {
     /// twice. An answer that got lost is settled by reading back the family's last event: where that is a later one, this one counts as refused.
     ///
     /// # Errors
-    /// When it is not known to be stored. It may still be: the caller must be ready to find it.
+    /// [`BrokerError::Full`] where there is no room. Any other when it is not known to be stored. It may still be: the caller must be ready to
+    /// find it.
     pub async fn append(&self, event: &NewEvent, after: u64) -> Result<Replaced, BrokerError> {
         let message = PublishMessage::build()
             .payload(event.payload.clone())
@@ -181,6 +182,9 @@ impl EventLog {
             .header(EXPECTED_SUBJECT, event.family.as_str());
         match self.publish(&event.subject, message).await {
             Ok(sequence) => Ok(Replaced::Stored(sequence)),
+            Err(error) if crate::is_full(&error) => Err(BrokerError::Full {
+                stream: self.stream,
+            }),
             Err(error) => settled(error, &event.payload, after, self.newest(&event.family)).await,
         }
     }

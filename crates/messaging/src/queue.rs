@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer};
-use async_nats::jetstream::context::PublishErrorKind;
+use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
@@ -133,14 +133,8 @@ impl WorkQueue {
         }
     }
 
-    fn failed(&self, error: jetstream::context::PublishError) -> BrokerError {
-        let cause = std::error::Error::source(&error);
-        let refusal = cause.and_then(|cause| cause.downcast_ref::<jetstream::Error>());
-        // Without room the server does not say more than that it could not store.
-        let full = |refusal: &jetstream::Error| {
-            refusal.error_code() == jetstream::ErrorCode::STREAM_STORE_FAILED
-        };
-        if refusal.is_some_and(full) {
+    fn failed(&self, error: PublishError) -> BrokerError {
+        if crate::is_full(&error) {
             let stream = self.stream;
             return BrokerError::Full { stream };
         }

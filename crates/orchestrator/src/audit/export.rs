@@ -12,6 +12,7 @@ use bytes::Bytes;
 use messaging::{BrokerError, Bucket, Entry, Event, EventLog};
 use storage::{Key, Storage, sha256_hex};
 
+use super::write::BLOCK_BYTES;
 use super::{AuditError, line, number, rest, subject, text};
 use crate::settings::AuditSettings;
 
@@ -167,7 +168,8 @@ impl Exporter {
             let text = text(&event)?;
             let (file, _) = match &mut begun {
                 Some(begun) => begun,
-                None => begun.insert(begin(block, text)?),
+                // What a file is cut at, and the block that goes beyond it.
+                None => begun.insert(begin(block, text, self.size + 2 * BLOCK_BYTES)?),
             };
             for line in text.lines() {
                 file.line(line).map_err(wrong)?;
@@ -198,8 +200,8 @@ impl Exporter {
     }
 }
 
-/// A file whose first block is `text`, and its day.
-fn begin(block: u64, text: &str) -> Result<(FileWriter, String), AuditError> {
+/// A file whose first block is `text`, with room for so many bytes, and its day.
+fn begin(block: u64, text: &str, room: usize) -> Result<(FileWriter, String), AuditError> {
     let first = text.lines().next().ok_or(AuditError::Missing(block))?;
     let first = line(block, first)?;
     let before = Head {
@@ -207,7 +209,7 @@ fn begin(block: u64, text: &str) -> Result<(FileWriter, String), AuditError> {
         hash: first.prev_hash,
     };
     let day = first.content.recorded.get(..DAY).unwrap_or_default();
-    Ok((FileWriter::after(before), day.to_owned()))
+    Ok((FileWriter::with_room(before, room), day.to_owned()))
 }
 
 /// When a block's first record was made.

@@ -22,6 +22,11 @@ struct Bench {
 }
 
 async fn bench() -> Bench {
+    bench_with("64MiB").await
+}
+
+/// With a stream that takes so much.
+async fn bench_with(max_size: &str) -> Bench {
     let server = NatsServer::scratch().unwrap();
     let wait = "20s".parse().unwrap();
     let settings = BrokerSettings::new(server.url(), wait);
@@ -34,7 +39,7 @@ async fn bench() -> Bench {
         prompts: false,
         export_every: "5m".parse().unwrap(),
         file_size: "16MiB".parse().unwrap(),
-        max_size: "64MiB".parse().unwrap(),
+        max_size: max_size.parse().unwrap(),
     };
     broker.ensure_stream(&spec(&settings)).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
@@ -196,6 +201,41 @@ async fn what_does_not_fit_into_one_block_goes_into_the_next_and_none_is_left_ou
     assert_eq!(sources, (1..=2 * TASKS).collect::<Vec<_>>());
     // 2.3 MiB, no more than half a mebibyte and a record in each.
     assert!(blocks.last_sequence().await.unwrap() > 5);
+}
+
+#[tokio::test]
+async fn a_chain_that_has_no_room_goes_on_where_it_was_when_a_file_has_taken_some() {
+    let bench = bench_with("256KiB").await;
+    let blocks = bench.broker.log(AUDIT);
+    let writer = write::Writer::new(bench.log.clone(), blocks.clone(), true);
+    let prompt = "a secret cat ".repeat(300);
+    let (mut place, mut events) = (None, 0);
+    // Each round is a block of some 40 KiB.
+    'rounds: for _ in 0..20 {
+        let tasks = (0..10).map(|_| bench.task_of(&prompt));
+        futures::future::join_all(tasks).await;
+        events += 20;
+        loop {
+            match writer.turn(&mut place).await.unwrap() {
+                Turn::Idle => break,
+                Turn::Full => break 'rounds,
+                _ => {}
+            }
+        }
+    }
+    let stored = blocks.last_sequence().await.unwrap();
+    assert!(stored > 1);
+    assert_eq!(writer.turn(&mut place).await.unwrap(), Turn::Full);
+    assert!(place.is_some(), "nothing is read anew");
+
+    let later = SystemTime::now() + Duration::from_secs(600);
+    let exporter = bench.exporter().await;
+    assert!(exporter.turn(later).await.unwrap());
+    while writer.turn(&mut place).await.unwrap() != Turn::Idle {}
+    assert_eq!(blocks.last_sequence().await.unwrap(), stored + 1);
+    assert!(exporter.turn(later).await.unwrap());
+    let sources: Vec<u64> = bench.records().iter().map(|it| it.content.source).collect();
+    assert_eq!(sources, (1..=events).collect::<Vec<_>>());
 }
 
 #[tokio::test]

@@ -4,13 +4,14 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
 
 use ::audit::{Chain, Head};
-use messaging::{EventLog, NewEvent, Replaced};
+use bytes::Bytes;
+use messaging::{BrokerError, EventLog, NewEvent, Replaced};
 use task_log::{Following, Happened, TaskLog, What};
 
 use super::{AuditError, BLOCKS, content, last_block, line, number, rest, subject, text};
 
 /// Bytes after which a block takes no more records: half of what the broker takes in one message, and the largest record is far smaller.
-const BLOCK_BYTES: usize = 512 * 1024;
+pub(super) const BLOCK_BYTES: usize = 512 * 1024;
 /// Before the log is looked at again that had nothing new.
 const IDLE: Duration = Duration::from_millis(500);
 /// … and that had, and then no more: what comes meanwhile is recorded together.
@@ -42,6 +43,17 @@ pub(super) struct Place {
     read: VecDeque<Happened>,
     /// How many events there were behind that.
     behind: u64,
+    /// A block for which there was no room.
+    unsent: Option<Block>,
+}
+
+/// The next block.
+struct Block {
+    /// Its lines.
+    payload: Bytes,
+    records: u64,
+    /// When the last event in it happened.
+    at: Option<SystemTime>,
 }
 
 /// What came of one turn.
@@ -55,20 +67,29 @@ pub(super) enum Turn {
     Idle,
     /// Another orchestrator has appended meanwhile.
     Outrun,
+    /// There is no room until a file has taken some.
+    Full,
 }
 
-/// How old an event is.
-fn age(happened: &Happened) -> Option<Duration> {
+/// When an event happened.
+fn at(happened: &Happened) -> Option<SystemTime> {
     let at = match &happened.what {
         What::Submitted(submitted) => submitted.at,
         What::Done(done) => done.at,
         What::Unreadable(_) => None,
     };
-    let at = SystemTime::try_from(at?).ok()?;
-    contract::clock::system_time().duration_since(at).ok()
+    SystemTime::try_from(at?).ok()
 }
 
-fn behind(age: Duration) {
+/// How old the last event is that was recorded, or that should be.
+fn behind(at: Option<SystemTime>) {
+    let age = at.and_then(|at| contract::clock::system_time().duration_since(at).ok());
+    if let Some(age) = age {
+        behind_by(age);
+    }
+}
+
+fn behind_by(age: Duration) {
     metrics::gauge!("inkstone_orchestrator_audit_behind_seconds").set(age.as_secs_f64());
 }
 
@@ -94,6 +115,7 @@ impl Writer {
                 Ok(Turn::CaughtUp) => CAUGHT_UP,
                 Ok(Turn::Idle) => IDLE,
                 Ok(Turn::Outrun) => STAND_BY,
+                Ok(Turn::Full) => TRY_AGAIN,
                 Err(error) => {
                     metrics::counter!("inkstone_orchestrator_audit_errors_total").increment(1);
                     let error = lifecycle::chain(&error);
@@ -112,39 +134,63 @@ impl Writer {
             Some(here) => here,
             None => self.place().await?,
         };
-        if here.read.is_empty() && !self.read(&mut here).await? {
+        let kept = here.unsent.take();
+        if kept.is_none() && here.read.is_empty() && !self.read(&mut here).await? {
             let log = self.log.last_sequence().await?;
             if log < here.source {
                 let recorded = here.source;
                 return Err(AuditError::LogBehind { log, recorded });
             }
-            behind(Duration::ZERO);
+            behind_by(Duration::ZERO);
             *place = Some(here);
             return Ok(Turn::Idle);
         }
-        let (payload, records, recorded) = self.block(&mut here)?;
-        if records > 0 {
-            let event = NewEvent::new(subject(here.block), BLOCKS.to_owned(), payload.into());
-            // That this block is not there says nothing: it may have been, and be in a file since.
-            here.last = match self.blocks.append(&event, here.last).await? {
-                Replaced::Stored(sequence) => sequence,
-                Replaced::Refused => return Ok(Turn::Outrun),
-            };
-            here.block += 1;
-            metrics::counter!("inkstone_orchestrator_audit_records_total").increment(records);
-            if let Some(age) = recorded {
-                behind(age);
-            }
-            if here.following.is_none() {
-                // It is this one that writes.
-                let last = here.read.back().map(|it| it.sequence);
-                let from = last.unwrap_or(here.source);
-                here.following = Some(self.log.following(from));
+        let was_full = kept.is_some();
+        let block = match kept {
+            Some(block) => block,
+            None => self.block(&mut here)?,
+        };
+        if block.records > 0 {
+            match self.append(&mut here, &block).await {
+                Ok(true) => {}
+                Ok(false) => return Ok(Turn::Outrun),
+                // Nothing is read again meanwhile: where much waits, to begin anew costs the broker time in which nobody can submit.
+                Err(BrokerError::Full { .. }) => {
+                    full(&block, was_full);
+                    here.unsent = Some(block);
+                    *place = Some(here);
+                    return Ok(Turn::Full);
+                }
+                Err(error) => return Err(error.into()),
             }
         }
         let more = !here.read.is_empty() || here.behind > 0;
         *place = Some(here);
         Ok(if more { Turn::More } else { Turn::CaughtUp })
+    }
+
+    /// Appends a block; false when another orchestrator was first.
+    async fn append(&self, here: &mut Place, block: &Block) -> Result<bool, BrokerError> {
+        let event = NewEvent::new(
+            subject(here.block),
+            BLOCKS.to_owned(),
+            block.payload.clone(),
+        );
+        // That this block is not there says nothing: it may have been, and be in a file since.
+        here.last = match self.blocks.append(&event, here.last).await? {
+            Replaced::Stored(sequence) => sequence,
+            Replaced::Refused => return Ok(false),
+        };
+        here.block += 1;
+        metrics::counter!("inkstone_orchestrator_audit_records_total").increment(block.records);
+        behind(block.at);
+        if here.following.is_none() {
+            // It is this one that writes.
+            let last = here.read.back().map(|it| it.sequence);
+            let from = last.unwrap_or(here.source);
+            here.following = Some(self.log.following(from));
+        }
+        Ok(true)
     }
 
     /// Reads what comes next; false when there is nothing.
@@ -164,10 +210,9 @@ impl Writer {
         Ok(true)
     }
 
-    /// The text of a block with as much of what was read as fits, how many records that is, and how old the last of them is.
-    fn block(&self, here: &mut Place) -> Result<(String, u64, Option<Duration>), AuditError> {
-        let (mut text, mut records) = (String::new(), 0);
-        let mut recorded = None;
+    /// A block with as much of what was read as fits.
+    fn block(&self, here: &mut Place) -> Result<Block, AuditError> {
+        let (mut text, mut records, mut last) = (String::new(), 0, None);
         while text.len() < BLOCK_BYTES
             && let Some(happened) = here.read.pop_front()
         {
@@ -176,9 +221,13 @@ impl Writer {
             text.push('\n');
             records += 1;
             here.source = happened.sequence;
-            recorded = age(&happened);
+            last = at(&happened);
         }
-        Ok((text, records, recorded))
+        Ok(Block {
+            payload: text.into(),
+            records,
+            at: last,
+        })
     }
 
     async fn place(&self) -> Result<Place, AuditError> {
@@ -203,6 +252,17 @@ impl Writer {
             following: None,
             read: VecDeque::new(),
             behind: 0,
+            unsent: None,
         })
+    }
+}
+
+/// Says once that there is no room, and how far behind the chain is each time.
+fn full(block: &Block, was_full: bool) {
+    behind(block.at);
+    if !was_full {
+        tracing::warn!(
+            "AUDIT is full: the audit chain goes on when a file has taken some of it; what happens meanwhile waits in TASKS (audit.max_size)"
+        );
     }
 }
