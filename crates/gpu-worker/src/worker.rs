@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use storage::Storage;
+use lifecycle::chain;
+use storage::{Key, Storage};
 use task_log::TaskLog;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +14,10 @@ use crate::fleet::Fleet;
 use crate::models::Learned;
 use crate::run::{BrokerTime, Elsewhere, Running};
 use crate::settings::OutputSettings;
+
+/// How long removing what nobody needs may take, all of a task's together: its dispatch is not settled before, and a worker that stops has
+/// little time. The orchestrators' sweep finds what stays.
+const FORGET_LIMIT: Duration = Duration::from_secs(5);
 
 /// When a running task is put away.
 #[derive(Debug, Clone, Copy)]
@@ -87,6 +92,21 @@ impl Worker {
             Some(hung) => hung,
             // The sender is ours: it is not closed.
             None => std::future::pending().await,
+        }
+    }
+
+    /// Removes objects that nobody needs any more. Best effort.
+    pub(crate) async fn forget(&self, keys: &[Key]) {
+        let removing = async {
+            for key in keys {
+                if let Err(error) = self.storage.delete(key).await {
+                    tracing::debug!(error = chain(&error), %key, "what nobody needs stays");
+                }
+            }
+        };
+        let removed = tokio::time::timeout(FORGET_LIMIT, removing).await;
+        if removed.is_err() {
+            tracing::debug!(limit = ?FORGET_LIMIT, "what nobody needs was not removed in time");
         }
     }
 }

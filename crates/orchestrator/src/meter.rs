@@ -2,8 +2,8 @@
 //!
 //! The bucket `USAGE` has one record a day, policy and tenant: what is used or set aside. An orchestrator sets aside a little more
 //! than it needs, by compare and set, and charges from that without asking again; what it does not use it puts back after a while,
-//! and when it stops. One that is killed leaves what it had set aside as used, which is a small part of the day's.
-//! Policies without such limits cost nothing.
+//! what was given back soon, because it may be wanted elsewhere, and everything when it stops. One that is killed leaves what it had
+//! set aside as used, which is a small part of the day's. Policies without such limits cost nothing.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -22,7 +22,7 @@ use crate::usage::{DayLimit, Use};
 const USAGE: &str = "USAGE";
 /// How long a day's record is kept.
 const KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
-/// How long what was set aside waits to be used.
+/// How long what was set aside waits to be used, and what was given back until others can have it.
 const IDLE: Duration = Duration::from_secs(5);
 /// Attempts to write a record that others write, too.
 const MAX_TRIES: usize = 32;
@@ -57,7 +57,20 @@ pub(crate) fn now() -> u64 {
 struct Spare {
     day: u64,
     left: Use,
+    /// What of it was given back, or could not be put back: it is put back however much the account is used.
+    returned: Use,
     used_at: Instant,
+}
+
+impl Spare {
+    /// Goes on to `day`. Of another nothing is left.
+    fn turn_to(&mut self, day: u64) {
+        if self.day != day {
+            self.day = day;
+            self.left = Use::default();
+            self.returned = Use::default();
+        }
+    }
 }
 
 struct Held {
@@ -75,10 +88,7 @@ impl Held {
     /// Takes from what is set aside; false where that is too little.
     fn take(&self, day: u64, ask: Use) -> bool {
         let mut spare = self.spare();
-        if spare.day != day {
-            spare.day = day;
-            spare.left = Use::default();
-        }
+        spare.turn_to(day);
         spare.used_at = Instant::now();
         let enough = spare.left.holds(ask);
         if enough {
@@ -92,6 +102,34 @@ impl Held {
         if spare.day == day {
             spare.left = spare.left.plus(more);
         }
+    }
+
+    /// Keeps what is to be put back. Until then it can be used.
+    fn hold(&self, day: u64, more: Use) {
+        let mut spare = self.spare();
+        if spare.day == day {
+            spare.left = spare.left.plus(more);
+            spare.returned = spare.returned.plus(more);
+        }
+    }
+
+    /// Whether there is something to put back.
+    fn is_due(&self, idle: Duration) -> bool {
+        let spare = self.spare();
+        spare.returned != Use::default() || spare.used_at.elapsed() >= idle
+    }
+
+    /// Takes what is to be put back, and says of which day it is: all if nothing was used for `idle`, else what was given back and is left.
+    fn take_due(&self, idle: Duration) -> (u64, Use) {
+        let mut spare = self.spare();
+        let returned = std::mem::take(&mut spare.returned);
+        let kept = match spare.used_at.elapsed() >= idle {
+            true => Use::default(),
+            false => spare.left.less(returned),
+        };
+        let due = spare.left.less(kept);
+        spare.left = kept;
+        (spare.day, due)
     }
 }
 
@@ -198,13 +236,8 @@ impl Meter {
             return;
         }
         let held = self.account(account);
-        let mut spare = held.spare();
-        if spare.day != day {
-            spare.day = day;
-            spare.left = Use::default();
-        }
-        spare.left = spare.left.plus(charged);
-        spare.used_at = Instant::now();
+        held.spare().turn_to(day);
+        held.hold(day, charged);
     }
 
     /// Whether something would be given back for a task: it was charged, and today.
@@ -234,6 +267,7 @@ impl Meter {
                 spare: Mutex::new(Spare {
                     day: 0,
                     left: Use::default(),
+                    returned: Use::default(),
                     used_at: Instant::now(),
                 }),
                 turn: Turn::default(),
@@ -284,19 +318,18 @@ impl Meter {
         Err(Failure::unavailable(text, RETRY_AFTER))
     }
 
-    /// Puts back what accounts have set aside that were not used for `idle`, and forgets them.
+    /// Puts back what accounts have set aside that were not used for `idle`, and forgets them; of others what was given back.
     async fn put_back(&self, idle: Duration) {
         let all: Vec<_> = {
             let accounts = self.accounts();
-            let idle = |held: &Held| held.spare().used_at.elapsed() >= idle;
-            let idle = accounts.iter().filter(|(_, held)| idle(held));
-            idle.map(|(account, held)| (account.clone(), held.clone()))
+            let due = accounts.iter().filter(|(_, held)| held.is_due(idle));
+            due.map(|(account, held)| (account.clone(), held.clone()))
                 .collect()
         };
         futures::stream::iter(all)
             .for_each_concurrent(CONCURRENCY, async |(account, held)| {
                 let _turn = held.turn.lock().await;
-                if let Err(error) = self.put_back_one(&account, &held).await {
+                if let Err(error) = self.put_back_one(&account, &held, idle).await {
                     // It counts as used; nothing else is wrong.
                     tracing::debug!(%error, "what was set aside of a day is not put back");
                 }
@@ -309,11 +342,13 @@ impl Meter {
             .await;
     }
 
-    async fn put_back_one(&self, account: &Account, held: &Held) -> Result<(), BrokerError> {
-        let (day, spare) = {
-            let mut spare = held.spare();
-            (spare.day, std::mem::take(&mut spare.left))
-        };
+    async fn put_back_one(
+        &self,
+        account: &Account,
+        held: &Held,
+        idle: Duration,
+    ) -> Result<(), BrokerError> {
+        let (day, spare) = held.take_due(idle);
         if spare == Use::default() || day != (self.clock)() / DAY {
             return Ok(());
         }
@@ -321,7 +356,7 @@ impl Meter {
         for _ in 0..MAX_TRIES {
             let stored = self.bucket.get(&name).await;
             // Another time: nothing of it was written.
-            let stored = stored.inspect_err(|_| held.put(day, spare))?;
+            let stored = stored.inspect_err(|_| held.hold(day, spare))?;
             let Some(stored) = stored else {
                 return Ok(());
             };
@@ -332,7 +367,7 @@ impl Meter {
                 done => return done,
             }
         }
-        held.put(day, spare);
+        held.hold(day, spare);
         Ok(())
     }
 

@@ -184,3 +184,41 @@ async fn what_is_given_back_can_be_charged_again_here_and_elsewhere() {
     charge(&one, &acme, 3, 1).await.unwrap();
     charge(&one, &acme, 3, 1).await.unwrap_err();
 }
+
+#[tokio::test]
+async fn what_is_given_back_to_an_account_that_is_in_use_is_soon_had_elsewhere() {
+    let server = NatsServer::scratch().unwrap();
+    let broker = broker(&server).await;
+    let (one, two) = tokio::join!(Meter::open(&broker, noon), Meter::open(&broker, noon));
+    let (one, two) = (one.unwrap(), two.unwrap());
+    let acme = account("acme", "prod");
+    charge(&one, &acme, 10, 8).await.unwrap();
+    charge(&two, &acme, 10, 2).await.unwrap();
+    two.refund(&acme, NOON.cast_signed(), images(5));
+    // Here it can be used until then.
+    charge(&two, &acme, 10, 1).await.unwrap();
+    two.put_back(Duration::MAX).await;
+    charge(&one, &acme, 10, 4).await.unwrap();
+    charge(&one, &acme, 10, 1).await.unwrap_err();
+    charge(&two, &acme, 10, 1).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn what_is_set_aside_for_an_account_that_is_in_use_stays() {
+    let server = NatsServer::scratch().unwrap();
+    let meter = Meter::open(&broker(&server).await, noon).await.unwrap();
+    let acme = account("acme", "prod");
+    let stored = async || {
+        let name = name(&acme, NOON / DAY);
+        meter.bucket.get(&name).await.unwrap().unwrap().value.images
+    };
+    charge(&meter, &acme, 100_000, 2).await.unwrap();
+    let set_aside = stored().await;
+    meter.put_back(Duration::MAX).await;
+    assert_eq!(stored().await, set_aside);
+    meter.refund(&acme, NOON.cast_signed(), images(1));
+    for _ in 0..2 {
+        meter.put_back(Duration::MAX).await;
+        assert_eq!(stored().await, set_aside - 1);
+    }
+}

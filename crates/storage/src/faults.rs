@@ -81,11 +81,11 @@ fn mix(seed: u64) -> u64 {
 }
 
 /// A store whose requests fail as a file says.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct Faulty {
     inner: Arc<dyn ObjectStore>,
     file: PathBuf,
-    requests: AtomicU64,
+    requests: Arc<AtomicU64>,
 }
 
 impl Faulty {
@@ -94,7 +94,7 @@ impl Faulty {
         Self {
             inner,
             file,
-            requests: AtomicU64::new(0),
+            requests: Arc::default(),
         }
     }
 
@@ -201,8 +201,16 @@ impl ObjectStore for Faulty {
         &self,
         locations: BoxStream<'static, Result<Path>>,
     ) -> BoxStream<'static, Result<Path>> {
-        // Nobody waits for what is removed: whether that fails matters to nobody.
-        self.inner.delete_stream(locations)
+        // Whether a removal fails matters to nobody, so none does. Whoever asks for it waits for it all the same.
+        let faulty = self.clone();
+        let held_up = locations.then(move |location| {
+            let faulty = faulty.clone();
+            async move {
+                faulty.strike().await;
+                location
+            }
+        });
+        self.inner.delete_stream(held_up.boxed())
     }
 
     fn list(&self, prefix: Option<&Path>) -> BoxStream<'static, Result<ObjectMeta>> {

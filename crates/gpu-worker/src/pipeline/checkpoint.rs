@@ -199,7 +199,7 @@ async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<()
         .checkpoint
         .and_then(|before| Key::stored(&before.key))
     {
-        forget(job, &key).await;
+        job.worker.forget(&[key]).await;
     }
     Ok(())
 }
@@ -209,7 +209,7 @@ pub(crate) async fn remove(job: &mut TaskJob) {
     forget_half_written(job).await;
     let named = job.state.checkpoint.as_ref();
     if let Some(key) = named.and_then(|checkpoint| Key::stored(&checkpoint.key)) {
-        forget(job, &key).await;
+        job.worker.forget(&[key]).await;
     }
 }
 
@@ -223,7 +223,7 @@ async fn forget_half_written(job: &mut TaskJob) {
         tracing::debug!(error = chain(&error), "a checkpoint was not stored");
     }
     if let Some(HalfWritten { key, .. }) = job.half_written.take() {
-        forget(job, &key).await;
+        job.worker.forget(&[key]).await;
     }
 }
 
@@ -255,15 +255,6 @@ impl HalfWritten {
         let stored = running.await;
         *put = None;
         stored
-    }
-}
-
-async fn forget(job: &TaskJob, key: &Key) {
-    if let Err(error) = job.worker.storage.delete(key).await {
-        tracing::debug!(
-            error = chain(&error),
-            "a checkpoint that nobody needs stays"
-        );
     }
 }
 

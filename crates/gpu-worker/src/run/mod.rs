@@ -170,11 +170,8 @@ async fn dispatched(
 async fn forget_checkpoint(worker: &Worker, record: Option<&Record>) {
     let state = record.and_then(|record| record.state.as_ref());
     let checkpoint = state.and_then(|state| state.checkpoint.as_ref());
-    let Some(key) = checkpoint.and_then(|checkpoint| Key::stored(&checkpoint.key)) else {
-        return;
-    };
-    if let Err(error) = worker.storage.delete(&key).await {
-        tracing::debug!(error = chain(&error), "a checkpoint stays behind");
+    if let Some(key) = checkpoint.and_then(|checkpoint| Key::stored(&checkpoint.key)) {
+        worker.forget(&[key]).await;
     }
 }
 
@@ -289,11 +286,8 @@ fn ending(worker: &Worker, outcome: done::Outcome, attempt: u32, state: Option<&
 async fn ended_elsewhere(job: &mut TaskJob, done: &Done) -> Settlement {
     tracing::info!(by = done.worker, "ended elsewhere");
     checkpoint::remove(job).await;
-    for key in unnamed(&job.images, done) {
-        if let Err(error) = job.worker.storage.delete(&key).await {
-            tracing::debug!(error = chain(&error), "a picture that nobody wants stays");
-        }
-    }
+    let unwanted = unnamed(&job.images, done);
+    job.worker.forget(&unwanted).await;
     Settlement::Ack
 }
 

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use contract::task::{Phase, State, done};
+use contract::task::{Cancelled, Checkpoint, Done, Phase, State, done};
 use contract::v1::{SubmitTask, TaskPhase};
 use gpu_worker::{StartError, WorkerRecord};
 use lifecycle::Service;
@@ -255,6 +255,37 @@ async fn a_worker_that_stops_while_its_store_hangs_hands_the_task_back_at_once_a
         state.checkpoint.unwrap().step >= 20,
         "another goes on from it"
     );
+}
+
+#[tokio::test]
+async fn a_dispatch_of_a_task_that_is_over_does_not_wait_for_a_store_that_hangs() {
+    let platform = Platform::start().await;
+    let (worker, faults) = faulty_worker(&platform, &[]).await;
+    let task = platform.submit_only(request("a boat", 2, 8)).await;
+    let checkpoint = Checkpoint {
+        step: 1,
+        key: storage::Key::checkpoint(task.task, 1, 1).to_string(),
+        sha256: String::new(),
+    };
+    let state = State {
+        phase: Phase::Scheduled.into(),
+        checkpoint: Some(checkpoint),
+        ..State::default()
+    };
+    platform.log.set_state(&task, &state).await.unwrap();
+    let cancelled = Done {
+        outcome: Some(done::Outcome::Cancelled(Cancelled::default())),
+        ..Done::default()
+    };
+    platform.log.end(&task, &cancelled).await.unwrap();
+    std::fs::write(&faults, r#"{"delays":100,"delay_ms":30000}"#).unwrap();
+    let submitted = platform.record(&task).await.submitted;
+    platform.log.dispatch(&submitted, 1, 1).await.unwrap();
+    let settled = platform.work_is_settled();
+    let settled = tokio::time::timeout(Duration::from_secs(20), settled).await;
+    settled.expect("its checkpoint is left to a sweep");
+    std::fs::remove_file(&faults).unwrap();
+    stop(worker).await;
 }
 
 /// Soon tired of a store that takes nothing.

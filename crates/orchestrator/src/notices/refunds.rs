@@ -56,19 +56,19 @@ impl Refunds {
         submitted: &Submitted,
         claim: &Claim,
     ) -> Result<(), BrokerError> {
-        if self.meter.charged_today(submitted) && self.is_first(&submitted.task_id, claim).await? {
+        if self.meter.charged_today(submitted) && self.is_first(&name(submitted), claim).await? {
             self.meter.refund_task(submitted);
         }
         Ok(())
     }
 
-    async fn is_first(&self, task: &str, claim: &Claim) -> Result<bool, BrokerError> {
-        let conflict = match self.claims.create(task, claim).await {
+    async fn is_first(&self, name: &str, claim: &Claim) -> Result<bool, BrokerError> {
+        let conflict = match self.claims.create(name, claim).await {
             Ok(_) => return Ok(true),
             Err(conflict @ BrokerError::Conflict { .. }) => conflict,
             Err(error) => return Err(error),
         };
-        match self.claims.get(task).await {
+        match self.claims.get(name).await {
             // An earlier attempt of this one may have been stored, and its answer lost.
             Ok(Some(found)) => Ok(found.value == *claim),
             // Of a replica that lags.
@@ -78,6 +78,13 @@ impl Refunds {
             Err(error) => Err(error),
         }
     }
+}
+
+/// A task's record. When it was submitted is in it, because an id may come again: the log can let go of a task before [`KEPT`] is over, and
+/// whoever submits with the same idempotency key then is charged for another.
+fn name(submitted: &Submitted) -> String {
+    let at = submitted.at.unwrap_or_default().seconds;
+    format!("{}.{at}", submitted.task_id)
 }
 
 #[cfg(test)]

@@ -234,12 +234,31 @@ async fn a_claim_whose_answer_was_lost_is_known_as_its_own_and_another_is_not() 
     let bench = Bench::start(&cancelled()).await;
     let refunds = bench.refunds().await;
     let claim = Claim::new();
-    let task = &bench.submitted.task_id;
-    refunds.claims.create(task, &claim).await.unwrap();
+    let record = name(&bench.submitted);
+    refunds.claims.create(&record, &claim).await.unwrap();
     let others = Claim::new();
     refunds.refund(&bench.submitted, &others).await.unwrap();
     assert!(!bench.charge(1).await);
     refunds.refund(&bench.submitted, &claim).await.unwrap();
+    assert!(bench.charge(3).await);
+}
+
+#[tokio::test]
+async fn a_task_whose_id_comes_again_when_the_log_has_let_go_of_it_is_given_back_again() {
+    let bench = Bench::start(&cancelled()).await;
+    let refunds = bench.refunds().await;
+    let mut at = bench.submitted.at.unwrap();
+    at.seconds -= 1;
+    let before = Submitted {
+        at: Some(at),
+        ..bench.submitted.clone()
+    };
+    refunds.refund(&before, &Claim::new()).await.unwrap();
+    assert!(bench.charge(3).await);
+    refunds
+        .refund(&bench.submitted, &Claim::new())
+        .await
+        .unwrap();
     assert!(bench.charge(3).await);
 }
 
@@ -252,6 +271,6 @@ async fn a_task_that_was_charged_to_nobody_leaves_no_claim() {
         ..bench.submitted.clone()
     };
     refunds.refund(&free, &Claim::new()).await.unwrap();
-    let claimed = refunds.claims.get(&free.task_id).await.unwrap();
+    let claimed = refunds.claims.get(&name(&free)).await.unwrap();
     assert_eq!(claimed, None);
 }
