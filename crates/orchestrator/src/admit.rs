@@ -118,19 +118,10 @@ pub(crate) fn normalise(
     }
     let mut full = request.clone();
     full.model = model.name.clone();
-    let (width, height) = (request.width, request.height);
-    full.width = side(
-        "width",
-        or_default(width, profile.default_width),
-        model,
-        profile,
-    )?;
-    full.height = side(
-        "height",
-        or_default(height, profile.default_height),
-        model,
-        profile,
-    )?;
+    let width = or_default(request.width, profile.default_width);
+    let height = or_default(request.height, profile.default_height);
+    full.width = side("width", width, model, profile)?;
+    full.height = side("height", height, model, profile)?;
     full.images = request.images.max(1);
     full.seed = Some(request.seed.unwrap_or(seed));
     full.steps = at_most("steps", steps, profile.max_steps, model)?;
@@ -149,8 +140,7 @@ fn or_default(given: u32, default: u32) -> u32 {
     if given == 0 { default } else { given }
 }
 
-// Whose limit refuses is said, too: another model may have another.
-
+/// Says whose limit refuses, too: another model may have another.
 fn at_most(field: &str, given: u32, limit: u32, model: &Model) -> Result<u32, Failure> {
     if given <= limit {
         return Ok(given);

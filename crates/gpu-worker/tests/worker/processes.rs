@@ -5,8 +5,7 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use contract::TaskId;
 use contract::task::{Done, Submitted, done, progress_event};
 use contract::v1::{Run, SubmitTask, TaskPhase};
-use prost::Message as _;
-use task_log::{Handover, TaskRef, Update, deadline};
+use task_log::{TaskRef, Update, deadline};
 
 use crate::support::{PATIENCE, Platform, TENANT, request, until};
 
@@ -296,15 +295,7 @@ async fn a_worker_whose_clock_is_behind_begins_nothing_that_is_late_by_the_broke
     assert_eq!(platform.pictures(&in_time).await.len(), 1);
     // As an orchestrator hands it over: who gets it goes by what it tells.
     let late = late(&platform, &in_time).await;
-    let task = TaskRef::of(&late).unwrap();
-    let to = Handover {
-        task: task.clone(),
-        model: late.model.clone(),
-        version: late.model_version.clone(),
-        weight: 1,
-        submitted: late.encode_to_vec(),
-    };
-    platform.log.hand_over(to).await.unwrap();
+    let task = platform.hand_over(&late).await;
     let done = platform.done(&task).await;
     assert!(deadline::has_expired(&done), "{done:?}");
 }

@@ -22,7 +22,7 @@ use messaging::{Broker, BrokerSettings};
 use nats_server::NatsServer;
 use prost::Message as _;
 use storage::{Key, Storage, StorageSettings};
-use task_log::{Record, StreamSettings, TaskLog, TaskRef, Update};
+use task_log::{Handed, Handover, Record, StreamSettings, TaskLog, TaskRef, Update};
 use telemetry::Telemetry;
 use tonic::{Request, Response, Status};
 
@@ -129,6 +129,21 @@ impl Platform {
         let task = self.submit_only(request).await;
         let record = self.record(&task).await;
         self.log.dispatch(&record.submitted, 1, 1).await.unwrap();
+        task
+    }
+
+    /// Hands a task over as an orchestrator does, which tells `told` of it.
+    pub(crate) async fn hand_over(&self, told: &Submitted) -> TaskRef {
+        let task = TaskRef::of(told).unwrap();
+        let to = Handover {
+            task: task.clone(),
+            model: told.model.clone(),
+            version: told.model_version.clone(),
+            weight: 1,
+            submitted: told.encode_to_vec(),
+        };
+        let handed = self.log.hand_over(to).await.unwrap();
+        assert_eq!(handed, Handed::Dispatched);
         task
     }
 

@@ -4,8 +4,7 @@ use std::time::Duration;
 
 use contract::TaskId;
 use contract::task::{Cancelled, Done, Phase, State, done};
-use prost::Message as _;
-use task_log::{Handed, Handover, TaskRef};
+use task_log::TaskRef;
 
 use crate::support::{MODEL, Platform, request, stop};
 
@@ -15,16 +14,7 @@ async fn hand_over(platform: &Platform) -> TaskRef {
     let task = platform.submit_only(request("a cat", 1, 2)).await;
     let mut told = platform.record(&task).await.submitted;
     told.request.as_mut().unwrap().images = 2;
-    let to = Handover {
-        task: task.clone(),
-        model: MODEL.to_owned(),
-        version: "1".to_owned(),
-        weight: 1,
-        submitted: told.encode_to_vec(),
-    };
-    let handed = platform.log.hand_over(to).await.unwrap();
-    assert_eq!(handed, Handed::Dispatched);
-    task
+    platform.hand_over(&told).await
 }
 
 #[tokio::test]
@@ -91,15 +81,7 @@ async fn a_task_that_the_log_may_have_let_go_of_is_read_and_not_drawn_when_it_ha
     let mut at = contract::now();
     at.seconds -= 2 * 3600;
     told.at = Some(at);
-    let to = Handover {
-        task: TaskRef::of(&told).unwrap(),
-        model: MODEL.to_owned(),
-        version: "1".to_owned(),
-        weight: 1,
-        submitted: told.encode_to_vec(),
-    };
-    let handed = platform.log.hand_over(to).await.unwrap();
-    assert_eq!(handed, Handed::Dispatched);
+    platform.hand_over(&told).await;
     let worker = platform.worker(&[]).await;
     platform.work_is_settled().await;
     let letters = platform.dead_letters().await;

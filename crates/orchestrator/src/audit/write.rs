@@ -260,9 +260,10 @@ impl Writer {
 /// Says once that there is no room, and how far behind the chain is each time.
 fn full(block: &Block, was_full: bool) {
     behind(block.at);
+    metrics::counter!("inkstone_orchestrator_audit_errors_total").increment(1);
     if !was_full {
         tracing::warn!(
-            "AUDIT is full: the audit chain goes on when a file has taken some of it; what happens meanwhile waits in TASKS (audit.max_size)"
+            "AUDIT is full (audit.max_size), or the broker's disk is: the audit chain goes on when a file has taken some of it, and what happens meanwhile waits in TASKS"
         );
     }
 }
