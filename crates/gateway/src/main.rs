@@ -2,10 +2,10 @@
 
 use std::process::ExitCode;
 
-/// Allocating was a seventh of the processor's time (docs/PERFORMANCE.md, "The edge").
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::MiMalloc = allocator::MiMalloc;
 
 fn main() -> ExitCode {
+    allocator::give_back_soon();
     lifecycle::run::<gateway::Settings, _, _>(gateway::start)
 }

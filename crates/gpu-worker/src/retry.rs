@@ -1,4 +1,5 @@
-//! Trying again, with pauses that grow up to a bound, until it works or the worker stops; and waiting no longer than that.
+//! Trying again, with pauses that grow up to a bound, until it works or the worker stops; and waiting no longer than that, or
+//! not much longer.
 
 use std::error::Error;
 use std::time::Duration;
@@ -86,6 +87,24 @@ pub(crate) async fn unless_stopped<T>(
     }
 }
 
+/// Waits for `operation`, and for `longer` at most from when the worker is asked to stop, or from now if it has been. For what is worth a
+/// moment of the time that a worker that stops has, and may be dropped half-way.
+pub(crate) async fn soon_if_stopped<T>(
+    stop: &CancellationToken,
+    longer: Duration,
+    operation: impl Future<Output = T>,
+) -> Result<T, Stopped> {
+    let too_late = async {
+        stop.cancelled().await;
+        tokio::time::sleep(longer).await;
+    };
+    tokio::select! {
+        biased;
+        done = operation => Ok(done),
+        () = too_late => Err(Stopped),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -125,5 +144,22 @@ mod tests {
         assert_eq!(waited, Err(Stopped));
         let late = unless_stopped(&stop, std::future::pending::<()>());
         assert_eq!(late.await, Err(Stopped));
+    }
+
+    #[tokio::test]
+    async fn what_ends_soon_after_a_stop_is_waited_for_and_nothing_longer() {
+        let stop = CancellationToken::new();
+        let (moment, long) = (Duration::from_millis(1), Duration::from_secs(600));
+        let done = soon_if_stopped(&stop, moment, std::future::ready(7)).await;
+        assert_eq!(done, Ok(7));
+        let soon = soon_if_stopped(&stop, long, async {
+            stop.cancelled().await;
+            tokio::time::sleep(moment).await;
+            7
+        });
+        let (waited, ()) = tokio::join!(soon, async { stop.cancel() });
+        assert_eq!(waited, Ok(7));
+        let hangs = soon_if_stopped(&stop, moment, std::future::pending::<()>());
+        assert_eq!(hangs.await, Err(Stopped));
     }
 }

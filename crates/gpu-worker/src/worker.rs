@@ -72,7 +72,7 @@ pub(crate) struct Worker {
     /// Tasks that failed here.
     pub(crate) elsewhere: Elsewhere,
     pub(crate) fleet: Fleet,
-    /// By which it is too late to begin a task.
+    /// By which it is too late to begin a task, and a dispatch is no news any more.
     pub(crate) time: BrokerTime,
     pub(crate) learned: Learned,
     /// What hangs, once something does; the worker takes up nothing more and ends.

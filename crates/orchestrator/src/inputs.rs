@@ -5,6 +5,8 @@
 //! written later than half of `keep` before the task, and what is older than half of `keep` before the oldest task that has not
 //! ended is needed by none. That oldest task is found without an index (`task_log`); nobody keeps count of files.
 //!
+//! In a dry run (`retention.dry_run`) a sweep removes nothing, and says how much it would.
+//!
 //! Every orchestrator sweeps by itself. Removing what another has removed is no error.
 
 use std::time::{Duration, SystemTime};
@@ -18,7 +20,7 @@ use storage::{Aged, Key, Storage, StorageError};
 use task_log::TaskLog;
 
 use crate::settings::InputSettings;
-use crate::sweeps::{self, SweepError};
+use crate::sweeps::{self, Expired, SweepError};
 
 /// Files that one sweep removes at most; the next one takes the rest.
 const MAX_SWEPT: usize = 10_000;
@@ -32,12 +34,16 @@ const RETRY_AFTER: Duration = Duration::from_secs(2);
 pub(crate) struct Inputs {
     storage: Storage,
     keep: Duration,
+    dry_run: bool,
 }
 
 impl Inputs {
-    pub(crate) fn new(storage: Storage, settings: &InputSettings) -> Self {
-        let keep = settings.keep.duration();
-        Self { storage, keep }
+    pub(crate) fn new(storage: Storage, settings: &InputSettings, dry_run: bool) -> Self {
+        Self {
+            storage,
+            keep: settings.keep.duration(),
+            dry_run,
+        }
     }
 
     /// Lets what a task is to begin from stay for as long as the task may need it.
@@ -82,10 +88,13 @@ impl Inputs {
 
     async fn sweep_and_tell(&self, log: &TaskLog) {
         match self.sweep(log).await {
-            Ok(removed) => {
+            Ok(expired) => {
                 metrics::counter!("inkstone_orchestrator_input_sweeps_total").increment(1);
-                metrics::counter!("inkstone_orchestrator_inputs_removed_total")
-                    .increment(removed as u64);
+                if self.dry_run {
+                    return sweeps::tell("input", &expired);
+                }
+                let (removed, _) = expired.all();
+                metrics::counter!("inkstone_orchestrator_inputs_removed_total").increment(removed);
                 if removed > 0 {
                     tracing::info!(removed, "pictures that callers had sent have expired");
                 }
@@ -97,33 +106,42 @@ impl Inputs {
         }
     }
 
-    /// Removes what has expired, and says how much that was.
-    async fn sweep(&self, log: &TaskLog) -> Result<usize, SweepError> {
+    /// Removes what has expired, and says how much that was; in a dry run how much it would have been.
+    async fn sweep(&self, log: &TaskLog) -> Result<Expired, SweepError> {
         let now = contract::clock::system_time();
         let old = now.checked_sub(self.keep).unwrap_or(SystemTime::UNIX_EPOCH);
         let old = self.storage.inputs_before(old, MAX_SWEPT).await?;
         if old.is_empty() {
-            return Ok(0);
+            return Ok(Expired::default());
         }
         let before = expiry(now, log.open_since().await?, self.keep);
         let expired = old.into_iter().filter(|one| one.written < before);
         let removed = futures::stream::iter(expired)
             .map(|one| self.remove(one, now))
             .buffer_unordered(REMOVALS)
-            .try_fold(0, async |sum, removed| Ok(sum + usize::from(removed)));
+            .try_fold(Expired::default(), async |all: Expired, removed| {
+                if let Some(bytes) = removed {
+                    all.count(bytes);
+                }
+                Ok(all)
+            });
         Ok(removed.await?)
     }
 
-    /// Removes a file, unless it was sent again since it was listed at `listed`.
-    async fn remove(&self, one: Aged, listed: SystemTime) -> Result<bool, StorageError> {
+    /// Removes a file, unless it was sent again since it was listed at `listed`, and says of how many bytes it was. In a dry run it stays all
+    /// the same.
+    async fn remove(&self, one: Aged, listed: SystemTime) -> Result<Option<u64>, StorageError> {
         let since = listed.duration_since(one.written).unwrap_or_default();
         match self.storage.age(&one.key).await? {
-            Some(age) if age >= since => {
-                self.storage.delete(&one.key).await?;
-                Ok(true)
-            }
-            _ => Ok(false),
+            Some(age) if age >= since => {}
+            _ => return Ok(None),
         }
+        if self.dry_run {
+            tracing::debug!(key = %one.key, "would be removed");
+        } else {
+            self.storage.delete(&one.key).await?;
+        }
+        Ok(Some(one.size))
     }
 }
 
@@ -154,9 +172,11 @@ pub(crate) fn start(service: &Service, inputs: Inputs, log: TaskLog, settings: &
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sweeps::tests::place;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -169,6 +189,27 @@ mod tests {
         assert_eq!(expiry(at(1000), Some(at(990)), keep), at(900));
         assert_eq!(expiry(at(1000), Some(at(500)), keep), at(450));
         assert!(expiry(at(1000), Some(at(0)), keep) <= at(0));
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_says_what_a_sweep_removes_and_removes_nothing() {
+        let (log, storage, _kept) = place().await;
+        let tenant: TenantId = "acme".parse().unwrap();
+        for data in [b"four", b"more"] {
+            let key = Key::input(&tenant, &storage::sha256_hex(data)).unwrap();
+            storage.put(&key, Bytes::from_static(data)).await.unwrap();
+        }
+        let mut inputs = Inputs {
+            storage: storage.clone(),
+            keep: Duration::ZERO,
+            dry_run: true,
+        };
+        assert_eq!(inputs.sweep(&log).await.unwrap().all(), (2, 8));
+        let later = SystemTime::now() + Duration::from_secs(60);
+        assert_eq!(storage.inputs_before(later, 10).await.unwrap().len(), 2);
+        inputs.dry_run = false;
+        assert_eq!(inputs.sweep(&log).await.unwrap().all(), (2, 8));
+        assert_eq!(inputs.sweep(&log).await.unwrap().all(), (0, 0));
     }
 
     proptest! {

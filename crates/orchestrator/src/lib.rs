@@ -133,7 +133,8 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     }
     deadlines::start(&service, &log);
     retention::start(&service, &storage, &log, &settings.retention);
-    let inputs = inputs::Inputs::new(storage, &settings.inputs);
+    let dry_run = settings.retention.dry_run;
+    let inputs = inputs::Inputs::new(storage, &settings.inputs, dry_run);
     inputs::start(&service, inputs.clone(), log.clone(), &settings.inputs);
     let queues: Arc<dyn waits::Queues> = Arc::new(backlog.clone());
     let waits = waits::Waits::start(

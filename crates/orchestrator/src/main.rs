@@ -1,9 +1,9 @@
 //! `inkstone-orchestrator`: see the library.
 
-/// Allocating was a seventh of the processor's time (docs/PERFORMANCE.md, "The edge").
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: allocator::MiMalloc = allocator::MiMalloc;
 
 fn main() -> std::process::ExitCode {
+    allocator::give_back_soon();
     lifecycle::run(orchestrator::start)
 }

@@ -6,12 +6,12 @@
 //!
 //! The same sweep removes the cursors of queues of which the log has nothing left.
 //!
-//! In a dry run (`retention.dry_run`) nothing is removed, and it is said how much would be.
+//! In a dry run (`retention.dry_run`) nothing is removed, and it is said how much would be. That holds for what callers have sent (`inputs`),
+//! too.
 //!
 //! Every orchestrator sweeps by itself. Removing what another has removed is no error.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use contract::task::done::Outcome;
@@ -21,7 +21,7 @@ use storage::{Drawn, Kind, Storage};
 use task_log::{Record, TaskLog};
 
 use crate::settings::RetentionSettings;
-use crate::sweeps::{self, SweepError};
+use crate::sweeps::{self, Expired, SweepError};
 
 /// Objects that are looked at together.
 const AT_ONCE: usize = 8;
@@ -69,45 +69,12 @@ fn claim(record: Option<&Record>, object: &Drawn) -> Claim {
     if named { Claim::Named } else { Claim::Unnamed }
 }
 
-/// What a sweep found that goes.
-#[derive(Debug, Default)]
-struct Expired {
-    objects: AtomicU64,
-    bytes: AtomicU64,
-}
-
-impl Expired {
-    fn count(&self, bytes: u64) {
-        self.objects.fetch_add(1, Ordering::Relaxed);
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-    }
-
-    /// Objects and their bytes.
-    fn all(&self) -> (u64, u64) {
-        let all = [&self.objects, &self.bytes].map(|number| number.load(Ordering::Relaxed));
-        (all[0], all[1])
-    }
-}
-
 /// As metrics and the log name it.
 fn word(kind: Kind) -> &'static str {
     match kind {
         Kind::Picture => "picture",
         Kind::Checkpoint => "checkpoint",
     }
-}
-
-/// Says what a dry run found.
-fn tell(kind: Kind, expired: &Expired) {
-    let (kind, (objects, bytes)) = (word(kind), expired.all());
-    metrics::gauge!("inkstone_orchestrator_would_remove", "kind" => kind).set(objects as f64);
-    metrics::gauge!("inkstone_orchestrator_would_remove_bytes", "kind" => kind).set(bytes as f64);
-    tracing::info!(
-        kind,
-        objects,
-        bytes,
-        "would be removed, were it not for retention.dry_run"
-    );
 }
 
 /// Sweeps.
@@ -125,7 +92,7 @@ impl Sweeper {
                     metrics::gauge!("inkstone_orchestrator_last_sweep_seconds")
                         .set(contract::now().seconds as f64);
                     if self.settings.dry_run {
-                        tell(kind, &expired);
+                        sweeps::tell(word(kind), &expired);
                     }
                 }
                 Err(error) => {
@@ -222,12 +189,11 @@ mod tests {
     use bytes::Bytes;
     use contract::TaskId;
     use contract::task::{Cancelled, Done, StoredImage, Submitted, Succeeded};
-    use messaging::{Broker, BrokerSettings};
-    use nats_server::NatsServer;
-    use storage::{Key, StorageSettings};
-    use task_log::{StreamSettings, TaskRef};
+    use storage::Key;
+    use task_log::TaskRef;
 
     use super::*;
+    use crate::sweeps::tests::place;
 
     fn settings(pictures: &str, grace: &str) -> RetentionSettings {
         RetentionSettings {
@@ -261,19 +227,6 @@ mod tests {
             lane: "standard-image".to_owned(),
             ..Submitted::default()
         }
-    }
-
-    /// A log and a store, and what holds them.
-    async fn place() -> (TaskLog, Storage, (NatsServer, tempfile::TempDir)) {
-        let server = NatsServer::scratch().unwrap();
-        let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
-        let log = TaskLog::new(Broker::connect(&broker, "test").await.unwrap());
-        let streams = StreamSettings::small();
-        log.ensure_streams(&streams).await.unwrap();
-        let folder = tempfile::tempdir().unwrap();
-        let url = format!("file://{}", folder.path().display());
-        let storage = Storage::open(&StorageSettings::new(url)).unwrap();
-        (log, storage, (server, folder))
     }
 
     #[tokio::test]

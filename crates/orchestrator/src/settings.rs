@@ -76,7 +76,7 @@ pub struct RetentionSettings {
     pub grace: Millis,
     /// Between two sweeps.
     pub sweep_every: Millis,
-    /// Whether a sweep removes nothing, and says what it would.
+    /// Whether a sweep, also that of files that callers have sent, removes nothing, and says what it would.
     pub dry_run: bool,
 }
 

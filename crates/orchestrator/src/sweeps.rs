@@ -1,6 +1,7 @@
 //! What is done again and again beside the calls.
 
 use std::convert::Infallible;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use lifecycle::Service;
@@ -14,6 +15,40 @@ pub(crate) enum SweepError {
     Storage(#[from] StorageError),
     #[error("cannot tell what tasks still need")]
     TaskLog(#[from] TaskLogError),
+}
+
+/// What a sweep found that goes.
+#[derive(Debug, Default)]
+pub(crate) struct Expired {
+    objects: AtomicU64,
+    bytes: AtomicU64,
+}
+
+impl Expired {
+    /// One of so many bytes goes.
+    pub(crate) fn count(&self, bytes: u64) {
+        self.objects.fetch_add(1, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// Objects and their bytes.
+    pub(crate) fn all(&self) -> (u64, u64) {
+        let all = [&self.objects, &self.bytes].map(|number| number.load(Ordering::Relaxed));
+        (all[0], all[1])
+    }
+}
+
+/// Says what a dry run found, of a kind as metrics and the log name it.
+pub(crate) fn tell(kind: &'static str, expired: &Expired) {
+    let (objects, bytes) = expired.all();
+    metrics::gauge!("inkstone_orchestrator_would_remove", "kind" => kind).set(objects as f64);
+    metrics::gauge!("inkstone_orchestrator_would_remove_bytes", "kind" => kind).set(bytes as f64);
+    tracing::info!(
+        kind,
+        objects,
+        bytes,
+        "would be removed, were it not for retention.dry_run"
+    );
 }
 
 /// Does it now and then, for as long as the service runs: at once, and `every` so often. One that takes longer puts the next one off.
@@ -41,4 +76,25 @@ pub(crate) fn start<F>(
         }
         Ok::<(), Infallible>(())
     });
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use messaging::{Broker, BrokerSettings};
+    use nats_server::NatsServer;
+    use storage::{Storage, StorageSettings};
+    use task_log::{StreamSettings, TaskLog};
+
+    /// A log and a store, and what holds them.
+    pub(crate) async fn place() -> (TaskLog, Storage, (NatsServer, tempfile::TempDir)) {
+        let server = NatsServer::scratch().unwrap();
+        let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
+        let log = TaskLog::new(Broker::connect(&broker, "test").await.unwrap());
+        let streams = StreamSettings::small();
+        log.ensure_streams(&streams).await.unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let url = format!("file://{}", folder.path().display());
+        let storage = Storage::open(&StorageSettings::new(url)).unwrap();
+        (log, storage, (server, folder))
+    }
 }

@@ -8,11 +8,13 @@ use object_store::path::Path;
 
 use crate::{Key, Storage, StorageError, key, path, request};
 
-/// An object and when it was last written, by the store's clock.
+/// An object, how large it is, and when it was last written, by the store's clock.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Aged {
     /// Its key.
     pub key: Key,
+    /// Its size in bytes.
+    pub size: u64,
     /// When it was last written.
     pub written: SystemTime,
 }
@@ -61,7 +63,8 @@ impl Storage {
             if written < before
                 && let Some(key) = Key::stored(meta.location.as_ref())
             {
-                found.push(Aged { key, written });
+                let size = meta.size;
+                found.push(Aged { key, size, written });
             }
         }
         Ok(found)
@@ -92,13 +95,9 @@ mod tests {
         assert_eq!(storage.age(&input("acme", b"4")).await.unwrap(), None);
         assert!(storage.age(&one).await.unwrap().is_some());
         let later = SystemTime::now() + Duration::from_secs(60);
-        let mut keys: Vec<Key> = storage
-            .inputs_before(later, 10)
-            .await
-            .unwrap()
-            .into_iter()
-            .map(|a| a.key)
-            .collect();
+        let found = storage.inputs_before(later, 10).await.unwrap();
+        assert!(found.iter().all(|one| one.size == 1));
+        let mut keys: Vec<Key> = found.into_iter().map(|one| one.key).collect();
         keys.sort_by(|a, b| a.as_str().cmp(b.as_str()));
         assert_eq!(keys, [one.clone(), other]);
         assert_eq!(storage.inputs_before(later, 1).await.unwrap().len(), 1);

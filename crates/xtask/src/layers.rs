@@ -59,6 +59,8 @@ const RULES: &[(&str, Allowed)] = &[
     ("storage", Allowed::Only(&["contract", "settings"])),
     // How services reach addresses that callers name.
     ("egress", Allowed::Only(&["settings"])),
+    // Programs name an allocator, libraries none.
+    ("allocator", Allowed::Only(&[])),
     // What orchestrator and worker must agree on about tasks.
     (
         "task-log",
@@ -75,11 +77,17 @@ const RULES: &[(&str, Allowed)] = &[
     // The engine and its pictures know nothing of services.
     ("imaging", Allowed::Only(&[])),
     ("diffusion", Allowed::Only(&[])),
-    ("auth", Allowed::PlatformAnd(&[])),
+    ("auth", Allowed::PlatformAnd(&["allocator"])),
     // Pictures as pixels, for callers who want no file.
-    ("gateway", Allowed::PlatformAnd(&["imaging", "egress"])),
+    (
+        "gateway",
+        Allowed::PlatformAnd(&["allocator", "imaging", "egress"]),
+    ),
     // Webhooks, and who asked for what.
-    ("orchestrator", Allowed::PlatformAnd(&["egress", "audit"])),
+    (
+        "orchestrator",
+        Allowed::PlatformAnd(&["allocator", "egress", "audit"]),
+    ),
     ("model-registry", Allowed::PlatformAnd(&[])),
     // The only service that draws.
     (
@@ -124,6 +132,8 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("object_store", &["storage"]),
     ("tract-*", &["gpu-worker"]),
     ("jsonwebtoken", &["auth"]),
+    // Its options belong to it.
+    ("mimalloc", &["allocator"]),
     ("reqwest", &["auth", "egress"]),
     ("rustls", &["rpc"]),
     ("rustls-native-certs", &["rpc"]),
@@ -260,6 +270,7 @@ mod tests {
             ("gateway", "tract-onnx", None),
             ("auth", "tonic-reflection", None),
             ("model-registry", "object_store", None),
+            ("gateway", "mimalloc", None),
         ] {
             let found = violations(&graph(name, &[(other, kind)]));
             assert_eq!(found.len(), 1, "{name} → {other}: {found:?}");

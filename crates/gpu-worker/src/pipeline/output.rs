@@ -1,5 +1,7 @@
 //! From files to stored pictures (invariant I3: their bytes are in the store before the task's end is written).
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 use bytes::Bytes;
 use contract::task::StoredImage;
@@ -9,8 +11,12 @@ use storage::{Key, Storage, StorageError, sha256_hex};
 
 use super::postprocess::File;
 use super::{NodeError, PipelineNode, TaskJob};
-use crate::retry::until_stopped;
+use crate::retry::{soon_if_stopped, until_stopped};
 use crate::settings::{OutputSettings, Verify};
+
+/// How long storing a task's pictures may go on once the worker is asked to stop: as long as writing a checkpoint may. Pictures that are
+/// stored by then need not be drawn again; a store that hangs would use up the time that the worker has, and with it that of handing the task back.
+const STOP_LIMIT: Duration = Duration::from_secs(10);
 
 /// Stores the files under keys derived from task, index and digest.
 pub(super) struct Output;
@@ -38,15 +44,20 @@ impl PipelineNode for Output {
 
     async fn run(&self, job: &mut TaskJob) -> Result<(), NodeError> {
         let files = std::mem::take(&mut job.files);
-        for (index, file) in (0..).zip(files) {
-            let image = store(job, index, file).await?;
-            job.images.push(image);
-        }
-        Ok(())
+        let stop = job.worker.stop.clone();
+        let stored = soon_if_stopped(&stop, STOP_LIMIT, async {
+            for (index, file) in (0..).zip(files) {
+                let image = store(job, index, file).await?;
+                job.images.push(image);
+            }
+            Ok::<(), NodeError>(())
+        });
+        stored.await?
     }
 }
 
-/// Stores one file, for as long as it takes: a store that is full or away is no fault of the task, so it keeps its place.
+/// Stores one file, for as long as it takes: a store that is full or away is no fault of the task, so it keeps its place. Its caller sees to it that
+/// a worker that stops does not wait for so long.
 async fn store(job: &TaskJob, index: u32, file: File) -> Result<StoredImage, NodeError> {
     let format = job.encoding.format;
     let File { bytes, sha256 } = file;

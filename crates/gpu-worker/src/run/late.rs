@@ -1,4 +1,4 @@
-//! Whether a task's time to begin is over: by the broker's clock, whatever this machine's says.
+//! The broker's clock, and whether a task's time to begin is over by it, whatever this machine's says.
 
 use std::sync::{Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -10,7 +10,7 @@ use task_log::{TaskRef, deadline};
 use crate::retry::{Stopped, until_stopped};
 use crate::worker::Worker;
 
-/// How long the present is reckoned from what the broker said last. Deadlines are in seconds, and nobody is asked more often.
+/// How long the present is reckoned, for a deadline, from what the broker said last. Deadlines are in seconds, and nobody is asked more often.
 const GOOD_FOR: Duration = Duration::from_secs(1);
 
 /// The broker's time.
@@ -21,11 +21,11 @@ pub(crate) struct BrokerTime {
 }
 
 impl BrokerTime {
-    /// The present, unless it was said too long ago.
-    fn reckon(&self, now: Instant) -> Option<SystemTime> {
+    /// The present, unless it was said longer ago than `good_for`.
+    fn reckon(&self, now: Instant, good_for: Duration) -> Option<SystemTime> {
         let (time, heard) = (*self.said())?;
         let since = now.saturating_duration_since(heard);
-        (since <= GOOD_FOR).then(|| time + since)
+        (since <= good_for).then(|| time + since)
     }
 
     fn hear(&self, time: SystemTime, now: Instant) {
@@ -40,9 +40,9 @@ impl BrokerTime {
     }
 }
 
-/// The present, by the broker's clock.
-async fn time(worker: &Worker) -> Result<SystemTime, Stopped> {
-    if let Some(time) = worker.time.reckon(Instant::now()) {
+/// The present, by the broker's clock, reckoned from what that was `good_for` ago at most.
+pub(super) async fn time(worker: &Worker, good_for: Duration) -> Result<SystemTime, Stopped> {
+    if let Some(time) = worker.time.reckon(Instant::now(), good_for) {
         return Ok(time);
     }
     let asked = until_stopped(&worker.stop, "asking for the time", || worker.log.time());
@@ -62,7 +62,7 @@ pub(super) async fn expire(
     let Some(deadline) = deadline::deadline(submitted) else {
         return Ok(None);
     };
-    let now = time(worker).await?.duration_since(UNIX_EPOCH);
+    let now = time(worker, GOOD_FOR).await?.duration_since(UNIX_EPOCH);
     if now.unwrap_or_default() < deadline {
         return Ok(None);
     }
@@ -84,14 +84,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_brokers_time_is_reckoned_for_a_second_from_when_it_was_heard() {
+    fn the_brokers_time_is_reckoned_from_when_it_was_heard_for_as_long_as_that_is_good() {
         let (time, begin) = (BrokerTime::default(), Instant::now());
-        assert_eq!(time.reckon(begin), None);
+        assert_eq!(time.reckon(begin, GOOD_FOR), None);
         // A day behind this machine.
         let said = SystemTime::now() - Duration::from_secs(24 * 3600);
         time.hear(said, begin);
         let half = GOOD_FOR / 2;
-        assert_eq!(time.reckon(begin + half), Some(said + half));
-        assert_eq!(time.reckon(begin + GOOD_FOR + half), None);
+        assert_eq!(time.reckon(begin + half, GOOD_FOR), Some(said + half));
+        let later = begin + GOOD_FOR + half;
+        assert_eq!(time.reckon(later, GOOD_FOR), None);
+        let reckoned = time.reckon(later, 2 * GOOD_FOR);
+        assert_eq!(reckoned, Some(said + GOOD_FOR + half));
     }
 }

@@ -6,12 +6,16 @@ use contract::task::{Dispatch, Submitted};
 use messaging::Delivery;
 use task_log::{Record, TaskLogError, TaskRef, deadline};
 
+use super::late;
 use crate::retry::{Stopped, until_stopped};
 use crate::worker::Worker;
 
 /// What a dispatch tells is gone by for so long after it was queued. Of a task that waits for longer, the log may have let go of the
 /// submission by then, or of the end.
 const TOLD_FOR: Duration = Duration::from_secs(10 * 60);
+/// How long the present is reckoned from what the broker said last: little beside [`TOLD_FOR`], and a worker that has much to do asks it no
+/// oftener.
+const TIME_GOOD_FOR: Duration = Duration::from_secs(60);
 /// A task that was submitted longer ago than this when its dispatch was queued is read: the log may let go of its submission until somebody gets
 /// that. A log that keeps events for no longer than this and [`TOLD_FOR`] together is not meant for work.
 const SUBMITTED_WITHIN: Duration = Duration::from_secs(3600);
@@ -29,8 +33,7 @@ pub(super) async fn look(
     dispatch: &Dispatch,
     task: &TaskRef,
 ) -> Result<Found, Stopped> {
-    let now = contract::clock::system_time();
-    let told = match is_news(delivery.deliveries(), delivery.published(), now) {
+    let told = match is_news(worker, delivery).await? {
         true => Record::of_dispatch(task, dispatch),
         false => None,
     };
@@ -58,10 +61,18 @@ pub(super) async fn read(worker: &Worker, task: &TaskRef) -> Result<Found, Stopp
     .await
 }
 
-/// Whether nobody had the dispatch before and it was queued a short time ago. The broker's clock may be ahead of this one.
-fn is_news(deliveries: u64, queued: SystemTime, now: SystemTime) -> bool {
-    let waited = now.duration_since(queued).unwrap_or_default();
-    deliveries == 1 && waited <= TOLD_FOR
+/// Whether nobody had the dispatch before and it was queued a short time ago, both by the broker's clock: this machine's may be wrong.
+async fn is_news(worker: &Worker, delivery: &Delivery) -> Result<bool, Stopped> {
+    if delivery.deliveries() != 1 {
+        return Ok(false);
+    }
+    let now = late::time(worker, TIME_GOOD_FOR).await?;
+    Ok(is_told(delivery.published(), now))
+}
+
+/// Whether what a dispatch tells is gone by. What is reckoned may be behind, and so may one broker's clock be behind another's.
+fn is_told(queued: SystemTime, now: SystemTime) -> bool {
+    now.duration_since(queued).unwrap_or_default() <= TOLD_FOR
 }
 
 /// Whether the log still has what was submitted, as long as the dispatch is news.
@@ -89,14 +100,13 @@ mod tests {
     }
 
     #[test]
-    fn a_dispatch_is_news_to_the_first_who_gets_it_and_soon() {
+    fn what_a_dispatch_tells_is_gone_by_for_a_while_and_no_longer() {
         let queued = SystemTime::now();
-        assert!(is_news(1, queued, queued));
-        assert!(is_news(1, queued, queued + TOLD_FOR));
-        assert!(is_news(1, queued + Duration::from_secs(5), queued));
-        assert!(!is_news(2, queued, queued));
-        assert!(!is_news(1, queued, queued + 2 * TOLD_FOR));
+        assert!(is_told(queued, queued));
+        assert!(is_told(queued, queued + TOLD_FOR));
+        assert!(is_told(queued + Duration::from_secs(5), queued));
+        assert!(!is_told(queued, queued + 2 * TOLD_FOR));
         // Whoever cannot be told when it was queued reads.
-        assert!(!is_news(1, SystemTime::UNIX_EPOCH, queued));
+        assert!(!is_told(SystemTime::UNIX_EPOCH, queued));
     }
 }

@@ -258,6 +258,41 @@ async fn a_worker_that_stops_while_its_store_hangs_hands_the_task_back_at_once_a
 }
 
 #[tokio::test]
+async fn a_worker_that_stops_while_its_store_takes_no_picture_hands_the_task_back_in_time_and_says_nothing_of_success()
+ {
+    let platform = Platform::start().await;
+    let (first, faults) = faulty_worker(&platform, &[("worker.name", "first")]).await;
+    let wanted = SubmitTask {
+        images: 2,
+        ..request("a boat", 2, 2)
+    };
+    // Each request takes so long that there is time to make the store hang between the first picture and the second.
+    std::fs::write(&faults, r#"{"delays":100,"delay_ms":3000}"#).unwrap();
+    let task = platform.submit(wanted).await;
+    let stored = || {
+        let files = platform.objects("images").into_iter();
+        let is_picture = |file: &PathBuf| file.extension().is_some_and(|it| it == "png");
+        files.filter(is_picture).count()
+    };
+    until("the first picture is stored", async || stored() > 0).await;
+    std::fs::write(&faults, r#"{"delays":100,"delay_ms":30000}"#).unwrap();
+    let in_time = first.stop(Duration::from_secs(20)).await;
+    assert!(in_time, "it does not wait for the store");
+    let record = platform.record(&task).await;
+    let state = record.state.as_ref().unwrap();
+    assert_eq!((state.phase(), state.attempt), (Phase::Scheduled, 0));
+    assert_eq!(record.done, None);
+    assert_eq!(record.view().runs.last().unwrap().end, "handed_back");
+    let second = platform.worker(&[("worker.name", "second")]).await;
+    assert_eq!(platform.pictures(&task).await.len(), 2);
+    let done = platform.record(&task).await.done.unwrap();
+    assert_eq!((done.worker.as_str(), done.attempt), ("second", 1));
+    assert_eq!(stored(), 2, "the first is the same file again");
+    platform.work_is_settled().await;
+    stop(second).await;
+}
+
+#[tokio::test]
 async fn a_dispatch_of_a_task_that_is_over_does_not_wait_for_a_store_that_hangs() {
     let platform = Platform::start().await;
     let (worker, faults) = faulty_worker(&platform, &[]).await;

@@ -300,6 +300,20 @@ async fn a_worker_whose_clock_is_behind_begins_nothing_that_is_late_by_the_broke
     assert!(deadline::has_expired(&done), "{done:?}");
 }
 
+#[tokio::test]
+async fn what_a_dispatch_tells_is_gone_by_whatever_the_workers_clock_says() {
+    let platform = Platform::start().await;
+    // The log's submission wants one picture, the one that is told two.
+    let task = platform.submit_only(request("a cat", 1, 2)).await;
+    let mut told = platform.record(&task).await.submitted;
+    told.request.as_mut().unwrap().images = 2;
+    // So far ahead that the dispatch would be too old to be gone by.
+    let ahead = [("process.clock_offset", "1800")];
+    let _worker = Process::start(&platform, "ahead", &ahead);
+    platform.hand_over(&told).await;
+    assert_eq!(platform.pictures(&task).await.len(), 2);
+}
+
 /// A task like this one that should have begun some minutes ago.
 async fn late(platform: &Platform, like: &TaskRef) -> Submitted {
     let mut at = contract::now();
