@@ -201,7 +201,7 @@ pub(crate) async fn begin_from(
     image.check(edge)?;
     mask.as_ref().map_or(Ok(()), |mask| mask.check(edge))?;
     let checked = edge.platform.check(caller, task).await;
-    checked.map_err(&named)?;
+    checked.map_err(named)?;
 
     // One after the other: of the requests that go out at once, one tenant has as many as of uploads.
     let image_file = image.file_of(edge).await?;
