@@ -174,13 +174,13 @@ def test_only_the_outputs_asked_for_are_answered(wire):
 @pytest.mark.parametrize(
     ("change", "names"),
     [
-        ({"PROMPT": [b" "]}, "prompt"),
+        ({"PROMPT": [b" "]}, "PROMPT must be given"),
         ({"PROMPT": [b"\xff"]}, "PROMPT"),
         ({"PROMPT": [PROMPT] * 11}, "PROMPT"),
         ({"PROMPT": [PROMPT, PROMPT], "SEED": [1, 2, 3]}, "SEED"),
         ({"STEPS": [-1]}, "STEPS"),
-        ({"STEPS": [100_000]}, "steps"),
-        ({"WIDTH": [100]}, "width"),
+        ({"STEPS": [100_000]}, "STEPS must be"),
+        ({"WIDTH": [100]}, "WIDTH must be"),
         ({"SCHEDULER": [b"plms"]}, "SCHEDULER"),
         ({"LATENTS": [1.0]}, "LATENTS"),
         ({"parameters": {"image_format": "bmp"}}, "image_format"),

@@ -3,11 +3,17 @@
 use std::io::{BufRead as _, BufReader};
 use std::time::{Duration, Instant};
 
+use contract::inference::ServerReadyRequest;
+use contract::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use contract::v1::{
     CancelRequest, GetImageRequest, SubmitTask, TaskPhase, WatchRequest, watch_response,
 };
 use e2e::{Platform, agent};
 use serde_json::{Value, json};
+use tonic::transport::Endpoint;
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use crate::{assert_whole, digests, long_picture, short_picture};
 
@@ -387,6 +393,18 @@ async fn a_full_task_log_refuses_submissions_and_still_ends_what_was_accepted() 
     // The gateway stays in service for those who read, and says what is missing.
     let limited = "orchestrator: answers and is not ready: task log: full";
     platform.wait_readiness_with("gateway", 200, limited);
+    // Whichever of its ways a load balancer asks by.
+    let ready = format!("{}/v2/health/ready", platform.url());
+    assert_eq!(e2e::get(&ready, &[]).unwrap().0, 200);
+    let public = Endpoint::from_shared(platform.url())
+        .unwrap()
+        .connect_lazy();
+    let mut inference = GrpcInferenceServiceClient::new(public.clone());
+    let answer = inference.server_ready(ServerReadyRequest {}).await.unwrap();
+    assert!(answer.into_inner().ready);
+    let mut health = HealthClient::new(public);
+    let answer = health.check(HealthCheckRequest::default()).await.unwrap();
+    assert_eq!(answer.into_inner().status(), ServingStatus::Serving);
     for id in &accepted {
         assert_whole(&platform, &platform.wait_ended(id).await);
     }

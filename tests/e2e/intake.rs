@@ -206,6 +206,50 @@ async fn a_message_of_a_task_that_has_ended_already_hears_its_end() {
     assert_eq!(end["at"], end["task"]["ended_at"], "{end}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_message_of_a_task_that_goes_on_hears_its_end_over_a_kill() {
+    // Nobody draws so far, so the task goes on for as long as it must.
+    let services = ["auth", "model-registry", "orchestrator", "gateway"];
+    let mut platform = Platform::start_services(&services, &SOON, false).await;
+    let producer = Producer::new(&platform).await;
+    let task = SubmitTask {
+        prompt: "a 3d cat".to_owned(),
+        steps: 4,
+        seed: Some(7),
+        idempotency_key: "both".to_owned(),
+        ..SubmitTask::default()
+    };
+    let task = platform.submit(task).await.unwrap();
+    let message = producer.message("both", picture(7).to_string().into_bytes(), true);
+    let sequence = producer.publish(message).await.unwrap();
+    let listeners = producer.broker.queue("LISTENERS");
+    let waits_for = async |count: usize| {
+        let deadline = Instant::now() + LIMIT;
+        loop {
+            let waiting = listeners.depth("inkstone.listener.acme").await.unwrap();
+            if waiting.len() == count {
+                return;
+            }
+            let late = Instant::now() >= deadline;
+            assert!(!late, "{waiting:?}, and not of {count} tenants");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    waits_for(1).await;
+    platform.kill("orchestrator");
+    platform.run("orchestrator");
+    platform.run("gpu-worker");
+    let mut heard = Heard::new();
+    producer.hear(&mut heard, |heard| heard.len() >= 2).await;
+    let accepted = &heard[&("both".to_owned(), "task.accepted".to_owned())];
+    assert!(accepted["task"]["ended_at"].is_null(), "{accepted}");
+    let end = &heard[&("both".to_owned(), "task.succeeded".to_owned())];
+    assert_eq!(end["task_id"], task.id, "{end}");
+    assert_eq!(end["sequence"], sequence, "{end}");
+    assert_eq!(end["at"], end["task"]["ended_at"], "{end}");
+    waits_for(0).await;
+}
+
 /// Times that a message was put back to wait.
 fn waits(metrics: &str) -> f64 {
     let waits = metrics.lines().find(|line| {

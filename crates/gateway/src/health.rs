@@ -2,7 +2,8 @@
 //!
 //! A probe asks what callers ask, so what passes it serves them. Auth and the orchestrator are then asked whether they are
 //! ready, too: one that answers and is not still does a part of its work (it reads, cancels and streams while it takes no
-//! submissions), so it limits the gateway and does not take it out of service (`docs/adr/0020`).
+//! submissions), so it limits the gateway and does not take it out of service (`docs/adr/0020`). `/readyz`, gRPC's health protocol and
+//! Open Inference's readiness go by the same word for it, [`Health::not_ready`], so load balancers agree whichever they ask.
 
 use std::collections::BTreeMap;
 use std::convert::Infallible;
@@ -13,7 +14,7 @@ use std::time::Duration;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use contract::{ErrorCode, Failure, TaskId};
-use lifecycle::{Check, Service};
+use lifecycle::{Check, Health, Service};
 use rpc::BreakerState;
 use serde::Serialize;
 use tokio::sync::watch;
@@ -118,17 +119,23 @@ pub(crate) async fn start(
         storage_answers,
     );
     report(service, reporter);
+    if let Some(problem) = wait(&service.health, settings.start_timeout.duration()).await {
+        tracing::warn!("serves although {problem}");
+    }
+}
+
+/// Waits until everything is well, for `patience` at most: what is not, then. What only limits the gateway is waited for, too: mostly it is a
+/// service that starts as well, and whoever is sent here before it is ready hears refusals.
+async fn wait(health: &Health, patience: Duration) -> Option<String> {
+    let missing = || health.problem().or_else(|| health.limit());
     let well = async {
-        while service.health.problem().is_some() {
+        while missing().is_some() {
             tokio::time::sleep(START_LOOK).await;
         }
     };
-    if tokio::time::timeout(settings.start_timeout.duration(), well)
-        .await
-        .is_err()
-        && let Some(problem) = service.health.problem()
-    {
-        tracing::warn!("serves although {problem}");
+    match tokio::time::timeout(patience, well).await {
+        Ok(()) => None,
+        Err(_) => missing(),
     }
 }
 
@@ -196,14 +203,14 @@ async fn turned(breaker: &mut Option<watch::Receiver<BreakerState>>) {
     }
 }
 
-/// Says over gRPC's health protocol what `/readyz` says over HTTP.
+/// Says over gRPC's health protocol what the status of `/readyz` says over HTTP: a gateway that is limited serves.
 fn report(service: &Service, reporter: HealthReporter) {
     let health = service.health.clone();
     let stop = service.tasks.stop_token();
     service.tasks.critical("grpc-health", async move {
         let mut told = None;
         loop {
-            let status = match health.problem() {
+            let status = match health.not_ready() {
                 None if !stop.is_cancelled() => ServingStatus::Serving,
                 _ => ServingStatus::NotServing,
             };
@@ -269,4 +276,71 @@ async fn storage_answers(edge: Arc<Edge>) -> Result<Limits, Failure> {
     };
     let probed = edge.platform.probe_storage().await;
     probed.map(|()| None).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+
+    use tonic_health::pb::HealthCheckRequest;
+    use tonic_health::pb::health_check_response::ServingStatus as Told;
+    use tonic_health::pb::health_server::Health as _;
+    use tonic_health::server::HealthService;
+
+    use super::*;
+
+    /// What is told of our own service, once anything is.
+    async fn told(health: &HealthService) -> Told {
+        loop {
+            let service = IMAGE_SERVICE.to_owned();
+            let asked = tonic::Request::new(HealthCheckRequest { service });
+            match health.check(asked).await {
+                Ok(answer) => return answer.into_inner().status(),
+                Err(_) => tokio::task::yield_now().await,
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn grpc_health_tells_the_start_like_readyz_and_that_a_limited_gateway_serves() {
+        let service = Service::new("test");
+        let check = service.health.check(ORCHESTRATOR);
+        check.limit("answers and is not ready: task log: full");
+        let reporter = HealthReporter::new();
+        let health = HealthService::from_health_reporter(reporter.clone());
+        report(&service, reporter);
+        assert_eq!(service.health.not_ready().unwrap(), "still starting");
+        assert_eq!(told(&health).await, Told::NotServing);
+        let service = service.started();
+        assert_eq!(service.health.not_ready(), None);
+        let serving = async {
+            while told(&health).await != Told::Serving {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        };
+        let in_time = tokio::time::timeout(10 * RETRY, serving).await;
+        in_time.expect("a limited gateway must be in service");
+        assert!(service.stop(Duration::from_secs(10)).await);
+        assert_eq!(told(&health).await, Told::NotServing);
+    }
+
+    #[tokio::test]
+    async fn the_start_waits_for_who_only_limits_the_gateway_and_not_for_ever() {
+        let health = Health::default();
+        let (auth, orchestrator) = (health.check(AUTH), health.check(ORCHESTRATOR));
+        auth.pass();
+        orchestrator.limit("answers and is not ready: still starting");
+        let mut waiting = pin!(wait(&health, Duration::from_secs(60)));
+        let goes_on = futures::poll!(waiting.as_mut()).is_pending();
+        assert!(goes_on, "who is not ready is not waited for");
+        orchestrator.pass();
+        assert_eq!(waiting.await, None);
+        orchestrator.limit("task log: full");
+        let missing = wait(&health, Duration::ZERO).await;
+        assert_eq!(missing.unwrap(), "orchestrator: task log: full");
+        // What does not serve at all is named first.
+        auth.fail("away");
+        let missing = wait(&health, Duration::ZERO).await;
+        assert_eq!(missing.unwrap(), "auth: away");
+    }
 }

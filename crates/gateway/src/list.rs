@@ -18,7 +18,7 @@ use crate::json::shorten;
 use crate::openapi::params::{params, query};
 use crate::openapi::schema::{text, time, whole};
 use crate::openapi::task::{TaskList, one_of};
-use crate::problem::{Refused, json as json_answer};
+use crate::problem::{Refused, by_name, json as json_answer};
 use crate::query::Parameters;
 use crate::task_json::TaskJson;
 
@@ -98,7 +98,9 @@ pub(crate) async fn list(
     headers: HeaderMap,
 ) -> Result<Response, Refused> {
     let page = page(Parameters::of(&uri)?)?;
-    let page = edge.platform.list(&caller.tenant, page).await?;
+    let older = Parameters::of(&uri)?.take("cursor").is_some();
+    let listed = edge.platform.list(&caller.tenant, page).await;
+    let page = listed.map_err(|failure| named(failure, older))?;
     let base = edge.public_url(&uri, &headers);
     let next = page.next_page_token.as_str();
     let next = (!next.is_empty()).then_some(next);
@@ -108,6 +110,14 @@ pub(crate) async fn list(
         next_page_token: next,
         next_cursor: next,
     }))
+}
+
+/// A complaint about a token, by the older of its names where it was given by that.
+fn named(failure: Failure, older: bool) -> Failure {
+    match older && failure.field.as_deref() == Some("page_token") {
+        true => by_name(failure, "cursor"),
+        false => failure,
+    }
 }
 
 /// Reads the query of a list. That a token belongs to these filters is the orchestrator's to check.
@@ -239,6 +249,18 @@ mod tests {
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn a_token_that_is_none_is_refused_by_the_name_that_it_was_given_by() {
+        let told = |older| {
+            let failure = Failure::invalid("page_token", "page_token is not one");
+            let failure = named(failure, older);
+            (failure.field.unwrap_or_default(), failure.message)
+        };
+        let as_told = |name: &str| (name.to_owned(), format!("{name} is not one"));
+        assert_eq!(told(false), as_told("page_token"));
+        assert_eq!(told(true), as_told("cursor"));
     }
 
     proptest! {

@@ -57,6 +57,11 @@ enum Given {
 }
 
 impl Picture {
+    /// The parameter that names it.
+    pub(crate) fn field(&self) -> &'static str {
+        self.field
+    }
+
     /// A file that came with the request.
     pub(crate) fn file(field: &'static str, data: Bytes) -> Self {
         Self {
@@ -167,7 +172,8 @@ impl Picture {
 }
 
 /// Lets `task` begin from `source`: checks everything, has the files and stores them. `upload` is held until they are stored,
-/// which is as long as they are in memory.
+/// which is as long as they are in memory. Complaints about the task are told by the names that `named` has: those about pictures have the
+/// caller's already, which may be one that the contract has for something else.
 ///
 /// # Errors
 /// What is wrong with the request, that it would not be accepted, or that a picture cannot be had or stored.
@@ -177,23 +183,25 @@ pub(crate) async fn begin_from(
     task: &mut v1::SubmitTask,
     source: Source,
     upload: Upload,
+    named: impl Fn(Failure) -> Failure,
 ) -> Result<(), Failure> {
     let Source {
         mut image,
         mut mask,
         strength,
     } = source;
-    let named = |image_key: String, mask_key: Option<String>| v1::Source {
+    let stored = |image_key: String, mask_key: Option<String>| v1::Source {
         image_key,
         mask_key: mask_key.unwrap_or_default(),
         strength,
     };
     // Named when it is stored; until then, that there is one is all that can be checked.
-    task.source = Some(named("image".to_owned(), None));
-    validate(task)?;
+    task.source = Some(stored("image".to_owned(), None));
+    validate(task).map_err(&named)?;
     image.check(edge)?;
     mask.as_ref().map_or(Ok(()), |mask| mask.check(edge))?;
-    edge.platform.check(caller, task).await?;
+    let checked = edge.platform.check(caller, task).await;
+    checked.map_err(named)?;
 
     // One after the other: of the requests that go out at once, one tenant has as many as of uploads.
     let image_file = image.file_of(edge).await?;
@@ -214,7 +222,7 @@ pub(crate) async fn begin_from(
         Some(mask) => Some(edge.platform.keep_input(&caller.tenant, mask).await?),
         None => None,
     };
-    task.source = Some(named(image_key, mask_key));
+    task.source = Some(stored(image_key, mask_key));
     drop(upload);
     Ok(())
 }

@@ -126,6 +126,36 @@ fn title(code: ErrorCode) -> String {
     first.to_ascii_uppercase() + rest
 }
 
+/// A complaint about a field of the contract, by the name that its caller wrote.
+pub(crate) fn by_name(failure: Failure, name: &str) -> Failure {
+    let field = failure.field.as_deref().unwrap_or_default();
+    let rest = failure.message.strip_prefix(field);
+    let message = match rest.filter(|rest| rest.starts_with([' ', '.', '['])) {
+        Some(rest) => format!("{name}{rest}"),
+        None => format!("{name}: {}", failure.message),
+    };
+    Failure {
+        field: Some(name.to_owned()),
+        message,
+        ..failure
+    }
+}
+
+/// The same in dialects that ask by `n` for how many pictures, and have both their sides in `size`.
+pub(crate) fn by_n_and_size(failure: Failure) -> Failure {
+    let field = failure.field.clone().unwrap_or_default();
+    match field.as_str() {
+        "images" => by_name(failure, "n"),
+        // Which of the two is meant is said behind it.
+        "width" | "height" => Failure {
+            field: Some("size".to_owned()),
+            message: format!("size: {}", failure.message),
+            ..failure
+        },
+        _ => failure,
+    }
+}
+
 /// The answer to a request that failed.
 pub(crate) fn answer(dialect: Dialect, failure: Failure, request_id: &str) -> Response {
     let own_fault = failure.code.http().is_server_error();
@@ -241,6 +271,22 @@ mod tests {
             answer(Dialect::OpenAi, at_once, "r").headers()["retry-after"],
             "1"
         );
+    }
+
+    #[test]
+    fn a_complaint_is_told_by_the_name_that_its_caller_wrote() {
+        let told = |field: &str, message: &str, name: &str| {
+            let told = by_name(Failure::invalid(field, message), name);
+            assert_eq!(told.field.as_deref(), Some(name));
+            told.message
+        };
+        assert_eq!(told("images", "images must be", "n"), "n must be");
+        assert_eq!(told("tags", "tags[1] is", "TAGS"), "TAGS[1] is");
+        assert_eq!(told("steps", "too many", "STEPS"), "STEPS: too many");
+        assert_eq!(told("n", "none is given", "m"), "m: none is given");
+        let side = by_n_and_size(Failure::invalid("width", "width must be"));
+        assert_eq!(side.message, "size: width must be");
+        assert_eq!(side.field.as_deref(), Some("size"));
     }
 
     #[test]

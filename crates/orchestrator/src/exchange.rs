@@ -1,5 +1,6 @@
-//! The streams by which producers, receivers of webhooks and we reach each other: INTAKE in, OUTCOMES and WEBHOOKS out. All are bounded;
-//! INTAKE and WEBHOOKS for each tenant too by the broker, OUTCOMES by who tells them (`notices/outcome.rs`).
+//! The streams by which producers, receivers of webhooks and we reach each other: INTAKE in, OUTCOMES and WEBHOOKS out, and LISTENERS with those
+//! who are to hear of an end and stand in no submission (`notices/late.rs`). All are bounded; for each tenant too by the broker, but OUTCOMES
+//! by who tells them (`notices/outcome.rs`).
 
 use std::time::Duration;
 
@@ -11,6 +12,13 @@ use crate::settings::{IntakeSettings, NoticeSettings, WebhookSettings};
 pub(crate) const INTAKE: &str = "INTAKE";
 pub(crate) const OUTCOMES: &str = "OUTCOMES";
 pub(crate) const WEBHOOKS: &str = "WEBHOOKS";
+pub(crate) const LISTENERS: &str = "LISTENERS";
+
+/// Late listeners that may wait, in all and of one tenant. Each is a few hundred bytes, so no disk is set aside for them.
+pub(crate) const MAX_LISTENERS: i64 = 20_000;
+const LISTENERS_A_TENANT: i64 = 2000;
+/// How long one waits at most: longer than the log keeps a task by default.
+const LISTENS_FOR: Duration = Duration::from_secs(8 * 24 * 3600);
 
 /// The broker's own memory of producers' message ids, as short as it lets it be. It is the whole stream's: with a longer one, a tenant
 /// who guesses another's next id could make it vanish. What makes a submission one is its task's id.
@@ -20,7 +28,7 @@ const DUPLICATES: Duration = Duration::from_secs(120);
 /// Outcomes that one task can have: some refusals beside its acceptance and its end.
 const OUTCOMES_A_TASK: i64 = 8;
 
-/// Makes the three streams, or brings them to these settings.
+/// Makes the four streams, or brings them to these settings.
 ///
 /// # Errors
 /// When the broker refuses.
@@ -40,7 +48,7 @@ fn specs(
     intake: &IntakeSettings,
     notices: &NoticeSettings,
     webhooks: &WebhookSettings,
-) -> [StreamSpec; 3] {
+) -> [StreamSpec; 4] {
     let size = |size: ByteSize| i64::try_from(size.bytes()).unwrap_or(i64::MAX);
     let message = i32::try_from(intake.max_message_size.bytes()).unwrap_or(i32::MAX);
     let inbound = StreamSpec {
@@ -90,5 +98,20 @@ fn specs(
         duplicate_window: DUPLICATES.min(webhooks.give_up_after.duration()),
         republish: None,
     };
-    [inbound, outcomes, hooks]
+    let listeners = StreamSpec {
+        name: LISTENERS,
+        subjects: &["inkstone.listener.*"],
+        retention: RetentionPolicy::WorkQueue,
+        max_messages: MAX_LISTENERS,
+        max_messages_per_subject: LISTENERS_A_TENANT,
+        shares: true,
+        max_message_size: -1,
+        max_age: LISTENS_FOR,
+        max_bytes: -1,
+        refuse_when_full: true,
+        batches: false,
+        duplicate_window: DUPLICATES,
+        republish: None,
+    };
+    [inbound, outcomes, hooks, listeners]
 }

@@ -220,11 +220,14 @@ async fn exchange(
         lines: Default::default(),
     };
     notices::webhook::start(jobs, broker, deliverer).await?;
+    let late = notices::late::Late::new(broker, log, &outcomes);
+    notices::late::start(jobs, late.clone()).await?;
     if intake.enabled {
         let intake = intake::Intake {
             tasks: tasks.clone(),
             auth: auth.clone(),
             outcomes: outcomes.clone(),
+            late,
             settings: intake.clone(),
             lines: Default::default(),
             places: pace::Pace::of_places().into(),

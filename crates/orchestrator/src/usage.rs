@@ -146,7 +146,7 @@ impl Exceeded {
             }
             _ => {
                 let text = format!(
-                    "steps times width, height and images must be at most {limit}, not {asked}: {policy}"
+                    "steps times the pixels of all pictures must be at most {limit}, not {asked}: {policy}"
                 );
                 Failure::invalid("steps", text)
             }

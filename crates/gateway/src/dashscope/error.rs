@@ -1,7 +1,5 @@
 //! DashScope's error object and its words for what went wrong.
 
-use std::borrow::Cow;
-
 use contract::{ErrorCode, Failure};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -15,8 +13,7 @@ pub(super) const TASK: &str = "task_id";
 pub(crate) struct Error<'a> {
     /// DashScope's word.
     code: &'static str,
-    #[schema(value_type = String)]
-    message: Cow<'a, str>,
+    message: &'a str,
     request_id: &'a str,
 }
 
@@ -25,21 +22,9 @@ impl<'a> Error<'a> {
     pub(crate) fn new(failure: &'a Failure, request_id: &'a str) -> Self {
         Self {
             code: word(failure.code, failure.field.as_deref()),
-            message: match failure.field.as_deref().and_then(parameter) {
-                Some(name) => format!("{name}: {}", failure.message).into(),
-                None => failure.message.as_str().into(),
-            },
+            message: &failure.message,
             request_id,
         }
-    }
-}
-
-/// DashScope's name of a field that it calls otherwise than the contract does.
-fn parameter(field: &str) -> Option<&'static str> {
-    match field {
-        "width" | "height" => Some("size"),
-        "images" => Some("n"),
-        _ => None,
     }
 }
 
@@ -81,9 +66,10 @@ mod tests {
         let expected = serde_json::json!({"code": "InvalidParameter",
             "message": "size must be WIDTH*HEIGHT", "request_id": "r-1"});
         assert_eq!(shown, expected);
-        let failure = Failure::invalid("images", "images must be at most 10, not 11");
+        // Its inputs may have pictures by this name, which are not how many it asks for.
+        let failure = Failure::invalid("images", "images must be 1 picture, not 2");
         let shown = serde_json::to_value(Error::new(&failure, "r-1")).unwrap();
-        assert_eq!(shown["message"], "n: images must be at most 10, not 11");
+        assert_eq!(shown["message"], "images must be 1 picture, not 2");
         assert_eq!(word(ErrorCode::Unauthenticated, None), "InvalidApiKey");
         assert_eq!(word(ErrorCode::RateLimited, None), "Throttling.RateQuota");
         assert_eq!(word(ErrorCode::PermissionDenied, None), "AccessDenied");

@@ -113,8 +113,10 @@ async fn submit(
     }
     let fields = json::read(body, &edge.http).await?;
     let wish = request::decode(fields, form, idempotency_key(headers)?)?;
+    let names = wish.names;
     let task = complete(&edge, &caller, wish).await?;
-    let (task, _) = edge.platform.submit(&caller, task).await?;
+    let submitted = edge.platform.submit(&caller, task).await;
+    let (task, _) = submitted.map_err(|failure| names.tell(failure))?;
     let answer = json_answer(&Accepted::new(&task, &request_id.0));
     Ok(name_task(answer, &task.id))
 }
@@ -125,12 +127,17 @@ async fn complete(
     caller: &Caller,
     wish: Wish,
 ) -> Result<v1::SubmitTask, Failure> {
-    let Wish { mut task, source } = wish;
+    let Wish {
+        mut task,
+        source,
+        names,
+    } = wish;
+    let named = |failure| names.tell(failure);
     match source {
-        None => validate(&task)?,
+        None => validate(&task).map_err(named)?,
         Some(source) => {
             let upload = edge.open_upload(&caller.tenant)?;
-            pictures::begin_from(edge, caller, &mut task, source, upload).await?;
+            pictures::begin_from(edge, caller, &mut task, source, upload, named).await?;
         }
     }
     Ok(task)
@@ -171,8 +178,10 @@ pub(crate) async fn converse(
     }
     let fields = json::read(body, &edge.http).await?;
     let wish = request::decode(fields, Form::Messages, idempotency_key(&headers)?)?;
+    let names = wish.names;
     let task = complete(&edge, &caller, wish).await?;
-    let task = waiting::draw(&edge, &caller, task, deadline).await?;
+    let drawn = waiting::draw(&edge, &caller, task, deadline).await;
+    let task = drawn.map_err(|failure| names.tell(failure))?;
     let base = edge.public_url(&uri, &headers);
     let answer = json_answer(&Drawn::new(&task, &base, &request_id.0));
     Ok(name_task(answer, &task.id))

@@ -8,6 +8,7 @@ use contract::{Failure, v1};
 
 use crate::json::{Fields, shorten};
 use crate::pictures::{self, Picture, Source};
+use crate::problem::{by_n_and_size, by_name};
 
 /// Where a request has its prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,6 +26,27 @@ pub(super) struct Wish {
     pub(super) task: v1::SubmitTask,
     /// What it begins from.
     pub(super) source: Option<Source>,
+    pub(super) names: Names,
+}
+
+/// What decides by which names a request was written.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Names {
+    form: Form,
+    /// The input that is the picture to begin from.
+    picture: Option<&'static str>,
+}
+
+impl Names {
+    /// A complaint about the task, by the name that its caller wrote.
+    pub(super) fn tell(self, failure: Failure) -> Failure {
+        let field = failure.field.clone().unwrap_or_default();
+        match (field.as_str(), self.form, self.picture) {
+            ("prompt", Form::Messages, _) => by_name(failure, "messages[0].content"),
+            ("source", _, Some(picture)) => by_name(failure, picture),
+            _ => by_n_and_size(failure),
+        }
+    }
 }
 
 /// Inputs that are or describe pictures in a way that is not understood here.
@@ -90,6 +112,8 @@ pub(super) fn decode(
         }
         Form::Messages => read_message(input.objects("messages")?)?,
     };
+    let picture = image.as_ref().map(Picture::field);
+    let names = Names { form, picture };
     let source = source(image, &mut parameters)?;
     // The older requests have it in their input, the newer ones in their parameters.
     let negative_prompt = match input.text("negative_prompt")? {
@@ -115,7 +139,11 @@ pub(super) fn decode(
     (task.width, task.height, task.images) = (width, height, images);
     task.style_tags = style_tags;
     task.idempotency_key = idempotency_key;
-    Ok(Wish { task, source })
+    Ok(Wish {
+        task,
+        source,
+        names,
+    })
 }
 
 /// The picture that a request's input names, by whichever of DashScope's names.
@@ -347,6 +375,32 @@ mod tests {
             assert_eq!((task.prompt.as_str(), task.images), ("a cat", 1));
             assert_eq!(task.negative_prompt, "dogs");
             assert!(validate(&task).is_ok());
+        }
+    }
+
+    #[test]
+    fn what_the_platform_complains_of_is_told_by_the_name_that_was_written() {
+        let prompt = r#"{"input":{"prompt":"p","images":["https://h/x"]}}"#;
+        let message =
+            r#"{"input":{"messages":[{"content":[{"image":"https://h/x"},{"text":"p"}]}]}}"#;
+        for (form, body, field, told) in [
+            (Form::Prompt, prompt, "images", "n must be"),
+            (Form::Prompt, prompt, "height", "size: height must be"),
+            (Form::Prompt, prompt, "prompt", "prompt must be"),
+            (Form::Prompt, prompt, "source", "images must be"),
+            (Form::Prompt, prompt, "steps", "steps must be"),
+            (Form::Messages, message, "images", "n must be"),
+            (
+                Form::Messages,
+                message,
+                "prompt",
+                "messages[0].content must be",
+            ),
+            (Form::Messages, message, "source", "messages must be"),
+        ] {
+            let names = wish(form, body).unwrap().names;
+            let failure = Failure::invalid(field, format!("{field} must be"));
+            assert_eq!(names.tell(failure).message, told, "{field} of {form:?}");
         }
     }
 

@@ -186,7 +186,7 @@ impl GrpcInferenceService for Inference {
         &self,
         _: Request<ServerReadyRequest>,
     ) -> Result<Response<ServerReadyResponse>, Status> {
-        let ready = self.edge.health.problem().is_none();
+        let ready = self.edge.health.not_ready().is_none();
         Ok(Response::new(ServerReadyResponse { ready }))
     }
 

@@ -96,7 +96,7 @@ struct ReadyJson {
     live: bool,
 }
 
-/// `GET /v2/health/ready`: that everything behind the gateway is well, as it last looked.
+/// `GET /v2/health/ready`: what the status of `/readyz` is, as the gateway last looked: one that is limited is ready.
 #[utoipa::path(
     get,
     path = "/v2/health/ready",
@@ -108,7 +108,7 @@ struct ReadyJson {
     )
 )]
 pub(crate) async fn ready(State(edge): State<Arc<Edge>>) -> Result<Response, Refused> {
-    match edge.health.problem() {
+    match edge.health.not_ready() {
         None => Ok(json_answer(&ReadyJson {
             ready: true,
             live: true,

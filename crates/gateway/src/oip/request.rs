@@ -8,6 +8,7 @@ use contract::{Failure, v1, validate};
 use super::model::{IMAGE, INPUTS, Kind, OUTPUTS};
 use super::tensor::{Tensor, Values, invalid};
 use crate::json::shorten;
+use crate::problem::by_name;
 
 /// The parameter of a request that says how pictures are handed over.
 pub(super) const IMAGE_FORMAT: &str = "image_format";
@@ -74,9 +75,9 @@ pub(super) fn plan(asked: &Asked, idempotency_key: &str) -> Result<Plan, Failure
 pub(super) fn renamed(failure: Failure) -> Failure {
     let field = failure.field.as_deref().map(str::to_ascii_uppercase);
     let known = field.filter(|field| INPUTS.iter().any(|input| input.name == field));
-    Failure {
-        field: known.or(failure.field),
-        ..failure
+    match known {
+        Some(name) => by_name(failure, &name),
+        None => failure,
     }
 }
 
@@ -389,6 +390,26 @@ mod tests {
         );
         let scale = tensor("GUIDANCE_SCALE", Values::Real(vec![f64::NAN]));
         assert_eq!(field(vec![prompt(), scale]), "GUIDANCE_SCALE");
+    }
+
+    #[test]
+    fn what_the_platform_complains_of_is_told_by_the_tensors_name() {
+        let prompt = || texts("PROMPT", &["p"]);
+        let scale = tensor("GUIDANCE_SCALE", Values::Real(vec![-1.0]));
+        let share = tensor("GUIDANCE_RESCALE", Values::Real(vec![2.0]));
+        for input in [scale, share] {
+            let name = input.name.clone();
+            let told = plan(&asked(vec![prompt(), input]), "").unwrap_err();
+            let begin = format!("{name} must be ");
+            assert!(told.message.starts_with(&begin), "{told}");
+        }
+        for (field, message, told) in [
+            ("width", "width must be 64", "WIDTH must be 64"),
+            ("quality", "no HD for you", "QUALITY: no HD for you"),
+            ("user", "user must be short", "user must be short"),
+        ] {
+            assert_eq!(renamed(Failure::invalid(field, message)).message, told);
+        }
     }
 
     #[test]

@@ -93,7 +93,7 @@ pub(crate) async fn edit(
     let (mut fields, image, mask) = pictures::in_turn(&edge, read).await??;
     let strength = fields.number("strength")?;
     let mut wish = request::decode(fields, key)?;
-    wish.kind = Kind::Edit;
+    (wish.kind, wish.picture) = (Kind::Edit, image.field());
     if !wish.stream {
         // There would be no one to show them to.
         wish.task.partial_images = 0;
@@ -103,7 +103,8 @@ pub(crate) async fn edit(
         mask,
         strength,
     };
-    pictures::begin_from(&edge, &caller, &mut wish.task, source, upload).await?;
+    let names = |failure| super::named(wish.picture, failure);
+    pictures::begin_from(&edge, &caller, &mut wish.task, source, upload, names).await?;
     let base = edge.public_url(&uri, &headers);
     Ok(carry_out(&edge, caller, wish, base, deadline).await?)
 }

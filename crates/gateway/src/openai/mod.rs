@@ -14,7 +14,6 @@ mod request;
 mod response;
 mod stream;
 
-use std::borrow::Cow;
 use std::sync::Arc;
 
 use axum::Extension;
@@ -32,7 +31,7 @@ use crate::edge::Edge;
 use crate::events;
 use crate::json;
 use crate::openapi::params::IdempotencyKeyParam;
-use crate::problem::{Refused, json as json_answer};
+use crate::problem::{Refused, by_n_and_size, by_name, json as json_answer};
 use crate::tasks::{idempotency_key, name_task, task_id};
 use crate::waiting;
 use crate::watch::{Abandon, Watch};
@@ -83,7 +82,7 @@ pub(crate) async fn generate(
     let deadline = Instant::now() + edge.http.generation_timeout.duration();
     let fields = json::read(body, &edge.http).await?;
     let mut wish = request::decode(fields, idempotency_key(&headers)?)?;
-    validate(&wish.task)?;
+    validate(&wish.task).map_err(|failure| named(wish.picture, failure))?;
     if !wish.stream {
         // There would be no one to show them to.
         wish.task.partial_images = 0;
@@ -106,7 +105,7 @@ async fn carry_out(
         None
     };
     let accepted = waiting::accept(edge, &caller, wish.task.clone()).await;
-    let (task, abandon) = accepted.map_err(of_how_many)?;
+    let (task, abandon) = accepted.map_err(|failure| named(wish.picture, failure))?;
     let id = task_id(&task.id)?;
     let previews = wish.stream && wish.task.partial_images > 0;
     let watch = Watch::new(edge.clone(), &caller.tenant, id, previews, deadline);
@@ -127,13 +126,13 @@ async fn carry_out(
     Ok(name_task(answer, &task.id))
 }
 
-/// A refusal of the task, which has as `images` how many: `images` of this dialect are those that an edit begins from.
-fn of_how_many(mut failure: Failure) -> Failure {
-    if failure.field.as_deref() == Some("images") {
-        failure.message = format!("n: {}", failure.message);
-        failure.field = Some("n".to_owned());
+/// A complaint about the task, by OpenAI's names; `picture` is that of what it begins from. `images` of this dialect are those pictures, and of
+/// the contract how many are asked for.
+fn named(picture: &str, failure: Failure) -> Failure {
+    match failure.field.as_deref() == Some("source") {
+        true => by_name(failure, picture),
+        false => by_n_and_size(failure),
     }
-    failure
 }
 
 /// One accepted request.
@@ -190,8 +189,7 @@ pub(crate) struct Error<'a> {
 #[derive(Debug, Serialize, ToSchema)]
 #[schema(as = OpenAiErrorBody)]
 struct ErrorBody<'a> {
-    #[schema(value_type = String)]
-    message: Cow<'a, str>,
+    message: &'a str,
     r#type: &'static str,
     /// OpenAI's name of the field at fault.
     #[schema(required = true)]
@@ -205,12 +203,9 @@ impl<'a> Error<'a> {
     pub(crate) fn new(failure: &'a Failure) -> Self {
         Self {
             error: ErrorBody {
-                message: message(failure),
+                message: &failure.message,
                 r#type: kind(failure.code),
-                param: failure
-                    .field
-                    .as_deref()
-                    .map(|field| param(failure.code, field)),
+                param: failure.field.as_deref(),
                 code: failure.code.as_str(),
             },
         }
@@ -227,26 +222,6 @@ fn kind(code: ErrorCode) -> &'static str {
     }
 }
 
-/// What went wrong; of a picture's sides, with the name of the parameter that has both.
-fn message(failure: &Failure) -> Cow<'_, str> {
-    let text = failure.message.as_str();
-    match failure.field.as_deref() {
-        Some("width" | "height") => format!("size: {text}").into(),
-        _ => text.into(),
-    }
-}
-
-/// OpenAI's name of a field of the contract.
-fn param(code: ErrorCode, field: &str) -> &str {
-    match field {
-        "width" | "height" => "size",
-        // What is wrong with `n` is said where it is read; what else is invalid about images is the pictures of an edit.
-        "images" if code != ErrorCode::InvalidArgument => "n",
-        "source" => "image",
-        other => other,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,22 +229,19 @@ mod tests {
     #[test]
     fn an_error_names_openais_own_parameter_and_kind() {
         let shown = |failure: &Failure| serde_json::to_value(Error::new(failure)).unwrap();
-        let failure = Failure::invalid("height", "height must be a multiple of 32");
+        let height = Failure::invalid("height", "height must be a multiple of 32");
+        let failure = named("image", height);
         let expected = serde_json::json!({"error": {"message": "size: height must be a multiple of 32",
             "type": "invalid_request_error", "param": "size", "code": "invalid_argument"}});
         assert_eq!(shown(&failure), expected);
         let failure = Failure::invalid("images", "images must be 1 picture, not 2");
         assert_eq!(shown(&failure)["error"]["param"], "images");
-        let of_a_task = "images must be at most 5, not 6: …";
-        let number = of_how_many(Failure::invalid("images", of_a_task));
-        assert_eq!(shown(&number)["error"]["param"], "n");
-        let message = shown(&number)["error"]["message"].clone();
-        assert_eq!(message, format!("n: {of_a_task}"));
-        let failure = Failure {
-            code: ErrorCode::RateLimited,
-            ..failure
-        };
-        assert_eq!(shown(&failure)["error"]["param"], "n");
+        for (field, param) in [("images", "n"), ("source", "images"), ("steps", "steps")] {
+            let of_a_task = Failure::invalid(field, format!("{field} must be at most 5"));
+            let error = shown(&named("images", of_a_task))["error"].clone();
+            assert_eq!(error["param"], param);
+            assert_eq!(error["message"], format!("{param} must be at most 5"));
+        }
         let failure = Failure::new(ErrorCode::RateLimited, "slower");
         assert_eq!(shown(&failure)["error"]["type"], "rate_limit_error");
         assert_eq!(shown(&failure)["error"]["param"], serde_json::Value::Null);

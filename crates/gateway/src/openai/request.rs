@@ -23,6 +23,8 @@ pub(super) struct Wish {
     pub(super) stream: bool,
     /// The caller's own word for the quality, unless it left it to us.
     pub(super) quality: Option<&'static str>,
+    /// The parameter that names the picture to begin from, where there is one.
+    pub(super) picture: &'static str,
 }
 
 /// `response_format`.
@@ -115,6 +117,7 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
         delivery: delivery.unwrap_or(Delivery::Inline),
         stream,
         quality,
+        picture: "image",
     })
 }
 

@@ -169,6 +169,7 @@ mod tests {
             delivery: Delivery::Inline,
             stream: false,
             quality: None,
+            picture: "image",
         };
         let request = v1::SubmitTask {
             width: 128,

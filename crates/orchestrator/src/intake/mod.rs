@@ -17,7 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use aws_lc_rs::digest;
 use contract::auth::Receipt;
 use contract::auth::authenticate_request::Proof;
-use contract::task::{DeadLetter, Producer};
+use contract::task::{DeadLetter, Listener, Producer};
 use contract::v1::{self, TaskEvent};
 use contract::{ErrorCode, Failure, TenantId};
 use lifecycle::Tasks as ServiceTasks;
@@ -27,6 +27,7 @@ use tracing::Instrument as _;
 
 use crate::auth::Auth;
 use crate::exchange;
+use crate::notices::late::Late;
 use crate::notices::{Outcomes, Target, event_of};
 use crate::pace::Pace;
 use crate::pulled;
@@ -46,6 +47,7 @@ pub(crate) struct Intake {
     pub(crate) tasks: Tasks,
     pub(crate) auth: Auth,
     pub(crate) outcomes: Outcomes,
+    pub(crate) late: Late,
     pub(crate) settings: IntakeSettings,
     /// Those who wait for a rate, and those who wait for a place among tasks that wait.
     pub(crate) lines: Mutex<Pace<Line>>,
@@ -216,11 +218,7 @@ impl Intake {
         let charged = || Came::Charged(limit, caller.app_key.clone());
         let at_fault = |failure: Failure| (failure, charged());
         let request = message.request.clone().map_err(at_fault)?;
-        let producer = Producer {
-            reference: message.reference.clone(),
-            sequence,
-            json: message.json,
-        };
+        let producer = producer(message, sequence);
         let submitted = self.tasks.submit_for(&caller, &request, Some(producer));
         submitted.await.map_err(|error| at_fault(error.into()))
     }
@@ -247,22 +245,27 @@ impl Intake {
         Ok(delivery.ack().await?)
     }
 
-    /// Tells the end of a task that ended before this message of it came, where the log tells it to no producer: the task was first
-    /// submitted by another way.
+    /// Tells the end of a task that ended before this message of it came, or has it told once it comes, where the log tells it to no producer:
+    /// the task was first submitted by another way.
     async fn tell_end(
         &self,
         delivery: &Delivery,
         message: &Message,
         task: v1::Task,
     ) -> Result<(), TaskLogError> {
-        let Some(end) = event_of(task.phase()) else {
-            return Ok(());
-        };
         let record = self.tasks.log.read(&message.tenant, message.task).await?;
         let told = record.is_none_or(|record| record.submitted.producer.is_some());
         if told {
             return Ok(());
         }
+        let Some(end) = event_of(task.phase()) else {
+            let listener = Listener {
+                tenant: message.tenant.to_string(),
+                task_id: task.id,
+                producer: Some(producer(message, delivery.sequence())),
+            };
+            return Ok(self.late.note(&listener).await?);
+        };
         let result = v1::outcome::Result::Task(task);
         Ok(self.tell(delivery, message, true, end, result).await?)
     }
@@ -318,6 +321,15 @@ impl Intake {
             ..DeadLetter::default()
         };
         self.tasks.log.bury(&letter).await
+    }
+}
+
+/// Who is to hear of a message's task: `sequence` is its place in INTAKE.
+fn producer(message: &Message, sequence: u64) -> Producer {
+    Producer {
+        reference: message.reference.clone(),
+        sequence,
+        json: message.json,
     }
 }
 

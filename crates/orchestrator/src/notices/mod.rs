@@ -1,12 +1,14 @@
 //! Who hears of a task's end without asking: its producer over NATS, and its webhook.
 //!
 //! A durable consumer, shared by all orchestrators, reads the ends in the log. An end is acknowledged only when all that follows from it
-//! is stored: the outcome in OUTCOMES, the delivery in WEBHOOKS. From there [`webhook`] carries deliveries out.
+//! is stored: the outcome in OUTCOMES, the delivery in WEBHOOKS. From there [`webhook`] carries deliveries out. Producers of whom the task's
+//! submission does not know, because their message came later, are told by [`late`].
 //!
 //! What a task was charged for that was cancelled or did not begin in time is given back here, too ([`refunds`]): its end may be any
 //! orchestrator's or a worker's, whoever wrote it may not have heard that it is stored, and each end comes by here.
 
 mod busy;
+pub(crate) mod late;
 mod outcome;
 mod refunds;
 mod retry;
@@ -17,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use contract::ErrorCode;
 use contract::json::TaskEventJson;
-use contract::task::{DeadLetter, Done, Submitted, WebhookDelivery, done};
+use contract::task::{DeadLetter, Done, Producer, Submitted, WebhookDelivery, done};
 use contract::v1::{self, TaskEvent, TaskPhase};
 use lifecycle::Tasks as ServiceTasks;
 use messaging::{Broker, BrokerError, Delivery, Outgoing, WorkQueue};
@@ -148,20 +150,7 @@ impl Notices {
             return Ok(Settled::Told);
         };
         if let Some(producer) = &record.submitted.producer {
-            let outcome = v1::Outcome {
-                r#type: event.into(),
-                task_id: task.to_string(),
-                reference: producer.reference.clone(),
-                sequence: producer.sequence,
-                at: record.done.as_ref().and_then(|done| done.at),
-                result: Some(v1::outcome::Result::Task(record.view())),
-            };
-            let target = Target {
-                tenant: tenant.as_str(),
-                json: producer.json,
-                proven: true,
-            };
-            self.outcomes.tell(target, &outcome).await?;
+            tell_producer(&self.outcomes, &record, event, producer).await?;
         }
         self.queue_webhook(&record, event).await?;
         Ok(Settled::Told)
@@ -226,6 +215,29 @@ impl Notices {
             Err(error) => Err(error.into()),
         }
     }
+}
+
+/// Tells a producer that a task has ended, and how.
+async fn tell_producer(
+    outcomes: &Outcomes,
+    record: &Record,
+    event: TaskEvent,
+    producer: &Producer,
+) -> Result<(), BrokerError> {
+    let outcome = v1::Outcome {
+        r#type: event.into(),
+        task_id: record.submitted.task_id.clone(),
+        reference: producer.reference.clone(),
+        sequence: producer.sequence,
+        at: record.done.as_ref().and_then(|done| done.at),
+        result: Some(v1::outcome::Result::Task(record.view())),
+    };
+    let target = Target {
+        tenant: &record.submitted.tenant,
+        json: producer.json,
+        proven: true,
+    };
+    outcomes.tell(target, &outcome).await
 }
 
 /// Whether nothing of what the task was charged for counts: it was cancelled, or did not begin in time.
