@@ -20,6 +20,7 @@
 //! * A worker that dies costs the steps since the last checkpoint, never the task (I5). One that stops puts its tasks away
 //!   and hands them back, and that counts as no attempt.
 //! * The same request and seed give the same file, byte by byte, however often it was interrupted, whoever shared its steps.
+//! * A task whose runs its workers did not outlive runs alone in the end: if it kills them, it takes no other task with it.
 //! * A picture that fails fails alone. What the engine takes is accounted before it is taken, and stays below the limit.
 //! * A part of the platform that is away (broker, store, registry) makes tasks wait, not fail.
 
@@ -34,6 +35,7 @@ mod pull;
 mod retry;
 mod run;
 mod settings;
+mod slots;
 mod worker;
 
 use std::convert::Infallible;
@@ -47,7 +49,7 @@ use rpc::{Identity, Security};
 use storage::Storage;
 use task_log::TaskLog;
 use telemetry::Telemetry;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 pub use contract::fleet::WorkerRecord;
 pub use error::StartError;
@@ -61,6 +63,7 @@ use announce::Announcer;
 use engine::{Available, Bytes, Engine, EngineLimits, Source};
 use fleet::Fleet;
 use models::{Keeper, Models};
+use slots::Slots;
 use worker::{Checkpoints, RunLimits, Worker};
 
 /// Whatever program the worker is part of: its account goes by what steps take, and on a processor the allocator tells.
@@ -274,7 +277,7 @@ fn worker(
         log: TaskLog::new(broker.clone()),
         storage,
         engine: engine(settings, device)?,
-        slots: Arc::new(Semaphore::new(settings.worker.slots)),
+        slots: Slots::new(settings.worker.slots),
         running: run::Running::default(),
         ack_wait: settings.worker.ack_wait.duration(),
         max_attempts: settings.worker.max_attempts,

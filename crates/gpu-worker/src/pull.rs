@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use lifecycle::Tasks;
 use messaging::Puller;
-use tokio::sync::TryAcquireError;
 use tokio_util::sync::CancellationToken;
 
 use crate::models::Served;
@@ -48,8 +47,9 @@ pub(crate) async fn pull(
 async fn keep_pulling(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>, puller: &Puller) {
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
     loop {
-        wait_for_room(worker).await;
-        let room = worker.slots.available_permits().clamp(1, MOST_AT_ONCE);
+        // Without keeping the room: a version that has nothing to do must not hold it from one that has.
+        worker.slots.room().await;
+        let room = worker.slots.free().clamp(1, MOST_AT_ONCE);
         match puller.pull(room).await {
             Ok(deliveries) => {
                 backoff.reset();
@@ -66,28 +66,23 @@ async fn keep_pulling(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>,
     }
 }
 
-/// Waits without keeping the room: a version that has nothing to do must not hold it from one that has.
-async fn wait_for_room(worker: &Worker) {
-    // Nobody closes the semaphore.
-    drop(worker.slots.acquire().await);
-}
-
-/// Carries a delivery out, or gives it back when another version's took the last room meanwhile.
+/// Carries a delivery out, or gives it back when another version's took the last room meanwhile, or a task waits to run
+/// alone.
 async fn take(
     worker: &Arc<Worker>,
     tasks: &Tasks,
     served: &Arc<Served>,
     delivery: messaging::Delivery,
 ) {
-    match Arc::clone(&worker.slots).try_acquire_owned() {
-        Ok(room) => {
+    match worker.slots.take() {
+        Some(room) => {
             let (worker, served) = (Arc::clone(worker), Arc::clone(served));
             tasks.job("task", async move {
                 run::deliver(worker, served, delivery).await;
                 drop(room);
             });
         }
-        Err(TryAcquireError::NoPermits | TryAcquireError::Closed) => {
+        None => {
             if let Err(error) = delivery.give_back(Duration::ZERO).await {
                 tracing::debug!(error = chain(&error), "comes again after the ack wait");
             }

@@ -1,12 +1,11 @@
 //! What all tasks of one worker share.
 
-use std::sync::Arc;
 use std::time::Duration;
 
 use lifecycle::chain;
 use storage::{Key, Storage};
 use task_log::TaskLog;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Engine, Hung};
@@ -14,6 +13,7 @@ use crate::fleet::Fleet;
 use crate::models::Learned;
 use crate::run::{BrokerTime, Elsewhere, Running};
 use crate::settings::OutputSettings;
+use crate::slots::Slots;
 
 /// How long removing what nobody needs may take, all of a task's together: its dispatch is not settled before, and a worker that stops has
 /// little time. The orchestrators' sweep finds what stays.
@@ -59,8 +59,7 @@ pub(crate) struct Worker {
     pub(crate) log: TaskLog,
     pub(crate) storage: Storage,
     pub(crate) engine: Engine,
-    /// A permit a task.
-    pub(crate) slots: Arc<Semaphore>,
+    pub(crate) slots: Slots,
     pub(crate) running: Running,
     pub(crate) ack_wait: Duration,
     pub(crate) max_attempts: u32,

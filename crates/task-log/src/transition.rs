@@ -22,6 +22,9 @@ const SHORTEST_REST: Duration = Duration::from_secs(5);
 /// ... and this long at most.
 const LONGEST_REST: Duration = Duration::from_secs(5 * 60);
 
+/// Runs of a task that were lost, its worker's process having died, after which it runs alone.
+const LOST_BESIDE_OTHERS: u32 = 2;
+
 /// What the log holds of a task, as far as it matters here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Known {
@@ -87,6 +90,14 @@ pub fn decide(known: Option<Known>, running_here: bool, max_attempts: u32) -> De
     Decision::Run {
         attempt: attempts + 1,
     }
+}
+
+/// Whether a task runs as this attempt with nothing beside it in its worker's process, where `lost` of its runs before ended with theirs.
+///
+/// Nothing tells the task that kills its process from those that were beside it. So each of them runs alone in the end, at the latest in its last
+/// attempt, and only the guilty one loses that too. A first loss is more often the machine's fault, and to run what a node had one by one is slow.
+pub fn runs_alone(lost: u32, attempt: u32, max_attempts: u32) -> bool {
+    lost >= LOST_BESIDE_OTHERS || (lost > 0 && attempt >= max_attempts)
 }
 
 /// How an attempt came out. One during which somebody else has ended the task does not come out: its worker hears of the end beside it,
@@ -209,6 +220,8 @@ pub fn retry_delay(attempt: u32) -> Duration {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -266,6 +279,56 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn a_task_runs_alone_when_two_runs_were_lost_or_one_and_this_is_the_last() {
+        assert!(!runs_alone(0, 3, 3));
+        assert!(!runs_alone(1, 2, 3));
+        assert!(runs_alone(1, 3, 3));
+        assert!(runs_alone(1, 2, 2));
+        assert!(runs_alone(2, 3, 9));
+    }
+
+    proptest! {
+        #[test]
+        fn a_task_that_kills_each_process_it_runs_in_is_the_only_one_to_be_given_up(
+            max_attempts in 2u32..9,
+            slots in 1usize..9,
+        ) {
+            let guilty = 0;
+            // Runs that each task has lost, as long as it has not ended.
+            let mut lost: BTreeMap<usize, u32> = (0..slots).map(|task| (task, 0)).collect();
+            let mut given_up = Vec::new();
+            while !lost.is_empty() {
+                let mut together = Vec::new();
+                let mut processes = Vec::new();
+                for (&task, &times) in &lost {
+                    let Decision::Run { attempt } = decide(known(times, false), false, max_attempts) else {
+                        given_up.push(task);
+                        continue;
+                    };
+                    if runs_alone(times, attempt, max_attempts) {
+                        processes.push(vec![task]);
+                    } else {
+                        together.push(task);
+                    }
+                }
+                lost.retain(|task, _| !given_up.contains(task));
+                processes.push(together);
+                for tasks in processes {
+                    let is_killed = tasks.contains(&guilty);
+                    for task in tasks {
+                        if is_killed {
+                            *lost.entry(task).or_default() += 1;
+                        } else {
+                            lost.remove(&task);
+                        }
+                    }
+                }
+            }
+            prop_assert_eq!(given_up, [guilty]);
         }
     }
 

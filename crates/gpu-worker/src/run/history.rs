@@ -5,6 +5,8 @@ use contract::v1::Run;
 
 /// Runs that a state holds; the oldest go first.
 const RUNS: usize = 16;
+/// How a run was over that its worker did not outlive.
+const LOST: &str = "lost";
 /// Characters of a reason.
 const REASON: usize = 256;
 
@@ -21,7 +23,7 @@ pub(super) enum Over {
 pub(super) fn begin(state: &mut State, worker: &str, device: &str, model_version: &str) {
     let step = step(state);
     if let Some(last) = state.runs.last_mut().filter(|last| last.end.is_empty()) {
-        last.end = "lost".to_owned();
+        last.end = LOST.to_owned();
         last.to_step = step;
         last.ended_at = state.at;
     }
@@ -36,6 +38,13 @@ pub(super) fn begin(state: &mut State, worker: &str, device: &str, model_version
     });
     let many = state.runs.len().saturating_sub(RUNS);
     state.runs.drain(..many);
+}
+
+/// Runs that ended with their workers, of a task that nobody is at: one that is not over is among them.
+pub(super) fn lost(state: &State) -> u32 {
+    let lost = |run: &&Run| run.end.is_empty() || run.end == LOST;
+    let lost = state.runs.iter().filter(lost).count();
+    u32::try_from(lost).unwrap_or(u32::MAX)
 }
 
 /// The run that goes on is over at the state's time, and its task is not.
@@ -99,6 +108,21 @@ mod tests {
         assert_eq!(runs[0].reason, "the device is gone");
         assert_eq!(told(runs[1]), (word("b"), 8, 20, word("lost")));
         assert_eq!(told(runs[2]), (word("c"), 20, 0, word("")));
+    }
+
+    #[test]
+    fn of_the_runs_before_those_are_lost_that_their_workers_did_not_outlive() {
+        let mut state = State::default();
+        assert_eq!(lost(&state), 0);
+        let ends = [None, Some(Over::Failed), Some(Over::HandedBack), None];
+        let counts = ends.map(|over| {
+            begin(&mut state, "w", "cpu", "1");
+            if let Some(over) = over {
+                end(&mut state, over, "");
+            }
+            lost(&state)
+        });
+        assert_eq!(counts, [1, 1, 1, 2]);
     }
 
     proptest! {

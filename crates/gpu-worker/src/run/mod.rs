@@ -4,6 +4,7 @@
 //! task's end is stored (invariant I4), and everything else goes back. Deliveries are not counted; attempts are, in the
 //! task's state, by the worker that takes the task up.
 
+mod alone;
 mod elsewhere;
 mod finish;
 mod history;
@@ -127,6 +128,10 @@ async fn dispatched(
             Ok(Settlement::GiveBack(LEFT_AGAIN))
         }
         (Decision::Run { attempt }, Some(record)) => {
+            let _alone = match alone::room(worker, &task, &record, attempt).await? {
+                Ok(alone) => alone,
+                Err(settlement) => return Ok(settlement),
+            };
             run(worker, served, delivery, task, *weight, record, attempt).await
         }
         (Decision::Exhausted { attempts }, Some(record)) => {

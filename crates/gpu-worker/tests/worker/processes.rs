@@ -3,6 +3,7 @@
 use std::process::{Child, Command, ExitStatus, Stdio};
 
 use contract::TaskId;
+use contract::registry::{ModelVersion, Profile};
 use contract::task::{Done, Submitted, done, progress_event};
 use contract::v1::{Run, SubmitTask, TaskPhase};
 use task_log::{TaskRef, Update, deadline};
@@ -164,6 +165,85 @@ async fn a_task_that_kills_its_workers_ends_with_the_reason_and_a_copy_in_dead()
     let next = platform.submit(request("a cat", 1, 2)).await;
     assert_eq!(platform.pictures(&next).await.len(), 1);
     assert!(worker.0.try_wait().unwrap().is_none(), "it is still there");
+}
+
+#[tokio::test]
+async fn a_task_that_kills_each_process_it_runs_in_takes_none_of_its_neighbours_with_it() {
+    let profile = Profile {
+        multiple: 8,
+        max_side: 256,
+        max_steps: 1000,
+        ..Profile::default()
+    };
+    let platform = Platform::with_versions(|version| {
+        vec![ModelVersion {
+            profile: Some(profile),
+            ..version
+        }]
+    })
+    .await;
+    // Its steps take as long on a machine that has other work: all run for some seconds.
+    let settings = [
+        ("worker.slots", "4"),
+        ("worker.ack_wait", "2s"),
+        ("engine.kind", "simulated"),
+        ("engine.simulated.step", "20ms"),
+    ];
+    let guilty = platform.submit(request("a cat", 1, 1000)).await;
+    let mut beside = Vec::new();
+    for seed in 2..=4 {
+        beside.push(platform.submit(request("a dog", seed, 200)).await);
+    }
+    let runs_as = async |task: &TaskRef, attempt: u32| {
+        let record = platform.record(task).await;
+        (record.attempts(), record.phase()) == (attempt, TaskPhase::Running)
+    };
+    for attempt in 1..=2 {
+        let worker = Process::start(&platform, "victim", &settings);
+        until("all run in it", async || {
+            let mut all = runs_as(&guilty, attempt).await;
+            for task in &beside {
+                all &= runs_as(task, attempt).await;
+            }
+            all
+        })
+        .await;
+        worker.kill();
+    }
+    // This one comes when the others have lost two attempts, and loses none.
+    let fresh = platform.submit(request("a dog", 5, 200)).await;
+    let worker = Process::start(&platform, "victim", &settings);
+    until("it runs for the last time", async || {
+        runs_as(&guilty, 3).await
+    })
+    .await;
+    worker.kill();
+
+    let _survivor = Process::start(&platform, "survivor", &settings);
+    let done = platform.done(&guilty).await;
+    assert_eq!(failure(&done).0, "attempts_exhausted");
+    let mut last_runs = Vec::new();
+    for task in beside.iter().chain([&fresh]) {
+        assert_eq!(platform.pictures(task).await.len(), 1);
+        let runs = platform.record(task).await.view().runs;
+        let ends: Vec<_> = runs.iter().map(|run| &*run.end).collect();
+        let lost: &[&str] = if *task == fresh {
+            &[]
+        } else {
+            &["lost", "lost"]
+        };
+        assert_eq!(ends, [lost, &["ended"]].concat(), "{runs:?}");
+        let last = runs.last().unwrap();
+        let (from, to) = (last.started_at.unwrap(), last.ended_at.unwrap());
+        last_runs.push(((from.seconds, from.nanos), (to.seconds, to.nanos)));
+    }
+    last_runs.sort_unstable();
+    let one_by_one = last_runs.windows(2).all(|pair| pair[0].1 <= pair[1].0);
+    assert!(one_by_one, "{last_runs:?}");
+    platform.work_is_settled().await;
+    let letters = platform.dead_letters().await;
+    assert_eq!(letters.len(), 1);
+    assert_eq!(letters[0].task_id, guilty.task.to_string());
 }
 
 #[tokio::test]
