@@ -367,6 +367,19 @@ mod tests {
     }
 
     #[test]
+    fn by_default_a_task_does_not_wait_for_ever_for_its_own_workers_store() {
+        let settings: Settings = settings::load(None, &[]).unwrap();
+        let OutputSettings {
+            patience,
+            give_up_after,
+            ..
+        } = settings.output;
+        assert!(!patience.duration().is_zero());
+        // Another worker has its turn many times before the task is given up.
+        assert!(patience.duration() * 100 < give_up_after.duration());
+    }
+
+    #[test]
     fn models_may_be_named_in_one_text() {
         let settings = load("worker.models", "a-model, another").unwrap();
         let names: Vec<&str> = settings

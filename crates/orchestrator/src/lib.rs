@@ -9,6 +9,7 @@
 //! * [`backlog`] knows which queues there are, and holds the next few tasks of each;
 //! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](task_log::deadline);
 //! * [`deadlines`] ends what did not begin in time, however deep it lies;
+//! * [`aged`] ends what workers were handed and do not end, before the log lets go of it;
 //! * [`estimate`] says how long a task waits (pure), going by what workers have [`ahead`] of it and by how fast they were seen to be
 //!   ([`throughput`]), both pure; [`waits`] tells its caller,
 //!   [`asking`] the orchestrator that knows;
@@ -22,6 +23,7 @@
 //! of heads in memory, however long the backlog).
 
 mod admit;
+mod aged;
 mod ahead;
 mod asking;
 mod audit;
@@ -75,7 +77,6 @@ use telemetry::Telemetry;
 use crate::backlog::Backlog;
 use crate::meter::Meter;
 use crate::partitions::Partitions;
-use crate::settings::SchedulingSettings;
 use crate::waiting::Waiting;
 
 pub use error::StartError;
@@ -115,7 +116,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         &log,
         &waiting,
         learned.clone(),
-        &settings.scheduling,
+        &settings,
     )
     .await?;
     let (intake, committer) = log.intake(settings.commit.manner);
@@ -132,6 +133,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         self::audit::start(&service, &broker, storage, &settings).await?;
     }
     deadlines::start(&service, &log);
+    aged::start(&service, &log, settings.streams.kept());
     retention::start(&service, &storage, &log, &settings.retention);
     let dry_run = settings.retention.dry_run;
     let inputs = inputs::Inputs::new(storage, &settings.inputs, dry_run);
@@ -178,9 +180,9 @@ async fn dispatch(
     log: &TaskLog,
     waiting: &Arc<Waiting>,
     learned: learning::Learned,
-    settings: &SchedulingSettings,
+    settings: &Settings,
 ) -> Result<Backlog, StartError> {
-    let partitions = Partitions(settings.partitions);
+    let partitions = Partitions(settings.scheduling.partitions);
     // Another at each start: whoever was killed is someone else, whom the others know to be dead.
     let name = contract::TaskId::random().to_string();
     let ends = partitions::start(service, broker, partitions, name).await?;

@@ -1,9 +1,16 @@
-//! By when a task must have begun, where its caller said so. Pure.
+//! By when a task must have begun: where its caller said so, and before the log lets go of it. Pure.
 
 use std::time::Duration;
 
 use contract::ErrorCode;
-use contract::task::{Done, Failed, Submitted, done};
+use contract::task::{Done, Failed, State, Submitted, done};
+
+use crate::Record;
+
+/// A task must have begun when the log has kept it for this many tenths of the time for which it does ...
+const BEGIN_TENTHS: u32 = 9;
+/// ... and must have ended after this many twentieths. What is left is for those who ask how it has ended.
+const END_TWENTIETHS: u32 = 19;
 
 /// When a task was submitted, since the UNIX epoch.
 pub fn submitted_at(submitted: &Submitted) -> Duration {
@@ -23,13 +30,84 @@ pub fn deadline(submitted: &Submitted) -> Option<Duration> {
 /// The end of a task that did not begin within this time of its submission.
 pub fn expired(within: Duration) -> Done {
     let seconds = within.as_secs();
+    failed(format!(
+        "the task did not begin within {seconds} s (expires_after_seconds); nothing was drawn"
+    ))
+}
+
+/// For how long the log keeps a task, and what follows from it: a submission that it lets go of without an end would be a task that nobody
+/// knows any more. Times count from the submission, as for a caller's own deadline.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Kept(Option<Duration>);
+
+impl Kept {
+    /// So long; zero is for ever, as it is for the broker.
+    pub fn new(retention: Duration) -> Self {
+        Self(Some(retention).filter(|retention| !retention.is_zero()))
+    }
+
+    /// How long that is; `None` for ever.
+    pub fn retention(self) -> Option<Duration> {
+        self.0
+    }
+
+    /// The moment by which the task must have begun, since the UNIX epoch.
+    pub fn begin_by(self, submitted: &Submitted) -> Option<Duration> {
+        // One that does not say when it was submitted would be as old as any.
+        let after = self.0? * BEGIN_TENTHS / 10;
+        submitted.at.map(|_| submitted_at(submitted) + after)
+    }
+
+    fn end_by(self, submitted: &Submitted) -> Option<Duration> {
+        let after = self.0? * END_TWENTIETHS / 20;
+        submitted.at.map(|_| submitted_at(submitted) + after)
+    }
+
+    /// The end of a task at `now`, if it must end: one that has not begun before one that has, which may be about to end by itself.
+    pub fn overdue(self, record: &Record, now: Duration) -> Option<Done> {
+        if record.done.is_some() {
+            return None;
+        }
+        let submitted = &record.submitted;
+        let over = |by: Option<Duration>| by.filter(|by| *by <= now);
+        let since = |by: Duration| by.saturating_sub(submitted_at(submitted));
+        match &record.state {
+            Some(state) if state.started_at.is_some() => {
+                let by = over(self.end_by(submitted))?;
+                Some(unfinished(state, since(by)))
+            }
+            _ => over(self.begin_by(submitted)).map(|by| waited_out(since(by))),
+        }
+    }
+}
+
+/// The end of a task that did not begin for as long as one may wait here.
+pub fn waited_out(within: Duration) -> Done {
+    let seconds = within.as_secs();
+    failed(format!(
+        "the task did not begin within {seconds} s, the longest that one waits here; nothing was drawn"
+    ))
+}
+
+/// The end of a task that began, and did not end for as long as one is kept.
+fn unfinished(state: &State, within: Duration) -> Done {
+    let seconds = within.as_secs();
+    let text = format!(
+        "the task began and did not end within {seconds} s, the longest that one is kept here"
+    );
+    Done {
+        attempt: state.attempt,
+        started_at: state.started_at,
+        ..failed(text)
+    }
+}
+
+fn failed(message: String) -> Done {
     Done {
         at: Some(contract::now()),
         outcome: Some(done::Outcome::Failed(Failed {
             code: ErrorCode::DeadlineExceeded.to_string(),
-            message: format!(
-                "the task did not begin within {seconds} s (expires_after_seconds); nothing was drawn"
-            ),
+            message,
         })),
         ..Done::default()
     }
@@ -74,5 +152,49 @@ mod tests {
         };
         assert_eq!(failed.code, "deadline_exceeded");
         assert!(failed.message.contains("within 90 s"));
+    }
+
+    #[test]
+    fn every_task_must_end_before_the_log_lets_go_of_it() {
+        let hundred = Duration::from_secs(100);
+        let kept = Kept::new(hundred);
+        let mut record = Record {
+            submitted: Submitted {
+                at: Some(contract::now()),
+                ..Submitted::default()
+            },
+            state: None,
+            state_sequence: 0,
+            done: None,
+            feedback: None,
+            sequence: 1,
+        };
+        let at = submitted_at(&record.submitted);
+        let after =
+            |record: &Record, seconds| kept.overdue(record, at + Duration::from_secs(seconds));
+        assert_eq!(after(&record, 89), None);
+        assert!(has_expired(&after(&record, 90).unwrap()));
+        // Handed over, to workers that may be away.
+        record.state = Some(State::default());
+        assert!(has_expired(&after(&record, 90).unwrap()));
+        record.state = Some(State {
+            attempt: 2,
+            started_at: Some(contract::now()),
+            ..State::default()
+        });
+        assert_eq!(after(&record, 94), None, "it may end by itself");
+        let end = after(&record, 95).unwrap();
+        assert_eq!(end.attempt, 2);
+        assert!(!has_expired(&end), "something was drawn, perhaps");
+        assert_eq!(
+            Kept::new(Duration::ZERO).overdue(&record, at + hundred),
+            None
+        );
+        record.done = Some(end);
+        assert_eq!(after(&record, 99), None);
+        record.done = None;
+        record.state = None;
+        record.submitted.at = None;
+        assert_eq!(after(&record, 99), None, "nobody knows how old it is");
     }
 }

@@ -7,6 +7,7 @@ use contract::{TaskId, TenantId};
 use messaging::{RetentionPolicy, StreamSpec};
 use settings::{ByteSize, Millis};
 
+use crate::deadline::Kept;
 use crate::record::TaskRef;
 
 pub(crate) const TASKS: &str = "TASKS";
@@ -27,7 +28,7 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamSettings {
-    /// How long a task's events are kept after they were written.
+    /// How long a task's events are kept after they were written; a task that has not begun after nine tenths of it ends as failed.
     pub task_retention: Millis,
     /// How large TASKS may grow before submissions are refused. The stream itself takes a reserve more, so that what was
     /// accepted can still end.
@@ -39,6 +40,11 @@ pub struct StreamSettings {
 }
 
 impl StreamSettings {
+    /// For how long the log keeps a task.
+    pub fn kept(&self) -> Kept {
+        Kept::new(self.task_retention.duration())
+    }
+
     /// What a trial takes: an hour of tasks, and little room.
     pub fn small() -> Self {
         let hour = Duration::from_secs(3600);

@@ -177,7 +177,7 @@ pub(crate) fn field(path: &str, schema: &mut Object) {
         "expires_after_seconds" => {
             schema.minimum = Some(0_u32.into());
             schema.maximum = Some(MAX_EXPIRES_AFTER_SECONDS.into());
-            "How long the task may wait to begin; after that it fails with `deadline_exceeded`. 0 is no limit."
+            "How long the task may wait to begin; after that it fails with `deadline_exceeded`. 0 is no limit but the platform's own, some days."
         }
         "idempotency_key" => {
             schema.max_length = Some(MAX_IDEMPOTENCY_KEY_BYTES);

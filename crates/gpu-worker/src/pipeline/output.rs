@@ -56,7 +56,7 @@ impl PipelineNode for Output {
     }
 }
 
-/// Stores one file, for as long as it takes: a store that is full or away is no fault of the task, so it keeps its place. Its caller sees to it that
+/// Stores one file, for as long as patience lasts: a store that is full or away is no fault of the task, so it keeps its place. Its caller sees to it that
 /// a worker that stops does not wait for so long.
 async fn store(job: &TaskJob, index: u32, file: File) -> Result<StoredImage, NodeError> {
     let format = job.encoding.format;

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use contract::task::Submitted;
-use task_log::{TaskLogError, TaskRef, deadline};
+use contract::task::{Done, Submitted};
+use task_log::deadline::{self, Kept};
+use task_log::{TaskLogError, TaskRef};
 
 use crate::cost::Size;
 use crate::schedule::Version;
@@ -28,6 +29,8 @@ pub(crate) struct Waiting {
     pub(crate) submitted_at: Duration,
     /// When it is of no use any more, since the UNIX epoch.
     pub(crate) deadline: Option<Duration>,
+    /// When it has waited for as long as the log lets it, since the UNIX epoch.
+    pub(crate) longest: Option<Duration>,
     /// The trace of who submitted it.
     pub(crate) trace: Option<Box<str>>,
     /// Its submission as the log has it, for its dispatch; empty where it is not kept.
@@ -40,6 +43,7 @@ impl Waiting {
         sequence: u64,
         cost: u64,
         trace: Option<&str>,
+        kept: Kept,
     ) -> Result<Self, TaskLogError> {
         let limit = usize::try_from(submitted.tasks_running).unwrap_or(usize::MAX);
         Ok(Self {
@@ -51,9 +55,26 @@ impl Waiting {
             size: submitted.request.as_ref().map(Size::of),
             submitted_at: deadline::submitted_at(submitted),
             deadline: deadline::deadline(submitted),
+            longest: kept.begin_by(submitted),
             trace: trace.map(Into::into),
             submitted: Vec::new(),
         })
+    }
+
+    /// By when it must have begun, whoever says so, since the UNIX epoch.
+    pub(crate) fn begin_by(&self) -> Option<Duration> {
+        let both = [self.deadline, self.longest];
+        both.into_iter().flatten().min()
+    }
+
+    /// Its end, if it has not begun by then.
+    pub(crate) fn too_late(&self) -> Done {
+        let by = self.begin_by();
+        let within = by.unwrap_or_default().saturating_sub(self.submitted_at);
+        match by == self.deadline {
+            true => deadline::expired(within),
+            false => deadline::waited_out(within),
+        }
     }
 
     /// Keeps its submission, `payload`, unless that is large.
@@ -68,6 +89,7 @@ impl Waiting {
 #[cfg(test)]
 pub(super) mod tests {
     use contract::TaskId;
+    use contract::task::done;
 
     use super::*;
 
@@ -87,8 +109,32 @@ pub(super) mod tests {
             size: None,
             submitted_at: Duration::ZERO,
             deadline: None,
+            longest: None,
             trace: None,
             submitted: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_head_must_begin_before_its_caller_and_the_log_let_go_of_it() {
+        let seconds = Duration::from_secs;
+        let head = |deadline: Option<u64>, longest: Option<u64>| Waiting {
+            submitted_at: seconds(100),
+            deadline: deadline.map(seconds),
+            longest: longest.map(seconds),
+            ..waiting(1)
+        };
+        let why = |head: &Waiting| match head.too_late().outcome {
+            Some(done::Outcome::Failed(failed)) => failed.message,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(head(None, None).begin_by(), None);
+        let callers = head(Some(190), Some(1000));
+        assert_eq!(callers.begin_by(), Some(seconds(190)));
+        assert!(why(&callers).contains("within 90 s (expires_after_seconds)"));
+        for longest in [head(Some(2000), Some(1000)), head(None, Some(1000))] {
+            assert_eq!(longest.begin_by(), Some(seconds(1000)));
+            assert!(why(&longest).contains("within 900 s, the longest"));
         }
     }
 

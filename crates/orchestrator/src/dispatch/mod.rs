@@ -26,6 +26,7 @@ use futures::{FutureExt as _, StreamExt as _};
 use lifecycle::Service;
 use messaging::{Broker, Bucket, Reader};
 use prost::Message as _;
+use task_log::deadline::Kept;
 use task_log::{Cursor, Queue, TaskLog, TaskLogError, Touch};
 use tokio::sync::{mpsc, watch};
 
@@ -33,7 +34,7 @@ use crate::backlog::{self, Backlog, Word};
 use crate::learning::Learned;
 use crate::partitions::{Ends, Mandate, Partition, Partitions, Served};
 use crate::schedule::{LanePolicy, Turns, Version};
-use crate::settings::SchedulingSettings;
+use crate::settings::{SchedulingSettings, Settings};
 use crate::waiting::Waiting as Numbers;
 use keep::{Saved, Saving};
 use out::Out;
@@ -69,6 +70,8 @@ struct Dispatcher {
     numbers: Arc<Numbers>,
     learned: Learned,
     settings: SchedulingSettings,
+    /// For how long the log keeps what waits.
+    kept: Kept,
     policy: LanePolicy,
     partitions: Partitions,
     mandate: watch::Receiver<Mandate>,
@@ -123,10 +126,12 @@ pub(crate) async fn start(
     log: &TaskLog,
     (backlog, own_words): (Backlog, mpsc::Receiver<Word>),
     (numbers, learned): (Arc<Numbers>, Learned),
-    settings: &SchedulingSettings,
+    settings: &Settings,
     ends: Ends,
 ) -> Result<(), TaskLogError> {
     log.adopt_older_backlog().await?;
+    let kept = settings.streams.kept();
+    let settings = &settings.scheduling;
     let partitions = Partitions(settings.partitions);
     let mut dispatcher = Dispatcher {
         log: log.clone(),
@@ -136,6 +141,7 @@ pub(crate) async fn start(
         numbers,
         learned,
         settings: settings.clone(),
+        kept,
         policy: settings.policy(),
         partitions,
         mandate: ends.mandate,

@@ -6,6 +6,7 @@ use contract::task::Submitted;
 use futures::FutureExt as _;
 use messaging::{BrokerError, Event, MAX_BATCH, Page, Reader, Written};
 use prost::Message as _;
+use task_log::deadline::Kept;
 use task_log::{Queue, TaskLog, TaskLogError, Touch};
 
 use super::{Answer, Dispatcher, unreadable};
@@ -252,9 +253,9 @@ impl Dispatcher {
                 None => How::Page,
             };
             self.reads += 1;
-            let (log, learned) = (self.log.clone(), self.learned.clone());
+            let (log, learned, kept) = (self.log.clone(), self.learned.clone(), self.kept);
             let read = async move {
-                let read = read((&log, &learned), queue, from, limit, how).await;
+                let read = read((&log, &learned, kept), queue, from, limit, how).await;
                 Answer::Read(Box::new(read))
             };
             self.answers.push(read.boxed());
@@ -365,7 +366,7 @@ enum How {
 }
 
 async fn read(
-    (log, learned): (&TaskLog, &Learned),
+    (log, learned, kept): (&TaskLog, &Learned, Kept),
     queue: Queue,
     from: u64,
     limit: usize,
@@ -378,7 +379,7 @@ async fn read(
         How::Page => log.submissions(&queue, from, limit).await,
     };
     let heads = match page {
-        Ok(page) => Ok(heads(log, learned, page, from).await),
+        Ok(page) => Ok(heads((log, learned, kept), page, from).await),
         Err(error) => Err(error),
     };
     Read {
@@ -442,7 +443,7 @@ async fn read_with(
 }
 
 /// The tasks of a page, up to the first one that can neither be read nor be buried.
-async fn heads(log: &TaskLog, learned: &Learned, page: Page, from: u64) -> Heads {
+async fn heads((log, learned, kept): (&TaskLog, &Learned, Kept), page: Page, from: u64) -> Heads {
     let mut heads = Heads {
         taken: Vec::new(),
         seen: 0,
@@ -455,7 +456,7 @@ async fn heads(log: &TaskLog, learned: &Learned, page: Page, from: u64) -> Heads
         let waiting = submitted.and_then(|submitted| {
             let cost = learned.cost(&submitted);
             let trace = event.traceparent();
-            let mut waiting = Waiting::of(&submitted, event.sequence, cost, trace).ok()?;
+            let mut waiting = Waiting::of(&submitted, event.sequence, cost, trace, kept).ok()?;
             waiting.keep(&event.payload);
             Some(waiting)
         });

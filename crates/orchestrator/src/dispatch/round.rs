@@ -13,7 +13,6 @@ use crate::backlog::Standing;
 use crate::backlog::line::{REST, Waiting};
 use crate::partitions::{Mandate, Served, share};
 use crate::schedule::{self, Head, Room, Version};
-use task_log::deadline;
 
 /// Dispatches under way at once; with more the next round waits.
 const MAX_HANDS: usize = 256;
@@ -95,7 +94,8 @@ impl Dispatcher {
                         room
                     }
                 };
-                let is_late = head.deadline.is_some_and(|deadline| deadline <= today);
+                let begin_by = head.begin_by();
+                let is_late = begin_by.is_some_and(|by| by <= today);
                 if !has_room && !is_late {
                     continue;
                 }
@@ -108,7 +108,7 @@ impl Dispatcher {
                     version: head.version.clone(),
                     cost: head.cost,
                     submitted_at: head.submitted_at,
-                    deadline: head.deadline,
+                    deadline: begin_by,
                     limit: head.limit,
                 });
             }
@@ -151,14 +151,10 @@ impl Dispatcher {
         let Some(head) = self.take_head(queue, sequence) else {
             return;
         };
-        let within = head
-            .deadline
-            .unwrap_or_default()
-            .saturating_sub(head.submitted_at);
         let weight = self.settings.lanes.get(&queue.lane).copied().unwrap_or(1);
         let (log, queue) = (self.log.clone(), queue.clone());
         let end = async move {
-            let result = end_expired(&log, &head, within, weight).await;
+            let result = end_expired(&log, &head, weight).await;
             Answer::HandedOver(Box::new(HandedOver {
                 queue,
                 head,
@@ -319,18 +315,14 @@ impl Dispatcher {
 
 /// Ends a task that did not begin in time. One that was handed over before, by whoever had the queue until its cursor was last kept, has
 /// begun or is about to: it goes on.
-async fn end_expired(
-    log: &TaskLog,
-    head: &Waiting,
-    within: Duration,
-    weight: u32,
-) -> Result<Handed, TaskLogError> {
+async fn end_expired(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed, TaskLogError> {
     let record = log.read(&head.task.tenant, head.task.task).await?;
     if record.is_some_and(|record| record.state.is_some()) {
         return hand_over(log, head, weight).await;
     }
-    let end = deadline::expired(within);
-    log.end(&head.task, &end).await.map(|_| Handed::Ended)
+    log.end(&head.task, &head.too_late())
+        .await
+        .map(|_| Handed::Ended)
 }
 
 async fn hand_over(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed, TaskLogError> {

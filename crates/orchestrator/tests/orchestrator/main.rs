@@ -5,6 +5,7 @@
 // What was measured, for whoever runs it by hand; what a test spawns ends with it.
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 
+mod aged;
 mod backlog;
 mod dispatch;
 mod support;

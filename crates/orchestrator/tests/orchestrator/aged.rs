@@ -1,0 +1,98 @@
+//! Tasks end before the log lets go of them.
+
+use std::time::{Duration, SystemTime};
+
+use contract::task::{Done, Phase, State, Submitted, done};
+use task_log::{TaskRef, deadline};
+
+use crate::support::{Platform, stop, submitted, until};
+
+/// A task that was submitted so long ago, as its submission says.
+fn aged(days: f64) -> Submitted {
+    let ago = Duration::from_secs_f64(days * 24.0 * 3600.0);
+    Submitted {
+        at: Some((SystemTime::now() - ago).into()),
+        ..submitted("acme", "1")
+    }
+}
+
+async fn end_of(platform: &Platform, task: &TaskRef) -> Done {
+    until("it has ended", async || {
+        platform.log.done(task).await.unwrap().is_some()
+    })
+    .await;
+    platform.log.done(task).await.unwrap().unwrap()
+}
+
+fn why(done: Done) -> (String, String) {
+    match done.outcome {
+        Some(done::Outcome::Failed(failed)) => (failed.code, failed.message),
+        other => panic!("not failed: {other:?}"),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_no_worker_takes_ends_before_the_log_lets_go_of_it() {
+    let platform = Platform::start().await;
+    let retention = ("streams.task_retention", "20s");
+    let settings = [retention, ("scheduling.window", "1")];
+    let orchestrator = platform.orchestrator(&settings).await;
+    // One is handed over, the others wait in their queue.
+    let tasks = platform.submit_many("acme", 3).await;
+    until("one is handed over", async || {
+        platform.out().await.len() == 1
+    })
+    .await;
+    for task in &tasks {
+        let end = end_of(&platform, task).await;
+        assert!(deadline::has_expired(&end), "its charge is given back");
+        let (code, message) = why(end);
+        assert_eq!(code, "deadline_exceeded");
+        assert!(message.contains("within 18 s, the longest"), "{message}");
+        let record = platform.log.read(&task.tenant, task.task).await.unwrap();
+        assert!(record.is_some(), "the log still knows the task");
+    }
+    stop(orchestrator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_too_long_ends_however_much_it_is_and_what_has_begun_a_little_later() {
+    let platform = Platform::start().await;
+    let mut old = Vec::new();
+    // More than are in memory at a time. Of seven days it may wait six and three tenths.
+    for _ in 0..200 {
+        old.push(platform.submit(&aged(6.31)).await);
+    }
+    let young = platform.submit(&aged(6.29)).await;
+    let begun = async |days| {
+        let event = aged(days);
+        let task = platform.submit(&event).await;
+        let state = State {
+            phase: Phase::Running.into(),
+            attempt: 1,
+            started_at: event.at,
+            ..State::default()
+        };
+        platform.log.set_state(&task, &state).await.unwrap();
+        platform.log.dispatch(&event, 0, 1).await.unwrap();
+        task
+    };
+    let (drawn, hung) = (begun(6.6).await, begun(6.7).await);
+    let orchestrator = platform.orchestrator(&[]).await;
+    let end = end_of(&platform, &hung).await;
+    assert_eq!(end.attempt, 1);
+    assert!(!deadline::has_expired(&end), "it stays charged");
+    assert_eq!(why(end).0, "deadline_exceeded");
+    for task in &old {
+        let end = end_of(&platform, task).await;
+        assert!(deadline::has_expired(&end));
+    }
+    until("the young one is handed over", async || {
+        platform.out().await.contains(&young.task.to_string())
+    })
+    .await;
+    for task in [&young, &drawn] {
+        assert_eq!(platform.log.done(task).await.unwrap(), None);
+    }
+    stop(orchestrator).await;
+}
