@@ -7,5 +7,6 @@
 
 mod backlog;
 mod dispatch;
+mod lost;
 mod support;
 mod waits;
