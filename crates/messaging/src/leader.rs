@@ -2,9 +2,21 @@
 //!
 //! Any replica answers a direct get, also one that has not applied what was stored a moment ago. The leader has it.
 
+use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 
 use crate::{BrokerError, Event, EventLog};
+
+const OPERATION: &str = "asking a stream's leader";
+
+fn event(found: StreamMessage) -> Event {
+    Event {
+        subject: found.subject.to_string(),
+        sequence: found.sequence,
+        payload: found.payload,
+        headers: found.headers,
+    }
+}
 
 impl EventLog {
     /// The last event at all the subjects that `filter` matches, as the stream's leader has it. All such reads are one server's work, so this
@@ -13,18 +25,34 @@ impl EventLog {
     /// # Errors
     /// When the broker does not answer, or the stream has no leader just now.
     pub async fn last_at_leader(&self, filter: &str) -> Result<Option<Event>, BrokerError> {
-        const OPERATION: &str = "asking a stream's leader";
         if !self.broker.is_connected() {
             return Err(self.broker.unreachable());
         }
         let stream = self.broker.stream(self.stream, OPERATION).await?;
         match stream.get_last_raw_message_by_subject(filter).await {
-            Ok(found) => Ok(Some(Event {
-                subject: found.subject.to_string(),
-                sequence: found.sequence,
-                payload: found.payload,
-                headers: found.headers,
-            })),
+            Ok(found) => Ok(Some(event(found))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(BrokerError::request(OPERATION)(error)),
+        }
+    }
+
+    /// The first event at a subject that `filter` matches from `sequence` on, as the stream's leader has it. Used as
+    /// [`last_at_leader`](Self::last_at_leader) is.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or the stream has no leader just now.
+    pub async fn next_at_leader(
+        &self,
+        filter: &str,
+        sequence: u64,
+    ) -> Result<Option<Event>, BrokerError> {
+        if !self.broker.is_connected() {
+            return Err(self.broker.unreachable());
+        }
+        let stream = self.broker.stream(self.stream, OPERATION).await?;
+        let found = stream.get_first_raw_message_by_subject(filter, sequence.max(1));
+        match found.await {
+            Ok(found) => Ok(Some(event(found))),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(BrokerError::request(OPERATION)(error)),
         }

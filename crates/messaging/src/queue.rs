@@ -101,26 +101,29 @@ impl WorkQueue {
         Ok(stored.sequence)
     }
 
-    /// Stores a message unless one is there at its subject, waiting or being worked on. True when this stored it. The caller must be ready
-    /// for one that is stored although an error says that this is not known.
+    /// Stores a message unless one is there at its subject, waiting or being worked on, or one with its id was stored within the stream's
+    /// duplicate window; without an id it is never such a one. True when this stored it. The caller must be ready for one that is stored
+    /// although an error says that this is not known.
     ///
     /// # Errors
     /// When it is not known to be stored.
     pub async fn create(
         &self,
         subject: &str,
-        message_id: &str,
+        message_id: Option<&str>,
         payload: Bytes,
     ) -> Result<bool, BrokerError> {
         if !self.broker.is_connected() {
             return Err(self.broker.unreachable());
         }
-        let publish = PublishMessage::build()
+        let mut publish = PublishMessage::build()
             .payload(payload)
             .headers(trace_headers())
             .expected_stream(self.stream)
-            .expected_last_subject_sequence(0)
-            .message_id(message_id);
+            .expected_last_subject_sequence(0);
+        if let Some(id) = message_id {
+            publish = publish.message_id(id);
+        }
         let context = &self.broker.jetstream();
         let stored = match context.send_publish(subject.to_owned(), publish).await {
             Ok(sent) => sent.await,

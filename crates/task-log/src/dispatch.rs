@@ -6,7 +6,7 @@
 use contract::task::{Dispatch, Phase, State, Submitted};
 use messaging::Replaced;
 
-use crate::{TaskLog, TaskLogError, TaskRef, encode, streams, transition};
+use crate::{Record, TaskLog, TaskLogError, TaskRef, encode, streams, transition};
 
 /// A task that is to be handed to workers.
 #[derive(Debug, Clone)]
@@ -32,6 +32,19 @@ pub enum Handed {
     Already,
     /// It has ended.
     Ended,
+}
+
+/// What came of a task whose dispatch was missed in WORK.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missed {
+    /// It was lost: the task has a new one from now on.
+    Dispatched,
+    /// It is there after all.
+    There,
+    /// It was lost, but a worker had the task, and may be at it still.
+    Running,
+    /// The task has ended, or the log has it no more.
+    Over,
 }
 
 impl TaskLog {
@@ -63,7 +76,46 @@ impl TaskLog {
                 None
             }
         };
-        self.queue_dispatch(to, 0, stands).await
+        self.queue_dispatch(to, Some(0), stands).await
+    }
+
+    /// Hands a task over once more whose dispatch was handed over and is in WORK no more, unless it has ended; what a worker has begun only
+    /// where `though_running` says so. Asks the log's leader: a worker stores the end before it takes the dispatch off, so where the leader
+    /// has none, the dispatch was lost.
+    ///
+    /// # Errors
+    /// When it is not known whether its dispatch is stored. Try again: it is there once, however often that is.
+    pub async fn hand_over_again(
+        &self,
+        task: &TaskRef,
+        weight: u32,
+        though_running: bool,
+    ) -> Result<Missed, TaskLogError> {
+        let events = self.events_at_leader(&task.tenant, task.task).await?;
+        let record = Record::from_events(&events)?.filter(|record| record.done.is_none());
+        let Some(Record {
+            submitted, state, ..
+        }) = record
+        else {
+            return Ok(Missed::Over);
+        };
+        let is_running = state.is_some_and(|state| state.phase() == Phase::Running);
+        if is_running && !though_running {
+            return Ok(Missed::Running);
+        }
+        let to = Handover {
+            task: task.clone(),
+            model: submitted.model,
+            version: submitted.model_version,
+            weight,
+            // Whoever takes it up reads what the log holds by then.
+            submitted: Vec::new(),
+        };
+        // Under no id: the broker remembers that of the one that was lost.
+        Ok(match self.queue_dispatch(to, None, None).await? {
+            Handed::Dispatched => Missed::Dispatched,
+            Handed::Already | Handed::Ended => Missed::There,
+        })
     }
 
     /// Queues the dispatch of a task alone. `attempt` tells it from others of the same task, for as long as the broker remembers.
@@ -83,18 +135,19 @@ impl TaskLog {
             weight,
             submitted: Vec::new(),
         };
-        self.queue_dispatch(to, attempt, None).await
+        self.queue_dispatch(to, Some(attempt), None).await
     }
 
+    /// `attempt`: its message's id, which the broker remembers for a while; without one only the subject keeps it from being there twice.
     /// `stands`: the state that was written for it, and its place.
     async fn queue_dispatch(
         &self,
         to: Handover,
-        attempt: u32,
+        attempt: Option<u32>,
         stands: Option<(State, u64)>,
     ) -> Result<Handed, TaskLogError> {
         let subject = streams::work_subject(&to.model, &to.version, &to.task);
-        let message_id = format!("{}-{attempt}", to.task.task);
+        let message_id = attempt.map(|attempt| format!("{}-{attempt}", to.task.task));
         let mut dispatch = Dispatch {
             task_id: to.task.task.to_string(),
             tenant: to.task.tenant.to_string(),
@@ -109,8 +162,8 @@ impl TaskLog {
             dispatch.state = Some(state);
             dispatch.state_sequence = sequence;
         }
-        let created = self.work.create(&subject, &message_id, encode(&dispatch));
-        Ok(match created.await? {
+        let (id, dispatch) = (message_id.as_deref(), encode(&dispatch));
+        Ok(match self.work.create(&subject, id, dispatch).await? {
             true => Handed::Dispatched,
             false => Handed::Already,
         })

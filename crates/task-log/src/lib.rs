@@ -36,7 +36,7 @@ use contract::{ModelName, TaskId, TenantId, VersionName};
 use messaging::{Appended, Broker, Event, EventLog, NewEvent, Puller, Replaced, WorkQueue};
 use prost::Message;
 
-pub use dispatch::{Handed, Handover};
+pub use dispatch::{Handed, Handover, Missed};
 pub use due::{Due, slot_of};
 pub use error::TaskLogError;
 pub use follow::{Following, Happened, Stretch, What};

@@ -1,7 +1,8 @@
 //! Since when there are tasks that have not ended, without an index and at a cost that does not grow with the log.
 //!
 //! A task that has not ended lies behind its queue's cursor, or its dispatch is in WORK: a cursor goes past a submission only when its
-//! dispatch is stored, and a dispatch is acknowledged only when the end is ([invariants I1 and I4](crate)).
+//! dispatch is stored, and a dispatch is acknowledged only when the end is ([invariants I1 and I4](crate)). Or its dispatch was lost; then
+//! it lies behind what the cursor tells to have [ended](Cursor::open_from).
 
 use std::time::SystemTime;
 
@@ -10,10 +11,12 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use messaging::{Bucket, MAX_BATCH};
 
 use crate::queue::{Cursor, Queue};
-use crate::{TaskLog, TaskLogError, decode, streams};
+use crate::{TaskLog, TaskLogError, TaskRef, decode, streams};
 
 /// Tasks read at the same time.
 const READS: usize = 16;
+/// Tasks of a queue that are asked for their end; where all of these have one, it is taken that the next may have none.
+const ASKED: usize = 64;
 
 impl TaskLog {
     /// When the oldest task was submitted that may not have ended; `None` when all have. It may be earlier than that: the time of one
@@ -58,13 +61,29 @@ impl TaskLog {
         queue: Queue,
     ) -> Result<Option<SystemTime>, TaskLogError> {
         let cursor = cursors.get(&queue.key()).await?;
-        let cursor = cursor.map_or(1, |entry| entry.value.sequence);
-        let Some(event) = self.tasks.next(&queue.filter(), cursor).await? else {
-            return Ok(None);
-        };
-        // One that cannot be decoded goes to DEAD, and needs no more than any other.
-        let submitted: Submitted = decode("submitted", &event.payload).unwrap_or_default();
-        Ok(Some(time_of(&submitted)))
+        let cursor = cursor.map_or(Cursor::new(1, 1), |entry| entry.value);
+        let mut from = cursor.open_from();
+        for asked in 0..=ASKED {
+            let Some(event) = self.tasks.next(&queue.filter(), from).await? else {
+                return Ok(None);
+            };
+            // One that cannot be decoded goes to DEAD, and needs no more than any other.
+            let submitted: Submitted = decode("submitted", &event.payload).unwrap_or_default();
+            let is_open = event.sequence >= cursor.sequence || asked >= ASKED;
+            if is_open || !self.has_end(&submitted).await? {
+                return Ok(Some(time_of(&submitted)));
+            }
+            from = event.sequence + 1;
+        }
+        Ok(None)
+    }
+
+    async fn has_end(&self, submitted: &Submitted) -> Result<bool, TaskLogError> {
+        match TaskRef::of(submitted) {
+            Ok(task) => Ok(self.done(&task).await?.is_some()),
+            // Nobody can carry it out.
+            Err(_) => Ok(true),
+        }
     }
 
     async fn dispatched_since(&self) -> Result<Option<SystemTime>, TaskLogError> {

@@ -38,6 +38,26 @@ pub struct Touch {}
 pub struct Cursor {
     /// Every task of the queue whose submission lies before this sequence of TASKS was handed over or has ended.
     pub sequence: u64,
+    /// Every one whose submission lies before this one has ended. `None`: the same as `sequence`, or an earlier version wrote it, which
+    /// did not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ended: Option<u64>,
+}
+
+impl Cursor {
+    /// A cursor at `sequence`, all before `ended` having ended.
+    pub fn new(sequence: u64, ended: u64) -> Self {
+        Self {
+            sequence,
+            ended: Some(ended).filter(|ended| *ended < sequence),
+        }
+    }
+
+    /// From where on there may be tasks that have not ended.
+    pub fn open_from(&self) -> u64 {
+        let ended = self.ended.unwrap_or(self.sequence);
+        ended.min(self.sequence)
+    }
 }
 
 impl Queue {
@@ -117,6 +137,25 @@ impl TaskLog {
         sequence: u64,
     ) -> Result<Option<Event>, TaskLogError> {
         Ok(self.tasks.next(&queue.filter(), sequence).await?)
+    }
+
+    /// The first submission of a queue from `sequence` on and before `end`: where nobody knows of one, the stream's leader is asked, for a
+    /// replica that lags may not have heard of it.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn submission_between(
+        &self,
+        queue: &Queue,
+        sequence: u64,
+        end: u64,
+    ) -> Result<Option<Event>, TaskLogError> {
+        let filter = queue.filter();
+        let found = match self.tasks.next(&filter, sequence).await? {
+            None => self.tasks.next_at_leader(&filter, sequence).await?,
+            found => found,
+        };
+        Ok(found.filter(|event| event.sequence < end))
     }
 
     /// Reads a queue's submissions in turn, from `sequence` on: for a queue that holds very many.
@@ -207,9 +246,7 @@ async fn adopt(
             if !known.insert(queue.clone()) {
                 continue;
             }
-            let cursor = Cursor {
-                sequence: event.sequence,
-            };
+            let cursor = Cursor::new(event.sequence, event.sequence);
             match cursors.create(&queue.key(), &cursor).await {
                 Ok(_) | Err(BrokerError::Conflict { .. }) => {}
                 Err(error) => return Err(error.into()),

@@ -18,8 +18,8 @@ const LAST_SAVES: Duration = Duration::from_secs(1);
 /// What is stored of cursors.
 #[derive(Default)]
 pub(super) struct Saving {
-    /// Revision and sequence of each; no entry for one that was never saved.
-    stored: HashMap<Queue, (u64, u64)>,
+    /// Each with its revision; no entry for one that was never saved.
+    stored: HashMap<Queue, (u64, Cursor)>,
     /// Those that may have moved since.
     changed: HashSet<Queue>,
     /// On their way.
@@ -27,7 +27,7 @@ pub(super) struct Saving {
 }
 
 impl Saving {
-    pub(super) fn opened(&mut self, queue: &Queue, stored: Option<(u64, u64)>) {
+    pub(super) fn opened(&mut self, queue: &Queue, stored: Option<(u64, Cursor)>) {
         self.changed.remove(queue);
         match stored {
             Some(stored) => drop(self.stored.insert(queue.clone(), stored)),
@@ -55,17 +55,17 @@ impl Saving {
 /// A cursor that was saved: its revision, or why not.
 pub(super) struct Saved {
     queue: Queue,
-    sequence: u64,
+    cursor: Cursor,
     revision: Result<u64, BrokerError>,
 }
 
 async fn save(
     cursors: Bucket<Cursor>,
     queue: Queue,
-    sequence: u64,
+    cursor: Cursor,
     revision: Option<u64>,
 ) -> Saved {
-    let (key, cursor) = (queue.key(), Cursor { sequence });
+    let key = queue.key();
     let stored = match revision {
         Some(revision) => cursors.update(&key, &cursor, revision).await,
         None => cursors.create(&key, &cursor).await,
@@ -81,7 +81,7 @@ async fn save(
     };
     Saved {
         queue,
-        sequence,
+        cursor,
         revision,
     }
 }
@@ -98,35 +98,37 @@ impl Dispatcher {
                 continue;
             }
             self.saving.changed.remove(&queue);
-            let Some((sequence, revision)) = self.unsaved(&queue) else {
+            let Some((cursor, revision)) = self.unsaved(&queue) else {
                 continue;
             };
             self.saving.under_way.insert(queue.clone());
-            let save = save(self.cursors.clone(), queue, sequence, revision);
+            let save = save(self.cursors.clone(), queue, cursor, revision);
             self.answers.push(save.map(Answer::Saved).boxed());
         }
     }
 
     /// The cursor of a queue, if another is stored, and that one's revision.
-    fn unsaved(&self, queue: &Queue) -> Option<(u64, Option<u64>)> {
+    fn unsaved(&self, queue: &Queue) -> Option<(Cursor, Option<u64>)> {
         let sequence = self.backlog.lines().get(queue)?.cursor();
+        let ended = self.unended.first(queue).unwrap_or(sequence);
+        let cursor = Cursor::new(sequence, ended);
         match self.saving.stored.get(queue) {
-            Some(&(_, stored)) if stored == sequence => None,
+            Some(&(_, stored)) if stored == cursor => None,
             // Of a queue of which nothing was ever handed over there is nothing to keep.
             None if sequence <= 1 => None,
-            stored => Some((sequence, stored.map(|(revision, _)| *revision))),
+            stored => Some((cursor, stored.map(|(revision, _)| *revision))),
         }
     }
 
     pub(super) fn saved(&mut self, saved: Saved) {
         let Saved {
             queue,
-            sequence,
+            cursor,
             revision,
         } = saved;
         self.saving.under_way.remove(&queue);
         match revision {
-            Ok(revision) => drop(self.saving.stored.insert(queue, (revision, sequence))),
+            Ok(revision) => drop(self.saving.stored.insert(queue, (revision, cursor))),
             Err(error) => {
                 let error = lifecycle::chain(&error);
                 tracing::debug!(error, %queue, "a cursor is saved later");
@@ -196,13 +198,8 @@ impl Dispatcher {
             .iter()
             .filter(|queue| self.saving.changed.contains(queue));
         let saves = changed.filter_map(|queue| {
-            let (sequence, revision) = self.unsaved(queue)?;
-            Some(save(
-                self.cursors.clone(),
-                queue.clone(),
-                sequence,
-                revision,
-            ))
+            let (cursor, revision) = self.unsaved(queue)?;
+            Some(save(self.cursors.clone(), queue.clone(), cursor, revision))
         });
         let saves: Vec<_> = saves.collect();
         let saves = futures::stream::iter(saves)
@@ -219,6 +216,9 @@ impl Dispatcher {
             self.readers.remove(&queue);
             self.saving.forget(&queue);
         }
+        let of = self.partitions;
+        let kept = |queue: &Queue| !partitions.contains(&of.of(&queue.tenant));
+        self.unended.retain(kept);
         self.own.retain(|partition| !partitions.contains(partition));
         self.closing
             .retain(|partition| !partitions.contains(partition));

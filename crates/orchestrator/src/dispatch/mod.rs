@@ -6,15 +6,18 @@
 //! one task is.
 //!
 //! A cursor goes past a task only when its dispatch is stored, so an orchestrator that dies loses nothing ([`keep`]); whoever takes over
-//! may try a task again that was handed over, which the broker refuses or the worker sees.
+//! may try a task again that was handed over, which the broker refuses or the worker sees. A dispatch that was lost from WORK is missed there,
+//! and made again ([`lost`]).
 
 mod keep;
+mod lost;
 mod out;
 mod reading;
 mod round;
+mod unended;
 mod unreadable;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -37,9 +40,11 @@ use crate::schedule::{LanePolicy, Turns, Version};
 use crate::settings::{SchedulingSettings, Settings};
 use crate::waiting::Waiting as Numbers;
 use keep::{Saved, Saving};
+use lost::{Asked, Reread};
 use out::Out;
 use reading::{Opened, Read};
 use round::HandedOver;
+use unended::Unended;
 
 /// Between two looks at what nobody may have told of.
 const TICK: Duration = Duration::from_millis(250);
@@ -56,6 +61,8 @@ enum Answer {
     Rested(Queue),
     HandedOver(Box<HandedOver>),
     Saved(Saved),
+    Asked(Box<Asked>),
+    Reread(Box<Reread>),
     /// BACKLOG's records that are new.
     Records(Result<Vec<messaging::Written<Touch>>, messaging::BrokerError>),
     /// WORK, and the last sequence of TASKS, as they were at some time after the moment.
@@ -98,6 +105,11 @@ struct Dispatcher {
     readers: HashMap<Queue, (Reader, Instant)>,
     saving: Saving,
     out: Out,
+    unended: Unended,
+    /// Tasks of which it is being asked whether they have ended.
+    asked: usize,
+    /// What was handed over before is being read on.
+    rereading: bool,
     turns: Turns,
     hands: usize,
     /// Queues with heads of each version, weighted by their lanes.
@@ -160,6 +172,9 @@ pub(crate) async fn start(
         readers: HashMap::new(),
         saving: Saving::default(),
         out: Out::new(partitions),
+        unended: Unended::default(),
+        asked: 0,
+        rereading: false,
         turns: Turns::default(),
         hands: 0,
         looking: false,
@@ -278,6 +293,8 @@ impl Dispatcher {
             Answer::Rested(queue) => self.consider(&queue),
             Answer::HandedOver(handed) => self.handed_over(*handed),
             Answer::Saved(saved) => self.saved(saved),
+            Answer::Asked(asked) => self.asked(*asked),
+            Answer::Reread(read) => self.reread(*read),
             Answer::Records(records) => self.learn(records),
             Answer::Work(began, work) => self.look(began, work),
         }
@@ -305,6 +322,7 @@ impl Dispatcher {
     }
 
     fn end(&mut self, task: TaskId) {
+        self.unended.end(task);
         if self.out.end(task, Instant::now()) {
             self.is_due = true;
             self.has_moved = true;
@@ -332,6 +350,7 @@ impl Dispatcher {
         self.cost_anew();
         self.has_moved = true;
         self.look_in_rotation(now);
+        self.reread_on();
         // Those that rested, and those whose share of the heads has grown.
         let active: Vec<Queue> = self.active.iter().cloned().collect();
         for queue in active {
@@ -358,7 +377,9 @@ impl Dispatcher {
         self.looking = false;
         match work {
             Ok((listed, last)) => {
+                let there: HashSet<TaskId> = listed.iter().filter_map(|one| one.task).collect();
                 self.out.look(listed, began, Instant::now());
+                self.look_for_lost(&there, began);
                 let mut lines = self.backlog.lines();
                 for queue in &self.active {
                     if let Some(line) = lines.get_mut(queue) {
@@ -368,13 +389,15 @@ impl Dispatcher {
                 let lost = lines
                     .values_mut()
                     .filter_map(|line| line.rewind(last, began).then(|| line.queue.clone()));
-                let lost: Vec<Queue> = lost.collect();
+                let lost: HashSet<Queue> = lost.collect();
                 drop(lines);
                 if !lost.is_empty() {
                     tracing::warn!(
                         queues = lost.len(),
                         "the log has lost its end, or was made anew: queues are read from its beginning"
                     );
+                    // What was handed over has other places in it.
+                    self.unended.retain(|queue| !lost.contains(queue));
                 }
                 for queue in lost {
                     self.readers.remove(&queue);

@@ -275,6 +275,11 @@ impl Out {
         self.remove(task, now)
     }
 
+    /// Whether a task was heard to have ended since the last look began.
+    pub(crate) fn has_ended(&self, task: TaskId) -> bool {
+        self.ended.contains_key(&task)
+    }
+
     /// What WORK held at some time after `began`.
     pub(crate) fn look(&mut self, listed: Vec<Listed>, began: Instant, now: Instant) {
         self.is_known = true;

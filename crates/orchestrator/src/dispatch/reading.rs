@@ -7,7 +7,7 @@ use futures::FutureExt as _;
 use messaging::{BrokerError, Event, MAX_BATCH, Page, Reader, Written};
 use prost::Message as _;
 use task_log::deadline::Kept;
-use task_log::{Queue, TaskLog, TaskLogError, Touch};
+use task_log::{Cursor, Queue, TaskLog, TaskLogError, Touch};
 
 use super::{Answer, Dispatcher, unreadable};
 use crate::backlog::FORGET_AFTER;
@@ -35,10 +35,10 @@ const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Such looks at each tick at most.
 const LOOKS: usize = 64;
 
-/// A queue's cursor: its revision and its sequence, `None` for a queue that never had one.
+/// A queue's cursor and its revision, `None` for a queue that never had one.
 pub(super) struct Opened {
     queue: Queue,
-    cursor: Result<Option<(u64, u64)>, BrokerError>,
+    cursor: Result<Option<(u64, Cursor)>, BrokerError>,
 }
 
 /// What came of reading a queue on.
@@ -140,7 +140,7 @@ impl Dispatcher {
                 }
                 let cursor = cursor.map(|found| {
                     let entry = found?;
-                    Some((entry.revision, entry.value.sequence))
+                    Some((entry.revision, entry.value))
                 });
                 Answer::Opened(Opened { queue, cursor })
             };
@@ -153,7 +153,9 @@ impl Dispatcher {
         if self.serves(&queue) {
             match cursor {
                 Ok(cursor) => {
-                    let sequence = cursor.map_or(1, |(_, sequence)| sequence);
+                    let (from, sequence) =
+                        cursor.map_or((1, 1), |(_, cursor)| (cursor.open_from(), cursor.sequence));
+                    self.unended.open(&queue, from..sequence);
                     self.saving.opened(&queue, cursor);
                     let now = Instant::now();
                     let mut line = Line::new(queue.clone(), sequence, now);
@@ -331,7 +333,9 @@ impl Dispatcher {
         let Some(&(revision, at)) = self.known.get(queue) else {
             return;
         };
-        if self.mandate.borrow().age(at, now) < FORGET_AFTER || self.saving.is_due(queue) {
+        // Who opens it anew finds what is lost of it.
+        let is_open = self.unended.first(queue).is_some() || self.saving.is_due(queue);
+        if is_open || self.mandate.borrow().age(at, now) < FORGET_AFTER {
             return;
         }
         let (records, key, since) = (self.records.clone(), queue.key(), self.known_to);

@@ -204,10 +204,15 @@ impl Dispatcher {
         let line = lines.get_mut(&queue);
         match result {
             Ok(outcome) => {
+                let is_here = line.is_some();
                 if let Some(line) = line {
                     line.done(head.sequence);
                 }
                 drop(lines);
+                let is_open = outcome != Handed::Ended && !self.out.has_ended(task);
+                if is_here && is_open {
+                    self.unended.add(task, &queue, head.sequence, now);
+                }
                 match outcome {
                     Handed::Dispatched => {
                         metrics::counter!("inkstone_orchestrator_dispatched_total").increment(1);

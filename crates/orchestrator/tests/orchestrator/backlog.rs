@@ -9,10 +9,10 @@ use serde_json::Value;
 use crate::support::{Platform, submitted, until};
 
 /// An orchestrator in a process of its own.
-struct Process(Child);
+pub(crate) struct Process(Child);
 
 impl Process {
-    fn start(platform: &Platform) -> Self {
+    pub(crate) fn start(platform: &Platform) -> Self {
         let objects = format!("file://{}/objects", platform.nats.folder().display());
         let [admin, grpc] = [0; 2].map(|_| {
             let port = nats_server::free_port().unwrap();
@@ -38,7 +38,7 @@ impl Process {
         number.unwrap().parse().unwrap()
     }
 
-    fn kill(&mut self) {
+    pub(crate) fn kill(&mut self) {
         self.0.kill().unwrap();
         self.0.wait().unwrap();
     }

@@ -8,5 +8,6 @@
 mod aged;
 mod backlog;
 mod dispatch;
+mod lost;
 mod support;
 mod waits;

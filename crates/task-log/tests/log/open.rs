@@ -36,7 +36,9 @@ async fn announce(log: &TaskLog, event: &contract::task::Submitted) -> Queue {
 async fn pass(log: &TaskLog, queue: &Queue) {
     let sequence = log.last_sequence().await.unwrap() + 1;
     let cursors = log.cursors().await.unwrap();
-    let stored = cursors.put(&queue.key(), &Cursor { sequence }).await;
+    let stored = cursors
+        .put(&queue.key(), &Cursor::new(sequence, sequence))
+        .await;
     stored.unwrap();
 }
 
@@ -95,4 +97,25 @@ async fn what_an_earlier_version_left_waiting_is_in_queues_that_are_known() {
     assert!(consumers.iter().all(|(other, _)| other != name));
     // Once more changes nothing.
     log.adopt_older_backlog().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_whose_dispatch_is_lost_is_open_until_it_ends() {
+    let (_server, log) = scratch_log().await;
+    let lane: Lane = "standard-image".parse().unwrap();
+    let ended = submit(&log, &lane, 100).await;
+    let lost = submit(&log, &lane, 200).await;
+    let queue = announce(&log, &ended).await;
+    let end = async |event: &contract::task::Submitted| {
+        let ended = log.end(&TaskRef::of(event).unwrap(), &cancelled()).await;
+        assert_eq!(ended.unwrap(), Ended::First);
+    };
+    end(&ended).await;
+    // Both were handed over, and nothing is in WORK.
+    let cursor = Cursor::new(log.last_sequence().await.unwrap() + 1, 1);
+    let cursors = log.cursors().await.unwrap();
+    cursors.put(&queue.key(), &cursor).await.unwrap();
+    assert_eq!(log.open_since().await.unwrap(), at(200));
+    end(&lost).await;
+    assert_eq!(log.open_since().await.unwrap(), None);
 }

@@ -6,7 +6,7 @@ use contract::TaskId;
 use contract::task::{Dispatch, Phase, State, Submitted};
 use messaging::{BrokerError, Puller};
 use prost::Message as _;
-use task_log::{Cursor, Handed, Handover, Queue, Record, TaskLog, TaskRef};
+use task_log::{Cursor, Handed, Handover, Missed, Queue, Record, TaskLog, TaskRef};
 
 use crate::support::{Bench, bench, cancelled, scratch_log, submitted, tenant};
 
@@ -176,6 +176,51 @@ async fn handing_a_task_over_overwrites_no_state_and_leaves_alone_what_has_ended
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_task_whose_dispatch_is_lost_is_handed_over_again_unless_it_has_ended() {
+    let Bench {
+        server: _server,
+        broker,
+        log,
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    log.submit(&event).await.unwrap();
+    let to = handover(&event);
+    let task = to.task.clone();
+    log.hand_over(to.clone()).await.unwrap();
+    let again = async |though_running| {
+        let again = log.hand_over_again(&task, 1, though_running).await;
+        again.unwrap()
+    };
+    assert_eq!(again(false).await, Missed::There);
+    let purge = async || {
+        let work = broker.queue("WORK");
+        work.keep_last("inkstone.work.>", 0).await.unwrap()
+    };
+    assert_eq!(purge().await, 1);
+    // The broker remembers the id of the first.
+    assert_eq!(log.hand_over(to).await.unwrap(), Handed::Already);
+    assert_eq!(again(false).await, Missed::Dispatched);
+    assert_eq!(purge().await, 1);
+    let running = State {
+        phase: Phase::Running.into(),
+        attempt: 1,
+        ..State::default()
+    };
+    log.set_state(&task, &running).await.unwrap();
+    assert_eq!(again(false).await, Missed::Running);
+    assert_eq!(again(true).await, Missed::Dispatched);
+    let record = log.read(&task.tenant, task.task).await.unwrap().unwrap();
+    assert_eq!(record.state, Some(running), "its state stays");
+    assert_eq!(purge().await, 1);
+    log.end(&task, &cancelled()).await.unwrap();
+    assert_eq!(again(true).await, Missed::Over);
+    let nobodys = handover(&submitted(TaskId::random())).task;
+    let again = log.hand_over_again(&nobodys, 1, true).await;
+    assert_eq!(again.unwrap(), Missed::Over);
+    assert_eq!(purge().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_queue_is_read_in_turn_and_page_by_page_with_what_is_left_behind() {
     let (_server, log) = scratch_log().await;
     for number in 0..30 {
@@ -212,7 +257,7 @@ async fn a_cursor_goes_when_nothing_of_its_queue_is_left_and_not_when_it_was_wri
     let there = Queue::of_key("standard-image.acme").unwrap();
     let gone = Queue::of_key("standard-image.other").unwrap();
     let cursors = log.cursors().await.unwrap();
-    let cursor = |sequence| Cursor { sequence };
+    let cursor = |sequence| Cursor::new(sequence, sequence);
     cursors.create(&there.key(), &cursor(1)).await.unwrap();
     let first = cursors.create(&gone.key(), &cursor(7)).await.unwrap();
     let second = cursors.update(&gone.key(), &cursor(8), first).await;
