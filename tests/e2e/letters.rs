@@ -204,6 +204,61 @@ async fn a_letter_that_is_of_no_use_any_more_is_removed_and_again_is_no_error() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_decoded_is_listed_by_its_place_says_why_and_can_be_removed() {
+    let platform = Platform::start().await;
+    let log = platform.connect().await.log("DEAD");
+    let good = "acme.0197c5a2-0000-7000-8000-000000000001";
+    let bad = "acme.0197c5a2-0000-7000-8000-000000000002.webhook";
+    let letter = DeadLetter {
+        tenant: "acme".to_owned(),
+        code: "internal".to_owned(),
+        ..DeadLetter::default()
+    };
+    put(&platform, good, &letter).await;
+    for subject in [bad, "not-ours"] {
+        let subject = format!("inkstone.dead.{subject}");
+        log.put(&subject, "\u{7f}".into()).await.unwrap();
+    }
+    let all = ids(&platform, &[]);
+    let [first, place, nameless] = &all[..] else {
+        panic!("{all:?}");
+    };
+    assert_eq!(first, good);
+    assert!(place.parse::<u64>().is_ok(), "{place}");
+    assert_eq!(ids(&platform, &["--kind", "webhook"]), [place.as_str()]);
+    assert_eq!(ids(&platform, &["--code", "internal"]), [good]);
+    let listed = dead(&platform, &["list"]).unwrap();
+    assert!(listed.contains("undecodable"), "{listed}");
+
+    let shown = dead(&platform, &["show", place]).unwrap();
+    for part in [bad, "cannot be decoded", "webhook", "acme"] {
+        assert!(shown.contains(part), "{shown}");
+    }
+    let shown = dead(&platform, &["show", nameless]).unwrap();
+    assert!(shown.contains("its subject"), "{shown}");
+    // By its name it is found as well.
+    let shown = dead_json(&platform, &["show", bad]);
+    assert_eq!(shown["id"], place.as_str());
+    assert_eq!(shown["undecodable"], true);
+    assert_eq!(shown["payload_hex"], "7f");
+    let refused = dead(&platform, &["retry", place]).unwrap_err();
+    assert!(refused.contains("cannot be decoded"), "{refused}");
+
+    // A number hits nothing that has a name.
+    let removed = dead(&platform, &["remove", "1"]).unwrap_err();
+    assert!(removed.contains(good), "{removed}");
+    for place in [place, nameless] {
+        let removed = dead(&platform, &["remove", place]).unwrap();
+        assert!(removed.contains("undecodable"), "{removed}");
+        let again = dead(&platform, &["remove", place]).unwrap();
+        assert!(again.contains("was not there"), "{again}");
+    }
+    assert_eq!(ids(&platform, &[]), [good]);
+    let gone = dead(&platform, &["retry", place]).unwrap_err();
+    assert!(gone.contains("there is no dead letter"), "{gone}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_webhook_that_was_given_up_is_told_again() {
     let hook = Hook::start();
     let settings = [

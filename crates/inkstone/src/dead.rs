@@ -40,7 +40,7 @@ pub(crate) struct DeadArgs {
 enum DeadCommand {
     /// List dead letters, oldest first.
     List(ListArgs),
-    /// Show one letter with what it holds a copy of.
+    /// Show one letter with what it holds a copy of. One that cannot be decoded has a number for its id.
     Show {
         /// Its id, as a list has it.
         id: String,
@@ -176,7 +176,7 @@ impl Letters {
                 "{:<54} {:<20} {:<22} {reason}",
                 info.id,
                 at(&letter),
-                letter.code
+                code(info, &letter)
             );
         }
         if !next.is_empty() {
@@ -206,7 +206,7 @@ impl Letters {
         line("url", &one_line(&url(&info).unwrap_or_default()));
         line("lane", &letter.lane);
         line("at", &at(&letter));
-        line("code", &letter.code);
+        line("code", code(&info, &letter));
         line("reason", &one_line(&letter.reason));
         line("key", &letter.app_key);
         line("subject", &one_line(&letter.subject));
@@ -271,10 +271,18 @@ fn print(value: &Value) -> Result<(), CliError> {
 
 fn kind(info: &DeadLetterInfo) -> &'static str {
     match info.kind() {
-        DeadLetterKind::Unspecified => "",
+        DeadLetterKind::Unspecified => "unknown",
         DeadLetterKind::Task => "task",
         DeadLetterKind::Intake => "intake",
         DeadLetterKind::Webhook => "webhook",
+    }
+}
+
+/// Its code; one that cannot be decoded has none.
+fn code<'a>(info: &DeadLetterInfo, letter: &'a DeadLetter) -> &'a str {
+    match info.undecodable {
+        true => "undecodable",
+        false => &letter.code,
     }
 }
 
@@ -282,7 +290,7 @@ fn kind(info: &DeadLetterInfo) -> &'static str {
 fn summary(info: &DeadLetterInfo) -> String {
     let letter = info.letter.clone().unwrap_or_default();
     let reason = one_line(&letter.reason);
-    let (kind, code, at) = (kind(info), &letter.code, at(&letter));
+    let (kind, code, at) = (kind(info), code(info, &letter), at(&letter));
     format!("{kind}, {code}, {at}: {reason}")
 }
 
@@ -342,6 +350,7 @@ fn as_json(info: &DeadLetterInfo) -> Value {
         "subject": letter.subject,
         "headers": letter.headers,
         "payload_size": info.payload_size,
+        "undecodable": info.undecodable,
     });
     if !hex.is_empty() {
         value["payload_hex"] = hex.into();

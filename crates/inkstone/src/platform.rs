@@ -384,6 +384,7 @@ impl Starting<'_> {
             ("intake.max_size", "64MiB".to_owned()),
             ("notices.outcomes_max_size", "64MiB".to_owned()),
             ("webhooks.max_size", "64MiB".to_owned()),
+            ("refunds.max_size", "16MiB".to_owned()),
             ("audit.max_size", "64MiB".to_owned()),
         ];
         // What the environment says holds. A port that the system picks is not known before the gateway has it.

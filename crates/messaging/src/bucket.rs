@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use async_nats::jetstream::kv::{self, CreateErrorKind, Operation, UpdateErrorKind};
+use async_nats::jetstream::stream::LastRawMessageErrorKind;
 use bytes::Bytes;
 use futures::{StreamExt as _, TryStreamExt as _};
 use lifecycle::Tasks;
@@ -122,14 +123,30 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
         }))
     }
 
+    /// Whether there is a value at `key`, by who leads the bucket: what was stored before is seen, as [`get`](Self::get), which any copy
+    /// answers, does not promise.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn holds(&self, key: &str) -> Result<bool, BrokerError> {
+        let subject = format!("$KV.{}.{key}", self.name);
+        let last = self.store.stream.get_last_raw_message_by_subject(&subject);
+        match last.await {
+            Ok(message) => Ok(message.headers.get("KV-Operation").is_none()),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(false),
+            Err(error) => Err(BrokerError::request("reading a bucket")(error)),
+        }
+    }
+
     /// Stores a value at a key that has none.
     ///
     /// # Errors
-    /// [`BrokerError::Conflict`] when it has one.
+    /// [`BrokerError::Conflict`] when it has one, [`BrokerError::Full`] when a bucket [of a size](Broker::bucket_of_size) has no room.
     pub async fn create(&self, key: &str, value: &T) -> Result<u64, BrokerError> {
         let created = self.store.create(key, self.encode(key, value)?).await;
         created.map_err(|error| match error.kind() {
             CreateErrorKind::AlreadyExists => self.conflict(key),
+            _ if crate::is_full(&error) => BrokerError::Full { stream: self.name },
             _ => BrokerError::request("writing a bucket")(error),
         })
     }

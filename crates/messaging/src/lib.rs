@@ -20,7 +20,6 @@ use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::jetstream;
-use async_nats::jetstream::context::PublishError;
 use async_nats::jetstream::stream::{Config, Republish};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
@@ -156,9 +155,10 @@ impl BrokerError {
 }
 
 /// Whether the broker refused because the stream has no room. It does not say more than that it could not store.
-fn is_full(error: &PublishError) -> bool {
-    let cause = std::error::Error::source(error);
-    let refusal = cause.and_then(|cause| cause.downcast_ref::<jetstream::Error>());
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    // A bucket's errors lie around those of its stream.
+    let mut causes = std::iter::successors(Some(error), |&error| error.source());
+    let refusal = causes.find_map(|cause| cause.downcast_ref::<jetstream::Error>());
     refusal.is_some_and(|it| it.error_code() == jetstream::ErrorCode::STREAM_STORE_FAILED)
 }
 
@@ -332,10 +332,34 @@ impl Broker {
         name: &'static str,
         max_age: Duration,
     ) -> Result<Bucket<T>, BrokerError> {
+        self.open_bucket(name, max_age, -1).await
+    }
+
+    /// The same of one that takes `max_bytes`, which the broker sets aside. Full it refuses what is new.
+    ///
+    /// # Errors
+    /// When the broker refuses.
+    pub async fn bucket_of_size<T>(
+        &self,
+        name: &'static str,
+        max_age: Duration,
+        max_bytes: settings::ByteSize,
+    ) -> Result<Bucket<T>, BrokerError> {
+        let max_bytes = i64::try_from(max_bytes.bytes()).unwrap_or(i64::MAX);
+        self.open_bucket(name, max_age, max_bytes).await
+    }
+
+    async fn open_bucket<T>(
+        &self,
+        name: &'static str,
+        max_age: Duration,
+        max_bytes: i64,
+    ) -> Result<Bucket<T>, BrokerError> {
         let config = jetstream::kv::Config {
             bucket: name.to_owned(),
             history: 1,
             max_age,
+            max_bytes,
             num_replicas: self.shared.settings.replicas,
             ..jetstream::kv::Config::default()
         };

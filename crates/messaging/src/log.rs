@@ -83,7 +83,7 @@ impl Event {
     }
 
     /// When the broker stored it.
-    pub(crate) fn stored_at(&self) -> Option<SystemTime> {
+    pub fn stored_at(&self) -> Option<SystemTime> {
         let time = self.headers.get(async_nats::header::NATS_TIME_STAMP)?;
         let time = time.as_str();
         Some(time.parse::<jiff::Timestamp>().ok()?.into())

@@ -107,7 +107,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     watch_dependencies(&service, &broker, &storage, &log, max_size);
 
     let waiting = Arc::new(Waiting::new(log.clone(), service.tasks.clone()));
-    let meter = Arc::new(Meter::open(&broker, meter::now).await?);
+    let meter = Arc::new(Meter::open(&broker, meter::now, settings.refunds.max_size).await?);
     meter.clone().keep_up(&service);
     let learned = learning::Learned::start(&service, &broker, &log).await?;
     let backlog = dispatch(

@@ -48,6 +48,8 @@ pub struct Settings {
     pub notices: NoticeSettings,
     /// Webhooks.
     pub webhooks: WebhookSettings,
+    /// What is known of charges that were given back.
+    pub refunds: RefundSettings,
     /// The way to addresses that callers name.
     pub egress: EgressSettings,
     /// Files that callers have sent.
@@ -207,11 +209,22 @@ impl WebhookSettings {
     }
 }
 
+/// What is known of charges that were given back.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RefundSettings {
+    /// Bytes of it.
+    pub max_size: ByteSize,
+}
+
 /// The lanes that every tier without its own falls back to.
 pub(crate) const FALLBACK_TIER: &str = "standard";
 
 /// The longest that a message may wait: auth takes no older proof.
 const MAX_AGE: Duration = Duration::from_secs(8 * 24 * 60 * 60);
+
+/// The smallest size of what is known of charges that were given back: with zero the broker would set no limit.
+const MIN_REFUNDS: ByteSize = ByteSize::of(64 << 10);
 
 /// The shortest grace: longer than a worker takes from storing a picture to naming it.
 const MIN_GRACE: Duration = Duration::from_secs(60);
@@ -273,6 +286,9 @@ impl settings::Settings for Settings {
         if retention.sweep_every.duration().is_zero() {
             let problem = "must be longer than nothing";
             return Err(Self::invalid("retention.sweep_every", problem));
+        }
+        if self.refunds.max_size < MIN_REFUNDS {
+            return Err(Self::invalid("refunds.max_size", "must be 64KiB at least"));
         }
         let file = self.audit.file_size.bytes();
         if !(1024..=64 << 20).contains(&file) {

@@ -19,6 +19,17 @@ pub(crate) struct Use {
     pub(crate) pixel_steps: u64,
 }
 
+/// A day's record.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Day {
+    /// What is used or set aside. Once all that the record held, so it stands beside the rest.
+    #[serde(flatten)]
+    pub(crate) used: Use,
+    /// The refunds that are taken from it and may not be known elsewhere so far.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) refunds: Vec<String>,
+}
+
 /// What a day may hold; none is no limit.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct DayLimit {
@@ -172,6 +183,18 @@ mod tests {
             images,
             pixel_steps,
         }
+    }
+
+    #[test]
+    fn a_days_record_is_read_by_and_from_versions_that_name_no_refunds() {
+        let old = serde_json::to_string(&used(3, 400)).unwrap();
+        let mut day: Day = serde_json::from_str(&old).unwrap();
+        assert_eq!((day.used, day.refunds.len()), (used(3, 400), 0));
+        assert_eq!(serde_json::to_string(&day).unwrap(), old);
+        day.refunds.push("task.1".to_owned());
+        let new = serde_json::to_string(&day).unwrap();
+        assert_eq!(serde_json::from_str::<Day>(&new).unwrap(), day);
+        assert_eq!(serde_json::from_str::<Use>(&new).unwrap(), used(3, 400));
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::SystemTime;
 
+use bytes::Bytes;
 use contract::TenantId;
 use contract::task::DeadLetter;
+use prost::Message as _;
 
-use crate::{TaskLog, TaskLogError, decode};
+use crate::{TaskLog, TaskLogError};
 
 const SUBJECT: &str = "inkstone.dead.";
 /// Letters that are read together: each holds a message of up to some hundred KiB.
@@ -67,8 +69,8 @@ impl FromStr for LetterId {
     type Err = &'static str;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        const PROBLEM: &str =
-            "a letter is TENANT.TASK, TENANT.TASK.intake or TENANT.TASK.webhook, as a list has it";
+        const PROBLEM: &str = "a letter is TENANT.TASK, TENANT.TASK.intake or TENANT.TASK.webhook, or a number if it cannot be decoded, \
+                               as a list has it";
         let parts: Vec<&str> = text.split('.').collect();
         let kind = match parts[..] {
             [_, _] => LetterKind::Task,
@@ -86,6 +88,35 @@ impl FromStr for LetterId {
     }
 }
 
+/// How a letter is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LetterName {
+    /// By its name.
+    Id(LetterId),
+    /// One that cannot be decoded, by its place in DEAD.
+    Place(u64),
+}
+
+impl fmt::Display for LetterName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => write!(f, "{id}"),
+            Self::Place(sequence) => write!(f, "{sequence}"),
+        }
+    }
+}
+
+impl FromStr for LetterName {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.parse() {
+            Ok(sequence) => Ok(Self::Place(sequence)),
+            Err(_) => Ok(Self::Id(text.parse()?)),
+        }
+    }
+}
+
 /// A letter and where it lies.
 #[derive(Debug, Clone)]
 pub struct Letter {
@@ -96,6 +127,26 @@ pub struct Letter {
     /// What it says.
     pub says: DeadLetter,
 }
+
+/// One that cannot be decoded, and where it lies.
+#[derive(Debug, Clone)]
+pub struct Undecodable {
+    /// Its place in DEAD.
+    pub sequence: u64,
+    /// Its subject there.
+    pub subject: String,
+    /// Its name, where it has one that a letter has.
+    pub id: Option<LetterId>,
+    /// When the broker stored it.
+    pub at: Option<SystemTime>,
+    /// What is wrong with it.
+    pub problem: String,
+    /// What it is.
+    pub payload: Bytes,
+}
+
+/// What lies in DEAD.
+pub type Found = Result<Letter, Undecodable>;
 
 /// Which letters.
 #[derive(Debug, Clone, Default)]
@@ -110,6 +161,8 @@ impl WantedLetters {
     fn filter(&self) -> String {
         let tenant = self.tenant.as_ref().map_or("*", TenantId::as_str);
         match self.kind {
+            // With what has no letter's name.
+            None if self.tenant.is_none() => format!("{SUBJECT}>"),
             None => format!("{SUBJECT}{tenant}.>"),
             Some(LetterKind::Task) => format!("{SUBJECT}{tenant}.*"),
             Some(kind) => format!("{SUBJECT}{tenant}.*.{}", kind.word()),
@@ -127,15 +180,11 @@ impl TaskLog {
         &self,
         wanted: &WantedLetters,
         from: u64,
-    ) -> Result<(Vec<Letter>, Option<u64>), TaskLogError> {
+    ) -> Result<(Vec<Found>, Option<u64>), TaskLogError> {
         let filter = wanted.filter();
         let events = self.dead.from_sequence(&filter, from, TOGETHER).await?;
         let next = events.last().map(|event| event.sequence + 1);
-        // One that cannot be decoded keeps nobody from the others.
-        let letters = events
-            .iter()
-            .filter_map(|event| letter(event).ok().flatten());
-        Ok((letters.collect(), next))
+        Ok((events.iter().map(found).collect(), next))
     }
 
     /// The place in DEAD of the first of these letters that was written at `time` or later; `None` where there is none.
@@ -153,32 +202,50 @@ impl TaskLog {
     /// One letter.
     ///
     /// # Errors
-    /// When the broker does not answer, or the letter cannot be decoded.
-    pub async fn letter(&self, id: &LetterId) -> Result<Option<Letter>, TaskLogError> {
-        let found = self.dead.last(&format!("{SUBJECT}{id}")).await?;
-        found.as_ref().map_or(Ok(None), letter)
+    /// When the broker does not answer.
+    pub async fn letter(&self, name: &LetterName) -> Result<Option<Found>, TaskLogError> {
+        let event = match name {
+            LetterName::Id(id) => self.dead.last(&format!("{SUBJECT}{id}")).await?,
+            LetterName::Place(sequence) => {
+                let all = format!("{SUBJECT}>");
+                let mut events = self.dead.from_sequence(&all, *sequence, 1).await?;
+                events.pop().filter(|event| event.sequence == *sequence)
+            }
+        };
+        Ok(event.as_ref().map(found))
     }
 
-    /// Removes a letter, and none that was written in its place since; true when this did it. One that is gone is no error.
+    /// Removes what lies at a place in DEAD, and none that was written at its subject since; true when this did it. One that is gone is no
+    /// error.
     ///
     /// # Errors
     /// When the broker does not confirm.
-    pub async fn remove_letter(&self, letter: &Letter) -> Result<bool, TaskLogError> {
-        Ok(self.dead.remove(letter.sequence).await?)
+    pub async fn remove_letter(&self, sequence: u64) -> Result<bool, TaskLogError> {
+        Ok(self.dead.remove(sequence).await?)
     }
 }
 
-/// `None` for what has a name that no letter of ours has.
-fn letter(event: &messaging::Event) -> Result<Option<Letter>, TaskLogError> {
+fn found(event: &messaging::Event) -> Found {
+    let sequence = event.sequence;
     let name = event.subject.strip_prefix(SUBJECT).unwrap_or_default();
-    let Ok(id) = name.parse() else {
-        return Ok(None);
+    let id: Option<LetterId> = name.parse().ok();
+    let says = DeadLetter::decode(event.payload.clone());
+    let problem = match (&id, says) {
+        (Some(id), Ok(says)) => {
+            let id = id.clone();
+            return Ok(Letter { id, sequence, says });
+        }
+        (Some(_), Err(error)) => error.to_string(),
+        (None, _) => "its subject is not a letter's".to_owned(),
     };
-    Ok(Some(Letter {
+    Err(Undecodable {
+        sequence,
+        subject: event.subject.clone(),
         id,
-        sequence: event.sequence,
-        says: decode("dead letter", &event.payload)?,
-    }))
+        at: event.stored_at(),
+        problem,
+        payload: event.payload.clone(),
+    })
 }
 
 #[cfg(test)]
@@ -209,5 +276,9 @@ mod tests {
             assert_eq!(kind(bad), None, "{bad}");
         }
         assert_eq!(task.parse::<LetterId>().unwrap().to_string(), task);
+        assert_eq!("17".parse::<LetterName>(), Ok(LetterName::Place(17)));
+        let id = task.parse::<LetterId>().unwrap();
+        assert_eq!(task.parse::<LetterName>(), Ok(LetterName::Id(id)));
+        assert!("acme.*".parse::<LetterName>().is_err());
     }
 }

@@ -41,7 +41,7 @@ pub use due::{Due, slot_of};
 pub use error::TaskLogError;
 pub use follow::{Following, Happened, Stretch, What};
 pub use intake::{Commit, Committer, Intake};
-pub use letters::{Letter, LetterId, LetterKind, WantedLetters};
+pub use letters::{Found, Letter, LetterId, LetterKind, LetterName, Undecodable, WantedLetters};
 pub use listing::{Page, Wanted};
 pub use queue::{Cursor, Queue, Touch};
 pub use record::{Record, TaskRef, has_listeners};

@@ -14,7 +14,9 @@ use contract::v1::{self, TaskEvent, TaskPhase};
 use contract::{ErrorCode, Failure, TaskId, TenantId};
 use messaging::{Broker, Outgoing, WorkQueue};
 use prost::Message as _;
-use task_log::{Letter, LetterId, LetterKind, Record, Submission, TaskLogError, TaskRef};
+use task_log::{
+    Found, Letter, LetterId, LetterKind, LetterName, Record, Submission, TaskLogError, TaskRef,
+};
 
 use crate::auth::Auth;
 use crate::backlog::queue_of;
@@ -25,6 +27,7 @@ use crate::models;
 use crate::notices::webhook;
 use crate::notices::{Outcomes, Target};
 use crate::tasks::Tasks;
+use page::place;
 
 /// The use cases.
 pub(crate) struct Letters {
@@ -55,27 +58,49 @@ impl Letters {
     }
 
     /// One letter.
-    pub(crate) async fn get(&self, id: &LetterId) -> Result<Letter, CallError> {
-        let found = self.tasks.log.letter(id).await?;
-        found.ok_or_else(|| no_letter(id))
+    pub(crate) async fn get(&self, name: &LetterName) -> Result<Found, CallError> {
+        let found = self.find(name).await?;
+        found.ok_or_else(|| no_letter(name))
+    }
+
+    /// By its place none is found that has a name: a number that is mistaken must not hit it.
+    async fn find(&self, name: &LetterName) -> Result<Option<Found>, CallError> {
+        match (name, self.tasks.log.letter(name).await?) {
+            (LetterName::Place(place), Some(Ok(letter))) => {
+                let text = format!("what lies at {place} can be decoded: it is {}", letter.id);
+                Err(Failure::invalid("id", text).into())
+            }
+            (_, found) => Ok(found),
+        }
     }
 
     /// Has what a letter holds tried again, and removes the letter. Of a task's letter that is gone since, it says again what it made: the
     /// first answer may have been lost.
-    pub(crate) async fn retry(&self, id: &LetterId) -> Result<Retried, CallError> {
-        let Some(letter) = self.tasks.log.letter(id).await? else {
+    pub(crate) async fn retry(&self, name: &LetterName) -> Result<Retried, CallError> {
+        let (id, letter) = match (name, self.find(name).await?) {
+            (LetterName::Id(id), Some(Ok(letter))) => (id, Some(letter)),
+            (LetterName::Id(id), None) => (id, None),
+            (_, Some(Err(found))) => {
+                let (problem, place) = (&found.problem, found.sequence);
+                return Err(cannot(&format!(
+                    "it cannot be decoded ({problem}); `inkstone dead remove {place}` removes it"
+                )));
+            }
+            (LetterName::Place(_), _) => return Err(no_letter(name)),
+        };
+        let Some(letter) = letter else {
             let made = match (id.kind(), id.tenant().parse::<TenantId>()) {
                 (LetterKind::Task, Ok(tenant)) => self.made(&tenant, again(&tenant, id)).await?,
                 _ => None,
             };
-            return made.ok_or_else(|| no_letter(id));
+            return made.ok_or_else(|| no_letter(name));
         };
         let retried = match id.kind() {
             LetterKind::Task => self.retry_task(&letter).await?,
             LetterKind::Intake => self.retry_submission(&letter).await?,
             LetterKind::Webhook => self.retry_webhook(&letter).await?,
         };
-        self.tasks.log.remove_letter(&letter).await?;
+        self.tasks.log.remove_letter(letter.sequence).await?;
         metrics::counter!("inkstone_orchestrator_letters_retried_total", "kind" => word(id.kind()))
             .increment(1);
         tracing::info!(letter = %id, task = ?retried.task, "a dead letter is tried again");
@@ -84,18 +109,21 @@ impl Letters {
 
     /// Removes a letter that is of no use any more, and says what it was; `None` when there is no such letter. Another that is written in its
     /// place meanwhile stays.
-    pub(crate) async fn remove(&self, id: &LetterId) -> Result<Option<Letter>, CallError> {
-        let log = &self.tasks.log;
-        let Some(letter) = log.letter(id).await? else {
+    pub(crate) async fn remove(&self, name: &LetterName) -> Result<Option<Found>, CallError> {
+        let Some(found) = self.find(name).await? else {
             return Ok(None);
         };
-        if !log.remove_letter(&letter).await? {
+        if !self.tasks.log.remove_letter(place(&found)).await? {
             return Ok(None);
         }
-        metrics::counter!("inkstone_orchestrator_letters_removed_total", "kind" => word(id.kind()))
+        let (kind, code) = match &found {
+            Ok(letter) => (word(letter.id.kind()), letter.says.code.as_str()),
+            Err(_) => ("undecodable", ""),
+        };
+        metrics::counter!("inkstone_orchestrator_letters_removed_total", "kind" => kind)
             .increment(1);
-        tracing::info!(letter = %id, code = letter.says.code, "a dead letter is removed");
-        Ok(Some(letter))
+        tracing::info!(letter = %name, code, "a dead letter is removed");
+        Ok(Some(found))
     }
 
     /// Submits a failed task again: as it was, on the same version if that is still there. It is the operator's wish, so it is charged to
@@ -301,7 +329,7 @@ fn submission(subject: &str, headers: &HashMap<String, String>, payload: &[u8]) 
     })
 }
 
-fn no_letter(id: &LetterId) -> CallError {
+fn no_letter(id: &LetterName) -> CallError {
     let text = format!(
         "there is no dead letter {id}: it never was, has expired, or was tried again or removed"
     );

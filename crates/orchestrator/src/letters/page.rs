@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use contract::Failure;
 use contract::orchestrator::{DeadLetterKind, ListDeadLettersRequest};
-use task_log::{Letter, LetterKind, TaskLog, WantedLetters};
+use task_log::{Found, Letter, LetterKind, TaskLog, WantedLetters};
 
 use crate::error::CallError;
 
@@ -62,7 +62,7 @@ impl Asked {
     }
 
     /// The page, and the token of the next.
-    pub(super) async fn fetch(&self, log: &TaskLog) -> Result<(Vec<Letter>, String), CallError> {
+    pub(super) async fn fetch(&self, log: &TaskLog) -> Result<(Vec<Found>, String), CallError> {
         let mut from = match (self.from, self.since) {
             (Some(from), _) => from,
             (None, None) => 1,
@@ -79,9 +79,11 @@ impl Asked {
             };
             for letter in letters {
                 looked_at += 1;
-                let is_wanted = self.code.is_empty() || self.code == letter.says.code;
+                // One that cannot be decoded has none.
+                let has_code = |letter: &Letter| letter.says.code == self.code;
+                let is_wanted = self.code.is_empty() || letter.as_ref().is_ok_and(has_code);
                 if is_wanted && page.len() == self.size {
-                    return Ok((page, letter.sequence.to_string()));
+                    return Ok((page, place(&letter).to_string()));
                 }
                 if is_wanted {
                     page.push(letter);
@@ -92,6 +94,14 @@ impl Asked {
                 return Ok((page, from.to_string()));
             }
         }
+    }
+}
+
+/// Where it lies.
+pub(super) fn place(found: &Found) -> u64 {
+    match found {
+        Ok(letter) => letter.sequence,
+        Err(undecodable) => undecodable.sequence,
     }
 }
 

@@ -4,18 +4,17 @@
 //! is stored: the outcome in OUTCOMES, the delivery in WEBHOOKS. From there [`webhook`] carries deliveries out. Producers of whom the task's
 //! submission does not know, because their message came later, are told by [`late`].
 //!
-//! What a task was charged for that was cancelled or did not begin in time is given back here, too ([`refunds`]): its end may be any
+//! What a task was charged for that was cancelled or did not begin in time is given back here, too ([`Meter::refund`]): its end may be any
 //! orchestrator's or a worker's, whoever wrote it may not have heard that it is stored, and each end comes by here.
 
 mod busy;
 pub(crate) mod late;
 mod outcome;
-mod refunds;
 mod retry;
 pub(crate) mod webhook;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use contract::ErrorCode;
 use contract::json::TaskEventJson;
@@ -25,12 +24,12 @@ use lifecycle::Tasks as ServiceTasks;
 use messaging::{Broker, BrokerError, Delivery, Outgoing, WorkQueue};
 use prost::Message as _;
 use task_log::{LetterKind, Record, TaskLog, TaskLogError, TaskRef, deadline, has_listeners};
+use tokio::time::Instant;
 
 use crate::meter::Meter;
 use crate::{exchange, pulled};
 
 pub(crate) use outcome::{Outcomes, Target};
-use refunds::{Claim, Refunds};
 
 /// Ends that are handled at once.
 const CONCURRENCY: usize = 64;
@@ -38,7 +37,7 @@ const CONCURRENCY: usize = 64;
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Before an end is seen again that could not be told.
 const GIVE_BACK: Duration = Duration::from_secs(2);
-/// How long it is tried to give back what a task was charged for: with the last answer well within [`ACK_WAIT`].
+/// How long it is tried to give back what a task was charged for: well within [`ACK_WAIT`].
 const PATIENCE: Duration = Duration::from_secs(15);
 /// Between two such attempts.
 const ASK_AGAIN: Duration = Duration::from_millis(500);
@@ -56,7 +55,7 @@ enum Settled {
 struct Notices {
     log: TaskLog,
     outcomes: Outcomes,
-    refunds: Refunds,
+    meter: Arc<Meter>,
     webhooks: WorkQueue,
     /// In front of the paths of pictures.
     public_url: String,
@@ -80,7 +79,7 @@ pub(crate) async fn start(
     let notices = Arc::new(Notices {
         log: log.clone(),
         outcomes,
-        refunds: Refunds::open(broker, meter).await?,
+        meter,
         webhooks: broker.queue(exchange::WEBHOOKS),
         public_url: public_url.to_owned(),
         service: service.clone(),
@@ -157,14 +156,20 @@ impl Notices {
     }
 
     /// Gives back what a task was charged for, and says how it was submitted. Tried until the broker answers or [`PATIENCE`] has passed, and no
-    /// longer than until the service is asked to stop: then the end comes again, here or elsewhere.
+    /// longer than until the service is asked to stop: then the end comes again, here or elsewhere. So it does at once where there is no room.
     async fn give_back_charge(&self, place: &TaskRef) -> Result<Option<Submitted>, TaskLogError> {
         let until = Instant::now() + PATIENCE;
-        // The same for all attempts, so that one whose answer is lost is known by the next.
-        let claim = Claim::new();
         loop {
-            match self.try_to_give_back(place, &claim).await {
-                Err(TaskLogError::Broker(error)) if Instant::now() < until => {
+            let attempt = tokio::time::timeout_at(until, self.try_to_give_back(place));
+            let answer = tokio::select! {
+                biased;
+                () = self.service.stopping() => return Err(TaskLogError::Stopping),
+                answer = attempt => answer.unwrap_or_else(|late| Err(too_late(late).into())),
+            };
+            match answer {
+                Err(TaskLogError::Broker(error))
+                    if Instant::now() < until && !matches!(error, BrokerError::Full { .. }) =>
+                {
                     tracing::debug!(%error, "trying again to give back");
                 }
                 answer => return answer,
@@ -176,19 +181,10 @@ impl Notices {
         }
     }
 
-    async fn try_to_give_back(
-        &self,
-        place: &TaskRef,
-        claim: &Claim,
-    ) -> Result<Option<Submitted>, TaskLogError> {
-        let submitted = tokio::select! {
-            biased;
-            () = self.service.stopping() => return Err(TaskLogError::Stopping),
-            submitted = self.log.submitted(place) => submitted?,
-        };
-        // Not ended by a stop: the claim could be stored, and nothing given back.
+    async fn try_to_give_back(&self, place: &TaskRef) -> Result<Option<Submitted>, TaskLogError> {
+        let submitted = self.log.submitted(place).await?;
         if let Some(submitted) = &submitted {
-            self.refunds.refund(submitted, claim).await?;
+            self.meter.refund(submitted).await?;
         }
         Ok(submitted)
     }
@@ -238,6 +234,13 @@ async fn tell_producer(
         proven: true,
     };
     outcomes.tell(target, &outcome).await
+}
+
+fn too_late(late: tokio::time::error::Elapsed) -> BrokerError {
+    BrokerError::Request {
+        operation: "giving back what a task was charged",
+        source: late.into(),
+    }
 }
 
 /// Whether nothing of what the task was charged for counts: it was cancelled, or did not begin in time.
@@ -292,6 +295,9 @@ fn letter(delivery: &WebhookDelivery, reason: String) -> DeadLetter {
         ..DeadLetter::default()
     }
 }
+
+#[cfg(test)]
+mod refunds_tests;
 
 #[cfg(test)]
 mod tests {

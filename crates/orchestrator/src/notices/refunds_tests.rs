@@ -2,18 +2,15 @@
 
 use std::num::NonZeroU64;
 
-use contract::ErrorCode;
-use contract::task::{Cancelled, Done, Failed, done};
-use contract::v1;
+use contract::TaskId;
+use contract::task::{Cancelled, Failed};
 use lifecycle::Service;
-use messaging::{BrokerSettings, Delivery, Puller};
+use messaging::{BrokerSettings, Puller};
 use nats_server::NatsServer;
-use task_log::{TaskLog, TaskLogError, TaskRef, deadline};
+use settings::ByteSize;
 
-use super::super::{ACK_WAIT, Notices, PATIENCE, exchange};
 use super::*;
 use crate::meter::{Account, Charge};
-use crate::notices::Outcomes;
 use crate::usage::{DayLimit, Use};
 
 async fn next(puller: &Puller) -> Delivery {
@@ -22,6 +19,12 @@ async fn next(puller: &Puller) -> Delivery {
             return delivery;
         }
     }
+}
+
+/// An orchestrator's.
+async fn meter(broker: &Broker) -> Arc<Meter> {
+    let meter = Meter::open(broker, crate::meter::now, ByteSize::of(1 << 20));
+    Arc::new(meter.await.unwrap())
 }
 
 /// Where a task has ended that was charged three pictures, all that a day has.
@@ -41,7 +44,7 @@ impl Bench {
         let settings: crate::Settings = settings::load(None, &[]).unwrap();
         let log = TaskLog::new(broker.clone());
         log.ensure_streams(&settings.streams).await.unwrap();
-        let meter = Arc::new(Meter::open(&broker, crate::meter::now).await.unwrap());
+        let meter = meter(&broker).await;
         let submitted = Submitted {
             task_id: TaskId::random().to_string(),
             tenant: "acme".to_owned(),
@@ -87,18 +90,13 @@ impl Bench {
         charged.map(Charge::keep).is_ok()
     }
 
-    async fn refunds(&self) -> Refunds {
-        let meter = self.meter.clone();
-        Refunds::open(&self.broker, meter).await.unwrap()
-    }
-
     /// An orchestrator's.
     async fn notices(&self, service: &Service) -> Notices {
         let settings: crate::Settings = settings::load(None, &[]).unwrap();
         Notices {
             log: TaskLog::new(self.broker.clone()),
             outcomes: Outcomes::new(&self.broker, &settings.notices),
-            refunds: self.refunds().await,
+            meter: self.meter.clone(),
             webhooks: self.broker.queue(exchange::WEBHOOKS),
             public_url: String::new(),
             service: service.tasks.clone(),
@@ -218,11 +216,9 @@ async fn what_a_service_that_stops_did_not_give_back_the_next_does() {
 #[tokio::test]
 async fn of_several_who_see_an_end_one_gives_back() {
     let bench = Bench::start(&cancelled()).await;
-    let (one, two) = (bench.refunds().await, bench.refunds().await);
-    let (claim, other) = (Claim::new(), Claim::new());
+    let (one, two) = (&bench.meter, meter(&bench.broker).await);
     let submitted = &bench.submitted;
-    let (first, second) =
-        tokio::join!(one.refund(submitted, &claim), two.refund(submitted, &other));
+    let (first, second) = tokio::join!(one.refund(submitted), two.refund(submitted));
     first.unwrap();
     second.unwrap();
     assert!(bench.charge(3).await);
@@ -230,47 +226,16 @@ async fn of_several_who_see_an_end_one_gives_back() {
 }
 
 #[tokio::test]
-async fn a_claim_whose_answer_was_lost_is_known_as_its_own_and_another_is_not() {
-    let bench = Bench::start(&cancelled()).await;
-    let refunds = bench.refunds().await;
-    let claim = Claim::new();
-    let record = name(&bench.submitted);
-    refunds.claims.create(&record, &claim).await.unwrap();
-    let others = Claim::new();
-    refunds.refund(&bench.submitted, &others).await.unwrap();
-    assert!(!bench.charge(1).await);
-    refunds.refund(&bench.submitted, &claim).await.unwrap();
-    assert!(bench.charge(3).await);
-}
-
-#[tokio::test]
 async fn a_task_whose_id_comes_again_when_the_log_has_let_go_of_it_is_given_back_again() {
     let bench = Bench::start(&cancelled()).await;
-    let refunds = bench.refunds().await;
     let mut at = bench.submitted.at.unwrap();
     at.seconds -= 1;
     let before = Submitted {
         at: Some(at),
         ..bench.submitted.clone()
     };
-    refunds.refund(&before, &Claim::new()).await.unwrap();
+    bench.meter.refund(&before).await.unwrap();
     assert!(bench.charge(3).await);
-    refunds
-        .refund(&bench.submitted, &Claim::new())
-        .await
-        .unwrap();
+    bench.meter.refund(&bench.submitted).await.unwrap();
     assert!(bench.charge(3).await);
-}
-
-#[tokio::test]
-async fn a_task_that_was_charged_to_nobody_leaves_no_claim() {
-    let bench = Bench::start(&cancelled()).await;
-    let refunds = bench.refunds().await;
-    let free = Submitted {
-        charged_to: String::new(),
-        ..bench.submitted.clone()
-    };
-    refunds.refund(&free, &Claim::new()).await.unwrap();
-    let claimed = refunds.claims.get(&name(&free)).await.unwrap();
-    assert_eq!(claimed, None);
 }

@@ -320,10 +320,10 @@ async fn what_is_given_up_is_kept_with_its_reason_until_it_is_removed() {
     let id = format!("{}.{}", letter.tenant, letter.task_id)
         .parse()
         .unwrap();
-    let kept = log.letter(&id).await.unwrap().unwrap();
+    let kept = log.letter(&id).await.unwrap().unwrap().unwrap();
     assert_eq!(kept.says, letter);
-    assert!(log.remove_letter(&kept).await.unwrap());
+    assert!(log.remove_letter(kept.sequence).await.unwrap());
     assert!(log.letter(&id).await.unwrap().is_none());
-    let again = log.remove_letter(&kept).await.unwrap();
+    let again = log.remove_letter(kept.sequence).await.unwrap();
     assert!(!again, "whoever comes second has removed nothing");
 }

@@ -2,34 +2,37 @@
 //!
 //! The bucket `USAGE` has one record a day, policy and tenant: what is used or set aside. An orchestrator sets aside a little more
 //! than it needs, by compare and set, and charges from that without asking again; what it does not use it puts back after a while,
-//! what was given back soon, because it may be wanted elsewhere, and everything when it stops. One that is killed leaves what it had
-//! set aside as used, which is a small part of the day's. Policies without such limits cost nothing.
+//! and everything when it stops. One that is killed leaves what it had set aside as used, which is a small part of the day's. What
+//! tasks give back ([`refunds`]) goes into the record at once. Policies without such limits cost nothing.
+
+mod refunds;
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
-use contract::task::Submitted;
 use contract::{Failure, TenantId};
 use futures::StreamExt as _;
 use lifecycle::Service;
 use messaging::{Broker, BrokerError, Bucket};
+use settings::ByteSize;
 use tokio::sync::Mutex as Turn;
 
-use crate::usage::{DayLimit, Use};
+use crate::usage::{Day, DayLimit, Use};
+use refunds::{GivenBack, Refunds};
 
 /// The bucket of days.
 const USAGE: &str = "USAGE";
 /// How long a day's record is kept.
 const KEPT: Duration = Duration::from_secs(3 * 24 * 3600);
-/// How long what was set aside waits to be used, and what was given back until others can have it.
+/// How long what was set aside waits to be used.
 const IDLE: Duration = Duration::from_secs(5);
 /// Attempts to write a record that others write, too.
 const MAX_TRIES: usize = 32;
 /// Attempts to write a record while the broker does not confirm, and what lies between them.
 const WRITES: usize = 3;
 const WRITE_AGAIN: Duration = Duration::from_millis(500);
-/// How often a service that stops looks for what was given back since.
+/// How often a service that stops looks for what is not used since.
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 /// Records written at the same time when putting back.
 const CONCURRENCY: usize = 16;
@@ -57,8 +60,6 @@ pub(crate) fn now() -> u64 {
 struct Spare {
     day: u64,
     left: Use,
-    /// What of it was given back, or could not be put back: it is put back however much the account is used.
-    returned: Use,
     used_at: Instant,
 }
 
@@ -68,7 +69,6 @@ impl Spare {
         if self.day != day {
             self.day = day;
             self.left = Use::default();
-            self.returned = Use::default();
         }
     }
 }
@@ -77,6 +77,7 @@ struct Held {
     spare: Mutex<Spare>,
     /// Held by whoever writes the record.
     turn: Turn<()>,
+    refunds: Refunds,
 }
 
 impl Held {
@@ -104,38 +105,26 @@ impl Held {
         }
     }
 
-    /// Keeps what is to be put back. Until then it can be used.
-    fn hold(&self, day: u64, more: Use) {
-        let mut spare = self.spare();
-        if spare.day == day {
-            spare.left = spare.left.plus(more);
-            spare.returned = spare.returned.plus(more);
-        }
-    }
-
-    /// Whether there is something to put back.
+    /// Whether what is left is to be put back: nothing was used for `idle`.
     fn is_due(&self, idle: Duration) -> bool {
-        let spare = self.spare();
-        spare.returned != Use::default() || spare.used_at.elapsed() >= idle
+        self.spare().used_at.elapsed() >= idle
     }
 
-    /// Takes what is to be put back, and says of which day it is: all if nothing was used for `idle`, else what was given back and is left.
+    /// Takes what is to be put back, and says of which day it is.
     fn take_due(&self, idle: Duration) -> (u64, Use) {
         let mut spare = self.spare();
-        let returned = std::mem::take(&mut spare.returned);
-        let kept = match spare.used_at.elapsed() >= idle {
-            true => Use::default(),
-            false => spare.left.less(returned),
+        let due = match spare.used_at.elapsed() >= idle {
+            true => std::mem::take(&mut spare.left),
+            false => Use::default(),
         };
-        let due = spare.left.less(kept);
-        spare.left = kept;
         (spare.day, due)
     }
 }
 
 /// All accounts that were used lately.
 pub(crate) struct Meter {
-    bucket: Bucket<Use>,
+    bucket: Bucket<Day>,
+    refunds: Bucket<GivenBack>,
     accounts: Mutex<HashMap<Account, Arc<Held>>>,
     clock: Clock,
 }
@@ -163,11 +152,16 @@ impl Drop for Charge {
 }
 
 impl Meter {
-    /// Opens the bucket.
-    pub(crate) async fn open(broker: &Broker, clock: Clock) -> Result<Self, BrokerError> {
+    /// Opens the buckets; that of refunds takes `refunds`.
+    pub(crate) async fn open(
+        broker: &Broker,
+        clock: Clock,
+        refunds: ByteSize,
+    ) -> Result<Self, BrokerError> {
         let open = || broker.bucket(USAGE, KEPT);
         Ok(Self {
             bucket: broker.patiently(open).await?,
+            refunds: refunds::open(broker, refunds).await?,
             accounts: Mutex::default(),
             clock,
         })
@@ -228,38 +222,6 @@ impl Meter {
         })
     }
 
-    /// Gives back what was charged at `at`, seconds since 1970, for something that is not drawn after all. Of a day that is over nothing
-    /// is given back. At most once: a kill in the next seconds leaves it charged.
-    pub(crate) fn refund(&self, account: &Account, at: i64, charged: Use) {
-        let day = u64::try_from(at).unwrap_or(0) / DAY;
-        if day != (self.clock)() / DAY {
-            return;
-        }
-        let held = self.account(account);
-        held.spare().turn_to(day);
-        held.hold(day, charged);
-    }
-
-    /// Whether something would be given back for a task: it was charged, and today.
-    pub(crate) fn charged_today(&self, submitted: &Submitted) -> bool {
-        let at = submitted.at.unwrap_or_default().seconds;
-        let day = u64::try_from(at).unwrap_or(0) / DAY;
-        !submitted.charged_to.is_empty() && day == (self.clock)() / DAY
-    }
-
-    /// Gives back what a task was charged for that is not drawn after all. Each time: whoever calls it has made sure that it is the first.
-    pub(crate) fn refund_task(&self, submitted: &Submitted) {
-        let (Ok(tenant), Some(request)) = (submitted.tenant.parse(), &submitted.request) else {
-            return;
-        };
-        if submitted.charged_to.is_empty() {
-            return;
-        }
-        let policy = submitted.charged_to.clone();
-        let at = submitted.at.unwrap_or_default().seconds;
-        self.refund(&Account { tenant, policy }, at, Use::of(request));
-    }
-
     fn account(&self, account: &Account) -> Arc<Held> {
         let mut accounts = self.accounts();
         let new = || {
@@ -267,10 +229,10 @@ impl Meter {
                 spare: Mutex::new(Spare {
                     day: 0,
                     left: Use::default(),
-                    returned: Use::default(),
                     used_at: Instant::now(),
                 }),
                 turn: Turn::default(),
+                refunds: Refunds::default(),
             })
         };
         accounts.entry(account.clone()).or_insert_with(new).clone()
@@ -294,13 +256,16 @@ impl Meter {
         for _ in 0..MAX_TRIES {
             let needed = ask.less(held.spare().left);
             let stored = self.bucket.get(&name).await.map_err(unavailable)?;
-            let used = stored.as_ref().map_or(Use::default(), |entry| entry.value);
-            let more = limit.set_aside(used, needed);
+            let (mut all, revision) = match stored {
+                Some(entry) => (entry.value, Some(entry.revision)),
+                None => Default::default(),
+            };
+            let more = limit.set_aside(all.used, needed);
             let more = more.map_err(|exceeded| exceeded.today(until_midnight))?;
-            let all = used.plus(more);
-            let written = match stored {
+            all.used = all.used.plus(more);
+            let written = match revision {
                 None => self.bucket.create(&name, &all).await,
-                Some(entry) => self.bucket.update(&name, &all, entry.revision).await,
+                Some(revision) => self.bucket.update(&name, &all, revision).await,
             };
             match written {
                 Ok(_) => {
@@ -318,7 +283,7 @@ impl Meter {
         Err(Failure::unavailable(text, RETRY_AFTER))
     }
 
-    /// Puts back what accounts have set aside that were not used for `idle`, and forgets them; of others what was given back.
+    /// Puts back what accounts have set aside that were not used for `idle`, and forgets them.
     async fn put_back(&self, idle: Duration) {
         let all: Vec<_> = {
             let accounts = self.accounts();
@@ -356,18 +321,19 @@ impl Meter {
         for _ in 0..MAX_TRIES {
             let stored = self.bucket.get(&name).await;
             // Another time: nothing of it was written.
-            let stored = stored.inspect_err(|_| held.hold(day, spare))?;
+            let stored = stored.inspect_err(|_| held.put(day, spare))?;
             let Some(stored) = stored else {
                 return Ok(());
             };
-            let all = stored.value.less(spare);
-            match self.replace(&name, &all, stored.revision).await {
+            let (mut all, revision) = (stored.value, stored.revision);
+            all.used = all.used.less(spare);
+            match self.replace(&name, &all, revision).await {
                 Err(BrokerError::Conflict { .. }) => {}
                 // Whether it was written is not known after an error: rather charged once too often than given back twice.
                 done => return done,
             }
         }
-        held.hold(day, spare);
+        held.put(day, spare);
         Ok(())
     }
 
@@ -376,7 +342,7 @@ impl Meter {
     ///
     /// # Errors
     /// [`BrokerError::Conflict`] when it was not written; any other when that is not known.
-    async fn replace(&self, name: &str, all: &Use, revision: u64) -> Result<(), BrokerError> {
+    async fn replace(&self, name: &str, all: &Day, revision: u64) -> Result<(), BrokerError> {
         let mut failed = None;
         for _ in 0..WRITES {
             if failed.is_some() {
@@ -411,5 +377,4 @@ fn unavailable(error: BrokerError) -> Failure {
 }
 
 #[cfg(test)]
-#[path = "meter_tests.rs"]
 mod tests;

@@ -1,0 +1,205 @@
+//! Refunds on a real broker.
+
+use std::collections::BTreeSet;
+use std::pin::pin;
+use std::task::Poll;
+
+use contract::v1::SubmitTask;
+use messaging::Entry;
+use nats_server::NatsServer;
+
+use super::super::tests::{NOON, ROOM, account, broker, charge, images, noon, open};
+use super::*;
+use crate::usage::Day;
+
+/// A task of one picture.
+fn task(id: &str) -> Submitted {
+    let mut at = contract::now();
+    at.seconds = NOON.cast_signed();
+    Submitted {
+        task_id: id.to_owned(),
+        tenant: "acme".to_owned(),
+        charged_to: "prod".to_owned(),
+        at: Some(at),
+        request: Some(SubmitTask {
+            images: 1,
+            ..SubmitTask::default()
+        }),
+        ..Submitted::default()
+    }
+}
+
+fn tasks(count: usize) -> Vec<Submitted> {
+    (0..count)
+        .map(|number| task(&format!("t-{number}")))
+        .collect()
+}
+
+fn record() -> String {
+    name(&account("acme", "prod"), NOON / DAY)
+}
+
+async fn stored(meter: &Meter) -> Entry<Day> {
+    meter.bucket.get(&record()).await.unwrap().unwrap()
+}
+
+async fn used(meter: &Meter) -> u64 {
+    stored(meter).await.value.used.images
+}
+
+/// Gives all of them back at once, and says of which it is known.
+async fn refund_all(meter: &Meter, tasks: &[Submitted]) -> BTreeSet<String> {
+    let asked: Vec<_> = tasks.iter().map(|task| meter.refund(task)).collect();
+    let mut given_back = BTreeSet::new();
+    for (task, answer) in tasks.iter().zip(join_all(asked).await) {
+        match answer {
+            Ok(()) => drop(given_back.insert(task.task_id.clone())),
+            Err(error) => assert!(matches!(error, BrokerError::Full { .. }), "{error}"),
+        }
+    }
+    given_back
+}
+
+#[tokio::test]
+async fn what_is_given_back_can_be_charged_again_here_and_elsewhere() {
+    let server = NatsServer::scratch().unwrap();
+    let broker = broker(&server).await;
+    let (one, two) = tokio::join!(open(&broker), open(&broker));
+    let acme = account("acme", "prod");
+    charge(&one, &acme, 3, 3).await.unwrap();
+    charge(&one, &acme, 3, 1).await.unwrap_err();
+    // Yesterday's is gone; today's, given back by one that did not charge it, counts once.
+    let mut old = task("old");
+    old.at.as_mut().unwrap().seconds -= DAY.cast_signed();
+    two.refund(&old).await.unwrap();
+    charge(&two, &acme, 3, 1).await.unwrap_err();
+    for task in tasks(2) {
+        two.refund(&task).await.unwrap();
+    }
+    charge(&two, &acme, 3, 1).await.unwrap();
+    charge(&one, &acme, 3, 1).await.unwrap();
+    charge(&one, &acme, 3, 1).await.unwrap_err();
+    charge(&two, &acme, 3, 1).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_task_that_was_charged_to_nobody_leaves_no_record() {
+    let server = NatsServer::scratch().unwrap();
+    let meter = open(&broker(&server).await).await;
+    let free = Submitted {
+        charged_to: String::new(),
+        ..task("free")
+    };
+    meter.refund(&free).await.unwrap();
+    assert!(!meter.refunds.holds(&refund_name(&free)).await.unwrap());
+}
+
+#[tokio::test]
+async fn one_that_was_killed_between_the_two_writes_has_given_back_and_nobody_does_again() {
+    let server = NatsServer::scratch().unwrap();
+    let broker = broker(&server).await;
+    let (one, two) = tokio::join!(open(&broker), open(&broker));
+    let acme = account("acme", "prod");
+    charge(&one, &acme, 10, 10).await.unwrap();
+    let (first, next) = (task("first"), task("next"));
+    let noted = async || two.refunds.holds(&refund_name(&first)).await.unwrap();
+
+    let (told, _hears) = oneshot::channel();
+    let refund = Refund {
+        day: NOON / DAY,
+        name: refund_name(&first),
+        charged: images(1),
+        told,
+    };
+    let held = one.account(&acme);
+    let (batch, mut known, record) = ([refund], Vec::new(), record());
+    let written = one.take_back(&record, &held, &batch, &mut known).await;
+    assert_eq!(written.unwrap().new, [refund_name(&first)]);
+    assert_eq!((used(&two).await, noted().await), (9, false));
+
+    two.refund(&first).await.unwrap();
+    assert_eq!((used(&two).await, noted().await), (9, true));
+    // Its name goes with the next, and it is known all the same.
+    two.refund(&next).await.unwrap();
+    assert_eq!(stored(&two).await.value.refunds, [refund_name(&next)]);
+    one.refund(&first).await.unwrap();
+    assert_eq!(used(&two).await, 8);
+}
+
+/// Drops a future when it was polled so many times and is woken again.
+async fn cut_off(mut polls: usize, future: impl Future) {
+    let mut future = pin!(future);
+    std::future::poll_fn(|context| {
+        if polls == 0 {
+            return Poll::Ready(());
+        }
+        polls -= 1;
+        future.as_mut().poll(context).map(drop)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn one_that_is_given_up_anywhere_on_its_way_is_given_back_once_by_the_next() {
+    const PLACES: usize = 24;
+    let server = NatsServer::scratch().unwrap();
+    let broker = broker(&server).await;
+    let (one, two) = tokio::join!(open(&broker), open(&broker));
+    charge(&one, &account("acme", "prod"), 1000, 100)
+        .await
+        .unwrap();
+    let before = used(&one).await;
+    for (polls, task) in tasks(PLACES).iter().enumerate() {
+        cut_off(polls, one.refund(task)).await;
+        two.refund(task).await.unwrap();
+    }
+    refund_all(&one, &tasks(PLACES)).await;
+    assert_eq!(used(&two).await, before - PLACES as u64);
+}
+
+#[tokio::test]
+async fn refunds_that_arrive_together_are_written_together() {
+    let server = NatsServer::scratch().unwrap();
+    let meter = open(&broker(&server).await).await;
+    charge(&meter, &account("acme", "prod"), 1000, 100)
+        .await
+        .unwrap();
+    let before = stored(&meter).await;
+    let tasks = tasks(20);
+    assert_eq!(refund_all(&meter, &tasks).await.len(), 20);
+    let after = stored(&meter).await;
+    assert_eq!(after.value.used.images, before.value.used.images - 20);
+    // Each is seen at once by whoever comes first, and the others while that one writes.
+    assert_eq!(after.revision, before.revision + 2);
+    assert_eq!(refund_all(&meter, &tasks).await.len(), 20);
+    assert_eq!(stored(&meter).await, after);
+}
+
+#[tokio::test]
+async fn where_refunds_have_no_room_they_are_named_in_the_day_and_more_wait_for_it() {
+    const MORE: usize = MAX_NAMED + 40;
+    let server = NatsServer::scratch().unwrap();
+    let broker = broker(&server).await;
+    let small = Meter::open(&broker, noon, ByteSize::of(1024))
+        .await
+        .unwrap();
+    charge(&small, &account("acme", "prod"), 10_000, 1000)
+        .await
+        .unwrap();
+    let before = used(&small).await;
+    let tasks = tasks(MORE);
+    let mut given_back = BTreeSet::new();
+    for _ in 0..3 {
+        given_back.append(&mut refund_all(&small, &tasks).await);
+        assert!((MAX_NAMED..MORE).contains(&given_back.len()));
+        assert_eq!(used(&small).await, before - given_back.len() as u64);
+    }
+    let named = stored(&small).await.value.refunds.len();
+    assert!(named <= MAX_NAMED, "{named}");
+
+    let large = Meter::open(&broker, noon, ROOM).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(refund_all(&large, &tasks).await.len(), MORE);
+        assert_eq!(used(&large).await, before - MORE as u64);
+    }
+}
