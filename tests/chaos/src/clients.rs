@@ -183,8 +183,9 @@ impl Caller {
 
     fn streaming(&mut self) {
         while !self.stopped() {
-            // Long enough to be put away and taken up again.
-            let picture = self.picture(&[60, 100], &[2, 4]);
+            // Long enough to be put away and taken up again; the longest so long that without checkpoints more than a checkpoint allows
+            // would be drawn again.
+            let picture = self.picture(&[60, 100], &[2, 4, 10]);
             match self.submit(&picture, None) {
                 Some(task) => self.watch(&task),
                 None => std::thread::sleep(AGAIN),
