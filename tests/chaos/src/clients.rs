@@ -40,6 +40,9 @@ pub(crate) enum Manner {
     Streaming,
 }
 
+/// The tenant that submits in peace, see [`crate::calm`].
+pub(crate) const CALM: &str = "calm";
+
 /// All of them, by their tenant's name.
 pub(crate) const CALLERS: [(&str, Manner); 5] = [
     ("flood", Manner::Flood),
@@ -74,6 +77,7 @@ fn ended(phase: &str) -> bool {
 }
 
 impl Caller {
+    /// One that has not begun, and ends when `stop` is true.
     pub(crate) fn new(
         tenant: &'static str,
         bearer: String,
@@ -209,7 +213,8 @@ impl Caller {
         })
     }
 
-    fn submit(&mut self, picture: &Value, key: Option<&str>) -> Option<String> {
+    /// Submits once; the task, if that was answered well.
+    pub(crate) fn submit(&mut self, picture: &Value, key: Option<&str>) -> Option<String> {
         let (tenant, key) = (self.tenant.to_owned(), key.map(str::to_owned));
         let place = self.place("/v1/tasks");
         let mut request = self.agent.post(place).header("authorization", &self.bearer);
@@ -250,21 +255,27 @@ impl Caller {
         None
     }
 
+    /// Cancels, as often as it takes.
     fn cancel(&mut self, task: &str) {
-        while !self.stopped() {
-            let place = self.place(&format!("/v1/tasks/{task}"));
-            let cancel = self
-                .agent
-                .delete(place)
-                .header("authorization", &self.bearer);
-            if cancel.call().is_ok_and(|answer| answer.status() == 200) {
-                self.note(What::Cancelled {
-                    task: task.to_owned(),
-                });
-                return;
-            }
+        while !self.stopped() && !self.try_to_cancel(task) {
             std::thread::sleep(AGAIN);
         }
+    }
+
+    /// Cancels once; true when that was answered well.
+    pub(crate) fn try_to_cancel(&mut self, task: &str) -> bool {
+        let place = self.place(&format!("/v1/tasks/{task}"));
+        let cancel = self
+            .agent
+            .delete(place)
+            .header("authorization", &self.bearer);
+        let well = cancel.call().is_ok_and(|answer| answer.status() == 200);
+        if well {
+            self.note(What::Cancelled {
+                task: task.to_owned(),
+            });
+        }
+        well
     }
 
     /// Waits until a task has ended.
@@ -276,18 +287,26 @@ impl Caller {
 
     /// Looks at a task once; true when it has ended.
     pub(crate) fn has_ended(&mut self, task: &str) -> bool {
+        self.look(task).is_some_and(|body| self.saw(task, &body))
+    }
+
+    /// Whether a worker has a task, or had it.
+    pub(crate) fn was_taken_up(&mut self, task: &str) -> bool {
+        let body = self.look(task).unwrap_or_default();
+        body["phase"]
+            .as_str()
+            .is_some_and(|phase| phase == "running" || ended(phase))
+    }
+
+    /// A task as it is shown; none where the answer was no good.
+    fn look(&mut self, task: &str) -> Option<Value> {
         let place = self.place(&format!("/v1/tasks/{task}"));
         let get = self.agent.get(place).header("authorization", &self.bearer);
-        let Ok(mut answer) = get.call() else {
-            return false;
-        };
+        let mut answer = get.call().ok()?;
         if answer.status() != 200 {
-            return false;
+            return None;
         }
-        let Ok(body) = answer.body_mut().read_json::<Value>() else {
-            return false;
-        };
-        self.saw(task, &body)
+        answer.body_mut().read_json().ok()
     }
 
     /// Notes how a task was shown; true when it has ended.

@@ -25,7 +25,7 @@ pub const INSTANCES: [&str; 11] = [
 /// Servers of the broker, which keep each stream on all of them.
 pub const NODES: usize = 3;
 /// Streams whose leader is worth killing.
-const STREAMS: [&str; 3] = ["TASKS", "WORK", "KV_USAGE"];
+pub(crate) const STREAMS: [&str; 3] = ["TASKS", "WORK", "KV_USAGE"];
 
 /// Undisturbed at the beginning.
 const FIRST: u64 = 5_000;

@@ -11,8 +11,15 @@ pub(crate) const OBJECTS: &str = "objects";
 pub(crate) const FAULTS: &str = "store-faults.json";
 /// The policy of all callers.
 pub(crate) const POLICY: &str = "dev";
-/// Pictures that a tenant may have drawn in a day: more than any run draws, so that days are counted and nobody is refused.
-pub(crate) const IMAGES_PER_DAY: u64 = 20_000;
+/// Pictures that a tenant may have drawn in a day: so many, and more for each minute that the run takes, to a limit. More than these machines
+/// draw, so that days are counted and nobody is refused, and little, because a part of it is what an orchestrator sets aside and leaves when it is killed.
+const IMAGES_PER_DAY: u64 = 500;
+const IMAGES_A_MINUTE: u64 = 1_000;
+const MOST_IMAGES_PER_DAY: u64 = 20_000;
+/// Pictures of one task, at most.
+const MOST_OF_A_TASK: u64 = 10;
+/// How long an orchestrator waits for a write, and how long until it puts back the next time.
+const WRITE_MS: u64 = 5_000;
 /// Requests a second of one key.
 pub(crate) const REQUESTS_PER_SECOND: u64 = 200;
 /// `scheduling.window`: small, so that what runs next is decided late.
@@ -29,8 +36,14 @@ const SETTLE_MS: u64 = 20_000;
 /// The part of what is left of a day that an orchestrator sets aside at once (ADR 22).
 const PART_SET_ASIDE: u64 = 256;
 
-/// The bounds that follow.
-pub(crate) fn rules(polite: &str) -> Rules {
+/// `images_per_day` for a run of this length.
+pub(crate) fn images_per_day(length_ms: u64) -> u64 {
+    let more = IMAGES_A_MINUTE * length_ms.div_ceil(60_000);
+    (IMAGES_PER_DAY + more).min(MOST_IMAGES_PER_DAY)
+}
+
+/// The bounds that follow for a run of this length.
+pub(crate) fn rules(polite: &str, length_ms: u64) -> Rules {
     Rules {
         max_attempts: MAX_ATTEMPTS,
         checkpoint_every_ms: CHECKPOINT_EVERY_MS,
@@ -40,7 +53,8 @@ pub(crate) fn rules(polite: &str) -> Rules {
         // Each of two orchestrators may fill the window once from what it holds before it hears of the task, and may just have
         // served the others.
         overtakers: 3 * WINDOW,
-        left_by_a_kill: IMAGES_PER_DAY / PART_SET_ASIDE + 10,
+        left_by_a_kill: images_per_day(length_ms) / PART_SET_ASIDE + MOST_OF_A_TASK,
+        write_ms: WRITE_MS,
     }
 }
 
