@@ -99,6 +99,10 @@ pub async fn run(plan: Plan, folder: &Path) -> Result<Outcome, ChaosError> {
         lookers.insert(tenant, looker);
     }
     damage(&plan, &mut cluster, &history).await?;
+    if plan.rolling {
+        settle(&mut cluster).await?;
+        restart_all(plan.strikes.len(), &mut cluster, &history).await?;
+    }
     stop.store(true, Ordering::Relaxed);
     // They end with the request that they are at.
     for thread in threads {
@@ -192,7 +196,11 @@ async fn damage(plan: &Plan, cluster: &mut Cluster, history: &History) -> Result
     let mut open: Vec<(u64, usize, Option<usize>)> = Vec::new();
     loop {
         let now = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let (over, still): (Vec<_>, Vec<_>) = open.into_iter().partition(|strike| strike.0 <= now);
+        let is_over = |strike: &(u64, usize, Option<usize>)| {
+            let instance = plan.strikes[strike.1].fault.instance();
+            strike.0 <= now && !instance.is_some_and(|name| cluster.is_ending(name))
+        };
+        let (over, still): (Vec<_>, Vec<_>) = open.into_iter().partition(is_over);
         open = still;
         for (_, number, node) in over {
             let of = plan.strikes[number].fault.clone();
@@ -232,6 +240,48 @@ fn supervise(cluster: &mut Cluster, history: &History) -> Result<(), ChaosError>
         let (instance, status) = (instance.to_owned(), status.to_string());
         history.note("chaos", What::Ended { instance, status });
     }
+    for stopped in cluster.stopped() {
+        let what = What::Stopped {
+            instance: stopped.instance.to_owned(),
+            took_ms: millis(stopped.took),
+            within_ms: millis(stopped.within),
+            by_itself: stopped.by_itself,
+        };
+        history.note("chaos", what);
+    }
+    Ok(())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Restarts everything, one after the other, each when the one before can do its work again. Told as strikes from `first` on.
+async fn restart_all(
+    first: usize,
+    cluster: &mut Cluster,
+    history: &History,
+) -> Result<(), ChaosError> {
+    history.note("chaos", What::Rolling { begins: true });
+    for (number, name) in (first..).zip(INSTANCES) {
+        let of = Fault::Terminate {
+            instance: name.to_owned(),
+        };
+        let strike = |begins| {
+            let of = of.clone();
+            What::Strike { number, begins, of }
+        };
+        history.note("chaos", strike(true));
+        cluster.terminate(name);
+        while cluster.is_ending(name) {
+            supervise(cluster, history)?;
+            tokio::time::sleep(TICK).await;
+        }
+        cluster.resume(name)?;
+        cluster.wait_ready(name).await?;
+        history.note("chaos", strike(false));
+    }
+    history.note("chaos", What::Rolling { begins: false });
     Ok(())
 }
 
@@ -239,6 +289,7 @@ fn supervise(cluster: &mut Cluster, history: &History) -> Result<(), ChaosError>
 fn begin(fault: &Fault, cluster: &mut Cluster) -> Result<Option<usize>, ChaosError> {
     match fault {
         Fault::Kill { instance } => cluster.kill(instance),
+        Fault::Terminate { instance } => cluster.terminate(instance),
         Fault::Stop { instance } => cluster.freeze(instance, true),
         Fault::Cut { instance, silent } => cluster.cut(instance, Flow::cut(*silent)),
         Fault::KillLeader { stream } => {
@@ -266,7 +317,7 @@ fn begin(fault: &Fault, cluster: &mut Cluster) -> Result<Option<usize>, ChaosErr
 
 fn end(fault: &Fault, node: Option<usize>, cluster: &mut Cluster) -> Result<(), ChaosError> {
     match fault {
-        Fault::Kill { instance } => cluster.run(instance),
+        Fault::Kill { instance } | Fault::Terminate { instance } => cluster.resume(instance),
         Fault::Stop { instance } => {
             cluster.freeze(instance, false);
             Ok(())

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::checker::Rules;
 
@@ -58,6 +59,20 @@ pub(crate) fn rules(polite: &str, length_ms: u64) -> Rules {
     }
 }
 
+/// `process.shutdown_grace` of each service, in seconds.
+fn grace_s(service: &str) -> u64 {
+    match service {
+        "gpu-worker" => 30,
+        "gateway" => 20,
+        _ => 10,
+    }
+}
+
+/// How long a service may take to end after SIGTERM: its grace, and what a process on a slow machine needs to flush and to go.
+pub(crate) fn ends_within(service: &str) -> Duration {
+    Duration::from_secs(grace_s(service) + 5)
+}
+
 /// The services that a service calls.
 pub(crate) fn callees(service: &str) -> &'static [&'static str] {
     match service {
@@ -83,6 +98,7 @@ pub(crate) fn environment(
     let mut settings = vec![
         ("PROCESS__ADMIN_LISTEN", address(ports.1)),
         ("PROCESS__CLOCK_OFFSET", skew.to_string()),
+        ("PROCESS__SHUTDOWN_GRACE", format!("{}s", grace_s(service))),
     ];
     if let Some(url) = urls.get("broker") {
         settings.push(("BROKER__URL", url.clone()));

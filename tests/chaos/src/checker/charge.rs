@@ -176,7 +176,9 @@ fn losses(evidence: &Evidence) -> u64 {
                     None if of.of_broker() => ORCHESTRATORS,
                     None => 0,
                 };
-                if matches!(of, Fault::Kill { .. }) {
+                if matches!(of, Fault::Terminate { .. }) {
+                    // It puts everything back.
+                } else if matches!(of, Fault::Kill { .. }) {
                     losses += u64::from(*begins) * writers;
                 } else if *begins {
                     // The write that was under way, and the one that is under way at the end.

@@ -9,6 +9,7 @@ mod fairness;
 mod order;
 mod results;
 mod rework;
+mod rolling;
 #[cfg(test)]
 mod sample;
 
@@ -147,6 +148,7 @@ pub fn check(evidence: &Evidence) -> Verdict {
     rework::check(evidence, &mut verdict);
     fairness::check(evidence, &mut verdict);
     charge::check(evidence, &log, &mut verdict);
+    rolling::check(evidence, &mut verdict);
     verdict.violations.sort();
     verdict.violations.dedup();
     verdict

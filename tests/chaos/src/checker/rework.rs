@@ -14,7 +14,7 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
     let rules = &evidence.rules;
     // With these, no checkpoint can be stored, or time passes while nothing is drawn. A kill leaves nothing undone that was done.
     let disturbed = Disturbed::of(evidence, rules.checkpoint_margin_ms, |fault| match fault {
-        Fault::Kill { .. } => false,
+        Fault::Kill { .. } | Fault::Terminate { .. } => false,
         Fault::Stop { instance } | Fault::Cut { instance, .. } => {
             instance.starts_with("gpu-worker")
         }
