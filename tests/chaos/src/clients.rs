@@ -323,12 +323,12 @@ impl Caller {
             Err(error) => Told::none(&error),
         };
         let well = told.status == Some(200);
-        if !well {
-            self.trouble("cancel", since, told);
-        } else {
+        if well {
             self.note(What::Cancelled {
                 task: task.to_owned(),
             });
+        } else {
+            self.trouble("cancel", since, told);
         }
         well
     }

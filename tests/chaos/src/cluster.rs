@@ -179,10 +179,10 @@ impl Cluster {
     /// # Errors
     /// When it cannot be started.
     pub(crate) fn resume(&mut self, name: &str) -> Result<(), ChaosError> {
-        match self.instance(name).child {
-            Some(_) => Ok(()),
-            None => self.run(name),
+        if self.instance(name).child.is_some() {
+            return Ok(());
         }
+        self.run(name)
     }
 
     /// Asks an instance to end.
