@@ -10,6 +10,7 @@ use lifecycle::Tasks;
 use messaging::{Broker, BrokerSettings};
 use nats_server::{Cluster, NatsServer, Routes, free_port};
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 
 use crate::error::ChaosError;
 use crate::link::{Flow, Link};
@@ -98,23 +99,43 @@ impl Brokers {
         }
     }
 
+    /// Whether a stream has a leader that knows all the others to have what it has.
+    pub(crate) fn is_whole(&self, stream: &str) -> bool {
+        let Some(leader) = self.leader(stream) else {
+            return false;
+        };
+        let told = self.servers.nodes.get(leader);
+        let told = told.and_then(|node| cluster_of(node, stream));
+        let replicas = told.as_ref().and_then(|told| told["replicas"].as_array());
+        replicas.is_some_and(|replicas| {
+            let current = replicas.iter().filter(|one| one["current"] == true);
+            current.count() + 1 == NODES
+        })
+    }
+
     /// Which server leads a stream; none where none that answers knows.
     pub(crate) fn leader(&self, stream: &str) -> Option<usize> {
         self.servers.nodes.iter().find_map(|node| {
-            let url = format!("{}/jsz?streams=true", node.monitor_url()?);
-            let mut answer = e2e::agent().get(url).call().ok()?;
-            let told: serde_json::Value = answer.body_mut().read_json().ok()?;
-            let accounts = told["account_details"].as_array()?;
-            let mut streams = accounts
-                .iter()
-                .filter_map(|account| account["stream_detail"].as_array())
-                .flatten();
-            let found = streams.find(|found| found["name"] == stream)?;
-            let leader = found["cluster"]["leader"].as_str()?;
+            let cluster = cluster_of(node, stream)?;
+            let leader = cluster["leader"].as_str()?;
             let number: usize = leader.rsplit_once('-')?.1.parse().ok()?;
             number.checked_sub(1)
         })
     }
+}
+
+/// What a server says of who has a stream.
+fn cluster_of(node: &NatsServer, stream: &str) -> Option<Value> {
+    let url = format!("{}/jsz?streams=true", node.monitor_url()?);
+    let mut answer = e2e::agent().get(url).call().ok()?;
+    let told: Value = answer.body_mut().read_json().ok()?;
+    let accounts = told["account_details"].as_array()?;
+    let mut streams = accounts
+        .iter()
+        .filter_map(|account| account["stream_detail"].as_array())
+        .flatten();
+    let found = streams.find(|found| found["name"] == stream)?;
+    Some(found["cluster"].clone())
 }
 
 /// A connection to the broker at one or more addresses.

@@ -1,7 +1,7 @@
 //! Callers, over HTTP, each with manners of its own. Whatever they ask and hear goes into the history.
 
 use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -40,6 +40,9 @@ pub(crate) enum Manner {
     Streaming,
 }
 
+/// The tenant that submits in peace, see [`crate::calm`].
+pub(crate) const CALM: &str = "calm";
+
 /// All of them, by their tenant's name.
 pub(crate) const CALLERS: [(&str, Manner); 5] = [
     ("flood", Manner::Flood),
@@ -73,7 +76,52 @@ fn ended(phase: &str) -> bool {
     matches!(phase, "succeeded" | "failed" | "cancelled")
 }
 
+/// What an answer says besides its body.
+#[derive(Default)]
+struct Told {
+    status: Option<u16>,
+    retry_after: bool,
+    /// There was none, because the connection was refused or ended.
+    broken: bool,
+}
+
+impl Told {
+    fn by(answer: &ureq::http::Response<ureq::Body>) -> Self {
+        Self {
+            status: Some(answer.status().as_u16()),
+            retry_after: answer.headers().contains_key("retry-after"),
+            broken: false,
+        }
+    }
+
+    fn none(error: &ureq::Error) -> Self {
+        let broken = match error {
+            ureq::Error::Io(error) => error.kind() != ErrorKind::TimedOut,
+            ureq::Error::Json(error) => error.is_io() || error.is_eof(),
+            ureq::Error::Protocol(_) | ureq::Error::ConnectionFailed => true,
+            _ => false,
+        };
+        Self {
+            broken,
+            ..Self::default()
+        }
+    }
+}
+
+/// Of the `id` of an event: how many there were.
+fn number(id: &str) -> Option<u64> {
+    id.split_once('-')?.0.parse().ok()
+}
+
+/// Whether reading ended because we read no longer than so.
+fn is_late(error: &std::io::Error) -> bool {
+    let inner = error.get_ref();
+    let inner = inner.and_then(|inner| inner.downcast_ref::<ureq::Error>());
+    error.kind() == ErrorKind::TimedOut || matches!(inner, Some(ureq::Error::Timeout(_)))
+}
+
 impl Caller {
+    /// One that has not begun, and ends when `stop` is true.
     pub(crate) fn new(
         tenant: &'static str,
         bearer: String,
@@ -183,8 +231,9 @@ impl Caller {
 
     fn streaming(&mut self) {
         while !self.stopped() {
-            // Long enough to be put away and taken up again.
-            let picture = self.picture(&[60, 100], &[2, 4]);
+            // Long enough to be put away and taken up again; the longest so long that without checkpoints more than a checkpoint allows
+            // would be drawn again.
+            let picture = self.picture(&[60, 100], &[2, 4, 10]);
             match self.submit(&picture, None) {
                 Some(task) => self.watch(&task),
                 None => std::thread::sleep(AGAIN),
@@ -208,7 +257,8 @@ impl Caller {
         })
     }
 
-    fn submit(&mut self, picture: &Value, key: Option<&str>) -> Option<String> {
+    /// Submits once; the task, if that was answered well.
+    pub(crate) fn submit(&mut self, picture: &Value, key: Option<&str>) -> Option<String> {
         let (tenant, key) = (self.tenant.to_owned(), key.map(str::to_owned));
         let place = self.place("/v1/tasks");
         let mut request = self.agent.post(place).header("authorization", &self.bearer);
@@ -220,20 +270,22 @@ impl Caller {
             tenant: asked.0,
             key: asked.1,
         });
+        let since = self.history.now();
         let answer = request.send_json(picture);
         let read = answer.and_then(|mut answer| {
-            let status = answer.status().as_u16();
-            Ok((status, answer.body_mut().read_json::<Value>()?))
+            let told = Told::by(&answer);
+            Ok((told, answer.body_mut().read_json::<Value>()?))
         });
-        let (status, body) = match read {
+        let (told, body) = match read {
             Ok(read) => read,
             Err(error) => {
+                self.trouble("submit", since, Told::none(&error));
                 let why = error.to_string();
                 self.note(What::Unanswered { why });
                 return None;
             }
         };
-        if status == 202
+        if told.status == Some(202)
             && let Some(task) = body["id"].as_str()
         {
             let task = task.to_owned();
@@ -245,25 +297,40 @@ impl Caller {
             return Some(task);
         }
         let code = body["code"].as_str().unwrap_or_default().to_owned();
+        let status = told.status.unwrap_or_default();
+        self.trouble("submit", since, told);
         self.note(What::Refused { status, code });
         None
     }
 
+    /// Cancels, as often as it takes.
     fn cancel(&mut self, task: &str) {
-        while !self.stopped() {
-            let place = self.place(&format!("/v1/tasks/{task}"));
-            let cancel = self
-                .agent
-                .delete(place)
-                .header("authorization", &self.bearer);
-            if cancel.call().is_ok_and(|answer| answer.status() == 200) {
-                self.note(What::Cancelled {
-                    task: task.to_owned(),
-                });
-                return;
-            }
+        while !self.stopped() && !self.try_to_cancel(task) {
             std::thread::sleep(AGAIN);
         }
+    }
+
+    /// Cancels once; true when that was answered well.
+    pub(crate) fn try_to_cancel(&mut self, task: &str) -> bool {
+        let place = self.place(&format!("/v1/tasks/{task}"));
+        let cancel = self
+            .agent
+            .delete(place)
+            .header("authorization", &self.bearer);
+        let since = self.history.now();
+        let told = match cancel.call() {
+            Ok(answer) => Told::by(&answer),
+            Err(error) => Told::none(&error),
+        };
+        let well = told.status == Some(200);
+        if well {
+            self.note(What::Cancelled {
+                task: task.to_owned(),
+            });
+        } else {
+            self.trouble("cancel", since, told);
+        }
+        well
     }
 
     /// Waits until a task has ended.
@@ -275,18 +342,32 @@ impl Caller {
 
     /// Looks at a task once; true when it has ended.
     pub(crate) fn has_ended(&mut self, task: &str) -> bool {
+        self.look(task).is_some_and(|body| self.saw(task, &body))
+    }
+
+    /// Whether a worker has a task, or had it.
+    pub(crate) fn was_taken_up(&mut self, task: &str) -> bool {
+        let body = self.look(task).unwrap_or_default();
+        body["phase"]
+            .as_str()
+            .is_some_and(|phase| phase == "running" || ended(phase))
+    }
+
+    /// A task as it is shown; none where the answer was no good.
+    fn look(&mut self, task: &str) -> Option<Value> {
         let place = self.place(&format!("/v1/tasks/{task}"));
         let get = self.agent.get(place).header("authorization", &self.bearer);
-        let Ok(mut answer) = get.call() else {
-            return false;
-        };
-        if answer.status() != 200 {
-            return false;
+        let since = self.history.now();
+        let read = get.call().and_then(|mut answer| {
+            let told = Told::by(&answer);
+            Ok((told, answer.body_mut().read_json::<Value>()?))
+        });
+        match read {
+            Ok((told, body)) if told.status == Some(200) => return Some(body),
+            Ok((told, _)) => self.trouble("poll", since, told),
+            Err(error) => self.trouble("poll", since, Told::none(&error)),
         }
-        let Ok(body) = answer.body_mut().read_json::<Value>() else {
-            return false;
-        };
-        self.saw(task, &body)
+        None
     }
 
     /// Notes how a task was shown; true when it has ended.
@@ -319,29 +400,77 @@ impl Caller {
             if let Some(last) = &last {
                 request = request.header("last-event-id", last);
             }
+            let since = self.history.now();
             match request.call() {
                 // The end was seen.
                 Ok(answer) if answer.status() == 204 => return,
                 Ok(answer) if answer.status() == 200 => {
-                    let lines = BufReader::new(answer.into_body().into_reader()).lines();
-                    for line in lines.map_while(Result::ok) {
-                        if let Some(id) = line.strip_prefix("id:") {
-                            last = Some(id.trim().to_owned());
-                        } else if let Some(data) = line.strip_prefix("data:")
-                            && let Ok(body) = serde_json::from_str::<Value>(data.trim())
-                            && self.saw(task, &body)
-                        {
-                            return;
-                        }
-                        if self.stopped() {
-                            return;
-                        }
+                    if self.read(task, answer, since, &mut last) {
+                        return;
                     }
                 }
-                _ => {}
+                Ok(answer) => self.trouble("stream", since, Told::by(&answer)),
+                Err(error) => self.trouble("stream", since, Told::none(&error)),
             }
             std::thread::sleep(AGAIN);
         }
+    }
+
+    /// Reads a stream until it ends; true when nothing more is to be read of this task.
+    fn read(
+        &self,
+        task: &str,
+        answer: ureq::http::Response<ureq::Body>,
+        since: u64,
+        last: &mut Option<String>,
+    ) -> bool {
+        let (mut comes_back, mut says_so) = (last.as_deref().and_then(number), false);
+        for line in BufReader::new(answer.into_body().into_reader()).lines() {
+            let line = match line {
+                Ok(line) => line,
+                // Our own limit on one stream.
+                Err(error) if is_late(&error) => return false,
+                Err(_) => break,
+            };
+            if let Some(id) = line.strip_prefix("id:") {
+                let id = id.trim();
+                if let Some(next) = number(id)
+                    && let Some(last) = comes_back.take()
+                {
+                    let task = task.to_owned();
+                    self.note(What::Resumed { task, last, next });
+                }
+                *last = Some(id.to_owned());
+            } else if line
+                .strip_prefix("event:")
+                .is_some_and(|e| e.trim() == "error")
+            {
+                says_so = true;
+            } else if let Some(data) = line.strip_prefix("data:")
+                && let Ok(body) = serde_json::from_str::<Value>(data.trim())
+                && self.saw(task, &body)
+            {
+                return true;
+            }
+            if self.stopped() {
+                return true;
+            }
+        }
+        if !says_so {
+            // It ended, and did not say that it is to be opened again.
+            self.trouble("stream", since, Told::default());
+        }
+        false
+    }
+
+    fn trouble(&self, request: &str, since_ms: u64, told: Told) {
+        self.note(What::Trouble {
+            request: request.to_owned(),
+            since_ms,
+            status: told.status,
+            retry_after: told.retry_after,
+            broken: told.broken,
+        });
     }
 
     /// Does nothing for so many milliseconds at most.

@@ -11,6 +11,7 @@ use contract::auth::CreateKeyRequest;
 use contract::auth::key_service_client::KeyServiceClient;
 use lifecycle::Tasks;
 use nats_server::free_port;
+use rustix::process::{Pid, Signal, kill_process};
 use storage::FaultPlan;
 use tonic::Request;
 
@@ -41,6 +42,17 @@ struct Instance {
     links: Vec<Link>,
     environment: Vec<(String, String)>,
     child: Option<Child>,
+    /// One that was asked to end, and when.
+    ending: Option<(Child, Instant)>,
+}
+
+/// A process that was asked to end and has ended.
+pub(crate) struct Stopped {
+    pub(crate) instance: &'static str,
+    pub(crate) took: Duration,
+    pub(crate) within: Duration,
+    /// Else it was killed when its time was over.
+    pub(crate) by_itself: bool,
 }
 
 /// The service that an instance is one of.
@@ -74,6 +86,7 @@ impl Cluster {
                 links: Vec::new(),
                 environment: Vec::new(),
                 child: None,
+                ending: None,
             };
             cluster.instances.insert(name, instance);
         }
@@ -161,9 +174,65 @@ impl Cluster {
         Ok(())
     }
 
-    /// Kills an instance as a crash would.
+    /// Starts an instance unless it runs.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub(crate) fn resume(&mut self, name: &str) -> Result<(), ChaosError> {
+        if self.instance(name).child.is_some() {
+            return Ok(());
+        }
+        self.run(name)
+    }
+
+    /// Asks an instance to end.
+    pub(crate) fn terminate(&mut self, name: &str) {
+        let instance = self.instance_mut(name);
+        if let Some(child) = instance.child.take() {
+            // Fails only when it has ended already.
+            let _ = kill_process(Pid::from_child(&child), Signal::TERM);
+            instance.ending = Some((child, Instant::now()));
+        }
+    }
+
+    /// Whether an instance was asked to end and has not yet.
+    pub(crate) fn is_ending(&self, name: &str) -> bool {
+        self.instance(name).ending.is_some()
+    }
+
+    /// The instances that have ended since they were asked to; those whose time is over are killed.
+    pub(crate) fn stopped(&mut self) -> Vec<Stopped> {
+        let mut stopped = Vec::new();
+        for (&name, instance) in &mut self.instances {
+            let Some((mut child, since)) = instance.ending.take() else {
+                continue;
+            };
+            let (took, within) = (since.elapsed(), settings::ends_within(service_of(name)));
+            let by_itself = matches!(child.try_wait(), Ok(Some(_)));
+            if !by_itself && took <= within {
+                instance.ending = Some((child, since));
+                continue;
+            }
+            if !by_itself {
+                // Fails only when it has ended just now.
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            stopped.push(Stopped {
+                instance: name,
+                took,
+                within,
+                by_itself,
+            });
+        }
+        stopped
+    }
+
+    /// Kills an instance as a crash would, also one that is about to end.
     pub(crate) fn kill(&mut self, name: &str) {
-        if let Some(mut child) = self.instance_mut(name).child.take() {
+        let instance = self.instance_mut(name);
+        let ending = instance.ending.take().map(|(child, _)| child);
+        for mut child in instance.child.take().into_iter().chain(ending) {
             // Fails only when it has ended already.
             let _ = child.kill();
             let _ = child.wait();

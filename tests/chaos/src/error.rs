@@ -26,6 +26,9 @@ pub enum ChaosError {
         /// Where it says why.
         log: PathBuf,
     },
+    /// The broker's copies did not become whole again.
+    #[error("the brokers do not have the same a minute after the last fault")]
+    NotWhole,
     /// A file cannot be read or written.
     #[error("cannot use {}", path.display())]
     File {

@@ -86,6 +86,44 @@ pub enum What {
         /// Which one.
         of: Fault,
     },
+    /// A client's request went otherwise than well.
+    Trouble {
+        /// What it asked for.
+        request: String,
+        /// When it began to, as [`Entry::at_ms`].
+        since_ms: u64,
+        /// The HTTP status, if there was an answer.
+        status: Option<u16>,
+        /// Whether the answer said when to come back.
+        retry_after: bool,
+        /// Without an answer: whether the connection was refused or ended, so that the client can tell at once.
+        broken: bool,
+    },
+    /// A client came back to a stream of events.
+    Resumed {
+        /// Of which task.
+        task: String,
+        /// The number of the last event that it had.
+        last: u64,
+        /// The number of the next that it got.
+        next: u64,
+    },
+    /// All processes are restarted, one after the other: this began, or is over.
+    Rolling {
+        /// Whether it begins.
+        begins: bool,
+    },
+    /// A process that was asked to end has ended.
+    Stopped {
+        /// Which one.
+        instance: String,
+        /// How long that took, in milliseconds.
+        took_ms: u64,
+        /// How long it could take.
+        within_ms: u64,
+        /// Whether it ended by itself, and need not be killed.
+        by_itself: bool,
+    },
     /// A process ended that nobody had killed.
     Ended {
         /// Which one.

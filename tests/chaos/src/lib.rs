@@ -9,6 +9,7 @@
 #![allow(clippy::missing_panics_doc)]
 
 mod brokers;
+mod calm;
 pub mod checker;
 mod clients;
 mod cluster;

@@ -25,7 +25,7 @@ pub const INSTANCES: [&str; 11] = [
 /// Servers of the broker, which keep each stream on all of them.
 pub const NODES: usize = 3;
 /// Streams whose leader is worth killing.
-const STREAMS: [&str; 3] = ["TASKS", "WORK", "KV_USAGE"];
+pub(crate) const STREAMS: [&str; 3] = ["TASKS", "WORK", "KV_USAGE"];
 
 /// Undisturbed at the beginning.
 const FIRST: u64 = 5_000;
@@ -51,6 +51,11 @@ const SKEW: u64 = 90;
 pub enum Fault {
     /// SIGKILL; started again afterwards.
     Kill {
+        /// Which process.
+        instance: String,
+    },
+    /// SIGTERM; started again afterwards, once it has ended.
+    Terminate {
         /// Which process.
         instance: String,
     },
@@ -100,6 +105,7 @@ impl Fault {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Kill { .. } => "kill",
+            Self::Terminate { .. } => "terminate",
             Self::Stop { .. } => "stop",
             Self::Cut { silent: true, .. } => "cut, in silence",
             Self::Cut { silent: false, .. } => "cut",
@@ -115,9 +121,10 @@ impl Fault {
     /// The process that it is about, if it is about one.
     pub fn instance(&self) -> Option<&str> {
         match self {
-            Self::Kill { instance } | Self::Stop { instance } | Self::Cut { instance, .. } => {
-                Some(instance)
-            }
+            Self::Kill { instance }
+            | Self::Terminate { instance }
+            | Self::Stop { instance }
+            | Self::Cut { instance, .. } => Some(instance),
             _ => None,
         }
     }
@@ -157,6 +164,9 @@ pub struct Plan {
     pub skews: BTreeMap<String, i64>,
     /// In order of time. All have ended when the clients end.
     pub strikes: Vec<Strike>,
+    /// Whether everything is restarted then, one after the other, while the clients go on.
+    #[serde(default)]
+    pub rolling: bool,
 }
 
 impl Plan {
@@ -190,6 +200,7 @@ impl Plan {
             length_ms,
             skews: skews(&mut random),
             strikes,
+            rolling: true,
         }
     }
 }
@@ -227,7 +238,8 @@ impl Free {
                 *free = until + INSTANCE_RESTS;
                 let instance = instance.to_owned();
                 Some(match random.between(0, 6) {
-                    0..3 => Fault::Kill { instance },
+                    0..2 => Fault::Kill { instance },
+                    2 => Fault::Terminate { instance },
                     3 => Fault::Stop { instance },
                     kind => {
                         let silent = kind == 4;
@@ -295,7 +307,7 @@ mod tests {
         let plan = draw(1, 60);
         let kinds: std::collections::BTreeSet<_> =
             plan.strikes.iter().map(|s| s.fault.name()).collect();
-        assert_eq!(kinds.len(), 10, "{kinds:?}");
+        assert_eq!(kinds.len(), 11, "{kinds:?}");
         assert!(!plan.skews.is_empty());
     }
 
@@ -314,6 +326,7 @@ mod tests {
             {"at_ms": 30000, "for_ms": 900, "fault": "stop_node", "node": 2}]}"#;
         let plan: Plan = serde_json::from_str(text).unwrap();
         assert_eq!(plan.strikes[2].fault, Fault::StopNode { node: 2 });
+        assert!(!plan.rolling);
     }
 
     #[test]

@@ -12,15 +12,15 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use storage::sha256_hex;
 
-use crate::checker::{self, Evidence, Object, Verdict};
-use crate::clients::{CALLERS, Caller, POLITE};
+use crate::checker::{self, Calm, Evidence, Logged, Object, Verdict};
+use crate::clients::{CALLERS, CALM, Caller, POLITE};
 use crate::cluster::Cluster;
 use crate::error::ChaosError;
 use crate::history::{Happened, History, What};
 use crate::link::Flow;
-use crate::plan::{Fault, Plan};
+use crate::plan::{Fault, INSTANCES, Plan, STREAMS};
 use crate::random::Random;
-use crate::{recorder, settings};
+use crate::{calm, recorder, settings};
 
 /// How often it is looked whether something is to begin or to end.
 const TICK: Duration = Duration::from_millis(50);
@@ -66,7 +66,8 @@ pub async fn run(plan: Plan, folder: &Path) -> Result<Outcome, ChaosError> {
     let service = Service::new("chaos");
     let mut cluster = Cluster::start(folder, &plan, &service.tasks).await?;
     let broker = cluster.brokers.connection().await?;
-    set_policy(&broker).await?;
+    set_policy(&broker, plan.length_ms).await?;
+    let day = calm::day();
     let stop = Arc::new(AtomicBool::new(false));
     let mut callers = Vec::new();
     for (part, (tenant, manner)) in (1..).zip(CALLERS) {
@@ -86,6 +87,11 @@ pub async fn run(plan: Plan, folder: &Path) -> Result<Outcome, ChaosError> {
         };
         callers.push((tenant, manner, caller(), caller()));
     }
+    let bearer = cluster.create_key(CALM).await?;
+    in_force(&cluster.gateways(), &bearer).await?;
+    let (gateways, never) = (cluster.gateways(), Arc::new(AtomicBool::new(false)));
+    let random = Random::part(plan.seed, 0);
+    let mut peaceful = Caller::new(CALM, bearer, gateways, history.clone(), random, never);
     recorder::listen(&cluster.brokers.urls(), &service.tasks, &history).await?;
     let (mut threads, mut lookers) = (Vec::new(), BTreeMap::new());
     for (tenant, manner, caller, looker) in callers {
@@ -93,6 +99,10 @@ pub async fn run(plan: Plan, folder: &Path) -> Result<Outcome, ChaosError> {
         lookers.insert(tenant, looker);
     }
     damage(&plan, &mut cluster, &history).await?;
+    if plan.rolling {
+        settle(&mut cluster).await?;
+        restart_all(plan.strikes.len(), &mut cluster, &history).await?;
+    }
     stop.store(true, Ordering::Relaxed);
     // They end with the request that they are at.
     for thread in threads {
@@ -100,8 +110,20 @@ pub async fn run(plan: Plan, folder: &Path) -> Result<Outcome, ChaosError> {
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
     }
     drain(&broker, &mut cluster, &history).await?;
+    settle(&mut cluster).await?;
+    // Days are judged to the picture where it is the same day for all.
+    let calm_phase = match day.is_some() && day == calm::day() {
+        true => Some(in_peace(&broker, &mut peaceful).await?),
+        false => None,
+    };
     look_at_all(&history, &mut lookers);
-    let evidence = gather(&broker, &cluster, &history).await?;
+    let over_midnight = day.is_none() || day != calm::day();
+    let evidence = Evidence {
+        calm: calm_phase,
+        over_midnight,
+        rules: settings::rules(POLITE, plan.length_ms),
+        ..gather(&broker, &cluster, &history).await?
+    };
     write(&folder.join(EVIDENCE), &evidence)?;
     service.stop(GRACE).await;
     Ok(Outcome {
@@ -121,14 +143,14 @@ fn write(path: &Path, value: &impl Serialize) -> Result<(), ChaosError> {
 }
 
 /// Sets the callers' policy: requests enough, and a limit on the day, so that days are counted.
-async fn set_policy(broker: &Broker) -> Result<(), ChaosError> {
+async fn set_policy(broker: &Broker, length_ms: u64) -> Result<(), ChaosError> {
     let bucket = broker.bucket::<Value>("POLICIES", Duration::ZERO).await?;
     let deadline = Instant::now() + IN_FORCE;
     loop {
         if let Some(mut entry) = bucket.get(settings::POLICY).await? {
             entry.value["requests_per_second"] = settings::REQUESTS_PER_SECOND.into();
             entry.value["burst"] = settings::REQUESTS_PER_SECOND.into();
-            entry.value["images_per_day"] = settings::IMAGES_PER_DAY.into();
+            entry.value["images_per_day"] = settings::images_per_day(length_ms).into();
             bucket.put(settings::POLICY, &entry.value).await?;
             return Ok(());
         }
@@ -174,7 +196,11 @@ async fn damage(plan: &Plan, cluster: &mut Cluster, history: &History) -> Result
     let mut open: Vec<(u64, usize, Option<usize>)> = Vec::new();
     loop {
         let now = u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX);
-        let (over, still): (Vec<_>, Vec<_>) = open.into_iter().partition(|strike| strike.0 <= now);
+        let is_over = |strike: &(u64, usize, Option<usize>)| {
+            let instance = plan.strikes[strike.1].fault.instance();
+            strike.0 <= now && !instance.is_some_and(|name| cluster.is_ending(name))
+        };
+        let (over, still): (Vec<_>, Vec<_>) = open.into_iter().partition(is_over);
         open = still;
         for (_, number, node) in over {
             let of = plan.strikes[number].fault.clone();
@@ -214,6 +240,48 @@ fn supervise(cluster: &mut Cluster, history: &History) -> Result<(), ChaosError>
         let (instance, status) = (instance.to_owned(), status.to_string());
         history.note("chaos", What::Ended { instance, status });
     }
+    for stopped in cluster.stopped() {
+        let what = What::Stopped {
+            instance: stopped.instance.to_owned(),
+            took_ms: millis(stopped.took),
+            within_ms: millis(stopped.within),
+            by_itself: stopped.by_itself,
+        };
+        history.note("chaos", what);
+    }
+    Ok(())
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Restarts everything, one after the other, each when the one before can do its work again. Told as strikes from `first` on.
+async fn restart_all(
+    first: usize,
+    cluster: &mut Cluster,
+    history: &History,
+) -> Result<(), ChaosError> {
+    history.note("chaos", What::Rolling { begins: true });
+    for (number, name) in (first..).zip(INSTANCES) {
+        let of = Fault::Terminate {
+            instance: name.to_owned(),
+        };
+        let strike = |begins| {
+            let of = of.clone();
+            What::Strike { number, begins, of }
+        };
+        history.note("chaos", strike(true));
+        cluster.terminate(name);
+        while cluster.is_ending(name) {
+            supervise(cluster, history)?;
+            tokio::time::sleep(TICK).await;
+        }
+        cluster.resume(name)?;
+        cluster.wait_ready(name).await?;
+        history.note("chaos", strike(false));
+    }
+    history.note("chaos", What::Rolling { begins: false });
     Ok(())
 }
 
@@ -221,6 +289,7 @@ fn supervise(cluster: &mut Cluster, history: &History) -> Result<(), ChaosError>
 fn begin(fault: &Fault, cluster: &mut Cluster) -> Result<Option<usize>, ChaosError> {
     match fault {
         Fault::Kill { instance } => cluster.kill(instance),
+        Fault::Terminate { instance } => cluster.terminate(instance),
         Fault::Stop { instance } => cluster.freeze(instance, true),
         Fault::Cut { instance, silent } => cluster.cut(instance, Flow::cut(*silent)),
         Fault::KillLeader { stream } => {
@@ -248,7 +317,7 @@ fn begin(fault: &Fault, cluster: &mut Cluster) -> Result<Option<usize>, ChaosErr
 
 fn end(fault: &Fault, node: Option<usize>, cluster: &mut Cluster) -> Result<(), ChaosError> {
     match fault {
-        Fault::Kill { instance } => cluster.run(instance),
+        Fault::Kill { instance } | Fault::Terminate { instance } => cluster.resume(instance),
         Fault::Stop { instance } => {
             cluster.freeze(instance, false);
             Ok(())
@@ -299,6 +368,60 @@ async fn drain(
     Ok(())
 }
 
+/// Waits until everything is itself again: every process ready, every copy of the streams whole.
+async fn settle(cluster: &mut Cluster) -> Result<(), ChaosError> {
+    for name in INSTANCES {
+        cluster.wait_ready(name).await?;
+    }
+    let deadline = Instant::now() + IN_FORCE;
+    let whole = || {
+        STREAMS
+            .iter()
+            .all(|stream| cluster.brokers.is_whole(stream))
+    };
+    while !tokio::task::block_in_place(whole) {
+        if Instant::now() >= deadline {
+            return Err(ChaosError::NotWhole);
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Has tasks submitted and cancelled in peace, and waits until the day is charged what was drawn, or should long have been.
+async fn in_peace(broker: &Broker, caller: &mut Caller) -> Result<Calm, ChaosError> {
+    let before = used(broker).await?.remove(CALM).unwrap_or(0);
+    tokio::task::block_in_place(|| calm::pass(caller));
+    let log = recorder::log(broker).await?;
+    let of_it = |logged: &&Logged| logged.event.tenant == CALM;
+    let (mut asked, mut cancelled) = (BTreeMap::new(), BTreeSet::new());
+    for Logged { event, .. } in log.iter().filter(of_it) {
+        match &event.event {
+            Happened::Submitted { images, .. } => {
+                asked.insert(event.task.as_str(), u64::from(*images));
+            }
+            Happened::Done { outcome, .. } if outcome == "cancelled" => {
+                cancelled.insert(event.task.as_str());
+            }
+            _ => {}
+        }
+    }
+    asked.retain(|task, _| !cancelled.contains(task));
+    let expected = before + asked.values().sum::<u64>();
+    let deadline = Instant::now() + IN_FORCE;
+    while used(broker).await?.get(CALM).copied().unwrap_or(0) != expected {
+        if Instant::now() >= deadline {
+            // The checker finds it.
+            break;
+        }
+        tokio::time::sleep(POLL).await;
+    }
+    Ok(Calm {
+        tenant: CALM.to_owned(),
+        before,
+    })
+}
+
 /// Every caller looks at each task that it was promised.
 fn look_at_all(history: &History, lookers: &mut BTreeMap<&str, Caller>) {
     let promised: BTreeSet<(String, String)> = history
@@ -335,7 +458,7 @@ async fn gather(
         objects,
         charged: charged(broker).await?,
         entries: history.entries(),
-        rules: settings::rules(POLITE),
+        ..Evidence::default()
     })
 }
 
@@ -367,17 +490,9 @@ fn read_objects(
 
 /// Pictures that each tenant was charged for, once what was set aside and not used has been put back.
 async fn charged(broker: &Broker) -> Result<BTreeMap<String, u64>, ChaosError> {
-    let bucket = broker
-        .bucket::<Value>("USAGE", Duration::from_secs(3 * 24 * 3600))
-        .await?;
     let mut last = None;
     for _ in 0..LOOKS {
-        let mut charged: BTreeMap<String, u64> = BTreeMap::new();
-        // <day>.<policy>.<tenant>; a run may go over midnight.
-        for (key, used) in bucket.all().await? {
-            let tenant = key.rsplit('.').next().unwrap_or(&key).to_owned();
-            *charged.entry(tenant).or_default() += used["images"].as_u64().unwrap_or(0);
-        }
+        let charged = used(broker).await?;
         if last.as_ref() == Some(&charged) {
             return Ok(charged);
         }
@@ -385,4 +500,17 @@ async fn charged(broker: &Broker) -> Result<BTreeMap<String, u64>, ChaosError> {
         tokio::time::sleep(PUT_BACK).await;
     }
     Ok(last.unwrap_or_default())
+}
+
+/// Pictures that are used or set aside of each tenant's days just now.
+async fn used(broker: &Broker) -> Result<BTreeMap<String, u64>, ChaosError> {
+    let kept = Duration::from_secs(3 * 24 * 3600);
+    let bucket = broker.bucket::<Value>("USAGE", kept).await?;
+    let mut charged: BTreeMap<String, u64> = BTreeMap::new();
+    // <day>.<policy>.<tenant>; a run may go over midnight.
+    for (key, used) in bucket.all().await? {
+        let tenant = key.rsplit('.').next().unwrap_or(&key).to_owned();
+        *charged.entry(tenant).or_default() += used["images"].as_u64().unwrap_or(0);
+    }
+    Ok(charged)
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
+use std::time::Duration;
 
 use crate::checker::Rules;
 
@@ -11,8 +12,15 @@ pub(crate) const OBJECTS: &str = "objects";
 pub(crate) const FAULTS: &str = "store-faults.json";
 /// The policy of all callers.
 pub(crate) const POLICY: &str = "dev";
-/// Pictures that a tenant may have drawn in a day: more than any run draws, so that days are counted and nobody is refused.
-pub(crate) const IMAGES_PER_DAY: u64 = 20_000;
+/// Pictures that a tenant may have drawn in a day: so many, and more for each minute that the run takes, to a limit. More than these machines
+/// draw, so that days are counted and nobody is refused, and little, because a part of it is what an orchestrator sets aside and leaves when it is killed.
+const IMAGES_PER_DAY: u64 = 500;
+const IMAGES_A_MINUTE: u64 = 1_000;
+const MOST_IMAGES_PER_DAY: u64 = 20_000;
+/// Pictures of one task, at most.
+const MOST_OF_A_TASK: u64 = 10;
+/// How long an orchestrator waits for a write, and how long until it puts back the next time.
+const WRITE_MS: u64 = 5_000;
 /// Requests a second of one key.
 pub(crate) const REQUESTS_PER_SECOND: u64 = 200;
 /// `scheduling.window`: small, so that what runs next is decided late.
@@ -20,15 +28,23 @@ const WINDOW: usize = 6;
 /// Times that a task is taken up. More workers die here than in a life.
 const MAX_ATTEMPTS: u32 = 20;
 const CHECKPOINT_EVERY_MS: u64 = 1_000;
-/// A step on a machine that runs everything at once, and the broker's and the disk's time for one checkpoint.
-const CHECKPOINT_MARGIN_MS: u64 = 6_000;
+/// The step that is under way when the interval is over, and then the time to write the checkpoint: an object on this disk and a state on two of
+/// three brokers. Runs that shared two cores with compilers drew 0.9 s again at most, interval and all; twice the interval on top is for
+/// machines that are slower still, and much less than a long task takes.
+const CHECKPOINT_MARGIN_MS: u64 = 2_000;
 /// The longest of: `worker.ack_wait`, `scheduling.ack_wait`, a breaker's pause, an election of the broker, a start.
 const SETTLE_MS: u64 = 20_000;
 /// The part of what is left of a day that an orchestrator sets aside at once (ADR 22).
 const PART_SET_ASIDE: u64 = 256;
 
-/// The bounds that follow.
-pub(crate) fn rules(polite: &str) -> Rules {
+/// `images_per_day` for a run of this length.
+pub(crate) fn images_per_day(length_ms: u64) -> u64 {
+    let more = IMAGES_A_MINUTE * length_ms.div_ceil(60_000);
+    (IMAGES_PER_DAY + more).min(MOST_IMAGES_PER_DAY)
+}
+
+/// The bounds that follow for a run of this length.
+pub(crate) fn rules(polite: &str, length_ms: u64) -> Rules {
     Rules {
         max_attempts: MAX_ATTEMPTS,
         checkpoint_every_ms: CHECKPOINT_EVERY_MS,
@@ -38,8 +54,23 @@ pub(crate) fn rules(polite: &str) -> Rules {
         // Each of two orchestrators may fill the window once from what it holds before it hears of the task, and may just have
         // served the others.
         overtakers: 3 * WINDOW,
-        left_by_a_kill: IMAGES_PER_DAY / PART_SET_ASIDE + 10,
+        left_by_a_kill: images_per_day(length_ms) / PART_SET_ASIDE + MOST_OF_A_TASK,
+        write_ms: WRITE_MS,
     }
+}
+
+/// `process.shutdown_grace` of each service, in seconds.
+fn grace_s(service: &str) -> u64 {
+    match service {
+        "gpu-worker" => 30,
+        "gateway" => 20,
+        _ => 10,
+    }
+}
+
+/// How long a service may take to end after SIGTERM: its grace, and what a process on a slow machine needs to flush and to go.
+pub(crate) fn ends_within(service: &str) -> Duration {
+    Duration::from_secs(grace_s(service) + 5)
 }
 
 /// The services that a service calls.
@@ -67,6 +98,7 @@ pub(crate) fn environment(
     let mut settings = vec![
         ("PROCESS__ADMIN_LISTEN", address(ports.1)),
         ("PROCESS__CLOCK_OFFSET", skew.to_string()),
+        ("PROCESS__SHUTDOWN_GRACE", format!("{}s", grace_s(service))),
     ];
     if let Some(url) = urls.get("broker") {
         settings.push(("BROKER__URL", url.clone()));

@@ -1,4 +1,4 @@
-//! A short run, the same each time; `make chaos` makes long ones, each another.
+//! A short run, the same each time, with a rolling restart of everything at its end; `make chaos` makes long ones, each another.
 
 use std::time::Duration;
 
@@ -15,6 +15,7 @@ async fn a_minute_of_faults_loses_doubles_forgets_and_starves_nothing() {
     let plan = Plan::draw(SEED, LENGTH);
     let partition = |strike: &Strike| matches!(strike.fault, Fault::Partition { .. });
     assert!(plan.strikes.iter().any(partition));
+    assert!(plan.rolling);
     let outcome = run(plan, folder.path()).await.unwrap();
     let told = report(&outcome);
     println!("{told}");

@@ -9,6 +9,7 @@ mod fairness;
 mod order;
 mod results;
 mod rework;
+mod rolling;
 #[cfg(test)]
 mod sample;
 
@@ -31,8 +32,23 @@ pub struct Evidence {
     pub objects: BTreeMap<String, Object>,
     /// Pictures that each tenant was charged for.
     pub charged: BTreeMap<String, u64>,
+    /// What was done in peace, when everything had been mended; none where that was left out.
+    #[serde(default)]
+    pub calm: Option<Calm>,
+    /// Whether it may have been midnight (UTC) somewhere meanwhile: what was charged on another day is not given back.
+    #[serde(default)]
+    pub over_midnight: bool,
     /// What the platform was told.
     pub rules: Rules,
+}
+
+/// The phase in which nothing is disturbed and charges are judged to the picture.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Calm {
+    /// Who submits then, and at no other time.
+    pub tenant: String,
+    /// Pictures that it was charged for when the phase began.
+    pub before: u64,
 }
 
 /// An event as the log holds it.
@@ -69,8 +85,17 @@ pub struct Rules {
     pub polite: String,
     /// Tasks of others that may be handed out between the polite tenant's submission and its turn.
     pub overtakers: usize,
-    /// Pictures that a killed orchestrator may leave charged to a tenant.
+    /// Pictures that a killed orchestrator may leave charged to a tenant: what it sets aside at once. A write of that much may be
+    /// stored without its knowledge, too.
     pub left_by_a_kill: u64,
+    /// How long an orchestrator waits for a write, in milliseconds: one after the other, for one tenant.
+    #[serde(default = "five_seconds")]
+    pub write_ms: u64,
+}
+
+/// What all runs had before it was written down.
+fn five_seconds() -> u64 {
+    5_000
 }
 
 /// What did not hold.
@@ -123,6 +148,7 @@ pub fn check(evidence: &Evidence) -> Verdict {
     rework::check(evidence, &mut verdict);
     fairness::check(evidence, &mut verdict);
     charge::check(evidence, &log, &mut verdict);
+    rolling::check(evidence, &mut verdict);
     verdict.violations.sort();
     verdict.violations.dedup();
     verdict

@@ -1,7 +1,8 @@
 //! A worker that dies costs at most the steps since the last checkpoint (invariant I5).
 //!
 //! Progress may be lost and tells no more often than ten times a second, so what is found is a little less than what was drawn again.
-//! What is bounded is time, as the setting bounds it: from the first step behind the checkpoint to the last that was heard of.
+//! What is bounded is time, as the setting bounds it: from the first step behind the checkpoint to the last that was heard of. How often more
+//! than that was at stake is a figure: a run in which it never was would not have noticed that checkpoints are missing.
 
 use super::{Disturbed, Evidence, Verdict, heard_by_task};
 use crate::history::{Happened, What};
@@ -13,7 +14,7 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
     let rules = &evidence.rules;
     // With these, no checkpoint can be stored, or time passes while nothing is drawn. A kill leaves nothing undone that was done.
     let disturbed = Disturbed::of(evidence, rules.checkpoint_margin_ms, |fault| match fault {
-        Fault::Kill { .. } => false,
+        Fault::Kill { .. } | Fault::Terminate { .. } => false,
         Fault::Stop { instance } | Fault::Cut { instance, .. } => {
             instance.starts_with("gpu-worker")
         }
@@ -51,6 +52,10 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
                             if judged {
                                 verdict.count("times that were judged", 1);
                                 verdict.most("most drawn again, ms", took);
+                                let drawn = last.0 - told.first().map_or(first.0, |t| t.0);
+                                verdict.most("most that checkpoints could have lost, ms", drawn);
+                                let telling = u64::from(drawn > bound);
+                                verdict.count("times a missing checkpoint would show", telling);
                             }
                             if judged && took > bound {
                                 let text = format!("{task}: {took} ms from step {from} on");
@@ -94,6 +99,8 @@ mod tests {
         let verdict = super::super::check(&with(1_400));
         assert_eq!(verdict.violations, []);
         assert_eq!(verdict.figures["steps drawn again"], 4);
+        let telling = |lost| super::super::check(&with(lost)).figures["times a missing checkpoint would show"];
+        assert_eq!((telling(1_300), telling(1_450)), (0, 1));
         assert_eq!(violated(&with(1_600)), REWORK);
     }
 

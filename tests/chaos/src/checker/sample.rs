@@ -121,6 +121,8 @@ pub(crate) fn good() -> Evidence {
         )]
         .into(),
         charged: [(TENANT.to_owned(), 1)].into(),
+        calm: None,
+        over_midnight: false,
         rules: Rules {
             max_attempts: 3,
             checkpoint_every_ms: 1_000,
@@ -129,6 +131,7 @@ pub(crate) fn good() -> Evidence {
             polite: TENANT.to_owned(),
             overtakers: 2,
             left_by_a_kill: 10,
+            write_ms: 5_000,
         },
     }
 }
