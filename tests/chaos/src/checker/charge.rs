@@ -31,7 +31,10 @@ pub(super) fn check(evidence: &Evidence, log: &Log, verdict: &mut Verdict) {
         let images = u64::from(*images);
         let most = largest.entry(task.tenant).or_insert(0);
         *most = images.max(*most);
-        if task.done.is_some_and(|done| cancelled(&done.event.event)) {
+        if task
+            .done
+            .is_some_and(|done| is_cancelled(&done.event.event))
+        {
             verdict.count("pictures cancelled", images);
             if given_back.contains(id) && !evidence.over_midnight {
                 continue;
@@ -89,7 +92,10 @@ fn in_peace(evidence: &Evidence, log: &Log, verdict: &mut Verdict) {
             continue;
         };
         let images = u64::from(*images);
-        if task.done.is_some_and(|done| cancelled(&done.event.event)) {
+        if task
+            .done
+            .is_some_and(|done| is_cancelled(&done.event.event))
+        {
             let figure = match taken_up.contains(id) {
                 true => "pictures cancelled in peace, taken up",
                 false => "pictures cancelled in peace, waiting",
@@ -116,7 +122,7 @@ fn is_doubtful(entry: &Entry) -> bool {
     }
 }
 
-fn cancelled(event: &Happened) -> bool {
+fn is_cancelled(event: &Happened) -> bool {
     matches!(event, Happened::Done { outcome, .. } if outcome == "cancelled")
 }
 
