@@ -17,8 +17,6 @@ pub(crate) const LISTENERS: &str = "LISTENERS";
 /// Late listeners that may wait, in all and of one tenant. Each is a few hundred bytes, so no disk is set aside for them.
 pub(crate) const MAX_LISTENERS: i64 = 20_000;
 const LISTENERS_A_TENANT: i64 = 2000;
-/// How long one waits at most: longer than the log keeps a task by default.
-const LISTENS_FOR: Duration = Duration::from_secs(8 * 24 * 3600);
 
 /// The broker's own memory of producers' message ids, as short as it lets it be. It is the whole stream's: with a longer one, a tenant
 /// who guesses another's next id could make it vanish. What makes a submission one is its task's id.
@@ -106,7 +104,8 @@ fn specs(
         max_messages_per_subject: LISTENERS_A_TENANT,
         shares: true,
         max_message_size: -1,
-        max_age: LISTENS_FOR,
+        // Each goes with its task, however long the log keeps that.
+        max_age: Duration::ZERO,
         max_bytes: -1,
         refuse_when_full: true,
         batches: false,

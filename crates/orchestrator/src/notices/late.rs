@@ -25,7 +25,7 @@ const CONCURRENCY: usize = 16;
 const ACK_WAIT: Duration = Duration::from_secs(30);
 /// Before a note is seen again whose task could not be read.
 const GIVE_BACK: Duration = Duration::from_secs(2);
-/// The shortest and the longest pause between two looks; it grows with the note's age.
+/// The first and the longest pause between two looks; each is a quarter longer than the one before.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 /// Who listens late. Cheap to clone.
@@ -65,7 +65,9 @@ impl Late {
         match self.queue.send(message).await {
             Ok(_) => Ok(()),
             Err(BrokerError::Full { .. }) => {
-                tracing::debug!(tenant, task = task_id, "too many listen late");
+                metrics::counter!("inkstone_orchestrator_late_listeners_refused_total")
+                    .increment(1);
+                tracing::warn!(tenant, task = task_id, "too many listen late: one is not told");
                 Ok(())
             }
             Err(error) => Err(error),
@@ -75,11 +77,7 @@ impl Late {
     async fn handle(&self, note: &Delivery) {
         let settled = match self.look(note).await {
             Ok(true) => note.ack().await,
-            Ok(false) => {
-                let now = contract::clock::system_time();
-                let age = now.duration_since(note.published()).unwrap_or_default();
-                note.give_back(pause(age)).await
-            }
+            Ok(false) => note.give_back(pause(note.deliveries())).await,
             // It can never be read.
             Err(error @ (TaskLogError::Decode { .. } | TaskLogError::Id(_))) => {
                 let error = lifecycle::chain(&error);
@@ -106,7 +104,7 @@ impl Late {
         let tenant: TenantId = listener.tenant.parse()?;
         let task: TaskId = listener.task_id.parse()?;
         let Some(record) = self.log.read(&tenant, task).await? else {
-            // The log has let go of it meanwhile.
+            tracing::debug!(%tenant, %task, "the log has let go of a task that somebody listens for");
             return Ok(true);
         };
         let Some(event) = event_of(record.phase()) else {
@@ -134,9 +132,13 @@ pub(crate) async fn start(service: &ServiceTasks, late: Late) -> Result<(), Brok
     Ok(())
 }
 
-/// How long a note of this age waits until its task is looked at again: a quarter more of the time that it took so far.
-fn pause(age: Duration) -> Duration {
-    (age / 4).clamp(PAUSES.0, PAUSES.1)
+/// How long a note waits until its task is looked at again, that was handed out so often. By no clock: a machine's own may be wrong.
+fn pause(deliveries: u64) -> Duration {
+    let (first, longest) = PAUSES;
+    let looks = i32::try_from(deliveries).unwrap_or(i32::MAX);
+    // Beyond the longest from here on; there is no need to know by how much.
+    let grown = 1.25_f64.powi(looks.clamp(1, 40) - 1);
+    first.mul_f64(grown).min(longest)
 }
 
 #[cfg(test)]
@@ -145,9 +147,10 @@ mod tests {
 
     #[test]
     fn what_takes_long_is_looked_at_less_often() {
-        let seconds = Duration::from_secs;
-        assert_eq!(pause(Duration::ZERO), seconds(1));
-        assert_eq!(pause(seconds(40)), seconds(10));
-        assert_eq!(pause(seconds(86_400)), seconds(60));
+        let seconds = Duration::from_secs_f64;
+        assert_eq!(pause(1), seconds(1.0));
+        assert_eq!(pause(2), seconds(1.25));
+        assert_eq!(pause(1000), seconds(60.0));
+        assert_eq!(pause(u64::MAX), seconds(60.0));
     }
 }
