@@ -12,7 +12,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Engine, Hung};
 use crate::fleet::Fleet;
 use crate::models::Learned;
-use crate::run::{BrokerTime, Elsewhere, Running};
+use crate::run::{Elsewhere, Running};
 use crate::settings::OutputSettings;
 
 /// How long removing what nobody needs may take, all of a task's together: its dispatch is not settled before, and a worker that stops has
@@ -72,8 +72,6 @@ pub(crate) struct Worker {
     /// Tasks that failed here.
     pub(crate) elsewhere: Elsewhere,
     pub(crate) fleet: Fleet,
-    /// By which it is too late to begin a task, and a dispatch is no news any more.
-    pub(crate) time: BrokerTime,
     pub(crate) learned: Learned,
     /// What hangs, once something does; the worker takes up nothing more and ends.
     pub(crate) hung: watch::Sender<Option<Hung>>,
