@@ -106,7 +106,9 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     watch_dependencies(&service, &broker, &storage, &log, max_size);
 
     let waiting = Arc::new(Waiting::new(log.clone(), service.tasks.clone()));
-    let meter = Arc::new(Meter::open(&broker, meter::now).await?);
+    let clock = log.clone();
+    let meter = Meter::open(&broker, move || meter::now(&clock)).await?;
+    let meter = Arc::new(meter);
     meter.clone().keep_up(&service);
     let learned = learning::Learned::start(&service, &broker, &log).await?;
     let backlog = dispatch(

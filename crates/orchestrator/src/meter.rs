@@ -14,6 +14,7 @@ use contract::{Failure, TenantId};
 use futures::StreamExt as _;
 use lifecycle::Service;
 use messaging::{Broker, BrokerError, Bucket};
+use task_log::TaskLog;
 use tokio::sync::Mutex as Turn;
 
 use crate::usage::{DayLimit, Use};
@@ -43,12 +44,12 @@ pub(crate) struct Account {
     pub(crate) policy: String,
 }
 
-/// Seconds since 1970. A plain function, so that tests can choose the day.
-pub(crate) type Clock = fn() -> u64;
+/// Seconds since 1970. A function, so that tests can choose the day.
+type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
-/// The system's time.
-pub(crate) fn now() -> u64 {
-    let since = contract::clock::system_time().duration_since(UNIX_EPOCH);
+/// The broker's time: by it tasks are submitted, and all orchestrators have the same day.
+pub(crate) fn now(log: &TaskLog) -> u64 {
+    let since = log.now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }
 
@@ -164,12 +165,15 @@ impl Drop for Charge {
 
 impl Meter {
     /// Opens the bucket.
-    pub(crate) async fn open(broker: &Broker, clock: Clock) -> Result<Self, BrokerError> {
+    pub(crate) async fn open(
+        broker: &Broker,
+        clock: impl Fn() -> u64 + Send + Sync + 'static,
+    ) -> Result<Self, BrokerError> {
         let open = || broker.bucket(USAGE, KEPT);
         Ok(Self {
             bucket: broker.patiently(open).await?,
             accounts: Mutex::default(),
-            clock,
+            clock: Box::new(clock),
         })
     }
 

@@ -41,7 +41,9 @@ impl Bench {
         let settings: crate::Settings = settings::load(None, &[]).unwrap();
         let log = TaskLog::new(broker.clone());
         log.ensure_streams(&settings.streams).await.unwrap();
-        let meter = Arc::new(Meter::open(&broker, crate::meter::now).await.unwrap());
+        let clock = log.clone();
+        let meter = Meter::open(&broker, move || crate::meter::now(&clock));
+        let meter = Arc::new(meter.await.unwrap());
         let submitted = Submitted {
             task_id: TaskId::random().to_string(),
             tenant: "acme".to_owned(),
