@@ -235,11 +235,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_file_is_renewed_for_a_task_by_the_time_of_the_task() {
-        let (_log, storage, _kept) = place().await;
+        let (_log, storage, (_server, folder)) = place().await;
         let tenant: TenantId = "acme".parse().unwrap();
         let key = Key::input(&tenant, &storage::sha256_hex(b"four")).unwrap();
         let data = Bytes::from_static(b"four");
         storage.put(&key, data).await.unwrap();
+        let file = std::fs::File::options()
+            .write(true)
+            .open(folder.path().join(key.as_str()));
+        let yesterday = SystemTime::now() - Duration::from_secs(24 * 3600);
+        file.unwrap().set_modified(yesterday).unwrap();
         let keep = Duration::from_secs(3600);
         let inputs = Inputs {
             storage: storage.clone(),
