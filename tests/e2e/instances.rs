@@ -76,3 +76,15 @@ async fn a_key_revoked_at_one_auth_is_refused_by_every_gateway_within_a_second_a
     let bearer = bearer.strip_prefix("Bearer ").unwrap();
     assert_eq!(status(&platform, "gateway-2", bearer), 200);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_orchestrator_whose_clock_is_behind_accepts_tasks_that_have_their_time() {
+    let behind = ("INKSTONE_ORCHESTRATOR__PROCESS__CLOCK_OFFSET", "-90");
+    let platform = Platform::start_with(&[behind]).await;
+    let in_time = contract::v1::SubmitTask {
+        expires_after_seconds: 60,
+        ..crate::short_picture()
+    };
+    let task = platform.submit(in_time).await.unwrap();
+    crate::assert_whole(&platform, &platform.wait_ended(&task.id).await);
+}

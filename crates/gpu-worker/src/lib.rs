@@ -292,7 +292,6 @@ fn worker(
         output: settings.output.clone(),
         device: device_name(&settings.engine),
         elsewhere: run::Elsewhere::default(),
-        time: run::BrokerTime::default(),
         learned: models::Learned::default(),
         hung: watch::Sender::new(None),
         content_producer: settings.label.content_producer.clone(),

@@ -20,13 +20,13 @@ pub(crate) fn task(model: &ModelName, outcome: Outcome, pictures: u32, took: Dur
     metrics::histogram!("inkstone_worker_task_seconds", &labels).record(took.as_secs_f64());
 }
 
-/// A task was taken up for the first time: how long it had waited since its submission.
-pub(crate) fn queue_wait(model: &ModelName, submitted: &Submitted) {
+/// A task was taken up for the first time, at `now` by the broker's clock: how long it had waited since its submission.
+pub(crate) fn queue_wait(model: &ModelName, submitted: &Submitted, now: SystemTime) {
     let Some(at) = submitted.at.and_then(|at| SystemTime::try_from(at).ok()) else {
         return;
     };
-    // Clocks of two machines may differ: a wait is never negative.
-    let waited = at.elapsed().unwrap_or_default();
+    // Clocks of two brokers may differ: a wait is never negative.
+    let waited = now.duration_since(at).unwrap_or_default();
     metrics::histogram!("inkstone_worker_queue_wait_seconds", "model" => model.to_string())
         .record(waited.as_secs_f64());
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Engine, Hung};
 use crate::fleet::Fleet;
 use crate::models::Learned;
-use crate::run::{BrokerTime, Elsewhere, Running};
+use crate::run::{Elsewhere, Running};
 use crate::settings::OutputSettings;
 use crate::slots::Slots;
 
@@ -71,8 +71,6 @@ pub(crate) struct Worker {
     /// Tasks that failed here.
     pub(crate) elsewhere: Elsewhere,
     pub(crate) fleet: Fleet,
-    /// By which it is too late to begin a task, and a dispatch is no news any more.
-    pub(crate) time: BrokerTime,
     pub(crate) learned: Learned,
     /// What hangs, once something does; the worker takes up nothing more and ends.
     pub(crate) hung: watch::Sender<Option<Hung>>,

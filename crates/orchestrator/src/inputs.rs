@@ -46,7 +46,7 @@ impl Inputs {
         }
     }
 
-    /// Lets what a task is to begin from stay for as long as the task may need it.
+    /// Lets what a task that is submitted `now`, by the broker's clock, is to begin from stay for as long as the task may need it.
     ///
     /// # Errors
     /// [`Failure`] that names `source` when it is not there any more; unavailable when the store does not answer.
@@ -54,18 +54,19 @@ impl Inputs {
         &self,
         tenant: &TenantId,
         source: Option<&Source>,
+        now: SystemTime,
     ) -> Result<(), Failure> {
         let Some(source) = source else { return Ok(()) };
         for text in [&source.image_key, &source.mask_key] {
             // That the others are this tenant's is checked on admission.
             if let Some(key) = Key::input_of(tenant, text) {
-                self.hold_one(&key).await?;
+                self.hold_one(&key, now).await?;
             }
         }
         Ok(())
     }
 
-    async fn hold_one(&self, key: &Key) -> Result<(), Failure> {
+    async fn hold_one(&self, key: &Key, now: SystemTime) -> Result<(), Failure> {
         let unavailable = |error: StorageError| {
             tracing::warn!(error = lifecycle::chain(&error), "answered unavailable");
             let text = "pictures to begin from cannot be read just now; try again";
@@ -75,7 +76,9 @@ impl Inputs {
             let text = "source names a file that is not stored any more; send it again";
             Failure::invalid("source", text)
         };
-        match self.storage.age(key).await.map_err(unavailable)? {
+        let written = self.storage.written(key).await.map_err(unavailable)?;
+        let age = written.map(|written| now.duration_since(written).unwrap_or_default());
+        match age {
             None => Err(gone()),
             Some(age) if is_fresh(age, self.keep) => Ok(()),
             Some(_) => match self.storage.renew(key, MAX_SOURCE_BYTES).await {
@@ -108,7 +111,8 @@ impl Inputs {
 
     /// Removes what has expired, and says how much that was; in a dry run how much it would have been.
     async fn sweep(&self, log: &TaskLog) -> Result<Expired, SweepError> {
-        let now = contract::clock::system_time();
+        // An orchestrator whose own clock is ahead would remove what others need; without the broker's there is no sweep.
+        let now = log.time().await?;
         let old = now.checked_sub(self.keep).unwrap_or(SystemTime::UNIX_EPOCH);
         let old = self.storage.inputs_before(old, MAX_SWEPT).await?;
         if old.is_empty() {
@@ -117,7 +121,7 @@ impl Inputs {
         let before = expiry(now, log.open_since().await?, self.keep);
         let expired = old.into_iter().filter(|one| one.written < before);
         let removed = futures::stream::iter(expired)
-            .map(|one| self.remove(one, now))
+            .map(|one| self.remove(one))
             .buffer_unordered(REMOVALS)
             .try_fold(Expired::default(), async |all: Expired, removed| {
                 if let Some(bytes) = removed {
@@ -128,12 +132,11 @@ impl Inputs {
         Ok(removed.await?)
     }
 
-    /// Removes a file, unless it was sent again since it was listed at `listed`, and says of how many bytes it was. In a dry run it stays all
+    /// Removes a file, unless it was sent again since it was listed, and says of how many bytes it was. In a dry run it stays all
     /// the same.
-    async fn remove(&self, one: Aged, listed: SystemTime) -> Result<Option<u64>, StorageError> {
-        let since = listed.duration_since(one.written).unwrap_or_default();
-        match self.storage.age(&one.key).await? {
-            Some(age) if age >= since => {}
+    async fn remove(&self, one: Aged) -> Result<Option<u64>, StorageError> {
+        match self.storage.written(&one.key).await? {
+            Some(written) if written <= one.written => {}
             _ => return Ok(None),
         }
         if self.dry_run {
@@ -210,6 +213,56 @@ mod tests {
         inputs.dry_run = false;
         assert_eq!(inputs.sweep(&log).await.unwrap().all(), (2, 8));
         assert_eq!(inputs.sweep(&log).await.unwrap().all(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_callers_sent_expires_by_the_brokers_clock_and_not_by_ones_own() {
+        let (log, storage, _kept) = place().await;
+        let tenant: TenantId = "acme".parse().unwrap();
+        let key = Key::input(&tenant, &storage::sha256_hex(b"four")).unwrap();
+        let data = Bytes::from_static(b"four");
+        storage.put(&key, data).await.unwrap();
+        let inputs = Inputs {
+            storage: storage.clone(),
+            keep: Duration::from_secs(3600),
+            dry_run: false,
+        };
+        // Of this process, which has no other test in it.
+        contract::clock::set_offset(24 * 3600);
+        assert_eq!(inputs.sweep(&log).await.unwrap().all(), (0, 0));
+        assert!(storage.written(&key).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn a_file_is_renewed_for_a_task_by_the_time_of_the_task() {
+        let (_log, storage, (_server, folder)) = place().await;
+        let tenant: TenantId = "acme".parse().unwrap();
+        let key = Key::input(&tenant, &storage::sha256_hex(b"four")).unwrap();
+        let data = Bytes::from_static(b"four");
+        storage.put(&key, data).await.unwrap();
+        let file = std::fs::File::options()
+            .write(true)
+            .open(folder.path().join(key.as_str()));
+        let yesterday = SystemTime::now() - Duration::from_secs(24 * 3600);
+        file.unwrap().set_modified(yesterday).unwrap();
+        let keep = Duration::from_secs(3600);
+        let inputs = Inputs {
+            storage: storage.clone(),
+            keep,
+            dry_run: false,
+        };
+        let source = Source {
+            image_key: key.to_string(),
+            ..Source::default()
+        };
+        let written = async || storage.written(&key).await.unwrap().unwrap();
+        let first = written().await;
+        let held = inputs.hold(&tenant, Some(&source), first).await;
+        held.unwrap();
+        assert_eq!(written().await, first);
+        let held = inputs.hold(&tenant, Some(&source), first + keep).await;
+        held.unwrap();
+        assert!(written().await > first);
     }
 
     proptest! {

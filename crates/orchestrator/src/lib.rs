@@ -107,7 +107,9 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     watch_dependencies(&service, &broker, &storage, &log, max_size);
 
     let waiting = Arc::new(Waiting::new(log.clone(), service.tasks.clone()));
-    let meter = Arc::new(Meter::open(&broker, meter::now, settings.refunds.max_size).await?);
+    let clock = log.clone();
+    let today = move || meter::now(&clock);
+    let meter = Arc::new(Meter::open(&broker, today, settings.refunds.max_size).await?);
     meter.clone().keep_up(&service);
     let learned = learning::Learned::start(&service, &broker, &log).await?;
     let backlog = dispatch(

@@ -116,7 +116,8 @@ impl Sweeper {
 
     /// Removes what has expired of a kind; nothing in a dry run.
     async fn sweep(&self, kind: Kind) -> Result<Expired, SweepError> {
-        let now = contract::clock::system_time();
+        // An orchestrator whose own clock is ahead would remove what the log still names; without the broker's there is no sweep.
+        let now = self.log.time().await?;
         let expired = Expired::default();
         let objects = self.storage.drawn(kind).map_err(SweepError::from);
         let each = async |object: Drawn| {
@@ -148,7 +149,12 @@ impl Sweeper {
             return Ok(false);
         }
         let record = self.log.read_for_any_tenant(object.task).await?;
-        if !expires(kind, claim(record.as_ref(), &object), age, &self.settings) {
+        let claim = claim(record.as_ref(), &object);
+        if !expires(kind, claim, age, &self.settings) {
+            return Ok(false);
+        }
+        // A replica that lags knows nothing of a task that may still want it: its word that there is none is not taken.
+        if claim == Claim::Unknown && self.log.is_there(object.task).await? {
             return Ok(false);
         }
         if self.settings.dry_run {
@@ -254,6 +260,40 @@ mod tests {
         assert_eq!(removed.all(), (3, 12));
         let again = sweeper.sweep(Kind::Checkpoint).await.unwrap();
         assert_eq!(again.all(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn what_was_drawn_expires_by_the_brokers_clock_and_not_by_ones_own() {
+        let (log, storage, _kept) = place().await;
+        let data = Bytes::from_static(b"x");
+        let lost = Key::checkpoint(TaskId::random(), 1, 1);
+        storage.put(&lost, data).await.unwrap();
+        let sweeper = Sweeper {
+            storage: storage.clone(),
+            log,
+            settings: settings("1h", "1h"),
+        };
+        // Of this process, which has no other test in it.
+        contract::clock::set_offset(24 * 3600);
+        let removed = sweeper.sweep(Kind::Checkpoint).await.unwrap();
+        assert_eq!(removed.all(), (0, 0));
+        assert!(storage.written(&lost).await.unwrap().is_some());
+    }
+
+    #[tokio::test]
+    async fn without_the_brokers_time_there_is_no_sweep() {
+        let (log, storage, (mut server, _folder)) = place().await;
+        let lost = Key::checkpoint(TaskId::random(), 1, 1);
+        let data = Bytes::from_static(b"x");
+        storage.put(&lost, data).await.unwrap();
+        let sweeper = Sweeper {
+            storage: storage.clone(),
+            log,
+            settings: settings("1h", "0s"),
+        };
+        server.kill();
+        sweeper.sweep(Kind::Checkpoint).await.unwrap_err();
+        assert!(storage.written(&lost).await.unwrap().is_some());
     }
 
     #[tokio::test]

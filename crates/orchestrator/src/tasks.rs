@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::{constant_time, digest, rand};
 use contract::auth::{Caller, Policy};
@@ -29,7 +30,7 @@ use crate::waiting::{Place, Waiting};
 use crate::waits::Waits;
 
 /// How long callers are asked to wait when a part that tasks need is down.
-const RETRY_AFTER: std::time::Duration = std::time::Duration::from_secs(5);
+const RETRY_AFTER: Duration = Duration::from_secs(5);
 
 /// The use cases. Cheap to clone.
 #[derive(Clone)]
@@ -55,6 +56,12 @@ impl Tasks {
         self.check_health()
     }
 
+    /// The present, by the broker's clock, which deadlines go by. It costs no request: `deadlines` asks once a second, and what was heard before
+    /// is still good when the broker does not answer that for a while.
+    pub(crate) async fn time(&self) -> Result<SystemTime, TaskLogError> {
+        self.log.time_within(Duration::MAX).await
+    }
+
     /// Makes a task (invariant I1). True beside it when the same submission made it before.
     pub(crate) async fn submit(
         &self,
@@ -71,16 +78,18 @@ impl Tasks {
         request: &SubmitTask,
         producer: Option<Producer>,
     ) -> Result<(v1::Task, bool), CallError> {
-        let submitted = Submitted {
+        let mut submitted = Submitted {
             producer,
             ..self.admit(caller, request)?
         };
         self.check_webhook(request)?;
         // Checked last, so that a bad request hears what is wrong with it whatever the platform's state.
         self.check_health()?;
+        let now = self.time().await?;
+        submitted.at = Some(now.into());
         // What few submissions need is in boxes: each of them would be as large as all that any of them may need.
         if request.source.is_some() {
-            Box::pin(self.hold_source(&submitted, request)).await?;
+            Box::pin(self.hold_source(&submitted, request, now)).await?;
         }
         let none = Policy::default();
         let policy = caller.policy.as_ref().unwrap_or(&none);
@@ -185,9 +194,11 @@ impl Tasks {
         &self,
         submitted: &Submitted,
         request: &SubmitTask,
+        now: SystemTime,
     ) -> Result<(), CallError> {
         let tenant: TenantId = submitted.tenant.parse()?;
-        let held = self.inputs.hold(&tenant, request.source.as_ref()).await;
+        let held = self.inputs.hold(&tenant, request.source.as_ref(), now);
+        let held = held.await;
         let Err(failure) = held else { return Ok(()) };
         let keyed = !request.idempotency_key.is_empty();
         if keyed
@@ -244,7 +255,7 @@ impl Tasks {
         Ok(record)
     }
 
-    /// The event that would make the task.
+    /// The event that would make the task, but for when.
     fn admit(&self, caller: &Caller, request: &SubmitTask) -> Result<Submitted, CallError> {
         let tenant: TenantId = caller.tenant.parse()?;
         let none = Policy::default();
@@ -292,7 +303,7 @@ impl Tasks {
                 .to_vec(),
             model: model.name.clone(),
             model_version: version.version.clone(),
-            at: Some(contract::now()),
+            at: None,
             access_token: hex::encode(token),
             producer: None,
             tasks_running: policy.tasks_running.unwrap_or(0),
@@ -325,7 +336,7 @@ impl Tasks {
             return Ok(record.view());
         }
         let done = Done {
-            at: Some(contract::now()),
+            at: Some(self.log.now().into()),
             outcome: Some(done::Outcome::Cancelled(Cancelled {
                 reason: reason.to_owned(),
             })),

@@ -20,16 +20,23 @@ pub struct Aged {
 }
 
 impl Storage {
-    /// How long ago an object was last written, if it is there. One from the future is new.
+    /// How long ago an object was last written by this machine's clock, if it is there. One from the future is new.
     ///
     /// # Errors
     /// When the store did not answer.
     pub async fn age(&self, key: &Key) -> Result<Option<Duration>, StorageError> {
+        let written = self.written(key).await?;
+        let now = contract::clock::system_time();
+        Ok(written.map(|written| now.duration_since(written).unwrap_or_default()))
+    }
+
+    /// When an object was last written by the store's clock, if it is there.
+    ///
+    /// # Errors
+    /// When the store did not answer.
+    pub async fn written(&self, key: &Key) -> Result<Option<SystemTime>, StorageError> {
         match self.store.head(&path(key)).await {
-            Ok(meta) => {
-                let written = SystemTime::from(meta.last_modified);
-                Ok(Some(written.elapsed().unwrap_or_default()))
-            }
+            Ok(meta) => Ok(Some(SystemTime::from(meta.last_modified))),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
             Err(source) => Err(request("finding", key)(source)),
         }

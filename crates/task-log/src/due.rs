@@ -4,7 +4,7 @@
 //! two seconds of deadlines. When a slot is over its messages are read, and removed as their tasks are looked at. It is an index and nothing
 //! more: the deadline that counts is the one in the task's submission, and a task that is missing here is found late, not never.
 
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use bytes::Bytes;
 use contract::task::Submitted;
@@ -54,14 +54,6 @@ impl TaskLog {
             .deadlines
             .put(&subject, Bytes::from_static(b"-"))
             .await?)
-    }
-
-    /// The present, by the broker's clock: the one by which a deadline is over.
-    ///
-    /// # Errors
-    /// When the broker does not answer.
-    pub async fn time(&self) -> Result<SystemTime, TaskLogError> {
-        Ok(self.deadlines.time().await?)
     }
 
     /// Tasks whose deadline was noted in a slot, from the place `from` of DEADLINES on: [`MAX_BATCH`] at most, and fewer only where there are

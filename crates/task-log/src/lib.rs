@@ -25,9 +25,11 @@ mod open;
 mod queue;
 mod record;
 mod streams;
+mod time;
 pub mod transition;
 mod watch;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use contract::task::{DeadLetter, Done, ProgressEvent, State, Submitted};
@@ -74,6 +76,7 @@ pub struct TaskLog {
     dead: EventLog,
     deadlines: EventLog,
     work: WorkQueue,
+    said: Arc<time::Said>,
 }
 
 impl TaskLog {
@@ -84,6 +87,7 @@ impl TaskLog {
             dead: broker.log(streams::DEAD),
             deadlines: broker.log(streams::DEADLINES),
             work: broker.queue(streams::WORK),
+            said: Arc::default(),
             broker,
         }
     }
@@ -185,6 +189,15 @@ impl TaskLog {
     pub async fn read_for_any_tenant(&self, task: TaskId) -> Result<Option<Record>, TaskLogError> {
         let filter = format!("inkstone.task.*.*.{task}.*");
         Record::from_events(&self.tasks.last_of_each(&filter).await?)
+    }
+
+    /// Whether there is a task of whatever tenant, by the stream's leader: a replica that lags may say that there is none.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read).
+    pub async fn is_there(&self, task: TaskId) -> Result<bool, TaskLogError> {
+        let filter = format!("inkstone.task.*.*.{task}.submitted");
+        Ok(self.tasks.last_at_leader(&filter).await?.is_some())
     }
 
     /// Writes where a task stands, whatever stood there. For tests: two who write like this undo each other's.

@@ -187,7 +187,7 @@ async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<()
             key: key.to_string(),
             sha256,
         }),
-        at: Some(contract::now()),
+        at: Some(job.worker.log.now().into()),
         ..job.state.clone()
     };
     // Once another worker has the task, this one was taken for dead: its state would stand in place of its successor's.

@@ -1,6 +1,6 @@
 //! What becomes of a task that has come out of the pipeline: its end, or a rest.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use contract::ErrorCode;
 use contract::task::{Done, Failed, State, Succeeded, done};
@@ -66,18 +66,20 @@ fn came_out(job: &TaskJob, why: &Why) -> CameOut {
         Verdict::LeaveToAnother => {
             let at_most = job.worker.output.give_up_after.duration();
             CameOut::NotStored {
-                tried_for: tried_for(&job.state),
+                tried_for: tried_for(&job.state, job.worker.log.now()),
                 at_most: Some(at_most).filter(|most| !most.is_zero()),
             }
         }
     }
 }
 
-/// How long ago the task was first taken up, whoever did.
-fn tried_for(state: &State) -> Duration {
-    let now = contract::now().seconds;
-    let first = state.started_at.map_or(now, |at| at.seconds);
-    Duration::from_secs(u64::try_from(now - first).unwrap_or(0))
+/// How long before `now` the task was first taken up, whoever did. Both are by the broker's clock: of two workers' one may be days ahead.
+fn tried_for(state: &State, now: SystemTime) -> Duration {
+    let first = state
+        .started_at
+        .and_then(|at| SystemTime::try_from(at).ok());
+    let tried_for = first.and_then(|first| now.duration_since(first).ok());
+    tried_for.unwrap_or_default()
 }
 
 /// All pictures are stored.
@@ -161,5 +163,24 @@ async fn put_off(
             let rested = rest(job, attempts, pause, Over::Failed, text).await;
             ("retried", rested)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_task_is_tried_for_as_long_as_it_is_since_it_was_first_taken_up() {
+        let first = SystemTime::UNIX_EPOCH + Duration::from_secs(1_000_000);
+        let state = State {
+            started_at: Some(first.into()),
+            ..State::default()
+        };
+        let while_later = Duration::from_secs(90);
+        assert_eq!(tried_for(&state, first + while_later), while_later);
+        // By a broker whose clock is behind, and of a task that nobody has begun.
+        assert_eq!(tried_for(&state, first - while_later), Duration::ZERO);
+        assert_eq!(tried_for(&State::default(), first), Duration::ZERO);
     }
 }

@@ -39,10 +39,9 @@ pub(crate) use elsewhere::Elsewhere;
 use elsewhere::{LEFT_AGAIN, is_anothers};
 use finish::finish;
 use history::Over;
-pub(crate) use late::BrokerTime;
 use late::expire;
 use letters::{bury, unreadable};
-use reading::{look, read};
+use reading::{TIME_GOOD_FOR, look, read};
 pub(crate) use running::Running;
 
 /// Times that a task which is not in the log is looked for before its dispatch is buried, and the pause between them.
@@ -198,15 +197,16 @@ async fn run(
     }
     let known = Known::from(&record);
     let before = record.state.unwrap_or_default();
-    let now = contract::now();
+    // By the broker's clock, so that another worker can tell for how long the task was tried.
+    let now = late::time(worker, TIME_GOOD_FOR).await?;
     let mut state = State {
         phase: Phase::Running.into(),
         attempt,
         worker: worker.name.clone(),
         scheduled_at: before.scheduled_at,
-        started_at: before.started_at.or(Some(now)),
+        started_at: before.started_at.or(Some(now.into())),
         checkpoint: before.checkpoint,
-        at: Some(now),
+        at: Some(now.into()),
         runs: before.runs,
     };
     let version = served.version.as_str();
@@ -222,7 +222,7 @@ async fn run(
         return Ok(after_refusal(known, now.as_ref().map(Known::from)));
     };
     if attempt == 1 {
-        metrics::queue_wait(&served.name, &record.submitted);
+        metrics::queue_wait(&served.name, &record.submitted, now);
     }
     tracing::info!(attempt, model = %served.name, version = %served.version, "taken up");
     let without_listeners = !has_listeners(&record.submitted);
@@ -278,7 +278,7 @@ async fn end(job: &TaskJob, outcome: done::Outcome) -> Result<Ended, Stopped> {
 
 fn ending(worker: &Worker, outcome: done::Outcome, attempt: u32, state: Option<&State>) -> Done {
     Done {
-        at: Some(contract::now()),
+        at: Some(worker.log.now().into()),
         outcome: Some(outcome),
         worker: worker.name.clone(),
         attempt,
@@ -336,7 +336,7 @@ async fn rest(
         phase: Phase::Scheduled.into(),
         attempt,
         worker: String::new(),
-        at: Some(contract::now()),
+        at: Some(job.worker.log.now().into()),
         ..job.state.clone()
     };
     history::end(&mut state, over, reason);

@@ -15,7 +15,7 @@ use crate::worker::Worker;
 const TOLD_FOR: Duration = Duration::from_secs(10 * 60);
 /// How long the present is reckoned from what the broker said last: little beside [`TOLD_FOR`], and a worker that has much to do asks it no
 /// oftener.
-const TIME_GOOD_FOR: Duration = Duration::from_secs(60);
+pub(super) const TIME_GOOD_FOR: Duration = Duration::from_secs(60);
 /// A task that was submitted longer ago than this when its dispatch was queued is read: the log may let go of its submission until somebody gets
 /// that. A log that keeps events for no longer than this and [`TOLD_FOR`] together is not meant for work.
 const SUBMITTED_WITHIN: Duration = Duration::from_secs(3600);

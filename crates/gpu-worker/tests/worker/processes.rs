@@ -394,6 +394,37 @@ async fn what_a_dispatch_tells_is_gone_by_whatever_the_workers_clock_says() {
     assert_eq!(platform.pictures(&task).await.len(), 2);
 }
 
+#[tokio::test]
+async fn a_worker_whose_clock_is_ahead_does_not_give_up_what_others_have_just_begun() {
+    let platform = Platform::start().await;
+    let faults = platform.folder.path().join("faults.json");
+    std::fs::write(&faults, r#"{"full":100}"#).unwrap();
+    let file = faults.display().to_string();
+    let full = [
+        ("storage.faults", file.as_str()),
+        ("output.patience", "500ms"),
+        ("output.give_up_after", "12h"),
+    ];
+    let task = platform.submit(request("a cat", 1, 2)).await;
+    let handed_back = async |name: &str| {
+        let runs = platform.record(&task).await.view().runs;
+        let by = |run: &Run| run.worker == name && run.end == "handed_back";
+        runs.iter().any(by)
+    };
+    let first = Process::start(&platform, "first", &full);
+    until("it is put off", async || handed_back("first").await).await;
+    assert!(first.terminate().await.success());
+    let ahead = [&full[..], &[("process.clock_offset", "86400")]].concat();
+    let _ahead = Process::start(&platform, "ahead", &ahead);
+    until("it is put off again, or given up", async || {
+        handed_back("ahead").await || platform.record(&task).await.done.is_some()
+    })
+    .await;
+    assert_eq!(platform.record(&task).await.done, None);
+    std::fs::remove_file(&faults).unwrap();
+    assert_eq!(platform.pictures(&task).await.len(), 1);
+}
+
 /// A task like this one that should have begun some minutes ago.
 async fn late(platform: &Platform, like: &TaskRef) -> Submitted {
     let mut at = contract::now();

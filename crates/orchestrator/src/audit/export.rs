@@ -62,7 +62,7 @@ impl Exporter {
     /// Writes files until it is dropped.
     pub(super) async fn run(&self) {
         loop {
-            match self.turn(SystemTime::now()).await {
+            match self.turn(contract::clock::system_time()).await {
                 Ok(true) => continue,
                 Ok(false) => {}
                 // Another orchestrator does the same.

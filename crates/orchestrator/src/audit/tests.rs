@@ -155,6 +155,30 @@ async fn every_event_is_recorded_once_by_writers_that_start_anew_and_outrun_each
 }
 
 #[tokio::test]
+async fn files_are_due_by_the_clock_that_dates_the_records() {
+    let bench = bench().await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    let exporter = bench.exporter().await;
+    assert!(!exporter.turn(SystemTime::now()).await.unwrap());
+    // Of this process, which has no other test in it.
+    contract::clock::set_offset(24 * 3600);
+    let written = async {
+        while !bench.folder.path().join("audit").exists() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    let either = async {
+        tokio::select! {
+            () = exporter.run() => {}
+            () = written => {}
+        }
+    };
+    let limit = Duration::from_secs(30);
+    tokio::time::timeout(limit, either).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_writer_whose_next_block_was_written_and_put_into_a_file_while_it_slept_is_outrun() {
     let bench = bench().await;
     let (sleeper, mut place) = (bench.writer(), None);

@@ -140,12 +140,13 @@ impl Letters {
         // By it the first task is known.
         request.idempotency_key.clear();
         let source = request.source.as_ref();
-        self.tasks.inputs.hold(&tenant, source).await?;
+        let now = self.tasks.time().await?;
+        self.tasks.inputs.hold(&tenant, source, now).await?;
         let submitted = Submitted {
             task_id: task.to_string(),
             model_version: self.version(old, task)?,
             request: Some(request),
-            at: Some(contract::now()),
+            at: Some(now.into()),
             access_token: access_token()?,
             retry_of: old.task_id.clone(),
             // It is charged to nobody, so nothing is given back.

@@ -16,6 +16,7 @@ use futures::StreamExt as _;
 use lifecycle::Service;
 use messaging::{Broker, BrokerError, Bucket};
 use settings::ByteSize;
+use task_log::TaskLog;
 use tokio::sync::Mutex as Turn;
 
 use crate::usage::{Day, DayLimit, Use};
@@ -46,12 +47,12 @@ pub(crate) struct Account {
     pub(crate) policy: String,
 }
 
-/// Seconds since 1970. A plain function, so that tests can choose the day.
-pub(crate) type Clock = fn() -> u64;
+/// Seconds since 1970. A function, so that tests can choose the day.
+type Clock = Box<dyn Fn() -> u64 + Send + Sync>;
 
-/// The system's time.
-pub(crate) fn now() -> u64 {
-    let since = contract::clock::system_time().duration_since(UNIX_EPOCH);
+/// The broker's time: by it tasks are submitted, and all orchestrators have the same day.
+pub(crate) fn now(log: &TaskLog) -> u64 {
+    let since = log.now().duration_since(UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }
 
@@ -155,7 +156,7 @@ impl Meter {
     /// Opens the buckets; that of refunds takes `refunds`.
     pub(crate) async fn open(
         broker: &Broker,
-        clock: Clock,
+        clock: impl Fn() -> u64 + Send + Sync + 'static,
         refunds: ByteSize,
     ) -> Result<Self, BrokerError> {
         let open = || broker.bucket(USAGE, KEPT);
@@ -163,7 +164,7 @@ impl Meter {
             bucket: broker.patiently(open).await?,
             refunds: refunds::open(broker, refunds).await?,
             accounts: Mutex::default(),
-            clock,
+            clock: Box::new(clock),
         })
     }
 

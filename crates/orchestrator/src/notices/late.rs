@@ -67,7 +67,11 @@ impl Late {
             Err(BrokerError::Full { .. }) => {
                 metrics::counter!("inkstone_orchestrator_late_listeners_refused_total")
                     .increment(1);
-                tracing::warn!(tenant, task = task_id, "too many listen late: one is not told");
+                tracing::warn!(
+                    tenant,
+                    task = task_id,
+                    "too many listen late: one is not told"
+                );
                 Ok(())
             }
             Err(error) => Err(error),

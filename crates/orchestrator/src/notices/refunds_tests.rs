@@ -23,7 +23,12 @@ async fn next(puller: &Puller) -> Delivery {
 
 /// An orchestrator's.
 async fn meter(broker: &Broker) -> Arc<Meter> {
-    let meter = Meter::open(broker, crate::meter::now, ByteSize::of(1 << 20));
+    let log = TaskLog::new(broker.clone());
+    let meter = Meter::open(
+        broker,
+        move || crate::meter::now(&log),
+        ByteSize::of(1 << 20),
+    );
     Arc::new(meter.await.unwrap())
 }
 

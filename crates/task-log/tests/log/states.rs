@@ -1,5 +1,6 @@
 //! States that are written in place of the one that was read.
 
+use contract::TaskId;
 use contract::task::{Phase, State};
 
 use crate::support::{Bench, bench, scratch_log, submit_one, tenant};
@@ -87,4 +88,6 @@ async fn the_leader_tells_the_last_event_whatever_its_lane_and_that_there_is_non
     assert_eq!(found.sequence, direct.sequence);
     assert_eq!(found.payload, direct.payload);
     assert!(ask("done").await.is_none());
+    assert!(log.is_there(task.task).await.unwrap());
+    assert!(!log.is_there(TaskId::random()).await.unwrap());
 }
