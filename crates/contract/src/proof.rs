@@ -51,7 +51,18 @@ impl Proven {
     /// # Errors
     /// Unauthenticated, with the ways there are.
     pub fn read(target: [&str; 3], headers: &HeaderMap) -> Result<Self, Failure> {
-        if let Some(value) = headers.get(header::AUTHORIZATION) {
+        let mut bearers = headers.get_all(header::AUTHORIZATION).iter();
+        if let Some(value) = bearers.next() {
+            // Whoever stands between may go by the other one.
+            if bearers.next().is_some() {
+                return refused("the Authorization header is given more than once");
+            }
+            // It would be believed, and what the signature holds the body to would not count.
+            if headers.contains_key(SIGNATURE) {
+                return refused(
+                    "both Authorization and X-Signature are given: send one of the two",
+                );
+            }
             let proof = bearer(value)?;
             return Ok(Self { proof, body: None });
         }
@@ -201,6 +212,22 @@ mod tests {
             let failure = proof(&headers(&[("authorization", bad)])).unwrap_err();
             assert_eq!(failure.code, ErrorCode::Unauthenticated);
         }
+    }
+
+    #[test]
+    fn two_proofs_are_none() {
+        let bearer = ("authorization", "Bearer k-1");
+        for other in [bearer, ("authorization", "Basic eDp5")] {
+            let mut both = headers(&[bearer]);
+            both.append(other.0, HeaderValue::from_static(other.1));
+            let failure = proof(&both).unwrap_err();
+            assert_eq!(failure.code, ErrorCode::Unauthenticated);
+            assert!(failure.message.contains("more than once"));
+        }
+        let mut both = headers(&V2);
+        both.append(bearer.0, HeaderValue::from_static(bearer.1));
+        let failure = proof(&both).unwrap_err();
+        assert!(failure.message.contains("one of the two"), "{failure:?}");
     }
 
     #[test]

@@ -10,6 +10,7 @@ use contract::proto::PUBLIC_DESCRIPTORS;
 use contract::v1::image_service_server::{ImageService, ImageServiceServer};
 use contract::{ErrorCode, Failure, v1, validate, validate_feedback};
 use futures::stream::{self, Stream};
+use settings::ByteSize;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
@@ -27,6 +28,8 @@ use crate::watch::Watch;
 
 /// The largest message to what takes calls without a key, bytes.
 pub(crate) const SMALL_MESSAGE: usize = 4 * 1024;
+/// The same with what gRPC puts in front of it.
+pub(crate) const SMALL_REQUEST: ByteSize = ByteSize::of(SMALL_MESSAGE as u64 + 5);
 /// The service's name in health checks and reflection.
 pub(crate) const IMAGE_SERVICE: &str = "inkstone.v1.ImageService";
 

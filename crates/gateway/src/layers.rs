@@ -10,6 +10,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use contract::{ErrorCode, Failure};
 use http_body_util::BodyExt as _;
+use settings::ByteSize;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -25,6 +26,8 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const MAX_REQUEST_ID_BYTES: usize = 128;
 /// Asks for health once; what else is asked of it comes as a stream.
 const HEALTH_CHECK: &str = "/grpc.health.v1.Health/Check";
+/// How long the whole of a short request may take that anyone may send.
+const SHORT_PATIENCE: Duration = Duration::from_secs(2);
 /// The route of what has none. One name for all, or anyone could make a time series a request.
 const UNMATCHED: &str = "unmatched";
 
@@ -184,6 +187,37 @@ pub(crate) async fn shed_but_for_unread(
         }
         Err(failure) => Refused(failure).into_response(),
     }
+}
+
+/// Has the whole of a short request that anyone may send, before it takes a place: whoever begins many and ends none keeps nobody out.
+/// The limit is that of its body.
+pub(crate) async fn whole(
+    State((edge, limit)): State<(Arc<Edge>, ByteSize)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    match arrived(&edge, limit, request).await {
+        Ok(request) => next.run(request).await,
+        Err(failure) => Refused(failure).into_response(),
+    }
+}
+
+/// A request whose body has arrived.
+///
+/// # Errors
+/// One over the limit, or that does not arrive in time.
+pub(crate) async fn arrived(
+    edge: &Edge,
+    limit: ByteSize,
+    request: Request,
+) -> Result<Request, Failure> {
+    let (head, body) = request.into_parts();
+    let body = json::read_at_most(body, limit, &edge.http);
+    let Ok(body) = tokio::time::timeout(SHORT_PATIENCE, body).await else {
+        let message = format!("the body did not arrive within {SHORT_PATIENCE:?}");
+        return Err(Failure::new(ErrorCode::DeadlineExceeded, message));
+    };
+    Ok(Request::from_parts(head, Body::from(body?)))
 }
 
 /// Refuses what anyone may ask for while too much of it is unread.

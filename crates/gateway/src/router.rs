@@ -9,6 +9,7 @@ use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::IntoResponse;
 use axum::routing::get;
 use contract::{ErrorCode, Failure};
+use settings::ByteSize;
 use tonic::service::Routes as Services;
 use tonic_health::server::HealthReporter;
 use tower_http::catch_panic::CatchPanicLayer;
@@ -77,9 +78,10 @@ fn described(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
         .routes(without_key(routes!(openapi::document)))
         .routes(without_key(routes!(openapi::page)))
         // Authenticates itself, because auth must see the proof with the wish.
-        .routes(quick(proves_itself(
+        .routes(quick(short(
             edge,
-            without_body(routes!(tokens::issue)),
+            tokens::MAX_BODY,
+            proves_itself(edge, without_body(routes!(tokens::issue))),
         )))
         // For everyone.
         .routes(quick(roomy(edge, routes!(tokens::keys))))
@@ -156,6 +158,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
         .into_axum_router()
         .layer((
             from_fn_with_state(edge.clone(), layers::grpc_deadline),
+            from_fn_with_state((edge.clone(), grpc::SMALL_REQUEST), layers::whole),
             from_fn_with_state(edge.clone(), layers::shed_but_for_unread),
             from_fn_with_state(edge.clone(), layers::stream_without_key),
         ))
@@ -210,6 +213,12 @@ fn proves_itself(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Rou
 fn without_body((schemas, mut paths, methods): Routes) -> Routes {
     answers::without_body(&mut paths);
     (schemas, paths, methods)
+}
+
+/// For short requests that anyone may send; outside of what gives them a place.
+fn short(edge: &Arc<Edge>, limit: ByteSize, (schemas, paths, methods): Routes) -> Routes {
+    let layer = from_fn_with_state((edge.clone(), limit), layers::whole);
+    (schemas, paths, methods.route_layer(layer))
 }
 
 /// Sheds load before anything is done for a request, its authentication included.

@@ -1,14 +1,13 @@
 //! Short-lived tokens in exchange for a key, and the public keys that they are verified with.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::{Request, State};
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
+use contract::Failure;
 use contract::auth::TokenKey;
 use contract::proof::Proven;
-use contract::{ErrorCode, Failure};
 use serde::Serialize;
 use settings::ByteSize;
 use utoipa::ToSchema;
@@ -22,9 +21,8 @@ use crate::signed_body;
 
 /// Where a token is asked for.
 pub(crate) const PATH: &str = "/v1/token";
-/// How large that body may be, and how long it may take: it is read before auth has vouched for anybody.
+/// How large that body may be: it is read before auth has vouched for anybody, and before the request takes a place.
 pub(crate) const MAX_BODY: ByteSize = ByteSize::of(1024);
-const PATIENCE: Duration = Duration::from_secs(2);
 /// Whose request it is, as long as auth has not said so.
 const NOBODY: &str = "";
 /// What the body may hold.
@@ -65,14 +63,7 @@ pub(crate) async fn issue(State(edge): State<Arc<Edge>>, request: Request) -> Re
         let body = json::read_at_most(request.into_body(), MAX_BODY, &edge.http).await?;
         Ok((proof, lifetime(&body)?))
     };
-    // Nobody has vouched for the caller yet.
-    let read = tokio::time::timeout(PATIENCE, read)
-        .await
-        .unwrap_or_else(|_| {
-            let message = format!("the body did not arrive within {PATIENCE:?}");
-            Err(Failure::new(ErrorCode::DeadlineExceeded, message))
-        });
-    let issued = match read {
+    let issued = match read.await {
         Ok((proof, lifetime)) => edge.platform.issue_token(proof, lifetime).await,
         Err(failure) => Err(failure),
     };

@@ -60,8 +60,12 @@ fn number(out: &mut Vec<u8>, length: usize) {
 }
 
 fn request(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
+    head("GET", path, more)
+}
+
+fn head(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let known = [
-        (":method", "GET"),
+        (":method", method),
         (":scheme", "http"),
         (":authority", "x"),
         (":path", path),
@@ -170,6 +174,20 @@ async fn floods(
     })
     .await;
     outcomes
+}
+
+/// Reads until so many answers have ended.
+fn read_ends(stream: &mut TcpStream, wanted: usize) {
+    let mut ended = 0;
+    while ended < wanted {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let length = u32::from_be_bytes([0, head[0], head[1], head[2]]);
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload).unwrap();
+        let [kind, flags] = [head[3], head[4]];
+        ended += usize::from(matches!(kind, DATA | HEADERS) && flags & END_STREAM != 0);
+    }
 }
 
 /// Numbers of streams that a client opens.
@@ -281,4 +299,39 @@ async fn heads_that_never_end_settings_pings_and_empty_frames_end_their_connecti
         Box::new(std::iter::once(first).chain((0..FLOOD).map(|_| frame(DATA, 0, 1, &[]))))
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_anyone_may_ask_for_keeps_nobody_out_when_it_is_never_asked_to_the_end() {
+    /// Within what a connection may have under way, and together more than there are places for requests that look.
+    const STREAMS: u32 = 250;
+    const HELD: usize = 6;
+    let platform = Platform::start_services(&FRONT, &[], false).await;
+    for (path, kind) in [
+        ("/grpc.health.v1.Health/Check", "application/grpc"),
+        ("/grpc.health.v1.Health/Watch", "application/grpc"),
+        (
+            "/inference.GRPCInferenceService/ServerLive",
+            "application/grpc",
+        ),
+        ("/v1/token", "application/json"),
+    ] {
+        under_attack(&platform, path, 64, async {
+            let fields = [("content-type", kind), ("authorization", "Bearer x")];
+            let head = head("POST", path, &fields);
+            let begun = (0..STREAMS).map(|i| frame(HEADERS, END_HEADERS, 2 * i + 1, &head));
+            let begun: Vec<u8> = begun.flatten().collect();
+            let hold = || {
+                let mut held: Vec<_> = (0..HELD).map(|_| open(&platform)).collect();
+                for stream in &mut held {
+                    stream.write_all(&begun).unwrap();
+                }
+                for stream in &mut held {
+                    read_ends(stream, STREAMS as usize);
+                }
+            };
+            tokio::task::block_in_place(hold);
+        })
+        .await;
+    }
 }

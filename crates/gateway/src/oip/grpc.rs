@@ -31,7 +31,7 @@ use super::model::{EXTENSIONS, PLATFORM, find};
 use super::protobuf;
 use crate::auth::{self, identify, proof_of_message};
 use crate::edge::{Edge, OpenStream};
-use crate::grpc::caller;
+use crate::grpc::{SMALL_REQUEST, caller};
 use crate::layers;
 use crate::models::allowed;
 use crate::room::Class;
@@ -67,14 +67,17 @@ const OPEN: [&str; 3] = [
 /// A stream of requests.
 const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
-/// Refuses what there is no room for; the server's own state is told whatever is unread.
+/// Refuses what there is no room for; the server's own state is told whatever is unread, to whoever has asked for it whole.
 pub(crate) async fn shed(
     edge: State<Arc<Edge>>,
     request: axum::extract::Request,
     next: Next,
 ) -> axum::response::Response {
     if OPEN.contains(&request.uri().path()) {
-        return layers::shed_but_for_unread(edge, request, next).await;
+        return match layers::arrived(&edge, SMALL_REQUEST, request).await {
+            Ok(request) => layers::shed_but_for_unread(edge, request, next).await,
+            Err(failure) => auth::refuse(failure),
+        };
     }
     layers::shed(edge, request, next).await
 }
