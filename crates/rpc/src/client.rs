@@ -22,6 +22,8 @@ use crate::connect::Connection;
 use crate::{PeerSettings, deadline, metrics};
 
 const GRPC_TIMEOUT: &str = "grpc-timeout";
+/// By how much the library's timer may be ahead of ours.
+const SAME_TIME: Duration = Duration::from_millis(10);
 
 type Answer = http::Response<Body>;
 
@@ -159,6 +161,7 @@ impl Peer {
             .admit()
             .map_err(|wait| kept_back(&shared, wait))?;
         let mut channel = self.connection.channel();
+        let began = Instant::now();
         let attempt = attempt(&mut channel, request);
         let answer = match time {
             None => {
@@ -168,17 +171,20 @@ impl Peer {
                     Ok(answer) => answer,
                     Err(_) => {
                         drop(permit);
-                        return attempt.await;
+                        return attempt.await.map_err(|status| told(&shared, status));
                     }
                 }
             }
             Some((limit, _)) => match tokio::time::timeout(limit, attempt).await {
                 // The library below keeps the same time and may be first; it calls that cancelled.
-                Ok(Err(status)) if cut_off(&status) => Err(unanswered(&shared, limit)),
+                Ok(Err(status)) if cut_off(&status) && began.elapsed() + SAME_TIME >= limit => {
+                    Err(unanswered(&shared, limit))
+                }
                 Ok(answer) => answer,
                 Err(_) => Err(unanswered(&shared, limit)),
             },
         };
+        let answer = answer.map_err(|status| told(&shared, status));
         let whole = time.is_none_or(|(_, whole)| whole);
         permit.record(judge(&answer, whole));
         answer
@@ -253,9 +259,26 @@ fn again(
     http::Request::from_parts(parts, Body::new(Full::new(body.clone())))
 }
 
-/// Cancelled by a timer, and not a task that was cancelled.
+/// Cancelled by the library below, and not a task that was cancelled.
 fn cut_off(status: &Status) -> bool {
     status.code() == Code::Cancelled && !contract::error::is_of_a_service(status)
+}
+
+/// Not a peer's answer, but what became of the connection under the call, as where the peer stops: the library calls it cancelled, internal
+/// or unknown, each of which would tell callers something else.
+fn lost(status: &Status) -> bool {
+    let is_own = std::error::Error::source(status).is_some();
+    let code = status.code();
+    cut_off(status) || is_own && matches!(code, Code::Internal | Code::Unknown)
+}
+
+/// What a caller is told of an attempt: of a connection that went away, that it did. The peer may have seen the call.
+fn told(shared: &Shared, status: Status) -> Status {
+    if !lost(&status) {
+        return status;
+    }
+    let name = shared.name;
+    Status::unavailable(format!("the connection to {name} went away; try again"))
 }
 
 fn unanswered(shared: &Shared, limit: Duration) -> Status {

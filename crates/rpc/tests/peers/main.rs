@@ -25,6 +25,8 @@ use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use lifecycle::Service;
 use rpc::{Asked, BreakerState, Peer, PeerSettings};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpListener;
 use tokio::sync::Mutex;
 use tonic::{Code, Request, Response, Status};
 
@@ -403,6 +405,39 @@ async fn a_call_that_never_left_is_sent_again_whatever_it_is() {
     answer.unwrap();
     assert_eq!(bench.calls(), 1);
     assert!(bench.service.stop(Duration::from_secs(5)).await);
+}
+
+#[tokio::test]
+async fn a_call_whose_connection_goes_away_under_it_is_lost_and_not_late() {
+    /// HTTP/2: settings, and a farewell that leaves out what has come.
+    const SETTINGS: [u8; 9] = [0, 0, 0, 4, 0, 0, 0, 0, 0];
+    const GOAWAY: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    // Each connection goes in another way; what is written may find it closed.
+    let closing = tokio::spawn(async move {
+        for way in 0.. {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut seen = [0; 4096];
+            let _ = stream.write_all(&SETTINGS).await;
+            for _ in 0..way % 4 {
+                let _ = stream.read(&mut seen).await;
+            }
+            if way % 2 == 1 {
+                let _ = stream.write_all(&GOAWAY).await;
+            }
+        }
+    });
+    let mut settings = settings(address, "5s");
+    settings.breaker.failures = 10_000;
+    let peer = rpc::peer("auth", &settings).unwrap();
+    for _ in 0..40 {
+        let began = Instant::now();
+        let lost = call(&peer).await.unwrap_err();
+        assert_eq!(lost.code(), Code::Unavailable, "{lost:?}");
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+    closing.abort();
 }
 
 #[tokio::test]
