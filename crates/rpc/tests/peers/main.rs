@@ -420,10 +420,10 @@ async fn a_call_whose_connection_goes_away_under_it_is_lost_and_not_late() {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut seen = [0; 4096];
             let _ = stream.write_all(&SETTINGS).await;
-            for _ in 0..way % 4 {
+            if way % 2 == 1 {
                 let _ = stream.read(&mut seen).await;
             }
-            if way % 2 == 1 {
+            if way % 4 >= 2 {
                 let _ = stream.write_all(&GOAWAY).await;
             }
         }
