@@ -415,7 +415,7 @@ async fn a_call_whose_connection_goes_away_under_it_is_lost_and_not_late() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     // Each connection goes in another way; what is written may find it closed.
-    let closing = tokio::spawn(async move {
+    let closing = async {
         for way in 0.. {
             let (mut stream, _) = listener.accept().await.unwrap();
             let mut seen = [0; 4096];
@@ -427,17 +427,22 @@ async fn a_call_whose_connection_goes_away_under_it_is_lost_and_not_late() {
                 let _ = stream.write_all(&GOAWAY).await;
             }
         }
-    });
+    };
     let mut settings = settings(address, "5s");
     settings.breaker.failures = 10_000;
     let peer = rpc::peer("auth", &settings).unwrap();
-    for _ in 0..40 {
-        let began = Instant::now();
-        let lost = call(&peer).await.unwrap_err();
-        assert_eq!(lost.code(), Code::Unavailable, "{lost:?}");
-        assert!(began.elapsed() < Duration::from_secs(5));
+    let calls = async {
+        for _ in 0..40 {
+            let began = Instant::now();
+            let lost = call(&peer).await.unwrap_err();
+            assert_eq!(lost.code(), Code::Unavailable, "{lost:?}");
+            assert!(began.elapsed() < Duration::from_secs(5));
+        }
+    };
+    tokio::select! {
+        () = closing => {}
+        () = calls => {}
     }
-    closing.abort();
 }
 
 #[tokio::test]
