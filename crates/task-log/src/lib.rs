@@ -162,12 +162,18 @@ impl TaskLog {
         Ok(events.into_iter().flatten().collect())
     }
 
-    /// How a task was submitted; `None` when there is no such task in this lane.
+    /// How a task was submitted; `None` when there is no such task in this lane. As for [`read`](Self::read), a replica's word that there is none
+    /// is not taken.
     ///
     /// # Errors
     /// As for [`read`](Self::read).
     pub async fn submitted(&self, task: &TaskRef) -> Result<Option<Submitted>, TaskLogError> {
-        let found = self.tasks.at(&task.subject("submitted")).await?;
+        let subject = task.subject("submitted");
+        let found = match self.tasks.at(&subject).await? {
+            // In a box: hardly any needs it.
+            None => Box::pin(self.tasks.last_at_leader(&subject)).await?,
+            found => found,
+        };
         let read = |event: Event| decode("submitted", &event.payload);
         found.map(read).transpose()
     }

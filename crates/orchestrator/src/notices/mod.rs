@@ -142,9 +142,11 @@ impl Notices {
             return Ok(Settled::Told);
         }
         let TaskRef { tenant, task, .. } = place;
-        let Some(record) = self.log.read(&tenant, task).await? else {
+        let Some(mut record) = self.log.read(&tenant, task).await? else {
             return Ok(Settled::Told);
         };
+        // The end counts that was handed out: the replica that answered may not have heard of it so far.
+        record.done = Some(done);
         let Some(event) = event_of(record.phase()) else {
             return Ok(Settled::Told);
         };

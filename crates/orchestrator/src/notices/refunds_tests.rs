@@ -219,6 +219,38 @@ async fn what_a_service_that_stops_did_not_give_back_the_next_does() {
 }
 
 #[tokio::test]
+async fn an_end_is_told_as_it_was_handed_out_though_whoever_answers_for_the_log_does_not_have_it() {
+    let bench = Bench::start(&cancelled()).await;
+    let settings: crate::Settings = settings::load(None, &[]).unwrap();
+    let (intake, notices) = (&settings.intake, &settings.notices);
+    exchange::ensure_streams(&bench.broker, intake, notices, &settings.webhooks)
+        .await
+        .unwrap();
+    let submitted = Submitted {
+        task_id: TaskId::random().to_string(),
+        producer: Some(Producer::default()),
+        ..bench.submitted.clone()
+    };
+    let log = TaskLog::new(bench.broker.clone());
+    log.submit(&submitted).await.unwrap();
+    let task = TaskRef::of(&submitted).unwrap();
+    log.end(&task, &cancelled()).await.unwrap();
+    let mut end = next(&bench.ends).await;
+    while !end.subject().contains(&submitted.task_id) {
+        end = next(&bench.ends).await;
+    }
+    // As a replica that lags behind the one that handed it out.
+    let tasks = bench.broker.log("TASKS");
+    assert!(tasks.remove(end.sequence()).await.unwrap());
+    let service = Service::new("test");
+    bench.notices(&service).await.settle(&end).await.unwrap();
+    let outcomes = bench.broker.queue(exchange::OUTCOMES);
+    let told = outcomes.depth("inkstone.outcome.acme.*").await.unwrap();
+    let subject = format!("inkstone.outcome.acme.{}", submitted.task_id);
+    assert_eq!(told, [(subject, 1)]);
+}
+
+#[tokio::test]
 async fn of_several_who_see_an_end_one_gives_back() {
     let bench = Bench::start(&cancelled()).await;
     let (one, two) = (&bench.meter, meter(&bench.broker).await);
