@@ -61,13 +61,7 @@ async fn look_at(log: &TaskLog, out: Out, kept: Kept, now: Duration) -> Result<(
     let (Some(tenant), Some(id)) = (out.tenant, out.task) else {
         return Ok(());
     };
-    let record = match log.read(&tenant, id).await {
-        Ok(record) => record,
-        // Its worker gives it up.
-        Err(TaskLogError::Decode { .. } | TaskLogError::Id(_)) => None,
-        Err(error) => return Err(error),
-    };
-    if let Some(record) = record
+    if let Some(record) = sweeps::readable(log, &tenant, id).await?
         && let Some(end) = kept.overdue(&record, now)
         && log.end(&record.task_ref()?, &end).await? == Ended::First
     {

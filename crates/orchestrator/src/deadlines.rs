@@ -11,11 +11,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
 
-use contract::task::State;
 use futures::{StreamExt as _, TryStreamExt as _};
 use lifecycle::Service;
 use messaging::MAX_BATCH;
-use task_log::{Due, Ended, Record, TaskLog, TaskLogError, deadline, slot_of};
+use task_log::{Due, Ended, TaskLog, TaskLogError, deadline, slot_of};
 
 use crate::sweeps;
 
@@ -107,72 +106,13 @@ impl Deadlines {
     }
 
     async fn look_at(&self, due: Due, now: Duration) -> Result<(), TaskLogError> {
-        if let Some(task) = &due.task {
-            let record = match self.log.read(&task.tenant, task.task).await {
-                Ok(record) => record,
-                // It ends otherwise, when its queue has come to it.
-                Err(TaskLogError::Decode { .. } | TaskLogError::Id(_)) => None,
-                Err(error) => return Err(error),
-            };
-            if let Some(record) = record
-                && let Some(within) = expired(&record, now)
-            {
-                let end = deadline::expired(within);
-                if self.log.end(&record.task_ref()?, &end).await? == Ended::First {
-                    tracing::debug!(task = %task.task, ?within, "too late to begin");
-                }
-            }
+        if let Some(task) = &due.task
+            && let Some(record) = sweeps::readable(&self.log, &task.tenant, task.task).await?
+            && let Some(end) = deadline::overdue(&record, now)
+            && self.log.end(&record.task_ref()?, &end).await? == Ended::First
+        {
+            tracing::debug!(task = %task.task, "too late to begin");
         }
         self.log.forget_due(&due).await
-    }
-}
-
-/// Within which time the task should have begun, if that is over and it has not.
-fn expired(record: &Record, now: Duration) -> Option<Duration> {
-    let submitted = &record.submitted;
-    let deadline = deadline::deadline(submitted).filter(|deadline| *deadline <= now)?;
-    let began = |state: &State| state.started_at.is_some();
-    let waits = record.done.is_none() && !record.state.as_ref().is_some_and(began);
-    waits.then(|| deadline.saturating_sub(deadline::submitted_at(submitted)))
-}
-
-#[cfg(test)]
-mod tests {
-    use contract::task::Submitted;
-    use contract::v1::SubmitTask;
-
-    use super::*;
-
-    #[test]
-    fn only_what_is_late_and_has_not_begun_expires() {
-        let mut record = Record {
-            submitted: Submitted {
-                at: Some(contract::now()),
-                request: Some(SubmitTask {
-                    expires_after_seconds: 90,
-                    ..SubmitTask::default()
-                }),
-                ..Submitted::default()
-            },
-            state: None,
-            state_sequence: 0,
-            done: None,
-            feedback: None,
-            sequence: 1,
-        };
-        let at = deadline::deadline(&record.submitted).unwrap();
-        assert_eq!(expired(&record, at - Duration::from_nanos(1)), None);
-        assert_eq!(expired(&record, at), Some(Duration::from_secs(90)));
-        // Handed over, to workers that may be away.
-        record.state = Some(State::default());
-        assert_eq!(expired(&record, at), Some(Duration::from_secs(90)));
-        record.state = Some(State {
-            started_at: Some(contract::now()),
-            ..State::default()
-        });
-        assert_eq!(expired(&record, at), None);
-        record.state = None;
-        record.done = Some(deadline::expired(Duration::from_secs(90)));
-        assert_eq!(expired(&record, at), None);
     }
 }

@@ -4,9 +4,10 @@ use std::convert::Infallible;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use contract::{TaskId, TenantId};
 use lifecycle::Service;
 use storage::StorageError;
-use task_log::TaskLogError;
+use task_log::{Record, TaskLog, TaskLogError};
 
 /// Why a sweep of what is stored did not come to its end.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +52,20 @@ pub(crate) fn tell(kind: &'static str, expired: &Expired) {
     );
 }
 
+/// A task, if the log has it and it can be read. One that cannot ends otherwise, when its queue comes to it or its worker gives it up, and
+/// must not keep the others from being looked at.
+pub(crate) async fn readable(
+    log: &TaskLog,
+    tenant: &TenantId,
+    task: TaskId,
+) -> Result<Option<Record>, TaskLogError> {
+    match log.read(tenant, task).await {
+        Ok(record) => Ok(record.filter(|record| record.task_ref().is_ok())),
+        Err(TaskLogError::Decode { .. } | TaskLogError::Id(_)) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
 /// Does it now and then, for as long as the service runs: at once, and `every` so often. One that takes longer puts the next one off.
 pub(crate) fn start<F>(
     service: &Service,
@@ -80,21 +95,48 @@ pub(crate) fn start<F>(
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use contract::task::Submitted;
     use messaging::{Broker, BrokerSettings};
     use nats_server::NatsServer;
+    use prost::Message as _;
     use storage::{Storage, StorageSettings};
-    use task_log::{StreamSettings, TaskLog};
+    use task_log::StreamSettings;
+
+    use super::*;
+
+    async fn connect(server: &NatsServer) -> Broker {
+        let settings = BrokerSettings::new(server.url(), "20s".parse().unwrap());
+        Broker::connect(&settings, "test").await.unwrap()
+    }
 
     /// A log and a store, and what holds them.
     pub(crate) async fn place() -> (TaskLog, Storage, (NatsServer, tempfile::TempDir)) {
         let server = NatsServer::scratch().unwrap();
-        let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
-        let log = TaskLog::new(Broker::connect(&broker, "test").await.unwrap());
+        let log = TaskLog::new(connect(&server).await);
         let streams = StreamSettings::small();
         log.ensure_streams(&streams).await.unwrap();
         let folder = tempfile::tempdir().unwrap();
         let url = format!("file://{}", folder.path().display());
         let storage = Storage::open(&StorageSettings::new(url)).unwrap();
         (log, storage, (server, folder))
+    }
+
+    #[tokio::test]
+    async fn a_task_that_cannot_be_read_keeps_no_other_from_being_looked_at() {
+        let (log, _storage, (server, _folder)) = place().await;
+        let tasks = connect(&server).await.log("TASKS");
+        let tenant: TenantId = "acme".parse().unwrap();
+        let ids = [TaskId::random(), TaskId::random()];
+        let of_no_lane = Submitted {
+            task_id: ids[1].to_string(),
+            tenant: tenant.to_string(),
+            ..Submitted::default()
+        };
+        let garbled = b"\x7f".to_vec();
+        for (task, payload) in ids.into_iter().zip([garbled, of_no_lane.encode_to_vec()]) {
+            let subject = format!("inkstone.task.acme.standard-image.{task}.submitted");
+            tasks.put(&subject, payload.into()).await.unwrap();
+            assert_eq!(readable(&log, &tenant, task).await.unwrap(), None);
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! By when a task must have begun: where its caller said so, and before the log lets go of it. Pure.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use contract::ErrorCode;
 use contract::task::{Done, Failed, State, Submitted, done};
@@ -27,12 +27,28 @@ pub fn deadline(submitted: &Submitted) -> Option<Duration> {
     }
 }
 
-/// The end of a task that did not begin within this time of its submission.
-pub fn expired(within: Duration) -> Done {
+/// The end, written `at`, of a task that did not begin within this time of its submission.
+pub fn expired(within: Duration, at: SystemTime) -> Done {
     let seconds = within.as_secs();
-    failed(format!(
+    let text = format!(
         "the task did not begin within {seconds} s (expires_after_seconds); nothing was drawn"
-    ))
+    );
+    failed(text, at)
+}
+
+/// The end of a task at `now`, since the UNIX epoch, if its time to begin is over, and it has neither begun nor ended.
+pub fn overdue(record: &Record, now: Duration) -> Option<Done> {
+    let submitted = &record.submitted;
+    let deadline = deadline(submitted).filter(|deadline| *deadline <= now)?;
+    let waits = record.done.is_none() && begun(record).is_none();
+    let within = deadline.saturating_sub(submitted_at(submitted));
+    waits.then(|| expired(within, UNIX_EPOCH + now))
+}
+
+/// Where a task stands that a worker has begun.
+fn begun(record: &Record) -> Option<&State> {
+    let state = record.state.as_ref();
+    state.filter(|state| state.started_at.is_some())
 }
 
 /// For how long the log keeps a task, and what follows from it: a submission that it lets go of without an end would be a task that nobody
@@ -63,7 +79,8 @@ impl Kept {
         submitted.at.map(|_| submitted_at(submitted) + after)
     }
 
-    /// The end of a task at `now`, if it must end: one that has not begun before one that has, which may be about to end by itself.
+    /// The end of a task at `now`, since the UNIX epoch, if it must end: one that has not begun before one that has, which may be about to end
+    /// by itself.
     pub fn overdue(self, record: &Record, now: Duration) -> Option<Done> {
         if record.done.is_some() {
             return None;
@@ -71,26 +88,28 @@ impl Kept {
         let submitted = &record.submitted;
         let over = |by: Option<Duration>| by.filter(|by| *by <= now);
         let since = |by: Duration| by.saturating_sub(submitted_at(submitted));
-        match &record.state {
-            Some(state) if state.started_at.is_some() => {
+        let at = UNIX_EPOCH + now;
+        match begun(record) {
+            Some(state) => {
                 let by = over(self.end_by(submitted))?;
-                Some(unfinished(state, since(by)))
+                Some(unfinished(state, since(by), at))
             }
-            _ => over(self.begin_by(submitted)).map(|by| waited_out(since(by))),
+            None => over(self.begin_by(submitted)).map(|by| waited_out(since(by), at)),
         }
     }
 }
 
-/// The end of a task that did not begin for as long as one may wait here.
-pub fn waited_out(within: Duration) -> Done {
+/// The end, written `at`, of a task that did not begin for as long as one may wait here.
+pub fn waited_out(within: Duration, at: SystemTime) -> Done {
     let seconds = within.as_secs();
-    failed(format!(
+    let text = format!(
         "the task did not begin within {seconds} s, the longest that one waits here; nothing was drawn"
-    ))
+    );
+    failed(text, at)
 }
 
 /// The end of a task that began, and did not end for as long as one is kept.
-fn unfinished(state: &State, within: Duration) -> Done {
+fn unfinished(state: &State, within: Duration, at: SystemTime) -> Done {
     let seconds = within.as_secs();
     let text = format!(
         "the task began and did not end within {seconds} s, the longest that one is kept here"
@@ -98,13 +117,14 @@ fn unfinished(state: &State, within: Duration) -> Done {
     Done {
         attempt: state.attempt,
         started_at: state.started_at,
-        ..failed(text)
+        ..failed(text, at)
     }
 }
 
-fn failed(message: String) -> Done {
+/// `at` is given, because whoever writes an end may have a clock of its own that is wrong.
+fn failed(message: String, at: SystemTime) -> Done {
     Done {
-        at: Some(contract::now()),
+        at: Some(at.into()),
         outcome: Some(done::Outcome::Failed(Failed {
             code: ErrorCode::DeadlineExceeded.to_string(),
             message,
@@ -140,27 +160,28 @@ mod tests {
         }
         let after = deadline(&submitted).map(|at| at - submitted_at(&submitted));
         assert_eq!(after, Some(Duration::from_secs(90)));
-        let done = expired(Duration::from_secs(90));
+        let at = UNIX_EPOCH + Duration::from_secs(7);
+        let done = expired(Duration::from_secs(90), at);
         assert!(has_expired(&done));
+        assert_eq!(done.at.map(|at| at.seconds), Some(7));
         let begun = Done {
             started_at: Some(contract::now()),
             ..done
         };
         assert!(!has_expired(&begun) && !has_expired(&Done::default()));
-        let Some(done::Outcome::Failed(failed)) = expired(Duration::from_secs(90)).outcome else {
+        let Some(done::Outcome::Failed(failed)) = begun.outcome else {
             panic!("not failed");
         };
         assert_eq!(failed.code, "deadline_exceeded");
         assert!(failed.message.contains("within 90 s"));
     }
 
-    #[test]
-    fn every_task_must_end_before_the_log_lets_go_of_it() {
-        let hundred = Duration::from_secs(100);
-        let kept = Kept::new(hundred);
-        let mut record = Record {
+    /// A task that was submitted just now.
+    fn record(request: SubmitTask) -> Record {
+        Record {
             submitted: Submitted {
                 at: Some(contract::now()),
+                request: Some(request),
                 ..Submitted::default()
             },
             state: None,
@@ -168,7 +189,37 @@ mod tests {
             done: None,
             feedback: None,
             sequence: 1,
-        };
+        }
+    }
+
+    #[test]
+    fn only_what_is_late_and_has_not_begun_expires() {
+        let mut record = record(SubmitTask {
+            expires_after_seconds: 90,
+            ..SubmitTask::default()
+        });
+        let at = deadline(&record.submitted).unwrap();
+        assert_eq!(overdue(&record, at - Duration::from_nanos(1)), None);
+        let end = Some(expired(Duration::from_secs(90), UNIX_EPOCH + at));
+        assert_eq!(overdue(&record, at), end);
+        // Handed over, to workers that may be away.
+        record.state = Some(State::default());
+        assert_eq!(overdue(&record, at), end);
+        record.state = Some(State {
+            started_at: Some(contract::now()),
+            ..State::default()
+        });
+        assert_eq!(overdue(&record, at), None);
+        record.state = None;
+        record.done = end;
+        assert_eq!(overdue(&record, at), None);
+    }
+
+    #[test]
+    fn every_task_must_end_before_the_log_lets_go_of_it() {
+        let hundred = Duration::from_secs(100);
+        let kept = Kept::new(hundred);
+        let mut record = record(SubmitTask::default());
         let at = submitted_at(&record.submitted);
         let after =
             |record: &Record, seconds| kept.overdue(record, at + Duration::from_secs(seconds));

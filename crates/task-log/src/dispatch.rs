@@ -54,7 +54,7 @@ impl TaskLog {
     /// # Errors
     /// When it is not known whether its dispatch is stored. Try again: it is there once, however often that is.
     pub async fn hand_over(&self, to: Handover) -> Result<Handed, TaskLogError> {
-        let now = contract::now();
+        let now = self.now().into();
         let state = State {
             phase: Phase::Scheduled.into(),
             scheduled_at: Some(now),

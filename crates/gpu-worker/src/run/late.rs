@@ -30,14 +30,14 @@ pub(super) async fn expire(
     let Some(deadline) = deadline::deadline(submitted) else {
         return Ok(None);
     };
-    let now = time(worker, GOOD_FOR).await?.duration_since(UNIX_EPOCH);
-    if now.unwrap_or_default() < deadline {
+    let now = time(worker, GOOD_FOR).await?;
+    if now.duration_since(UNIX_EPOCH).unwrap_or_default() < deadline {
         return Ok(None);
     }
     let within = deadline.saturating_sub(deadline::submitted_at(submitted));
     let done = Done {
         worker: worker.name.clone(),
-        ..deadline::expired(within)
+        ..deadline::expired(within, now)
     };
     tracing::info!(?within, "too late to begin");
     until_stopped(&worker.stop, "writing the task's end", || {

@@ -1,6 +1,6 @@
 //! The next task of a queue, as it is kept in memory until it is handed over. Pure.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use contract::task::{Done, Submitted};
 use task_log::deadline::{self, Kept};
@@ -67,13 +67,13 @@ impl Waiting {
         both.into_iter().flatten().min()
     }
 
-    /// Its end, if it has not begun by then.
-    pub(crate) fn too_late(&self) -> Done {
+    /// Its end, written `at`, if it has not begun by then.
+    pub(crate) fn too_late(&self, at: SystemTime) -> Done {
         let by = self.begin_by();
         let within = by.unwrap_or_default().saturating_sub(self.submitted_at);
         match by == self.deadline {
-            true => deadline::expired(within),
-            false => deadline::waited_out(within),
+            true => deadline::expired(within, at),
+            false => deadline::waited_out(within, at),
         }
     }
 
@@ -124,7 +124,7 @@ pub(super) mod tests {
             longest: longest.map(seconds),
             ..waiting(1)
         };
-        let why = |head: &Waiting| match head.too_late().outcome {
+        let why = |head: &Waiting| match head.too_late(SystemTime::UNIX_EPOCH).outcome {
             Some(done::Outcome::Failed(failed)) => failed.message,
             other => panic!("{other:?}"),
         };

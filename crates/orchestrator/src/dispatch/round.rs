@@ -325,9 +325,8 @@ async fn end_expired(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Hande
     if record.is_some_and(|record| record.state.is_some()) {
         return hand_over(log, head, weight).await;
     }
-    log.end(&head.task, &head.too_late())
-        .await
-        .map(|_| Handed::Ended)
+    let end = head.too_late(log.now());
+    log.end(&head.task, &end).await.map(|_| Handed::Ended)
 }
 
 async fn hand_over(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed, TaskLogError> {

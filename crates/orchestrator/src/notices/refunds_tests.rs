@@ -1,6 +1,7 @@
 //! What ends give back, on a real broker.
 
 use std::num::NonZeroU64;
+use std::time::SystemTime;
 
 use contract::TaskId;
 use contract::task::{Cancelled, Failed};
@@ -116,6 +117,10 @@ fn cancelled() -> Done {
     }
 }
 
+fn expired() -> Done {
+    deadline::expired(Duration::from_secs(5), SystemTime::now())
+}
+
 /// Whether another task like it may be charged after its end was seen, and one more picture after it was seen again.
 async fn charged_after(done: Done) -> (bool, bool) {
     let bench = Bench::start(&done).await;
@@ -132,22 +137,21 @@ async fn charged_after(done: Done) -> (bool, bool) {
 
 #[tokio::test]
 async fn a_task_that_did_not_begin_in_time_is_given_back_once_whoever_ended_it() {
-    let expired = deadline::expired(Duration::from_secs(5));
-    assert_eq!(charged_after(expired.clone()).await, (true, false));
+    assert_eq!(charged_after(expired()).await, (true, false));
     let by_a_worker = Done {
         worker: "painter".to_owned(),
-        ..expired
+        ..expired()
     };
     assert_eq!(charged_after(by_a_worker).await, (true, false));
 }
 
 #[tokio::test]
 async fn a_task_that_did_not_begin_in_time_is_given_back_though_nobody_hears_of_it() {
-    let expired = Done {
+    let end = Done {
         without_listeners: true,
-        ..deadline::expired(Duration::from_secs(5))
+        ..expired()
     };
-    assert_eq!(charged_after(expired).await, (true, false));
+    assert_eq!(charged_after(end).await, (true, false));
 }
 
 #[tokio::test]
@@ -169,7 +173,7 @@ async fn a_task_that_failed_otherwise_stays_charged() {
 
 #[tokio::test]
 async fn an_expired_task_is_given_back_though_the_log_does_not_answer_at_first() {
-    let mut bench = Bench::start(&deadline::expired(Duration::from_secs(5))).await;
+    let mut bench = Bench::start(&expired()).await;
     let service = Service::new("test");
     let notices = bench.notices(&service).await;
     let end = next(&bench.ends).await;
