@@ -25,6 +25,15 @@ pub(crate) struct Told {
 }
 
 impl Hook {
+    /// With which an orchestrator tells one on this machine.
+    pub(crate) const REACHABLE: [(&'static str, &'static str); 2] = [
+        ("INKSTONE_ORCHESTRATOR__EGRESS__ALLOW", "[\"127.0.0.0/8\"]"),
+        ("INKSTONE_ORCHESTRATOR__EGRESS__HTTPS_ONLY", "false"),
+    ];
+    /// With which it soon tells one again that has failed.
+    pub(crate) const SOON_AGAIN: (&'static str, &'static str) =
+        ("INKSTONE_ORCHESTRATOR__WEBHOOKS__PAUSES", "[\"1s\"]");
+
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/hook", listener.local_addr().unwrap());

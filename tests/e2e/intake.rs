@@ -1,10 +1,10 @@
 //! Producers over NATS, and what they and webhooks hear: over the whole platform, and over a kill -9 in the middle.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use contract::TaskId;
-use contract::v1::{Outcome, SubmitTask, TaskEvent, outcome};
+use contract::v1::{Outcome, SubmitTask, Task, TaskEvent, Webhook, outcome};
 use e2e::{LIMIT, Platform};
 use messaging::{Broker, BrokerError, Outgoing, Puller};
 use serde_json::{Value, json};
@@ -80,13 +80,31 @@ fn picture(seed: u64) -> Value {
     json!({"prompt": "a 3d cat", "steps": 4, "seed": seed})
 }
 
+/// Publishes a request in JSON, and says its place in INTAKE.
+async fn send(producer: &Producer, id: &str, body: &Value) -> u64 {
+    let message = producer.message(id, body.to_string().into_bytes(), true);
+    producer.publish(message).await.unwrap()
+}
+
+/// Over gRPC, what a message of the id `both` with [`picture`] 7 asks for.
+async fn submit_both(platform: &Platform) -> Task {
+    let task = SubmitTask {
+        prompt: "a 3d cat".to_owned(),
+        steps: 4,
+        seed: Some(7),
+        idempotency_key: "both".to_owned(),
+        ..SubmitTask::default()
+    };
+    platform.submit(task).await.unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_producer_hears_what_became_of_each_message_and_a_webhook_of_the_end() {
     let hook = Hook::start();
     let settings = [
-        ("INKSTONE_ORCHESTRATOR__EGRESS__ALLOW", "[\"127.0.0.0/8\"]"),
-        ("INKSTONE_ORCHESTRATOR__EGRESS__HTTPS_ONLY", "false"),
-        ("INKSTONE_ORCHESTRATOR__WEBHOOKS__PAUSES", "[\"1s\"]"),
+        Hook::REACHABLE[0],
+        Hook::REACHABLE[1],
+        Hook::SOON_AGAIN,
         (
             "INKSTONE_ORCHESTRATOR__NOTICES__PUBLIC_URL",
             "http://images.test",
@@ -94,14 +112,11 @@ async fn a_producer_hears_what_became_of_each_message_and_a_webhook_of_the_end()
     ];
     let platform = Platform::start_with(&settings).await;
     let producer = Producer::new(&platform).await;
-    let send = async |id: &str, body: Value| {
-        let message = producer.message(id, body.to_string().into_bytes(), true);
-        producer.publish(message).await.unwrap()
-    };
     let mut with_hook = picture(7);
     with_hook["webhook_url"] = hook.url().into();
-    let sequence = send("good", with_hook.clone()).await;
-    send("typo", json!({"prompt": "a cat", "promt": "a dog"})).await;
+    let sequence = send(&producer, "good", &with_hook).await;
+    let typo = json!({"prompt": "a cat", "promt": "a dog"});
+    send(&producer, "typo", &typo).await;
     let unreadable = producer.message("unreadable", b"{\"prompt\": ".to_vec(), true);
     producer.publish(unreadable).await.unwrap();
     let mut stranger = producer.message("stranger", picture(7).to_string().into_bytes(), true);
@@ -109,10 +124,10 @@ async fn a_producer_hears_what_became_of_each_message_and_a_webhook_of_the_end()
     producer.publish(stranger).await.unwrap();
     let mut private = picture(8);
     private["webhook_url"] = "http://10.0.0.1/hook".into();
-    send("private", private).await;
+    send(&producer, "private", &private).await;
     // Published twice, more than the broker's own memory apart: one task.
     tokio::time::sleep(Duration::from_millis(200)).await;
-    let again = send("good", with_hook).await;
+    let again = send(&producer, "good", &with_hook).await;
     assert_ne!(sequence, again);
 
     let mut heard = Heard::new();
@@ -171,7 +186,7 @@ async fn a_producer_hears_what_became_of_each_message_and_a_webhook_of_the_end()
     // A second publication of the same message was no second end: another's that began and ended later is told by now.
     let mut later = self::picture(9);
     later["webhook_url"] = hook.url().into();
-    send("later", later).await;
+    send(&producer, "later", &later).await;
     let later = TaskId::derived(&"acme".parse().unwrap(), "later");
     let told = hook.wait_for_id(&format!("{later}-task-succeeded"));
     let first = format!("{task}-task-succeeded");
@@ -180,20 +195,39 @@ async fn a_producer_hears_what_became_of_each_message_and_a_webhook_of_the_end()
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_orchestrator_whose_clock_is_ahead_gives_no_webhook_up_and_signs_it_in_time() {
+    let hook = Hook::start();
+    let settings = [
+        Hook::REACHABLE[0],
+        Hook::REACHABLE[1],
+        Hook::SOON_AGAIN,
+        ("INKSTONE_ORCHESTRATOR__WEBHOOKS__GIVE_UP_AFTER", "1h"),
+        ("INKSTONE_ORCHESTRATOR__PROCESS__CLOCK_OFFSET", "7200"),
+    ];
+    let platform = Platform::start_with(&settings).await;
+    let mut request = crate::short_picture();
+    request.webhook = Some(Webhook {
+        url: hook.url().to_owned(),
+        events: Vec::new(),
+    });
+    platform.submit(request).await.unwrap();
+    // The receiver fails first.
+    let told = hook.wait_for(2);
+    assert_eq!(told[0].header("webhook-id"), told[1].header("webhook-id"));
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
+    for one in told {
+        let signed: u64 = one.header("webhook-timestamp").parse().unwrap();
+        assert!(now.as_secs().abs_diff(signed) < 600, "{signed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_message_of_a_task_that_has_ended_already_hears_its_end() {
     let platform = Platform::start_with(&SOON).await;
     let producer = Producer::new(&platform).await;
-    let task = SubmitTask {
-        prompt: "a 3d cat".to_owned(),
-        steps: 4,
-        seed: Some(7),
-        idempotency_key: "both".to_owned(),
-        ..SubmitTask::default()
-    };
-    let task = platform.submit(task).await.unwrap();
+    let task = submit_both(&platform).await;
     platform.wait_ended(&task.id).await;
-    let message = producer.message("both", picture(7).to_string().into_bytes(), true);
-    let sequence = producer.publish(message).await.unwrap();
+    let sequence = send(&producer, "both", &picture(7)).await;
     let mut heard = Heard::new();
     producer.hear(&mut heard, |heard| heard.len() >= 2).await;
     for event in ["task.accepted", "task.succeeded"] {
@@ -212,16 +246,8 @@ async fn a_message_of_a_task_that_goes_on_hears_its_end_over_a_kill() {
     let services = ["auth", "model-registry", "orchestrator", "gateway"];
     let mut platform = Platform::start_services(&services, &SOON, false).await;
     let producer = Producer::new(&platform).await;
-    let task = SubmitTask {
-        prompt: "a 3d cat".to_owned(),
-        steps: 4,
-        seed: Some(7),
-        idempotency_key: "both".to_owned(),
-        ..SubmitTask::default()
-    };
-    let task = platform.submit(task).await.unwrap();
-    let message = producer.message("both", picture(7).to_string().into_bytes(), true);
-    let sequence = producer.publish(message).await.unwrap();
+    let task = submit_both(&platform).await;
+    let sequence = send(&producer, "both", &picture(7)).await;
     let listeners = producer.broker.queue("LISTENERS");
     let waits_for = async |count: usize| {
         let deadline = Instant::now() + LIMIT;
@@ -273,9 +299,7 @@ async fn a_message_that_waits_for_a_place_is_charged_once_however_often_it_comes
     platform.allow_with("dev", 2, few).await;
     let producer = Producer::new(&platform).await;
     for number in 0..12 {
-        let body = picture(number).to_string().into_bytes();
-        let message = producer.message(&format!("w-{number}"), body, true);
-        producer.publish(message).await.unwrap();
+        send(&producer, &format!("w-{number}"), &picture(number)).await;
     }
     let mut heard = Heard::new();
     producer.hear(&mut heard, |heard| heard.len() >= 3).await;
@@ -314,9 +338,8 @@ async fn an_orchestrator_killed_among_messages_that_wait_doubles_none_and_loses_
     platform.allow("dev", 150).await;
     let producer = Producer::new(&platform).await;
     for number in 0..MESSAGES {
-        let body = picture(number as u64).to_string().into_bytes();
-        let message = producer.message(&format!("m-{number}"), body, true);
-        producer.publish(message).await.unwrap();
+        let body = picture(number as u64);
+        send(&producer, &format!("m-{number}"), &body).await;
     }
     let mut heard = Heard::new();
     for killed in 1..=2 {

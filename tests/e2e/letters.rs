@@ -262,8 +262,8 @@ async fn what_cannot_be_decoded_is_listed_by_its_place_says_why_and_can_be_remov
 async fn a_webhook_that_was_given_up_is_told_again() {
     let hook = Hook::start();
     let settings = [
-        ("INKSTONE_ORCHESTRATOR__EGRESS__ALLOW", "[\"127.0.0.0/8\"]"),
-        ("INKSTONE_ORCHESTRATOR__EGRESS__HTTPS_ONLY", "false"),
+        Hook::REACHABLE[0],
+        Hook::REACHABLE[1],
         ("INKSTONE_ORCHESTRATOR__WEBHOOKS__PAUSES", "[\"2h\"]"),
         // The first pause would be longer: it is given up when it is not taken at once.
         ("INKSTONE_ORCHESTRATOR__WEBHOOKS__GIVE_UP_AFTER", "1h"),

@@ -99,6 +99,8 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let broker = Broker::connect(&settings.broker, "orchestrator").await?;
     let log = TaskLog::new(broker.clone());
     log.ensure_streams(&settings.streams).await?;
+    // From here on the time is known: a day or an age by this machine's own clock may be another.
+    log.time().await?;
 
     let registry = security.peer("registry", Identity::ModelRegistry, &settings.registry)?;
     let check = service.health.check("models");

@@ -58,7 +58,7 @@ impl TaskLog {
     }
 
     /// The same, reckoned from what the broker said last, however long ago; by this machine's clock where it has said nothing so far. For
-    /// what is only told: who decides asks.
+    /// what is only told, and for what follows from ages of minutes and days; who ends something asks.
     pub fn now(&self) -> SystemTime {
         let reckoned = self.said.reckon(Instant::now(), Duration::MAX);
         reckoned.unwrap_or_else(contract::clock::system_time)

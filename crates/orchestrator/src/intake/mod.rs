@@ -150,7 +150,8 @@ impl Intake {
             }
             Err(refused) => refused,
         };
-        let age = contract::clock::system_time().duration_since(delivery.published());
+        // By the clock that says when it was published: by one that is ahead, everything would have waited too long.
+        let age = self.tasks.log.now().duration_since(delivery.published());
         let (age, tries) = (age.unwrap_or_default(), delivery.deliveries());
         match decide::then(&failure, age, tries, self.settings.max_wait.duration()) {
             Then::Wait(wait) => {
@@ -288,7 +289,7 @@ impl Intake {
             task_id: message.task.to_string(),
             reference: message.reference.clone(),
             sequence: delivery.sequence(),
-            at: ended_at.or_else(|| Some(contract::now())),
+            at: ended_at.or_else(|| Some(self.tasks.log.now().into())),
             result: Some(result),
         };
         let target = Target {

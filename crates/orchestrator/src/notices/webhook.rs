@@ -134,9 +134,8 @@ impl Deliverer {
     ) -> Result<(), TaskLogError> {
         let ended = delivery.at.and_then(|at| SystemTime::try_from(at).ok());
         let ended = ended.unwrap_or_else(|| message.published());
-        let age = contract::clock::system_time()
-            .duration_since(ended)
-            .unwrap_or_default();
+        // By the clock that says when it ended: by one that is ahead, it would be given up at its first failure.
+        let age = self.log.now().duration_since(ended).unwrap_or_default();
         let pauses = self.settings.pauses();
         let give_up_after = self.settings.give_up_after.duration();
         let task = &delivery.task_id;
@@ -174,7 +173,7 @@ impl Deliverer {
     }
 
     async fn attempt(&self, delivery: &WebhookDelivery) -> Attempt {
-        let now = contract::clock::system_time().duration_since(UNIX_EPOCH);
+        let now = self.log.now().duration_since(UNIX_EPOCH);
         let now = now.map_or(0, |now| now.as_secs());
         let id = message_id(delivery);
         let request = SignWebhookRequest {
