@@ -5,12 +5,12 @@ use std::pin::pin;
 use std::task::Poll;
 
 use contract::v1::SubmitTask;
-use messaging::Entry;
 use nats_server::NatsServer;
 
-use super::super::tests::{NOON, ROOM, account, broker, charge, images, noon, open};
+use super::super::tests::{
+    NOON, ROOM, account, broker, charge, images, noon, place, place_of_two, record, stored, used,
+};
 use super::*;
-use crate::usage::Day;
 
 /// A task of one picture.
 fn task(id: &str) -> Submitted {
@@ -35,18 +35,6 @@ fn tasks(count: usize) -> Vec<Submitted> {
         .collect()
 }
 
-fn record() -> String {
-    name(&account("acme", "prod"), NOON / DAY)
-}
-
-async fn stored(meter: &Meter) -> Entry<Day> {
-    meter.bucket.get(&record()).await.unwrap().unwrap()
-}
-
-async fn used(meter: &Meter) -> u64 {
-    stored(meter).await.value.used.images
-}
-
 /// Gives all of them back at once, and says of which it is known.
 async fn refund_all(meter: &Meter, tasks: &[Submitted]) -> BTreeSet<String> {
     let asked: Vec<_> = tasks.iter().map(|task| meter.refund(task)).collect();
@@ -62,9 +50,7 @@ async fn refund_all(meter: &Meter, tasks: &[Submitted]) -> BTreeSet<String> {
 
 #[tokio::test]
 async fn what_is_given_back_can_be_charged_again_here_and_elsewhere() {
-    let server = NatsServer::scratch().unwrap();
-    let broker = broker(&server).await;
-    let (one, two) = tokio::join!(open(&broker), open(&broker));
+    let (_server, one, two) = place_of_two().await;
     let acme = account("acme", "prod");
     charge(&one, &acme, 3, 3).await.unwrap();
     charge(&one, &acme, 3, 1).await.unwrap_err();
@@ -84,8 +70,7 @@ async fn what_is_given_back_can_be_charged_again_here_and_elsewhere() {
 
 #[tokio::test]
 async fn a_task_that_was_charged_to_nobody_leaves_no_record() {
-    let server = NatsServer::scratch().unwrap();
-    let meter = open(&broker(&server).await).await;
+    let (_server, meter) = place().await;
     let free = Submitted {
         charged_to: String::new(),
         ..task("free")
@@ -96,9 +81,7 @@ async fn a_task_that_was_charged_to_nobody_leaves_no_record() {
 
 #[tokio::test]
 async fn one_that_was_killed_between_the_two_writes_has_given_back_and_nobody_does_again() {
-    let server = NatsServer::scratch().unwrap();
-    let broker = broker(&server).await;
-    let (one, two) = tokio::join!(open(&broker), open(&broker));
+    let (_server, one, two) = place_of_two().await;
     let acme = account("acme", "prod");
     charge(&one, &acme, 10, 10).await.unwrap();
     let (first, next) = (task("first"), task("next"));
@@ -115,15 +98,18 @@ async fn one_that_was_killed_between_the_two_writes_has_given_back_and_nobody_do
     let (batch, mut known, record) = ([refund], Vec::new(), record());
     let written = one.take_back(&record, &held, &batch, &mut known).await;
     assert_eq!(written.unwrap().new, [refund_name(&first)]);
-    assert_eq!((used(&two).await, noted().await), (9, false));
+    assert_eq!((used(&two.bucket).await, noted().await), (9, false));
 
     two.refund(&first).await.unwrap();
-    assert_eq!((used(&two).await, noted().await), (9, true));
+    assert_eq!((used(&two.bucket).await, noted().await), (9, true));
     // Its name goes with the next, and it is known all the same.
     two.refund(&next).await.unwrap();
-    assert_eq!(stored(&two).await.value.refunds, [refund_name(&next)]);
+    assert_eq!(
+        stored(&two.bucket).await.value.refunds,
+        [refund_name(&next)]
+    );
     one.refund(&first).await.unwrap();
-    assert_eq!(used(&two).await, 8);
+    assert_eq!(used(&two.bucket).await, 8);
 }
 
 /// Drops a future when it was polled so many times and is woken again.
@@ -142,37 +128,34 @@ async fn cut_off(mut polls: usize, future: impl Future) {
 #[tokio::test]
 async fn one_that_is_given_up_anywhere_on_its_way_is_given_back_once_by_the_next() {
     const PLACES: usize = 24;
-    let server = NatsServer::scratch().unwrap();
-    let broker = broker(&server).await;
-    let (one, two) = tokio::join!(open(&broker), open(&broker));
+    let (_server, one, two) = place_of_two().await;
     charge(&one, &account("acme", "prod"), 1000, 100)
         .await
         .unwrap();
-    let before = used(&one).await;
+    let before = used(&one.bucket).await;
     for (polls, task) in tasks(PLACES).iter().enumerate() {
         cut_off(polls, one.refund(task)).await;
         two.refund(task).await.unwrap();
     }
     refund_all(&one, &tasks(PLACES)).await;
-    assert_eq!(used(&two).await, before - PLACES as u64);
+    assert_eq!(used(&two.bucket).await, before - PLACES as u64);
 }
 
 #[tokio::test]
 async fn refunds_that_arrive_together_are_written_together() {
-    let server = NatsServer::scratch().unwrap();
-    let meter = open(&broker(&server).await).await;
+    let (_server, meter) = place().await;
     charge(&meter, &account("acme", "prod"), 1000, 100)
         .await
         .unwrap();
-    let before = stored(&meter).await;
+    let before = stored(&meter.bucket).await;
     let tasks = tasks(20);
     assert_eq!(refund_all(&meter, &tasks).await.len(), 20);
-    let after = stored(&meter).await;
+    let after = stored(&meter.bucket).await;
     assert_eq!(after.value.used.images, before.value.used.images - 20);
     // Each is seen at once by whoever comes first, and the others while that one writes.
     assert_eq!(after.revision, before.revision + 2);
     assert_eq!(refund_all(&meter, &tasks).await.len(), 20);
-    assert_eq!(stored(&meter).await, after);
+    assert_eq!(stored(&meter.bucket).await, after);
 }
 
 #[tokio::test]
@@ -186,20 +169,20 @@ async fn where_refunds_have_no_room_they_are_named_in_the_day_and_more_wait_for_
     charge(&small, &account("acme", "prod"), 10_000, 1000)
         .await
         .unwrap();
-    let before = used(&small).await;
+    let before = used(&small.bucket).await;
     let tasks = tasks(MORE);
     let mut given_back = BTreeSet::new();
     for _ in 0..3 {
         given_back.append(&mut refund_all(&small, &tasks).await);
         assert!((MAX_NAMED..MORE).contains(&given_back.len()));
-        assert_eq!(used(&small).await, before - given_back.len() as u64);
+        assert_eq!(used(&small.bucket).await, before - given_back.len() as u64);
     }
-    let named = stored(&small).await.value.refunds.len();
+    let named = stored(&small.bucket).await.value.refunds.len();
     assert!(named <= MAX_NAMED, "{named}");
 
     let large = Meter::open(&broker, noon, ROOM).await.unwrap();
     for _ in 0..2 {
         assert_eq!(refund_all(&large, &tasks).await.len(), MORE);
-        assert_eq!(used(&large).await, before - MORE as u64);
+        assert_eq!(used(&large.bucket).await, before - MORE as u64);
     }
 }

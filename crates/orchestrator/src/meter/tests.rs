@@ -4,7 +4,7 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use contract::ErrorCode;
-use messaging::BrokerSettings;
+use messaging::{BrokerSettings, Entry};
 use nats_server::NatsServer;
 
 use super::*;
@@ -24,6 +24,35 @@ pub(super) async fn broker(server: &NatsServer) -> Broker {
 
 pub(super) async fn open(broker: &Broker) -> Meter {
     Meter::open(broker, noon, ROOM).await.unwrap()
+}
+
+/// A broker, and an orchestrator's meter on it.
+pub(super) async fn place() -> (NatsServer, Meter) {
+    let server = NatsServer::scratch().unwrap();
+    let meter = open(&broker(&server).await).await;
+    (server, meter)
+}
+
+/// The meters of two orchestrators on one broker.
+pub(super) async fn place_of_two() -> (NatsServer, Meter, Meter) {
+    let server = NatsServer::scratch().unwrap();
+    let broker = broker(&server).await;
+    let (one, two) = tokio::join!(open(&broker), open(&broker));
+    (server, one, two)
+}
+
+/// Where the day of `account("acme", "prod")` is.
+pub(super) fn record() -> String {
+    name(&account("acme", "prod"), NOON / DAY)
+}
+
+pub(super) async fn stored(bucket: &Bucket<Day>) -> Entry<Day> {
+    bucket.get(&record()).await.unwrap().unwrap()
+}
+
+/// Pictures of it that are used or set aside.
+pub(super) async fn used(bucket: &Bucket<Day>) -> u64 {
+    stored(bucket).await.value.used.images
 }
 
 pub(super) fn account(tenant: &str, policy: &str) -> Account {
@@ -59,9 +88,7 @@ pub(super) async fn charge(
 
 #[tokio::test]
 async fn two_orchestrators_together_charge_a_day_to_the_last_picture_and_no_more() {
-    let server = NatsServer::scratch().unwrap();
-    let broker = broker(&server).await;
-    let (one, two) = tokio::join!(open(&broker), open(&broker));
+    let (server, one, two) = place_of_two().await;
     let acme = account("acme", "prod");
     let mut charged = 0;
     // Many at once, as a batch sends them.
@@ -92,14 +119,13 @@ async fn two_orchestrators_together_charge_a_day_to_the_last_picture_and_no_more
         .await
         .unwrap();
     // Whoever starts now finds the day as it is.
-    let three = open(&broker).await;
+    let three = open(&broker(&server).await).await;
     charge(&three, &acme, 600, 1).await.unwrap_err();
 }
 
 #[tokio::test]
 async fn what_is_refused_later_is_not_charged_and_what_can_never_be_says_so() {
-    let server = NatsServer::scratch().unwrap();
-    let meter = open(&broker(&server).await).await;
+    let (_server, meter) = place().await;
     let acme = account("acme", "prod");
     for _ in 0..20 {
         let charged = meter.charge(&acme, limit(10), images(10)).await;
@@ -139,32 +165,19 @@ async fn a_day_begins_at_midnight() {
 
 #[tokio::test]
 async fn accounts_that_are_not_used_are_put_back_and_forgotten() {
-    let server = NatsServer::scratch().unwrap();
-    let meter = open(&broker(&server).await).await;
+    let (_server, meter) = place().await;
     let acme = account("acme", "prod");
     charge(&meter, &acme, 100_000, 1).await.unwrap();
-    let stored = async || {
-        let name = name(&acme, NOON / DAY);
-        meter
-            .bucket
-            .get(&name)
-            .await
-            .unwrap()
-            .unwrap()
-            .value
-            .used
-            .images
-    };
-    assert!(stored().await > 300, "some is set aside");
+    assert!(used(&meter.bucket).await > 300, "some is set aside");
     meter.put_back(Duration::ZERO).await;
-    assert_eq!(stored().await, 1);
+    assert_eq!(used(&meter.bucket).await, 1);
     assert!(meter.accounts().is_empty());
 }
 
 #[tokio::test]
 async fn what_is_given_back_while_the_service_stops_is_put_back_too() {
-    let server = NatsServer::scratch().unwrap();
-    let meter = Arc::new(open(&broker(&server).await).await);
+    let (_server, meter) = place().await;
+    let meter = Arc::new(meter);
     let service = Service::new("test");
     meter.clone().keep_up(&service);
     let acme = account("acme", "prod");
@@ -174,12 +187,8 @@ async fn what_is_given_back_while_the_service_stops_is_put_back_too() {
         .await
         .unwrap();
     let bucket = meter.bucket.clone();
-    let stored = async || {
-        let name = name(&acme, NOON / DAY);
-        bucket.get(&name).await.unwrap().unwrap().value.used.images
-    };
     let last_call = async {
-        while stored().await > 2 {
+        while used(&bucket).await > 2 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         drop(charged);
@@ -187,28 +196,15 @@ async fn what_is_given_back_while_the_service_stops_is_put_back_too() {
     };
     let (stopped, ()) = tokio::join!(service.stop(Duration::from_secs(10)), last_call);
     assert!(stopped, "it waits for nobody who is gone");
-    assert_eq!(stored().await, 1);
+    assert_eq!(used(&bucket).await, 1);
 }
 
 #[tokio::test]
 async fn what_is_set_aside_for_an_account_that_is_in_use_stays() {
-    let server = NatsServer::scratch().unwrap();
-    let meter = open(&broker(&server).await).await;
+    let (_server, meter) = place().await;
     let acme = account("acme", "prod");
-    let stored = async || {
-        let name = name(&acme, NOON / DAY);
-        meter
-            .bucket
-            .get(&name)
-            .await
-            .unwrap()
-            .unwrap()
-            .value
-            .used
-            .images
-    };
     charge(&meter, &acme, 100_000, 2).await.unwrap();
-    let set_aside = stored().await;
+    let set_aside = used(&meter.bucket).await;
     meter.put_back(Duration::MAX).await;
-    assert_eq!(stored().await, set_aside);
+    assert_eq!(used(&meter.bucket).await, set_aside);
 }
