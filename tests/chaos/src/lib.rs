@@ -14,6 +14,7 @@ pub mod checker;
 mod clients;
 mod cluster;
 mod error;
+mod evidence;
 pub mod history;
 mod link;
 pub mod plan;

@@ -10,12 +10,12 @@ use lifecycle::Service;
 use messaging::Broker;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use storage::sha256_hex;
 
-use crate::checker::{self, Calm, Evidence, Logged, Object, Verdict};
+use crate::checker::{self, Calm, Evidence, Logged, Verdict};
 use crate::clients::{CALLERS, CALM, Caller, POLITE};
 use crate::cluster::Cluster;
 use crate::error::ChaosError;
+use crate::evidence::{gather, used};
 use crate::history::{Happened, History, What};
 use crate::link::Flow;
 use crate::plan::{Fault, INSTANCES, Plan, STREAMS};
@@ -27,10 +27,6 @@ const TICK: Duration = Duration::from_millis(50);
 /// How long tasks may take to end once nothing is damaged any more.
 const DRAIN: Duration = Duration::from_secs(300);
 const POLL: Duration = Duration::from_secs(1);
-/// Longer than an orchestrator keeps what it has set aside of a day and does not use.
-const PUT_BACK: Duration = Duration::from_secs(7);
-/// Times that it is looked whether all has been put back.
-const LOOKS: usize = 6;
 /// The longest that a setting may take to be in force everywhere.
 const IN_FORCE: Duration = Duration::from_secs(60);
 const GRACE: Duration = Duration::from_secs(2);
@@ -87,11 +83,7 @@ pub async fn run(plan: Plan, folder: &Path) -> Result<Outcome, ChaosError> {
         };
         callers.push((tenant, manner, caller(), caller()));
     }
-    let bearer = cluster.create_key(CALM).await?;
-    in_force(&cluster.gateways(), &bearer).await?;
-    let (gateways, never) = (cluster.gateways(), Arc::new(AtomicBool::new(false)));
-    let random = Random::part(plan.seed, 0);
-    let mut peaceful = Caller::new(CALM, bearer, gateways, history.clone(), random, never);
+    let mut peaceful = peaceful(&cluster, plan.seed, history.clone()).await?;
     recorder::listen(&cluster.brokers.urls(), &service.tasks, &history).await?;
     let (mut threads, mut lookers) = (Vec::new(), BTreeMap::new());
     for (tenant, manner, caller, looker) in callers {
@@ -131,6 +123,19 @@ pub async fn run(plan: Plan, folder: &Path) -> Result<Outcome, ChaosError> {
         plan,
         folder: folder.to_owned(),
     })
+}
+
+/// Who submits [in peace](calm).
+async fn peaceful(
+    cluster: &Cluster,
+    seed: u64,
+    history: Arc<History>,
+) -> Result<Caller, ChaosError> {
+    let bearer = cluster.create_key(CALM).await?;
+    let (gateways, never) = (cluster.gateways(), Arc::new(AtomicBool::new(false)));
+    in_force(&gateways, &bearer).await?;
+    let random = Random::part(seed, 0);
+    Ok(Caller::new(CALM, bearer, gateways, history, random, never))
 }
 
 fn write(path: &Path, value: &impl Serialize) -> Result<(), ChaosError> {
@@ -440,77 +445,4 @@ fn look_at_all(history: &History, lookers: &mut BTreeMap<&str, Caller>) {
             }
         }
     });
-}
-
-async fn gather(
-    broker: &Broker,
-    cluster: &Cluster,
-    history: &History,
-) -> Result<Evidence, ChaosError> {
-    let mut objects = BTreeMap::new();
-    let root = cluster.objects();
-    let pictures = root.join("images");
-    if pictures.is_dir() {
-        read_objects(&root, &pictures, &mut objects)?;
-    }
-    Ok(Evidence {
-        log: recorder::log(broker).await?,
-        objects,
-        charged: charged(broker).await?,
-        entries: history.entries(),
-        ..Evidence::default()
-    })
-}
-
-fn read_objects(
-    root: &Path,
-    folder: &Path,
-    objects: &mut BTreeMap<String, Object>,
-) -> Result<(), ChaosError> {
-    let file = |source| ChaosError::File {
-        path: folder.to_owned(),
-        source,
-    };
-    for entry in std::fs::read_dir(folder).map_err(file)? {
-        let path = entry.map_err(file)?.path();
-        if path.is_dir() {
-            read_objects(root, &path, objects)?;
-            continue;
-        }
-        let bytes = std::fs::read(&path).map_err(file)?;
-        let key = path.strip_prefix(root).unwrap_or(&path);
-        let object = Object {
-            sha256: sha256_hex(&bytes),
-            bytes: bytes.len() as u64,
-        };
-        objects.insert(key.display().to_string(), object);
-    }
-    Ok(())
-}
-
-/// Pictures that each tenant was charged for, once what was set aside and not used has been put back.
-async fn charged(broker: &Broker) -> Result<BTreeMap<String, u64>, ChaosError> {
-    let mut last = None;
-    for _ in 0..LOOKS {
-        let charged = used(broker).await?;
-        if last.as_ref() == Some(&charged) {
-            return Ok(charged);
-        }
-        last = Some(charged);
-        tokio::time::sleep(PUT_BACK).await;
-    }
-    Ok(last.unwrap_or_default())
-}
-
-/// Pictures that are used or set aside of each tenant's days just now.
-async fn used(broker: &Broker) -> Result<BTreeMap<String, u64>, ChaosError> {
-    let kept = Duration::from_secs(3 * 24 * 3600);
-    let bucket = broker.bucket::<Value>("USAGE", kept).await?;
-    let mut charged: BTreeMap<String, u64> = BTreeMap::new();
-    // <day>.<policy>.<tenant>; a run may go over midnight.
-    for (key, used) in bucket.all().await? {
-        let tenant = key.rsplit('.').next().unwrap_or(&key).to_owned();
-        *charged.entry(tenant).or_default() += used["images"].as_u64().unwrap_or(0);
-    }
-    Ok(charged)
 }
