@@ -7,7 +7,8 @@ use utoipa::openapi::schema::{ArrayItems, Schema};
 use utoipa::openapi::{Object, OneOfBuilder, RefOr, Required};
 
 use super::list::{MAX_LOOKED_AT, STATUSES};
-use super::request::{self, Form, OF_THE_PICTURE, PICTURES};
+use super::request::{self, Form};
+use super::source::{OF_THE_PICTURE, PICTURES};
 use crate::openapi::params::{header, params, query};
 use crate::openapi::schema::{
     About, component, given, request as request_schema, rule, text, where_there, whole, with, word,

@@ -12,6 +12,7 @@ pub(crate) mod fuzz;
 mod list;
 mod request;
 mod response;
+mod source;
 
 use std::sync::Arc;
 
