@@ -100,7 +100,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let log = TaskLog::new(broker.clone());
     log.ensure_streams(&settings.streams).await?;
     // From here on the time is known: a day or an age by this machine's own clock may be another.
-    log.time().await?;
+    log.time_patiently().await?;
 
     let registry = security.peer("registry", Identity::ModelRegistry, &settings.registry)?;
     let check = service.health.check("models");

@@ -389,7 +389,7 @@ impl Tasks {
             let text = "the task has not ended: there is nothing to judge yet";
             return Err(Failure::new(ErrorCode::NotReady, text).into());
         }
-        feedback.at = Some(contract::now());
+        feedback.at = Some(self.log.now().into());
         self.log
             .set_feedback(&record.task_ref()?, &feedback)
             .await?;

@@ -126,10 +126,7 @@ impl TaskLog {
     async fn bounds(&self, filter: &str, wanted: &Wanted) -> Result<(u64, u64), TaskLogError> {
         let end = self.tasks.last_sequence().await? + 1;
         // Further away than any task, and than what the broker knows for times: all of them, or none.
-        let (oldest, newest) = (
-            SystemTime::UNIX_EPOCH,
-            contract::clock::system_time() + 2 * APART,
-        );
+        let (oldest, newest) = (SystemTime::UNIX_EPOCH, self.now() + 2 * APART);
         let first = match wanted.after.map(|time| time.checked_sub(APART)) {
             None | Some(None) => 1,
             Some(Some(after)) if after <= oldest => 1,

@@ -44,6 +44,16 @@ impl TaskLog {
         Ok(time)
     }
 
+    /// The same of a broker that may not answer so far: asks until it does, for no longer than its start may take.
+    ///
+    /// # Errors
+    /// When the broker has not answered by then.
+    pub async fn time_patiently(&self) -> Result<SystemTime, TaskLogError> {
+        let time = self.broker.patiently(|| self.deadlines.time()).await?;
+        self.said.hear(time, Instant::now());
+        Ok(time)
+    }
+
     /// The same, reckoned from what the broker said last, whoever of those that share this log asked, if that was `good_for` ago at most. Otherwise
     /// it is asked.
     ///

@@ -252,7 +252,7 @@ impl Letters {
             task_id: task.id.clone(),
             reference: message.reference,
             sequence: 0,
-            at: Some(contract::now()),
+            at: Some(self.tasks.log.now().into()),
             result: Some(v1::outcome::Result::Task(task)),
         };
         let target = Target {
@@ -274,7 +274,7 @@ impl Letters {
         let delivery = delivery.map_err(|_| cannot("its webhook cannot be read"))?;
         let id = webhook::message_id(&delivery);
         let delivery = WebhookDelivery {
-            at: Some(contract::now()),
+            at: Some(self.tasks.log.now().into()),
             ..delivery
         };
         let message = Outgoing {
