@@ -96,7 +96,11 @@ fn specs(
         duplicate_window: DUPLICATES.min(webhooks.give_up_after.duration()),
         republish: None,
     };
-    let listeners = StreamSpec {
+    [inbound, outcomes, hooks, listeners()]
+}
+
+fn listeners() -> StreamSpec {
+    StreamSpec {
         name: LISTENERS,
         subjects: &["inkstone.listener.*"],
         retention: RetentionPolicy::WorkQueue,
@@ -111,6 +115,5 @@ fn specs(
         batches: false,
         duplicate_window: DUPLICATES,
         republish: None,
-    };
-    [inbound, outcomes, hooks, listeners]
+    }
 }
