@@ -9,6 +9,7 @@ mod command_line;
 mod crash;
 mod edge;
 mod estimates;
+mod full;
 mod hang;
 mod hook;
 mod hostile;

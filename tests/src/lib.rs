@@ -81,6 +81,15 @@ impl Platform {
         sync_always: bool,
     ) -> Self {
         let broker = NatsServer::scratch_with(sync_always).unwrap();
+        Self::start_on(broker, services, settings).await
+    }
+
+    /// The same on a broker that runs.
+    pub async fn start_on(
+        broker: NatsServer,
+        services: &[&'static str],
+        settings: &[(&str, &str)],
+    ) -> Self {
         let mut platform = Self::on(broker, services, settings);
         let key = platform.create_key("dev-", "acme").await;
         platform.bearer = key.bearer;

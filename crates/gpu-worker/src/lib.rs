@@ -292,6 +292,8 @@ fn worker(
         output: settings.output.clone(),
         device: device_name(&settings.engine),
         elsewhere: run::Elsewhere::default(),
+        missing: run::Missing::default(),
+        untold: run::Untold::default(),
         learned: models::Learned::default(),
         hung: watch::Sender::new(None),
         content_producer: settings.label.content_producer.clone(),

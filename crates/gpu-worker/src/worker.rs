@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Engine, Hung};
 use crate::fleet::Fleet;
 use crate::models::Learned;
-use crate::run::{Elsewhere, Running};
+use crate::run::{Elsewhere, Missing, Running, Untold};
 use crate::settings::OutputSettings;
 use crate::slots::Slots;
 
@@ -70,6 +70,9 @@ pub(crate) struct Worker {
     pub(crate) device: String,
     /// Tasks that failed here.
     pub(crate) elsewhere: Elsewhere,
+    /// Tasks that have a dispatch and are not in the log.
+    pub(crate) missing: Missing,
+    pub(crate) untold: Untold,
     pub(crate) fleet: Fleet,
     pub(crate) learned: Learned,
     /// What hangs, once something does; the worker takes up nothing more and ends.

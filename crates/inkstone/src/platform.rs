@@ -262,6 +262,7 @@ async fn start_broker(place: &Place, sync_always: bool) -> Result<NatsServer, Cl
         folder: place.join("nats"),
         port: None,
         sync_always,
+        max_store: None,
         tls: None,
         node: None,
     };

@@ -76,6 +76,7 @@ impl Cluster {
                 folder: scratch.path().join(&name),
                 port: None,
                 sync_always: false,
+                max_store: None,
                 tls: None,
                 node: Some(Node {
                     name,

@@ -67,6 +67,8 @@ pub struct Options {
     pub port: Option<u16>,
     /// Whether every write is flushed to the disk before it is acknowledged: survives power loss, costs throughput.
     pub sync_always: bool,
+    /// How many bytes all streams together may hold; `None` goes by the room on the disk.
+    pub max_store: Option<u64>,
     /// Speaks TLS only, and takes nobody without a certificate: a folder with `ca.pem`, `cert.pem` and `key.pem`.
     pub tls: Option<PathBuf>,
     /// Its part in a cluster, if it is one of several.
@@ -135,17 +137,37 @@ impl NatsServer {
     /// # Errors
     /// See [`ServerError`].
     pub fn scratch_of(sync_always: bool, tls: Option<PathBuf>) -> Result<Self, ServerError> {
+        Self::scratch_as(|folder| Options {
+            folder,
+            port: None,
+            sync_always,
+            max_store: None,
+            tls,
+            node: None,
+        })
+    }
+
+    /// The same; all streams together hold `max_store` bytes at most, and with more it takes no message.
+    ///
+    /// # Errors
+    /// See [`ServerError`].
+    pub fn scratch_with_room(max_store: u64) -> Result<Self, ServerError> {
+        Self::scratch_as(|folder| Options {
+            folder,
+            port: None,
+            sync_always: false,
+            max_store: Some(max_store),
+            tls: None,
+            node: None,
+        })
+    }
+
+    fn scratch_as(options: impl FnOnce(PathBuf) -> Options) -> Result<Self, ServerError> {
         let scratch = tempfile::tempdir().map_err(|source| ServerError::Folder {
             path: std::env::temp_dir(),
             source,
         })?;
-        let mut server = Self::start(Options {
-            folder: scratch.path().to_owned(),
-            port: None,
-            sync_always,
-            tls,
-            node: None,
-        })?;
+        let mut server = Self::start(options(scratch.path().to_owned()))?;
         server._scratch = Some(scratch);
         Ok(server)
     }
@@ -255,13 +277,16 @@ fn configuration(options: &Options, address: SocketAddr) -> String {
     let store = options.folder.join("jetstream");
     // In quotes below: without them the server takes 2m for two million seconds.
     let sync = if options.sync_always { "always" } else { "2m" };
+    let room = options.max_store.map_or(String::new(), |bytes| {
+        format!("  max_file_store: {bytes}\n")
+    });
     let tls = options.tls.as_ref().map_or(String::new(), |folder| {
         let [ca, cert, key] = ["ca.pem", "cert.pem", "key.pem"].map(|name| folder.join(name));
         format!("tls {{\n  ca_file: {ca:?}\n  cert_file: {cert:?}\n  key_file: {key:?}\n  verify: true\n}}\n")
     });
     let plain = format!(
         "host: \"{}\"\nport: {}\nmax_payload: 8MB\n\
-         jetstream {{\n  store_dir: {:?}\n  sync_interval: \"{sync}\"\n}}\n",
+         jetstream {{\n  store_dir: {:?}\n  sync_interval: \"{sync}\"\n{room}}}\n",
         address.ip(),
         address.port(),
         store,
@@ -371,13 +396,18 @@ mod tests {
 
     #[test]
     fn a_server_understands_all_of_its_configuration() {
-        let server = NatsServer::scratch().unwrap();
-        let mut check = Command::new(find().unwrap());
-        check.args(["-t", "-c"]);
-        check.arg(server.folder().join("nats-server.conf"));
-        let checked = check.output().unwrap();
-        let said = String::from_utf8_lossy(&checked.stderr);
-        assert!(checked.status.success(), "{said}");
+        for server in [
+            NatsServer::scratch(),
+            NatsServer::scratch_with_room(1 << 20),
+        ] {
+            let server = server.unwrap();
+            let mut check = Command::new(find().unwrap());
+            check.args(["-t", "-c"]);
+            check.arg(server.folder().join("nats-server.conf"));
+            let checked = check.output().unwrap();
+            let said = String::from_utf8_lossy(&checked.stderr);
+            assert!(checked.status.success(), "{said}");
+        }
     }
 
     #[test]
@@ -387,6 +417,7 @@ mod tests {
             folder: folder.path().to_owned(),
             port: None,
             sync_always: false,
+            max_store: None,
             tls: None,
             node: None,
         };

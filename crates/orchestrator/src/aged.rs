@@ -24,6 +24,8 @@ const LOOKS: u32 = 200;
 const SHORTEST: Duration = Duration::from_millis(250);
 /// ... and not less often than this.
 const LONGEST: Duration = Duration::from_secs(60);
+/// A log that keeps tasks for less is told of: a tenth of it is how long all orchestrators may be away, and nobody mends much in two hours.
+const SHORT: Duration = Duration::from_secs(24 * 3600);
 /// Tasks that are looked at together.
 const AT_ONCE: usize = 8;
 
@@ -32,6 +34,13 @@ pub(crate) fn start(service: &Service, log: &TaskLog, kept: Kept) {
     let Some(retention) = kept.retention() else {
         return;
     };
+    if retention < SHORT {
+        tracing::warn!(
+            ?retention,
+            away_for = ?(retention / 10),
+            "streams.task_retention is short: where all orchestrators are away for so long, what waits may be lost without an end"
+        );
+    }
     let every = (retention / LOOKS).clamp(SHORTEST, LONGEST);
     let log = log.clone();
     sweeps::start(service, "aged", every, move || {

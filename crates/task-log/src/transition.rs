@@ -202,13 +202,17 @@ pub fn after_rest(pause: Duration, written: Written) -> Settlement {
     }
 }
 
-/// How a dispatch is settled whose task was not taken up, because its state is another than when it was read as `before`.
-pub fn after_refusal(before: Known, now: Option<Known>) -> Settlement {
-    if now.is_some_and(|now| !now.ended && now.attempts > before.attempts) {
-        // Somebody else has taken it up, on a later delivery.
-        Settlement::Leave
-    } else {
+/// How a dispatch is settled whose task was not taken up, because its state is another than when it was read.
+///
+/// Whoever has written that state had a later delivery, and may have given it back to a third worker that is about to take the task up. The broker
+/// takes the word of whoever ever had the message: to give this one back would hand the task to a fourth beside that one, whether the state
+/// counts more attempts than before or not. Where nobody has it, it comes again after the ack wait.
+pub fn after_refusal(now: Option<Known>) -> Settlement {
+    if now.is_some_and(|now| now.ended) {
+        // Whoever gets it next takes it off the queue, and what the task leaves behind with it.
         Settlement::GiveBack(Duration::ZERO)
+    } else {
+        Settlement::Leave
     }
 }
 
@@ -382,6 +386,17 @@ mod tests {
             after_attempt(1, came_out, 3),
             Next::Rest { attempts, pause }
         );
+    }
+
+    #[test]
+    fn what_another_has_written_to_meanwhile_is_not_given_back_unless_it_has_ended() {
+        for attempts in 0..3 {
+            assert_eq!(after_refusal(known(attempts, false)), Settlement::Leave);
+            let back = Settlement::GiveBack(Duration::ZERO);
+            assert_eq!(after_refusal(known(attempts, true)), back);
+        }
+        // It could not be read: it is decided when it comes again.
+        assert_eq!(after_refusal(None), Settlement::Leave);
     }
 
     #[test]

@@ -40,6 +40,5 @@ pub(super) async fn room<'a>(
     if now.as_ref().is_some_and(stands) {
         return Ok(Ok(Some(alone)));
     }
-    let now = now.as_ref().map(Known::from);
-    Ok(Err(after_refusal(Known::from(record), now)))
+    Ok(Err(after_refusal(now.as_ref().map(Known::from))))
 }

@@ -10,6 +10,7 @@ mod finish;
 mod history;
 mod late;
 mod letters;
+mod missing;
 mod reading;
 mod running;
 
@@ -39,13 +40,14 @@ pub(crate) use elsewhere::Elsewhere;
 use elsewhere::{LEFT_AGAIN, is_anothers};
 use finish::finish;
 use history::Over;
+pub(crate) use late::Untold;
 use late::expire;
 use letters::{bury, unreadable};
+pub(crate) use missing::Missing;
 use reading::{TIME_GOOD_FOR, look, read};
 pub(crate) use running::Running;
 
-/// Times that a task which is not in the log is looked for before its dispatch is buried, and the pause between them.
-const LOOKS_FOR_A_TASK: u64 = 3;
+/// Between two looks for a task that is not in the log.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A task that is carried out for longer is listened for, so that one that was cancelled is not drawn to its end. To subscribe for each short one
 /// would cost the broker more than what is drawn in vain.
@@ -159,7 +161,8 @@ async fn dispatched(
             Ok(Settlement::Ack)
         }
         // The stream's leader was asked; it may be one in whose place the others have just put another.
-        (Decision::Bury, _) if delivery.deliveries() <= LOOKS_FOR_A_TASK => {
+        // Deliveries say nothing of that: a task that rested often has had many, and was there each time.
+        (Decision::Bury, _) if !worker.missing.is_given_up(task.task, Instant::now()) => {
             Ok(Settlement::GiveBack(LOOK_AGAIN))
         }
         (Decision::Bury | Decision::Run { .. } | Decision::Exhausted { .. }, _) => {
@@ -195,10 +198,11 @@ async fn run(
     {
         return Ok(settlement);
     }
-    let known = Known::from(&record);
     let before = record.state.unwrap_or_default();
-    // By the broker's clock, so that another worker can tell for how long the task was tried.
-    let now = late::time(worker, TIME_GOOD_FOR).await?;
+    // By the broker's clock, so that another worker can tell for how long the task was tried. Where that is not told, it is reckoned from what was
+    // told last, and is not before the dispatch was queued, by that clock.
+    let now = late::time_soon(worker, TIME_GOOD_FOR).await;
+    let now = now.unwrap_or_else(|| worker.log.now().max(delivery.published()));
     let mut state = State {
         phase: Phase::Running.into(),
         attempt,
@@ -219,7 +223,7 @@ async fn run(
         tracing::info!(attempt, "not taken up: its state has changed meanwhile");
         // Read or told of: whoever has taken it up keeps it, and where nobody has it, the next delivery is decided by what the log holds.
         let now = read(worker, &task).await?.ok().flatten();
-        return Ok(after_refusal(known, now.as_ref().map(Known::from)));
+        return Ok(after_refusal(now.as_ref().map(Known::from)));
     };
     if attempt == 1 {
         metrics::queue_wait(&served.name, &record.submitted, now);

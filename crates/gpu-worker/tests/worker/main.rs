@@ -6,6 +6,7 @@
 mod elsewhere;
 mod ends;
 mod failures;
+mod full;
 mod interruptions;
 mod processes;
 mod support;

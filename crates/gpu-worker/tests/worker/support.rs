@@ -298,7 +298,8 @@ fn objects_url(folder: &Path) -> String {
     format!("file://{}/objects", folder.display())
 }
 
-fn files(folder: &Path) -> Vec<PathBuf> {
+/// All files below a folder; none where it is not there.
+pub(crate) fn files(folder: &Path) -> Vec<PathBuf> {
     let Ok(entries) = std::fs::read_dir(folder) else {
         return Vec::new();
     };

@@ -11,6 +11,7 @@
 
 mod keep;
 mod lost;
+mod oldest;
 mod out;
 mod reading;
 mod round;
@@ -117,6 +118,8 @@ struct Dispatcher {
     looking: bool,
     asking: bool,
     looked: Option<Instant>,
+    /// When it was last said that a task waits for long.
+    said_oldest: Option<Instant>,
     /// Something has changed that a round may act on.
     is_due: bool,
     /// Something has changed that estimates go by.
@@ -180,6 +183,7 @@ pub(crate) async fn start(
         looking: false,
         asking: false,
         looked: None,
+        said_oldest: None,
         is_due: false,
         has_moved: true,
         stand_after: None,
@@ -346,6 +350,7 @@ impl Dispatcher {
             self.save_cursors();
             self.drop_idle_readers(now);
             self.tell_demand();
+            self.tell_oldest(now);
         }
         self.cost_anew();
         self.has_moved = true;

@@ -1,7 +1,7 @@
 //! Which tenants' queues this orchestrator dispatches from.
 //!
 //! All tenants are divided into partitions; each partition is owned by at most one orchestrator, by a record in LEASES that is written by
-//! compare-and-set. An orchestrator shows that it lives by writing its record in MEMBERS again each second. Who has not been seen to do
+//! compare-and-set. An orchestrator shows that it lives by writing its record in MEMBERS again twice a second. Who has not been seen to do
 //! so for [`DEAD_AFTER`], by the clock of whoever looks, is dead, and its partitions are free. Clocks of different machines
 //! are never compared; how old a record was when it was first seen is told by the broker's clock alone.
 //!
@@ -27,11 +27,12 @@ use crate::schedule::Version;
 pub(crate) use plan::{Partition, partition_of, share};
 
 /// Between two renewals.
-const RENEW_EVERY: Duration = Duration::from_millis(700);
-/// Silence after which a member is dead.
-const DEAD_AFTER: Duration = Duration::from_secs(3);
+const RENEW_EVERY: Duration = Duration::from_millis(500);
+/// Silence after which a member is dead. Its last record is seen up to [`RENEW_EVERY`] after it was written, and that it is the last shows at a
+/// renewal: whoever is killed is taken over 3.5 s later at most, so that what waits goes on within five with a busy machine's delays.
+const DEAD_AFTER: Duration = Duration::from_millis(2500);
 /// How long a renewal lets its writer dispatch: less than [`DEAD_AFTER`] by more than a dispatch on its way takes.
-pub(crate) const SURE_FOR: Duration = Duration::from_secs(2);
+pub(crate) const SURE_FOR: Duration = Duration::from_millis(1500);
 /// How long the dispatcher may take to let a partition go.
 const LET_GO: Duration = Duration::from_millis(500);
 /// Records of members that are gone vanish.

@@ -1,5 +1,7 @@
 //! Tasks end before the log lets go of them.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::time::{Duration, SystemTime};
 
 use contract::task::{Done, Phase, State, Submitted, done};
@@ -94,5 +96,46 @@ async fn what_waits_too_long_ends_however_much_it_is_and_what_has_begun_a_little
     for task in [&young, &drawn] {
         assert_eq!(platform.log.done(task).await.unwrap(), None);
     }
+    stop(orchestrator).await;
+}
+
+/// How long the oldest task has waited, as the orchestrator whose admin address this is says.
+fn oldest_wait(admin: &str) -> Option<Duration> {
+    let mut connection = TcpStream::connect(admin).ok()?;
+    let asked = "GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
+    connection.write_all(asked.as_bytes()).ok()?;
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).ok()?;
+    let name = "inkstone_orchestrator_oldest_wait_seconds";
+    let line = answer.lines().find(|line| line.starts_with(name))?;
+    let value = line.trim_end().rsplit(' ').next()?;
+    Some(Duration::from_secs_f64(value.parse().ok()?))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_long_the_oldest_task_waits_is_told_before_it_ends_for_that() {
+    let platform = Platform::start().await;
+    let (days, day) = (4.0, Duration::from_secs(24 * 3600));
+    for _ in 0..2 {
+        platform.submit(&aged(days)).await;
+    }
+    let admin = format!("127.0.0.1:{}", nats_server::free_port().unwrap());
+    // One is handed over, the other waits.
+    let settings = [
+        ("scheduling.window", "1"),
+        ("process.admin_listen", admin.as_str()),
+    ];
+    let orchestrator = platform.orchestrator(&settings).await;
+    until("it is told", async || {
+        let waits = oldest_wait(&admin).unwrap_or_default();
+        waits >= day.mul_f64(days) && waits < day.mul_f64(days + 0.1)
+    })
+    .await;
+    let worker = platform.worker("1").await;
+    worker.work_off(2).await;
+    until("nothing waits any more", async || {
+        oldest_wait(&admin) == Some(Duration::ZERO)
+    })
+    .await;
     stop(orchestrator).await;
 }

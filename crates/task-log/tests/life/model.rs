@@ -169,7 +169,7 @@ impl Life {
             At::Nothing => At::Nothing,
             At::Delivered { told } => look(world, told),
             At::Looked { known, version } => self.decided(world, known, version),
-            At::Refused { before } => At::Settling(after_refusal(before, Some(world.known()))),
+            At::Refused => At::Settling(after_refusal(Some(world.known()))),
             // `gpu-worker/src/run/mod.rs`, `run`: it listens for the end beside what it does. There is nothing to decide, so no function is asked.
             At::Running(_) if world.done.is_some() => At::CleaningUp,
             At::Running(run) if run.step < STEPS => At::Running(Run {
@@ -224,7 +224,7 @@ impl Life {
                     run: number,
                 };
                 if !world.replace(version, stands, self.guarded) {
-                    return At::Refused { before: known };
+                    return At::Refused;
                 }
                 world.seen.runs = number;
                 At::Running(Run {

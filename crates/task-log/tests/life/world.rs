@@ -86,9 +86,7 @@ pub(crate) enum At {
         known: Known,
         version: u8,
     },
-    Refused {
-        before: Known,
-    },
+    Refused,
     Running(Run),
     /// The checkpoint's object is stored, the state that names it is not.
     PuttingAway(Run),
