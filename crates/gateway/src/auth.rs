@@ -12,6 +12,7 @@ use contract::proof::{Proven, SignedBody};
 use contract::{ErrorCode, Failure};
 use tonic::Status;
 
+use crate::body_room::Sender;
 use crate::edge::Edge;
 use crate::problem::{Refused, whole_seconds};
 use crate::room::Class;
@@ -60,6 +61,9 @@ async fn serve(
     next: Next,
 ) -> Result<Response, Failure> {
     edge.unread.admit_tenant(&caller.tenant)?;
+    if let Some(sender) = request.extensions().get::<Sender>() {
+        sender.is(&caller.tenant);
+    }
     // Where its place was taken.
     let class = request.extensions().get::<Class>().copied();
     let share = class.map(|class| edge.room(class).share(&caller.tenant));
