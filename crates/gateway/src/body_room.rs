@@ -155,6 +155,7 @@ impl BodyBytes {
             refused(WHAT, "full");
             Failure::unavailable(format!("too many {WHAT}; try again"), BUSY_WAIT)
         })?;
+        metrics::gauge!("inkstone_gateway_body_bytes").increment(f64::from(bytes));
         Part::add(&mut self.of_address, of_address);
         Part::add(&mut self.of_tenant, of_tenant);
         match &mut self.permit {
@@ -162,6 +163,14 @@ impl BodyBytes {
             None => self.permit = Some(permit),
         }
         Ok(())
+    }
+}
+
+impl Drop for BodyBytes {
+    fn drop(&mut self) {
+        if let Some(permit) = &self.permit {
+            metrics::gauge!("inkstone_gateway_body_bytes").decrement(permit.num_permits() as f64);
+        }
     }
 }
 
