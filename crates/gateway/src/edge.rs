@@ -133,6 +133,27 @@ impl Edge {
         }
     }
 
+    /// One more of a class whose caller is not known yet, to be held until auth has said who it is. One address may have the part of the
+    /// places that it may have of connections, and no more than that part of the proofs that auth may be asked to verify just now: a flood
+    /// of wrong keys from one address takes neither from callers at others. Behind a proxy, where one address is everyone's, any number.
+    pub(crate) fn stranger(
+        &self,
+        class: Class,
+        from: Option<Network>,
+    ) -> Result<Option<Share>, Failure> {
+        let (some, all) = (
+            self.http.max_connections_per_address,
+            self.http.max_connections,
+        );
+        let Some(network) = from.filter(|_| some < all) else {
+            return Ok(None);
+        };
+        let room = self.room(class);
+        let places = room.places().min(self.platform.proofs_at_once());
+        let most = room::part(places, some, all);
+        room.share_of_stranger(network, most).map(Some)
+    }
+
     /// Room for one more stream of a tenant's events.
     pub(crate) fn open_stream(&self, tenant: &str) -> Result<OpenStream, Failure> {
         let (place, share) = (self.streams.enter()?, self.streams.share(tenant)?);
