@@ -328,8 +328,12 @@ impl Bench {
             ("INKSTONE_ORCHESTRATOR__STREAMS__TASK_MAX_SIZE", "4GiB"),
             // As by default, and not what tests set aside on the disk.
             ("INKSTONE_ORCHESTRATOR__AUDIT__MAX_SIZE", "256MiB"),
-            // One tenant is all there is.
+            // One tenant at one address is all there is.
             ("INKSTONE_GATEWAY__HTTP__TENANT_SHARE", "100"),
+            (
+                "INKSTONE_GATEWAY__HTTP__MAX_CONNECTIONS_PER_ADDRESS",
+                "4096",
+            ),
             ("INKSTONE_AUTH__TELEMETRY__LOG", "warn"),
             ("INKSTONE_GATEWAY__TELEMETRY__LOG", "warn"),
             ("INKSTONE_ORCHESTRATOR__TELEMETRY__LOG", "warn"),

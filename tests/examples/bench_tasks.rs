@@ -187,6 +187,10 @@ impl Bench {
             // As by default, and not what tests set aside on the disk.
             ("INKSTONE_ORCHESTRATOR__AUDIT__MAX_SIZE", "256MiB"),
             ("INKSTONE_GATEWAY__HTTP__TENANT_SHARE", "100"),
+            (
+                "INKSTONE_GATEWAY__HTTP__MAX_CONNECTIONS_PER_ADDRESS",
+                "4096",
+            ),
             ("INKSTONE_AUTH__TELEMETRY__LOG", "warn"),
             ("INKSTONE_GATEWAY__TELEMETRY__LOG", "warn"),
             ("INKSTONE_GPU_WORKER__TELEMETRY__LOG", "warn"),

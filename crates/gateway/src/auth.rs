@@ -12,6 +12,8 @@ use contract::proof::{Proven, SignedBody};
 use contract::{ErrorCode, Failure};
 use tonic::Status;
 
+use crate::body_room::Sender;
+use crate::crowd::Network;
 use crate::edge::Edge;
 use crate::problem::{Refused, whole_seconds};
 use crate::room::Class;
@@ -36,7 +38,8 @@ pub(crate) async fn authenticate(
     // Every route that leads here has taken a place first and knows its class; one that had not would be taken for what costs most.
     let class = request.extensions().get::<Class>().copied();
     let class = class.unwrap_or(Class::Generation);
-    let known = identify(&edge, proof.proof, class).await;
+    let from = request.extensions().get::<Network>().copied();
+    let known = identify(&edge, proof.proof, class, from).await;
     let (caller, limit) = match known {
         Ok(known) => known,
         Err(failure) => return refuse(failure),
@@ -60,6 +63,9 @@ async fn serve(
     next: Next,
 ) -> Result<Response, Failure> {
     edge.unread.admit_tenant(&caller.tenant)?;
+    if let Some(sender) = request.extensions().get::<Sender>() {
+        sender.is(&caller.tenant);
+    }
     // Where its place was taken.
     let class = request.extensions().get::<Class>().copied();
     let share = class.map(|class| edge.room(class).share(&caller.tenant));
@@ -122,12 +128,14 @@ fn write_over(headers: &mut HeaderMap, over: Option<Over>) {
     headers.insert(RESET, whole_seconds(wait).max(1).into());
 }
 
-/// Asks auth whose proof this is.
+/// Asks auth whose proof this is, within what its address may ask at once.
 pub(crate) async fn identify(
     edge: &Edge,
     proof: Proof,
     class: Class,
+    from: Option<Network>,
 ) -> Result<(Caller, Option<RateLimit>), Failure> {
+    let _share = edge.stranger(class, from)?;
     let answer = edge.platform.authenticate(proof, class).await?;
     match answer.caller {
         Some(caller) => Ok((caller, answer.rate_limit)),

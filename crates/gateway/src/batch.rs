@@ -139,7 +139,7 @@ pub(crate) async fn submit(
 ) -> Result<(Vec<Answer>, Option<RateLimit>), Failure> {
     check_batch(requests.len())?;
     // Before it is charged: what there is no room for costs its caller no more than the request.
-    let _room = edge.platform.batch_room(&requests)?;
+    let _room = edge.platform.batch_room(&caller.tenant, &requests)?;
     let limit = edge.platform.charge_batch(caller, requests.len()).await?;
     let mut good = Vec::with_capacity(requests.len());
     let check = |request: Result<v1::SubmitTask, Failure>| {
@@ -163,11 +163,10 @@ mod tests {
 
     use contract::ErrorCode;
     use lifecycle::Service;
-    use rpc::UnderWay;
 
     use super::*;
     use crate::edge::tests::edge;
-    use crate::platform::Platform;
+    use crate::platform::{Platform, SubmissionRoom};
 
     type Request = Result<v1::SubmitTask, Failure>;
 
@@ -181,10 +180,19 @@ mod tests {
         (0..count).map(|_| Ok(task.clone())).collect()
     }
 
-    /// As many of a batch as there is room for.
-    fn fill<'a>(platform: &'a Platform, requests: &[Request]) -> Vec<UnderWay<'a>> {
+    /// As many of a batch as there is room for, each of another tenant.
+    fn fill<'a>(platform: &'a Platform, requests: &[Request]) -> Vec<SubmissionRoom<'a>> {
+        fill_as(platform, |number| number.to_string(), requests)
+    }
+
+    /// The same with what a tenant is called.
+    fn fill_as<'a>(
+        platform: &'a Platform,
+        tenant: impl Fn(usize) -> String,
+        requests: &[Request],
+    ) -> Vec<SubmissionRoom<'a>> {
         let mut held = Vec::new();
-        while let Ok(room) = platform.batch_room(requests) {
+        while let Ok(room) = platform.batch_room(&tenant(held.len()), requests) {
             held.push(room);
             assert!(held.len() < 100_000, "there is room for any number");
         }
@@ -200,9 +208,9 @@ mod tests {
         let held = fill(platform, &tasks(100, ""));
         assert_eq!(held.len(), most.div_ceil(25));
         // Those that may be sent twice have room of their own, if all of a batch may.
-        assert!(platform.batch_room(&tasks(100, "mine")).is_ok());
+        assert!(platform.batch_room("a", &tasks(100, "mine")).is_ok());
         let mixed = [tasks(99, "mine"), tasks(1, "")].concat();
-        assert!(platform.batch_room(&mixed).is_err());
+        assert!(platform.batch_room("a", &mixed).is_err());
         drop(held);
         let mut unread = tasks(4, "");
         unread.extend((0..96).map(|_| Err(Failure::invalid("prompt", "no"))));
@@ -229,6 +237,40 @@ mod tests {
             let refused = submitting.await.unwrap_err();
             assert!(!refused.message.contains("more to do"), "{refused}");
         }
+        assert_eq!(fill(platform, &one).len(), most);
+    }
+
+    #[tokio::test]
+    async fn a_tenant_that_waits_for_a_slow_platform_has_its_share_of_submissions_and_others_find_room()
+     {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let edge = edge(&service, &storage);
+        let platform = &edge.platform;
+        let one = tasks(1, "");
+        let most = fill(platform, &one).len();
+        let greedy = fill_as(platform, |_| "greedy".to_owned(), &one);
+        assert_eq!(greedy.len(), most / 2);
+        // Those that come alone and those of batches are counted together.
+        let caller = Caller {
+            tenant: "greedy".to_owned(),
+            ..Caller::default()
+        };
+        let alone = platform.submit(&caller, v1::SubmitTask::default()).await;
+        let batch = submit(&edge, &caller, tasks(100, "")).await.map(drop);
+        for refused in [alone.map(drop), batch] {
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.code, ErrorCode::RateLimited);
+            assert!(refused.retry_after.is_some(), "{refused}");
+            let why = format!("for one tenant, which may have {}", most / 2);
+            assert!(refused.message.contains(&why), "{refused}");
+        }
+        // What was refused is not under way.
+        let others = fill(platform, &one);
+        assert_eq!(others.len(), most - greedy.len());
+        drop((greedy, others));
+        let batches = fill_as(platform, |_| "greedy".to_owned(), &tasks(100, ""));
+        assert_eq!(batches.len(), (most / 2).div_ceil(25));
+        drop(batches);
         assert_eq!(fill(platform, &one).len(), most);
     }
 }

@@ -15,8 +15,8 @@ use bytes::Bytes;
 use contract::Failure;
 use futures::StreamExt as _;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use crate::body_room::BodyBytes;
 use crate::edge::Edge;
 use crate::json;
 use crate::openai;
@@ -24,8 +24,6 @@ use crate::problem::Refused;
 
 /// What every body may have in memory whatever the others have: an ordinary request is never refused for those of others.
 const FREE_BYTES: usize = 16 * 1024;
-/// Suggested wait when there is no room: bodies come and go in seconds.
-const BUSY_WAIT: Duration = Duration::from_secs(1);
 /// How much of a body that was refused is taken and thrown away, and for how long.
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(3);
@@ -51,8 +49,7 @@ pub(crate) struct Arriving {
     /// Taken only when it is dropped.
     body: Option<Body>,
     arrived: usize,
-    room: Arc<Semaphore>,
-    held: Option<OwnedSemaphorePermit>,
+    room: BodyBytes,
     rest: Rest,
     /// Nothing is left to be thrown away: it has ended, or the client waits for a word before it sends any.
     done: bool,
@@ -66,22 +63,18 @@ pub(crate) struct Rest(Arc<Mutex<Option<Body>>>);
 #[derive(Debug, thiserror::Error)]
 #[error("there is no room for the body")]
 struct NoRoom {
+    failure: Failure,
     /// Where gRPC's server finds it.
     #[source]
     status: tonic::Status,
-}
-
-fn no_room() -> Failure {
-    let message = "too many bytes of requests are under way; try again";
-    Failure::unavailable(message, BUSY_WAIT)
 }
 
 /// The failure that broke a body off, if it was one of ours.
 pub(crate) fn failure_in(error: &axum::Error) -> Option<Failure> {
     let mut cause: Option<&dyn std::error::Error> = Some(error);
     while let Some(error) = cause {
-        if error.is::<NoRoom>() {
-            return Some(no_room());
+        if let Some(no_room) = error.downcast_ref::<NoRoom>() {
+            return Some(no_room.failure.clone());
         }
         cause = error.source();
     }
@@ -90,37 +83,31 @@ pub(crate) fn failure_in(error: &axum::Error) -> Option<Failure> {
 
 impl Arriving {
     /// `waits`: the client sends nothing before someone reads.
-    pub(crate) fn new(body: Body, waits: bool, room: Arc<Semaphore>) -> (Self, Rest) {
+    pub(crate) fn new(body: Body, waits: bool, room: BodyBytes) -> (Self, Rest) {
         let rest = Rest::default();
         let arriving = Self {
             done: waits || body.is_end_stream(),
             body: Some(body),
             arrived: 0,
             room,
-            held: None,
             rest: rest.clone(),
         };
         (arriving, rest)
     }
 
     /// Takes room for `more` bytes.
-    fn hold(&mut self, more: usize) -> Result<(), NoRoom> {
+    fn hold(&mut self, more: usize) -> Result<(), Failure> {
         let free = FREE_BYTES.saturating_sub(self.arrived);
         self.arrived += more;
-        let wanted = u32::try_from(more.saturating_sub(free)).unwrap_or(u32::MAX);
+        let wanted = more.saturating_sub(free);
         if wanted == 0 {
             return Ok(());
         }
-        let Ok(got) = self.room.clone().try_acquire_many_owned(wanted) else {
+        let held = self.room.more(wanted);
+        if held.is_err() {
             metrics::counter!("inkstone_gateway_bodies_refused_total").increment(1);
-            let status = tonic::Status::from(no_room());
-            return Err(NoRoom { status });
-        };
-        match &mut self.held {
-            Some(held) => held.merge(got),
-            None => self.held = Some(got),
         }
-        Ok(())
+        held
     }
 }
 
@@ -147,7 +134,11 @@ impl HttpBody for Arriving {
         let bytes = frame.data_ref().map_or(0, Bytes::len);
         match self.hold(bytes) {
             Ok(()) => Poll::Ready(Some(Ok(frame))),
-            Err(error) => Poll::Ready(Some(Err(axum::Error::new(error)))),
+            Err(failure) => {
+                let status = tonic::Status::from(failure.clone());
+                let error = NoRoom { failure, status };
+                Poll::Ready(Some(Err(axum::Error::new(error))))
+            }
         }
     }
 
@@ -197,10 +188,20 @@ pub(crate) async fn linger(body: Body) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use contract::ErrorCode;
+    use settings::ByteSize;
 
-    fn room(bytes: usize) -> Arc<Semaphore> {
-        Arc::new(Semaphore::new(bytes))
+    use super::*;
+    use crate::body_room::{BodyRoom, Sender};
+
+    /// All of it is anyone's.
+    fn room(bytes: u64) -> Arc<BodyRoom> {
+        let all = ByteSize::of(bytes);
+        Arc::new(BodyRoom::shared(bytes, all, all))
+    }
+
+    fn nobodys(room: &Arc<BodyRoom>) -> BodyBytes {
+        room.body(None, Sender::default())
     }
 
     fn body(chunks: &[usize]) -> Body {
@@ -214,23 +215,23 @@ mod tests {
     #[tokio::test]
     async fn a_body_takes_room_beyond_its_first_bytes_until_it_is_dropped() {
         let room = room(10_000);
-        let (arriving, _) = Arriving::new(body(&[FREE_BYTES, 4_000, 2_000]), false, room.clone());
+        let (arriving, _) = Arriving::new(body(&[FREE_BYTES, 4_000, 2_000]), false, nobodys(&room));
         let mut stream = Body::new(arriving).into_data_stream();
         let mut left = Vec::new();
         while let Some(chunk) = stream.next().await {
             chunk.unwrap();
-            left.push(room.available_permits());
+            left.push(room.left());
         }
         assert_eq!(left, [10_000, 6_000, 4_000]);
         drop(stream);
-        assert_eq!(room.available_permits(), 10_000);
+        assert_eq!(room.left(), 10_000);
     }
 
     #[tokio::test]
     async fn a_body_without_room_is_refused_in_words_that_every_dialect_has() {
         let room = room(1_000);
-        let (small, _) = Arriving::new(body(&[FREE_BYTES]), false, room.clone());
-        let (large, _) = Arriving::new(body(&[FREE_BYTES, 1_001]), false, room.clone());
+        let (small, _) = Arriving::new(body(&[FREE_BYTES]), false, nobodys(&room));
+        let (large, _) = Arriving::new(body(&[FREE_BYTES, 1_001]), false, nobodys(&room));
         axum::body::to_bytes(Body::new(small), usize::MAX)
             .await
             .unwrap();
@@ -241,13 +242,31 @@ mod tests {
         // As gRPC's server looks for it.
         let status = tonic::Status::from_error(Box::new(error));
         assert_eq!(status.code(), tonic::Code::Unavailable);
-        assert_eq!(room.available_permits(), 1_000);
+        assert_eq!(room.left(), 1_000);
+    }
+
+    #[tokio::test]
+    async fn a_body_over_its_senders_share_is_refused_as_such_in_every_dialect() {
+        let share = ByteSize::of(100);
+        let room = Arc::new(BodyRoom::shared(1_000, share, share));
+        let sender = Sender::default();
+        sender.is("one");
+        let bytes = room.body(None, sender);
+        let (large, _) = Arriving::new(body(&[FREE_BYTES, 101]), false, bytes);
+        let error = axum::body::to_bytes(Body::new(large), usize::MAX)
+            .await
+            .unwrap_err();
+        let failure = failure_in(&error).unwrap();
+        assert_eq!(failure.code, ErrorCode::RateLimited);
+        let status = tonic::Status::from_error(Box::new(error));
+        assert_eq!(status.code(), tonic::Code::ResourceExhausted);
+        assert_eq!(room.left(), 1_000);
     }
 
     #[tokio::test]
     async fn what_nobody_reads_is_left_and_what_was_read_or_never_sent_is_not() {
         let left = async |read: usize, waits: bool| {
-            let (arriving, rest) = Arriving::new(body(&[1, 1, 1]), waits, room(0));
+            let (arriving, rest) = Arriving::new(body(&[1, 1, 1]), waits, nobodys(&room(0)));
             let mut stream = Body::new(arriving).into_data_stream();
             for _ in 0..read {
                 stream.next().await;

@@ -11,7 +11,8 @@ use lifecycle::{Health, Tasks};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::crowd::Crowd;
+use crate::body_room::BodyRoom;
+use crate::crowd::{Crowd, Network};
 use crate::platform::Platform;
 use crate::room::{self, Class, Place, Room, Share};
 use crate::settings::{HttpSettings, Settings};
@@ -49,7 +50,7 @@ pub(crate) struct Edge {
     /// Who is connected.
     pub(crate) crowd: Arc<Crowd>,
     /// Room for the bytes of bodies that arrive.
-    pub(crate) bodies: Arc<Semaphore>,
+    pub(crate) bodies: Arc<BodyRoom>,
     /// Bytes of answers that are on their way out.
     pub(crate) unread: Arc<Unread>,
 }
@@ -74,8 +75,6 @@ impl Edge {
     ) -> Self {
         let http = &settings.http;
         let room = |what, places| Room::new(what, places, http.tenant_share);
-        // Validated to be no more than a semaphore counts.
-        let bodies = usize::try_from(http.max_body_bytes.bytes()).unwrap_or(usize::MAX);
         Self {
             platform,
             egress,
@@ -110,7 +109,7 @@ impl Edge {
                 http.max_connections,
                 http.max_connections_per_address,
             )),
-            bodies: Arc::new(Semaphore::new(bodies)),
+            bodies: Arc::new(BodyRoom::new(http)),
             unread: Arc::new(Unread::new(
                 http.max_unread_bytes,
                 http.tenant_share,
@@ -132,6 +131,27 @@ impl Edge {
             Class::Generation => &self.generations,
             Class::Read => &self.reads,
         }
+    }
+
+    /// One more of a class whose caller is not known yet, to be held until auth has said who it is. One address may have the part of the
+    /// places that it may have of connections, and no more than that part of the proofs that auth may be asked to verify just now: a flood
+    /// of wrong keys from one address takes neither from callers at others. Behind a proxy, where one address is everyone's, any number.
+    pub(crate) fn stranger(
+        &self,
+        class: Class,
+        from: Option<Network>,
+    ) -> Result<Option<Share>, Failure> {
+        let (some, all) = (
+            self.http.max_connections_per_address,
+            self.http.max_connections,
+        );
+        let Some(network) = from.filter(|_| some < all) else {
+            return Ok(None);
+        };
+        let room = self.room(class);
+        let places = room.places().min(self.platform.proofs_at_once());
+        let most = room::part(places, some, all);
+        room.share_of_stranger(network, most).map(Some)
     }
 
     /// Room for one more stream of a tenant's events.

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use axum::Extension;
 use axum::body::Body;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
@@ -15,6 +16,7 @@ use futures::stream::BoxStream;
 use storage::{Opened, StorageError};
 
 use crate::auth;
+use crate::crowd::Network;
 use crate::edge::Edge;
 use crate::openapi::params::{
     TaskIdParam, header as header_param, params, path as path_param, query,
@@ -82,6 +84,7 @@ pub(crate) async fn get(
     State(edge): State<Arc<Edge>>,
     path: Result<Path<(String, String)>, PathRejection>,
     (method, uri): (Method, Uri),
+    from: Option<Extension<Network>>,
     headers: HeaderMap,
 ) -> Response {
     let read = async {
@@ -123,7 +126,10 @@ pub(crate) async fn get(
     }
     // A signed body is not looked at: no body has a say in which picture it is.
     let known = match auth::proven_by(&method, &uri, &headers) {
-        Ok(proven) => auth::identify(&edge, proven.proof, Class::Read).await,
+        Ok(proven) => {
+            let from = from.map(|Extension(network)| network);
+            auth::identify(&edge, proven.proof, Class::Read, from).await
+        }
         Err(failure) => Err(failure),
     };
     match known {

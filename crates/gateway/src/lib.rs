@@ -12,6 +12,7 @@ mod answers;
 mod auth;
 mod batch;
 mod bodies;
+mod body_room;
 mod cors;
 mod counts;
 mod crowd;

@@ -13,7 +13,7 @@ use contract::registry::registry_service_client::RegistryServiceClient;
 use contract::v1::submit_result;
 use contract::{ErrorCode, Failure, TaskId, TenantId, orchestrator, registry, v1};
 use lifecycle::Tasks;
-use rpc::{BreakerState, Gather, Identity, Peer, PeerSettings, Security, UnderWay};
+use rpc::{BreakerState, Gather, Identity, Peer, PeerSettings, Security};
 use storage::{Key, Opened, Storage, StorageError};
 use tokio::sync::watch;
 use tonic::{Request, Status, Streaming};
@@ -21,6 +21,9 @@ use tonic::{Request, Status, Streaming};
 use crate::error::StartError;
 use crate::room::Class;
 use crate::settings::Settings;
+
+pub(crate) use gathering::SubmissionRoom;
+use gathering::Submissions;
 
 /// The largest picture that is read, bytes: what one gRPC answer carries.
 const MAX_PICTURE_BYTES: u64 = 32 * 1024 * 1024;
@@ -39,8 +42,8 @@ pub(crate) struct Platform {
     /// Proofs on their way to auth.
     proofs: Gather<Proof, AuthenticateResponse>,
     /// Submissions on their way to the orchestrator: those that may be sent twice, because they have a key, and those that may not.
-    keyed: Gather<orchestrator::SubmitRequest, (v1::Task, bool)>,
-    keyless: Gather<orchestrator::SubmitRequest, (v1::Task, bool)>,
+    keyed: Submissions,
+    keyless: Submissions,
     storage: Storage,
     /// Each by the name of its check.
     peers: [(&'static str, Peer); 3],
@@ -134,6 +137,11 @@ impl Platform {
         }
     }
 
+    /// How many proofs auth may be asked to verify at once, by how long it takes just now.
+    pub(crate) fn proofs_at_once(&self) -> u32 {
+        self.proofs.most()
+    }
+
     /// How auth refuses a call without a proof, as it does when it is well.
     pub(crate) async fn probe_auth(&self) -> Result<AuthenticateResponse, Failure> {
         let request = AuthenticateRequest::default();
@@ -181,7 +189,7 @@ impl Platform {
             caller: Some(caller.clone()),
             task: Some(task),
         };
-        submissions.ask(request).await
+        submissions.submit(&caller.tenant, request).await
     }
 
     /// Whether a task would be accepted as it stands, whatever it begins from. Nothing is stored or charged.
@@ -205,15 +213,16 @@ impl Platform {
     /// Room for a batch among the submissions under way, by how many of them could be read: to be held until it is answered.
     ///
     /// # Errors
-    /// Unavailable when more are under way than can be answered soon.
+    /// Unavailable when more are under way than can be answered soon; over the limit when the tenant has its share of them.
     pub(crate) fn batch_room(
         &self,
+        tenant: &str,
         requests: &[Result<v1::SubmitTask, Failure>],
-    ) -> Result<UnderWay<'_>, Failure> {
+    ) -> Result<SubmissionRoom<'_>, Failure> {
         let tasks = || requests.iter().flatten();
         let keyed = tasks().all(|task| !task.idempotency_key.is_empty());
         let submissions = if keyed { &self.keyed } else { &self.keyless };
-        submissions.enter(tasks().count().div_ceil(AS_ONE_CALL))
+        submissions.enter(tenant, tasks().count().div_ceil(AS_ONE_CALL))
     }
 
     /// Charges the requests of a batch beyond the first, which was charged when its caller was let in.

@@ -68,8 +68,13 @@ impl Class {
 #[derive(Debug)]
 pub(crate) struct Room {
     what: &'static str,
+    count: u32,
     places: Arc<Semaphore>,
+    /// Places that one holder may have.
+    most: u32,
     shares: Arc<Shares>,
+    /// Of those who are not known yet, by their addresses.
+    strangers: Arc<Shares>,
 }
 
 /// A place, for as long as it is held.
@@ -86,13 +91,17 @@ impl Room {
     pub(crate) fn shared(what: &'static str, places: u32, most: u32) -> Self {
         Self {
             what,
+            count: places,
             places: Arc::new(Semaphore::new(places as usize)),
-            shares: Arc::new(Shares {
-                what,
-                most,
-                held: Mutex::default(),
-            }),
+            most,
+            shares: Arc::new(Shares::new(what)),
+            strangers: Arc::new(Shares::new(what)),
         }
+    }
+
+    /// How many places there are, taken or not.
+    pub(crate) fn places(&self) -> u32 {
+        self.count
     }
 
     /// A place for someone who is not known yet.
@@ -113,7 +122,7 @@ impl Room {
     /// # Errors
     /// Over the limit when it holds its share already.
     pub(crate) fn share(&self, tenant: &str) -> Result<Share, Failure> {
-        self.shares.take(tenant, "for one tenant")
+        self.shares.take(tenant, "for one tenant", (1, self.most))
     }
 
     /// The same of whoever looks for a task's pictures, where all who do have shown tokens.
@@ -121,7 +130,7 @@ impl Room {
     /// # Errors
     /// As of a tenant.
     pub(crate) fn share_of_task(&self, task: &str) -> Result<Share, Failure> {
-        self.shares.take(task, "for one task")
+        self.shares.take(task, "for one task", (1, self.most))
     }
 
     /// The same of whoever calls from one address.
@@ -129,7 +138,9 @@ impl Room {
     /// # Errors
     /// As of a tenant.
     pub(crate) fn share_of_address(&self, network: Network) -> Result<Share, Failure> {
-        self.shares.take(&network.to_string(), "for one address")
+        let address = network.to_string();
+        self.shares
+            .take(&address, "for one address", (1, self.most))
     }
 
     /// The same of whoever reads a task's pictures by their tokens.
@@ -137,7 +148,18 @@ impl Room {
     /// # Errors
     /// As of a tenant.
     pub(crate) fn share_by_token(&self, task: &str) -> Result<Share, Failure> {
-        self.shares.take(task, "by the tokens of one task")
+        let whose = "by the tokens of one task";
+        self.shares.take(task, whose, (1, self.most))
+    }
+
+    /// One more of `most` from one address whose callers are not known yet. To be held until they are.
+    ///
+    /// # Errors
+    /// As of a tenant.
+    pub(crate) fn share_of_stranger(&self, network: Network, most: u32) -> Result<Share, Failure> {
+        let address = network.to_string();
+        let whose = "of callers not known yet from one address";
+        self.strangers.take(&address, whose, (1, most))
     }
 }
 
@@ -161,28 +183,44 @@ pub(crate) fn part(places: u32, some: u32, all: u32) -> u32 {
 
 /// How many places each tenant holds, or each task's readers, or each address. Those who hold none are not in it.
 #[derive(Debug)]
-struct Shares {
+pub(crate) struct Shares {
     what: &'static str,
-    most: u32,
     held: Mutex<HashMap<Arc<str>, u32>>,
 }
 
 impl Shares {
+    /// Of such things as `streams are open`.
+    pub(crate) fn new(what: &'static str) -> Self {
+        Self {
+            what,
+            held: Mutex::default(),
+        }
+    }
+
     fn held(&self) -> MutexGuard<'_, HashMap<Arc<str>, u32>> {
         // Every change leaves it whole.
         self.held.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    /// `whose`: in a refusal, such as `for one tenant`.
-    fn take(self: &Arc<Self>, holder: &str, whose: &str) -> Result<Share, Failure> {
+    /// So many more, of the most that a holder may have just now: they go in together where one would. `whose`: in a refusal, such as
+    /// `for one tenant`.
+    ///
+    /// # Errors
+    /// Over the limit when it holds its share already.
+    pub(crate) fn take(
+        self: &Arc<Self>,
+        holder: &str,
+        whose: &str,
+        (places, most): (u32, u32),
+    ) -> Result<Share, Failure> {
         let mut held = self.held();
         let holder = match held.get_key_value(holder) {
             Some((known, _)) => known.clone(),
             None => Arc::from(holder),
         };
-        let count = held.entry(holder.clone()).or_default();
-        if *count >= self.most {
-            let (what, most) = (self.what, self.most);
+        let count = held.get(&holder).copied().unwrap_or_default();
+        if count >= most {
+            let what = self.what;
             refused(what, "share");
             let message = format!(
                 "too many {what} {whose}, which may have {most} at this gateway; try again"
@@ -194,17 +232,21 @@ impl Shares {
                 ..Failure::new(ErrorCode::RateLimited, message)
             });
         }
-        *count += 1;
-        let shares = self.clone();
-        Ok(Share { shares, holder })
+        held.insert(holder.clone(), count.saturating_add(places));
+        Ok(Share {
+            shares: self.clone(),
+            holder,
+            places,
+        })
     }
 }
 
-/// One of the places that a tenant holds, or a task's readers, or an address.
+/// One of the places that a tenant holds, or a task's readers, or an address; or several that go together.
 #[derive(Debug)]
 pub(crate) struct Share {
     shares: Arc<Shares>,
     holder: Arc<str>,
+    places: u32,
 }
 
 impl Share {
@@ -218,7 +260,7 @@ impl Drop for Share {
     fn drop(&mut self) {
         let mut held = self.shares.held();
         match held.get_mut(&self.holder) {
-            Some(count) if *count > 1 => *count -= 1,
+            Some(count) if *count > self.places => *count -= self.places,
             _ => {
                 held.remove(&self.holder);
             }

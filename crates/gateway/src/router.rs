@@ -268,8 +268,13 @@ async fn not_this_way(method: Method, request: Request) -> impl IntoResponse {
 
 #[cfg(test)]
 mod tests {
+    use std::task::Poll;
+
     use axum::body::Body;
-    use axum::http::header;
+    use axum::http::{StatusCode, header};
+    use axum::response::Response;
+    use futures::FutureExt as _;
+    use futures::future::LocalBoxFuture;
     use lifecycle::Service;
     use tower::ServiceExt as _;
 
@@ -363,5 +368,79 @@ mod tests {
             let unavailable = (tonic::Code::Unavailable as i32).to_string();
             assert_eq!(refused(path).await, Some(unavailable), "{path}");
         }
+    }
+
+    type Answered = Result<Response, std::convert::Infallible>;
+
+    /// Asks with a key of which auth has said nothing yet, until it is refused: how many wait for auth then, and the refusal. No more than
+    /// `enough` ask.
+    async fn until_refused(
+        router: &Router,
+        (method, path): (&str, &str),
+        address: &str,
+        enough: usize,
+    ) -> (Vec<LocalBoxFuture<'static, Answered>>, Option<Response>) {
+        let mut waiting = Vec::new();
+        while waiting.len() < enough {
+            let request = axum::http::Request::builder().method(method).uri(path);
+            let request = request
+                .header(header::AUTHORIZATION, "Bearer wrong")
+                .header(header::CONTENT_TYPE, "application/json");
+            let mut request = request.body(Body::from("{}")).unwrap();
+            let from = Network::of(address.parse().unwrap());
+            request.extensions_mut().insert(from);
+            let mut asking = router.clone().oneshot(request).boxed_local();
+            match futures::poll!(asking.as_mut()) {
+                Poll::Ready(answer) => return (waiting, Some(answer.unwrap())),
+                Poll::Pending => waiting.push(asking),
+            }
+        }
+        (waiting, None)
+    }
+
+    /// Of each class one, and how many places of it one address may have: a quarter, as of connections.
+    const EACH_CLASS: [((&str, &str), usize); 3] = [
+        (("POST", "/v1/tasks"), 512),
+        (("POST", "/v1/images/generations"), 512),
+        (("GET", "/v1/models"), 256),
+    ];
+
+    #[tokio::test]
+    async fn a_flood_of_keys_from_one_address_leaves_places_and_auth_to_callers_from_another() {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let edge = Arc::new(edge(&service, &storage));
+        let router = http(&edge);
+        let mut flood = Vec::new();
+        for (line, most) in EACH_CLASS {
+            let (waiting, refused) = until_refused(&router, line, "2001:db8::1", 5000).await;
+            assert_eq!(waiting.len(), most, "{line:?}");
+            let refused = refused.unwrap();
+            assert_eq!(refused.status(), StatusCode::TOO_MANY_REQUESTS, "{line:?}");
+            assert_eq!(refused.headers()[header::RETRY_AFTER], "1");
+            flood.push(waiting);
+            // One holder has a whole network.
+            let (same, _) = until_refused(&router, line, "2001:db8::2", 1).await;
+            assert!(same.is_empty(), "{line:?}");
+            let (other, _) = until_refused(&router, line, "2001:db8:0:1::1", 1).await;
+            assert_eq!(other.len(), 1, "{line:?}");
+        }
+        drop(flood);
+        for (line, _) in EACH_CLASS {
+            let (again, _) = until_refused(&router, line, "2001:db8::2", 1).await;
+            assert_eq!(again.len(), 1, "{line:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn behind_a_proxy_as_many_wait_for_auth_as_there_are_places() {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let mut edge = edge(&service, &storage);
+        edge.http.max_connections_per_address = edge.http.max_connections;
+        let router = http(&Arc::new(edge));
+        let (line, _) = EACH_CLASS[0];
+        let (waiting, refused) = until_refused(&router, line, "10.0.0.1", 5000).await;
+        assert_eq!(waiting.len(), 2048);
+        let refused = refused.unwrap();
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
     }
 }

@@ -27,7 +27,8 @@ use tower::ServiceExt as _;
 
 use crate::answers::{Answer, Noted, Pace};
 use crate::bodies::{self, Arriving};
-use crate::crowd::{Member, UnderWay};
+use crate::body_room::Sender;
+use crate::crowd::{Member, Network, UnderWay};
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::problem::is_grpc;
@@ -255,8 +256,11 @@ async fn carry(
 ) -> Result<hyper::Response<Answer>, Infallible> {
     let old = request.version() < Version::HTTP_2;
     let waits = request.headers().contains_key(header::EXPECT);
-    let (head, body) = request.into_parts();
-    let (body, rest) = Arriving::new(Body::new(body), waits, edge.bodies.clone());
+    let (mut head, body) = request.into_parts();
+    let (from, sender) = (head.extensions.get::<Network>().copied(), Sender::default());
+    let bytes = edge.bodies.body(from, sender.clone());
+    head.extensions.insert(sender);
+    let (body, rest) = Arriving::new(Body::new(body), waits, bytes);
     let request = hyper::Request::from_parts(head, Body::new(body));
     let mut response = router.oneshot(request).await?;
     let refused = response.status().is_client_error() || response.status().is_server_error();

@@ -80,7 +80,7 @@ pub struct HttpSettings {
     pub max_concurrent_generations: u32,
     /// Requests under way that do not.
     pub max_concurrent_reads: u32,
-    /// What one tenant may hold of them, of streams, of uploads and of bytes that are not read, in percent.
+    /// What one tenant may hold of them, of streams, of uploads and of the bytes of bodies and of what is not read, in percent.
     pub tenant_share: u32,
     /// Open streams of events.
     pub max_event_streams: u32,

@@ -13,10 +13,12 @@ use settings::ByteSize;
 use utoipa::ToSchema;
 
 use crate::auth;
+use crate::crowd::Network;
 use crate::edge::Edge;
 use crate::json::{self, Fields};
 use crate::openapi::submission::TokenWish;
 use crate::problem;
+use crate::room::Class;
 use crate::signed_body;
 
 /// Where a token is asked for.
@@ -57,14 +59,16 @@ struct Token<'a> {
     )
 )]
 pub(crate) async fn issue(State(edge): State<Arc<Edge>>, request: Request) -> Response {
+    let from = request.extensions().get::<Network>().copied();
     let read = async {
         let Proven { proof, body } = auth::proven(&request)?;
         let request = signed_body::check(&edge, NOBODY, request, body).await?;
         let body = json::read_at_most(request.into_body(), MAX_BODY, &edge.http).await?;
-        Ok((proof, lifetime(&body)?))
+        let share = edge.stranger(Class::Read, from)?;
+        Ok((proof, lifetime(&body)?, share))
     };
     let issued = match read.await {
-        Ok((proof, lifetime)) => edge.platform.issue_token(proof, lifetime).await,
+        Ok((proof, lifetime, _share)) => edge.platform.issue_token(proof, lifetime).await,
         Err(failure) => Err(failure),
     };
     let issued = match issued {

@@ -172,7 +172,12 @@ impl<Q: Send + 'static, A: Send + 'static> Gather<Q, A> {
     /// take.
     pub async fn ask(&self, question: Q) -> Result<A, Failure> {
         let under_way = self.enter(1)?;
-        self.ask_as(question, under_way).await
+        self.ask_with(question, under_way).await
+    }
+
+    /// How many calls may be under way just now.
+    pub fn most(&self) -> u32 {
+        u32::try_from(locked(&self.limit).most()).unwrap_or(u32::MAX)
     }
 
     /// Room for calls to the same peer that somebody else sends as one; to be held until they are answered.
@@ -193,10 +198,14 @@ impl<Q: Send + 'static, A: Send + 'static> Gather<Q, A> {
     /// What the peer answered; or that it did not, in time or at all.
     pub async fn ask_in_any_case(&self, question: Q) -> Result<A, Failure> {
         let under_way = UnderWay::enter_in_any_case(self.peer, &self.limit);
-        self.ask_as(question, under_way).await
+        self.ask_with(question, under_way).await
     }
 
-    async fn ask_as(&self, question: Q, mut under_way: UnderWay<'_>) -> Result<A, Failure> {
+    /// Asks with room that was [entered](Self::enter) before.
+    ///
+    /// # Errors
+    /// What the peer answered; or that it did not, in time or at all.
+    pub async fn ask_with(&self, question: Q, mut under_way: UnderWay<'_>) -> Result<A, Failure> {
         let (name, since) = (self.peer, under_way.since);
         let limit = deadline::onward(deadline::left(), self.timeout).ok_or_else(|| {
             let text = format!("the deadline has passed before {name} could be asked");

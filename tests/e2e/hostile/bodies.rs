@@ -1,17 +1,24 @@
 //! Bodies that are too long, too deep, packed, or many at once.
 
 use std::io::{Cursor, Write as _};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::time::{Duration, Instant};
 
 use e2e::Platform;
 use http_body_util::{BodyExt as _, Full};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpSocket;
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::flate::gzip_zeros;
-use super::{FRONT, address, connect, exchange, head, read_answers, statuses, under_attack};
+use super::{
+    FRONT, PATIENCE, address, connect, exchange, head, read_answers, statuses, under_attack,
+};
 
 /// Every path that takes JSON.
-const JSON_PATHS: [&str; 7] = [
+pub(super) const JSON_PATHS: [&str; 7] = [
     "/v1/tasks",
     "/v1/tasks/batch",
     "/v1/images/generations",
@@ -21,11 +28,14 @@ const JSON_PATHS: [&str; 7] = [
     "/v1/token",
 ];
 const SYNTHESIS: &str = JSON_PATHS[3];
-const EDITS: &str = "/v1/images/edits";
+pub(super) const EDITS: &str = "/v1/images/edits";
 const GIB: usize = 1 << 30;
+/// A body that is withheld, and what is missing of it.
+const WITHHELD: usize = 1 << 20;
+const REST: usize = 10;
 
 /// The headers that JSON needs on a path.
-fn json(path: &str) -> String {
+pub(super) fn json(path: &str) -> String {
     let kind = "content-type: application/json";
     // Without it, DashScope's older requests are refused for that alone.
     let more = if path == SYNTHESIS {
@@ -214,6 +224,12 @@ async fn bodies_that_arrive_at_once_have_so_much_memory_together_and_small_ones_
     let few = [
         ("INKSTONE_GATEWAY__HTTP__MAX_UPLOAD", "1MiB"),
         ("INKSTONE_GATEWAY__HTTP__MAX_BODY_BYTES", "4MiB"),
+        // All of them are one caller's here.
+        ("INKSTONE_GATEWAY__HTTP__TENANT_SHARE", "100"),
+        (
+            "INKSTONE_GATEWAY__HTTP__MAX_CONNECTIONS_PER_ADDRESS",
+            "4096",
+        ),
     ];
     let platform = Platform::start_services(&FRONT, &few, false).await;
     platform.allow("dev", 1000).await;
@@ -265,4 +281,121 @@ fn many_bodies(platform: &Platform) {
     assert!(busy >= 30, "{busy} of 40 found no room");
     let metrics = platform.metrics("gateway");
     assert!(metrics.contains("inkstone_gateway_bodies_refused_total"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_withholds_the_ends_of_its_bodies_leaves_room_for_those_of_other_addresses_and_tenants()
+ {
+    // Of four bodies one address may have one, and one tenant two.
+    let few = [
+        ("INKSTONE_GATEWAY__HTTP__MAX_UPLOAD", "1MiB"),
+        ("INKSTONE_GATEWAY__HTTP__MAX_BODY_BYTES", "4MiB"),
+    ];
+    let platform = Platform::start_services(&FRONT, &few, false).await;
+    platform.allow("dev", 1000).await;
+    let other = platform.create_key("dev-", "other").await;
+    let other = format!("Bearer {}", other.bearer);
+    under_attack(
+        &platform,
+        "withheld bodies",
+        32,
+        withheld_bodies(&platform, &other),
+    )
+    .await;
+}
+
+async fn withheld_bodies(platform: &Platform, other: &str) {
+    let mine = platform.authorization();
+    let (go_on, told) = watch::channel(false);
+    let mut sending = JoinSet::new();
+    let withhold = |host: u8, bearer: &str, told: &watch::Receiver<bool>| {
+        let from = Ipv4Addr::new(127, 0, 3, host);
+        let head = json("/v1/tasks");
+        let head = format!(
+            "POST /v1/tasks HTTP/1.1\r\nhost: x\r\nauthorization: {bearer}\r\n{head}\r\n\
+             content-length: {WITHHELD}\r\nconnection: close\r\n\r\n"
+        );
+        withheld(address(platform), from, head, told.clone())
+    };
+    // Each of two addresses has one body, and is refused another; the third has none, because its tenant has two.
+    for (host, held, why) in [
+        (1, 1, "for one address"),
+        (2, 2, "for one address"),
+        (3, 2, "for one tenant"),
+    ] {
+        while sending.len() < held {
+            sending.spawn(withhold(host, &mine, &told));
+        }
+        until_held(platform, held).await;
+        sending.spawn(withhold(host, &mine, &told));
+        let answer = next_answer(&mut sending).await;
+        assert_eq!(statuses(&answer), [429], "{answer}");
+        assert!(answer.contains(why), "{why}: {answer}");
+        assert!(answer.contains("retry-after"), "{answer}");
+    }
+    until_held(platform, 2).await;
+    // A body of another tenant, from another address, arrives whole and is read: it is nothing but spaces.
+    let (_now, at_once) = watch::channel(true);
+    let mut others = JoinSet::new();
+    others.spawn(withhold(4, other, &at_once));
+    let answer = next_answer(&mut others).await;
+    assert_eq!(statuses(&answer), [400], "{answer}");
+    // So are those that were held, once they end.
+    go_on.send(true).unwrap();
+    for _ in 0..2 {
+        let answer = next_answer(&mut sending).await;
+        assert_eq!(statuses(&answer), [400], "{answer}");
+    }
+}
+
+/// Waits until all that was sent of so many withheld bodies is in the gateway's memory.
+async fn until_held(platform: &Platform, bodies: usize) {
+    // What every body may have takes no room.
+    let expected = (bodies * (WITHHELD - REST - 16 * 1024)) as f64;
+    let began = Instant::now();
+    loop {
+        let metrics = platform.metrics("gateway");
+        let held = metrics
+            .lines()
+            .find_map(|line| line.strip_prefix("inkstone_gateway_body_bytes "));
+        let held = held.map_or(0.0, |held| held.trim().parse::<f64>().unwrap());
+        if held == expected {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "{held} bytes, not {expected}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+async fn next_answer(sending: &mut JoinSet<String>) -> String {
+    let next = tokio::time::timeout(PATIENCE, sending.join_next()).await;
+    next.unwrap().unwrap().unwrap()
+}
+
+/// What comes back to a request from an address whose body lacks its last bytes until `told`.
+async fn withheld(
+    to: SocketAddr,
+    from: Ipv4Addr,
+    head: String,
+    mut told: watch::Receiver<bool>,
+) -> String {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    let mut stream = socket.connect(to).await.unwrap();
+    let (mut reads, mut writes) = stream.split();
+    let send = async {
+        // One that is refused may be closed meanwhile.
+        let _ = writes.write_all(head.as_bytes()).await;
+        let _ = writes.write_all(&vec![b' '; WITHHELD - REST]).await;
+        drop(told.wait_for(|told| *told).await);
+        let _ = writes.write_all(&[b' '; REST]).await;
+        std::future::pending::<()>().await;
+    };
+    let mut answer = Vec::new();
+    tokio::select! {
+        // A reset is an end, too.
+        _ = reads.read_to_end(&mut answer) => {}
+        () = send => {}
+    }
+    String::from_utf8_lossy(&answer).into_owned()
 }

@@ -9,6 +9,7 @@ use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 
+use super::bodies::{EDITS, JSON_PATHS, json};
 use super::{FRONT, PATIENCE, address, connect, head, statuses, under_attack};
 
 /// Connections of the flood. Of 20,000 open files, which is what CI allows, the flood and the gateway need one each.
@@ -140,21 +141,23 @@ fn drip(stream: &mut TcpStream) -> String {
     panic!("neither answered nor closed after {PATIENCE:?}");
 }
 
+/// In every dialect, JSON and a form alike.
 fn slow_bodies(platform: &Platform) {
-    let head = head(
-        platform,
-        "/v1/tasks",
-        "content-type: application/json\r\ncontent-length: 1000",
-    );
-    let open = || {
-        let mut stream = connect(platform);
-        stream.write_all(head.as_bytes()).unwrap();
-        stream
-    };
+    let form = "content-type: multipart/form-data; boundary=b";
+    let all = JSON_PATHS.map(|path| (path, json(path)));
+    let all = all.into_iter().chain([(EDITS, form.to_owned())]);
     // Fewer than the key's burst: these are let in, and then time out.
-    let mut streams: Vec<_> = (0..20).map(|_| open()).collect();
-    for stream in &mut streams {
-        assert_eq!(statuses(&drip(stream)), [504]);
+    let mut streams = Vec::new();
+    for (path, kind) in all {
+        let head = head(platform, path, &format!("{kind}\r\ncontent-length: 1000"));
+        for _ in 0..3 {
+            let mut stream = connect(platform);
+            stream.write_all(head.as_bytes()).unwrap();
+            streams.push((path, stream));
+        }
+    }
+    for (path, stream) in &mut streams {
+        assert_eq!(statuses(&drip(stream)), [504], "{path}");
     }
 }
 

@@ -30,6 +30,7 @@ use super::infer::infer;
 use super::model::{EXTENSIONS, PLATFORM, find};
 use super::protobuf;
 use crate::auth::{self, identify, proof_of_message};
+use crate::crowd::Network;
 use crate::edge::{Edge, OpenStream};
 use crate::grpc::{SMALL_REQUEST, caller};
 use crate::layers;
@@ -129,6 +130,7 @@ async fn answer(
 struct Answering {
     edge: Arc<Edge>,
     headers: HeaderMap,
+    from: Option<Network>,
     /// Who opened the stream, until its first request, which was charged with the opening.
     opened_by: Option<Caller>,
     requests: Streaming<ModelInferRequest>,
@@ -151,7 +153,9 @@ impl Answering {
                     Some(caller) => caller,
                     None => {
                         let proof = proof_of_message(&self.headers)?;
-                        identify(&self.edge, proof, Class::Generation).await?.0
+                        identify(&self.edge, proof, Class::Generation, self.from)
+                            .await?
+                            .0
                     }
                 };
                 let answer = answer(&self.edge, &caller, "", request).await;
@@ -263,6 +267,7 @@ impl GrpcInferenceService for Inference {
             opened_by: Some(caller),
             edge: self.edge.clone(),
             headers: request.metadata().clone().into_headers(),
+            from: request.extensions().get().copied(),
             _open: open,
             deadline: Instant::now() + self.edge.http.stream_timeout.duration(),
             requests: request.into_inner(),

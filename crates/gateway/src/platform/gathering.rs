@@ -1,6 +1,7 @@
 //! Calls that go together, and their answers one by one.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
 use contract::auth::auth_service_client::AuthServiceClient;
@@ -12,11 +13,54 @@ use contract::orchestrator::orchestrator_service_client::OrchestratorServiceClie
 use contract::{Failure, orchestrator, v1};
 use futures::{FutureExt as _, StreamExt as _};
 use lifecycle::Tasks;
-use rpc::{Answers, Asked, Gather, Peer};
+use rpc::{Answers, Asked, Gather, Peer, UnderWay};
 use tonic::Request;
 
 use super::{broken_answer, heard, submitted};
+use crate::room::{self, Share, Shares};
 use crate::settings::Settings;
+
+/// Submissions on their way to the orchestrator, of which one tenant may have a share: it follows how many may be under way at all, so that
+/// while the orchestrator is slow one tenant does not wait in the place of all.
+#[derive(Clone)]
+pub(super) struct Submissions {
+    calls: Gather<orchestrator::SubmitRequest, (v1::Task, bool)>,
+    shares: Arc<Shares>,
+    /// Of those that may be under way.
+    percent: u32,
+}
+
+/// Room for submissions that go as one, until they are answered.
+#[must_use = "they are under way for as long as it lives"]
+pub(crate) struct SubmissionRoom<'a> {
+    under_way: UnderWay<'a>,
+    share: Share,
+}
+
+impl Submissions {
+    /// Room for so many of a tenant's that go as one.
+    ///
+    /// # Errors
+    /// Unavailable when more are under way than can be answered soon; over the limit when the tenant has its share of them.
+    pub(super) fn enter(&self, tenant: &str, calls: usize) -> Result<SubmissionRoom<'_>, Failure> {
+        let under_way = self.calls.enter(calls)?;
+        let most = room::share(self.calls.most(), self.percent);
+        let calls = u32::try_from(calls.max(1)).unwrap_or(u32::MAX);
+        let share = self.shares.take(tenant, "for one tenant", (calls, most))?;
+        Ok(SubmissionRoom { under_way, share })
+    }
+
+    /// Submits one task of a tenant; true when it was there before.
+    pub(super) async fn submit(
+        &self,
+        tenant: &str,
+        request: orchestrator::SubmitRequest,
+    ) -> Result<(v1::Task, bool), Failure> {
+        let SubmissionRoom { under_way, share } = self.enter(tenant, 1)?;
+        let _share = share;
+        self.calls.ask_with(request, under_way).await
+    }
+}
 
 /// Proofs on their way to auth.
 pub(super) fn proofs(
@@ -70,7 +114,7 @@ pub(super) fn submissions(
     settings: &Settings,
     tasks: &Tasks,
     request: fn(orchestrator::SubmitEachRequest) -> Request<orchestrator::SubmitEachRequest>,
-) -> Gather<orchestrator::SubmitRequest, (v1::Task, bool)> {
+) -> Submissions {
     let orchestrator = orchestrator.clone();
     let timeout = settings.orchestrator.timeout.duration();
     let call = move |asked: Vec<Asked<orchestrator::SubmitRequest>>| {
@@ -97,12 +141,16 @@ pub(super) fn submissions(
         }
         .boxed()
     };
-    let (gather, gatherer) = Gather::new("orchestrator", timeout, call);
+    let (calls, gatherer) = Gather::new("orchestrator", timeout, call);
     tasks.critical("submissions", async move {
         gatherer.run().await;
         Ok::<(), Infallible>(())
     });
-    gather
+    Submissions {
+        calls,
+        shares: Arc::new(Shares::new("submissions wait for the platform")),
+        percent: settings.http.tenant_share,
+    }
 }
 
 /// Never more than there is, and never none.

@@ -1,12 +1,12 @@
 //! Clients that dribble are cut off, and nobody else notices.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use futures::FutureExt as _;
 use futures::future::LocalBoxFuture;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::Edge;
 use crate::client::{Answer, ask, send};
@@ -157,6 +157,51 @@ async fn submissions_that_fill_their_room_take_none_from_who_looks() {
         assert_eq!(ask(edge.address, line).await.status, 401, "{line}");
     }
     assert_eq!(ask(edge.address, "GET /healthz").await.status, 200);
+    drop(waiting);
+    edge.stop().await;
+}
+
+/// What comes back to a submission with a key from this address.
+async fn submit_from(from: Ipv4Addr, to: SocketAddr) -> String {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind((from, 0).into()).unwrap();
+    let mut stream = socket.connect(to).await.unwrap();
+    let request = format!(
+        "POST /v1/tasks HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer k\r\n{JSON}\r\nContent-Length: 2\r\n\
+         Connection: close\r\n\r\n{{}}"
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
+}
+
+#[tokio::test]
+async fn keys_from_one_address_that_wait_for_auth_keep_out_nobody_from_another() {
+    // It takes connections and says nothing, so that whoever has a key waits.
+    let auth = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let url = format!("http://{}", auth.local_addr().unwrap());
+    // Of eight places one address may have two, as of connections.
+    let edge = Edge::start(&[
+        ("auth.url", &url),
+        ("auth.timeout", "3s"),
+        ("http.max_concurrent_requests", "8"),
+    ])
+    .await;
+    let flood = Ipv4Addr::new(127, 0, 0, 2);
+    let asking = [(); 3].map(|()| submit_from(flood, edge.address).boxed_local());
+    let first = futures::future::select_all(asking);
+    let first = tokio::time::timeout(Duration::from_secs(8), first).await;
+    let (refused, _, waiting) = first.unwrap();
+    assert!(refused.starts_with("HTTP/1.1 429"), "{refused}");
+    let why = "callers not known yet from one address, which may have 2";
+    assert!(refused.contains(why), "{refused}");
+    // Whoever comes from elsewhere has a place, and waits for auth until that is late.
+    let other = submit_from(Ipv4Addr::new(127, 0, 0, 3), edge.address);
+    let other = tokio::time::timeout(Duration::from_secs(30), other).await;
+    let other = other.unwrap();
+    assert!(other.starts_with("HTTP/1.1 50"), "{other}");
+    assert!(!other.contains("submissions are under way"), "{other}");
     drop(waiting);
     edge.stop().await;
 }
