@@ -18,6 +18,7 @@ mod intake;
 mod letters;
 mod limits;
 mod own_dialect;
+mod proofs;
 mod rates;
 mod secrets;
 mod shares;
