@@ -24,6 +24,7 @@ mod secrets;
 mod shares;
 mod signing;
 mod tls;
+mod users;
 
 use aws_lc_rs::digest;
 use contract::v1::{SubmitTask, Task, TaskPhase};

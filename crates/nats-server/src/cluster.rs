@@ -82,6 +82,7 @@ impl Cluster {
                     monitor: free_port().map_err(folder)?,
                     routes,
                 }),
+                include: None,
             })?);
         }
         Ok(Self {

@@ -71,6 +71,8 @@ pub struct Options {
     pub tls: Option<PathBuf>,
     /// Its part in a cluster, if it is one of several.
     pub node: Option<Node>,
+    /// The name of a file in `folder` that it takes in at the end of its configuration: users, for instance.
+    pub include: Option<String>,
 }
 
 /// A running server; stopped when dropped.
@@ -145,6 +147,7 @@ impl NatsServer {
             sync_always,
             tls,
             node: None,
+            include: None,
         })?;
         server._scratch = Some(scratch);
         Ok(server)
@@ -270,7 +273,11 @@ fn configuration(options: &Options, address: SocketAddr) -> String {
         .node
         .as_ref()
         .map_or(String::new(), Node::configuration);
-    plain + &tls + &node
+    let include = options
+        .include
+        .as_ref()
+        .map_or(String::new(), |file| format!("include {file:?}\n"));
+    plain + &tls + &node + &include
 }
 
 /// Ends the server that `folder`'s pid file names, if that process runs on this very folder.
@@ -389,6 +396,7 @@ mod tests {
             sync_always: false,
             tls: None,
             node: None,
+            include: None,
         };
         let mut first = NatsServer::start(options.clone()).unwrap();
         let second = NatsServer::start(options).unwrap();
