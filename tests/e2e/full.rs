@@ -196,6 +196,7 @@ async fn a_broker_whose_disk_is_full_accepts_nothing_and_loses_nothing_when_it_i
         max_store: Some(1 << 30),
         tls: None,
         node: None,
+        include: None,
     };
     let broker = NatsServer::start(options).unwrap();
     let mut platform = Platform::start_on(broker, &SERVICES, &[]).await;

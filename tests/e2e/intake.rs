@@ -10,22 +10,21 @@ use messaging::{Broker, BrokerError, Outgoing, Puller};
 use serde_json::{Value, json};
 
 use crate::hook::Hook;
-use crate::signing::headers;
 
 /// So that what a killed orchestrator held comes back soon.
-const SOON: [(&str, &str); 1] = [("INKSTONE_ORCHESTRATOR__INTAKE__ACK_WAIT", "2s")];
+pub(crate) const SOON: [(&str, &str); 1] = [("INKSTONE_ORCHESTRATOR__INTAKE__ACK_WAIT", "2s")];
 
 /// Outcomes by reference and type.
-type Heard = BTreeMap<(String, String), Value>;
+pub(crate) type Heard = BTreeMap<(String, String), Value>;
 
-struct Producer {
-    broker: Broker,
+pub(crate) struct Producer {
+    pub(crate) broker: Broker,
     outcomes: Puller,
-    authorization: String,
+    pub(crate) authorization: String,
 }
 
 impl Producer {
-    async fn new(platform: &Platform) -> Self {
+    pub(crate) async fn new(platform: &Platform) -> Self {
         let broker = platform.connect().await;
         let outcomes = broker.queue("OUTCOMES");
         let wait = Duration::from_secs(30);
@@ -37,7 +36,7 @@ impl Producer {
         }
     }
 
-    fn message(&self, id: &str, payload: Vec<u8>, json: bool) -> Outgoing {
+    pub(crate) fn message(&self, id: &str, payload: Vec<u8>, json: bool) -> Outgoing {
         let kind = if json {
             "application/json"
         } else {
@@ -54,12 +53,12 @@ impl Producer {
         }
     }
 
-    async fn publish(&self, message: Outgoing) -> Result<u64, BrokerError> {
+    pub(crate) async fn publish(&self, message: Outgoing) -> Result<u64, BrokerError> {
         self.broker.queue("INTAKE").send(message).await
     }
 
     /// Adds outcomes in JSON until `enough` says so.
-    async fn hear(&self, heard: &mut Heard, enough: impl Fn(&Heard) -> bool) {
+    pub(crate) async fn hear(&self, heard: &mut Heard, enough: impl Fn(&Heard) -> bool) {
         let deadline = Instant::now() + LIMIT;
         while Instant::now() < deadline {
             for delivery in self.outcomes.pull(256).await.unwrap_or_default() {
@@ -76,7 +75,7 @@ impl Producer {
     }
 }
 
-fn picture(seed: u64) -> Value {
+pub(crate) fn picture(seed: u64) -> Value {
     json!({"prompt": "a 3d cat", "steps": 4, "seed": seed})
 }
 
@@ -392,38 +391,4 @@ async fn what_is_over_the_rate_waits_and_is_accepted_and_protobuf_is_answered_in
         }
     }
     assert_eq!(accepted.len(), 60);
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_signed_message_is_taken_once_and_a_copy_of_it_is_refused() {
-    let services = ["auth", "model-registry", "orchestrator"];
-    let platform = Platform::start_services(&services, &SOON, false).await;
-    let producer = Producer::new(&platform).await;
-    let body = picture(7).to_string().into_bytes();
-    let subject = "inkstone.intake.acme";
-    let nonce = "nonce-of-the-message";
-    let signed = headers(&platform.signing, nonce, ["PUBLISH", subject, ""], &body);
-    let message = Outgoing {
-        subject: subject.to_owned(),
-        id: None,
-        headers: [
-            &signed[..],
-            &[("Content-Type", "application/json".to_owned())],
-        ]
-        .concat(),
-        payload: body.into(),
-    };
-    let first = producer.publish(message.clone()).await.unwrap();
-    let second = producer.publish(message).await.unwrap();
-    let mut heard = Heard::new();
-    producer.hear(&mut heard, |heard| heard.len() >= 2).await;
-    let of = |event: &str| &heard[&(String::new(), event.to_owned())];
-    let refused = of("task.refused");
-    // They are worked on side by side: either may have been first.
-    let mut sequences = [&of("task.accepted")["sequence"], &refused["sequence"]];
-    sequences.sort_by_key(|sequence| sequence.as_u64());
-    assert_eq!(sequences, [&Value::from(first), &Value::from(second)]);
-    assert_eq!(refused["error"]["field"], "X-Nonce");
-    // Without a key of its own, it is known by what was signed.
-    assert_eq!(refused["task_id"], of("task.accepted")["task_id"]);
 }

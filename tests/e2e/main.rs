@@ -19,11 +19,13 @@ mod intake;
 mod letters;
 mod limits;
 mod own_dialect;
+mod proofs;
 mod rates;
 mod secrets;
 mod shares;
 mod signing;
 mod tls;
+mod users;
 
 use aws_lc_rs::digest;
 use contract::v1::{SubmitTask, Task, TaskPhase};

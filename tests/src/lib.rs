@@ -6,6 +6,7 @@
 
 mod calls;
 mod secure;
+mod users;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ use contract::v1::{Task, TaskPhase};
 use messaging::{Broker, BrokerSettings};
 use nats_server::{NatsServer, free_port};
 use tonic::Request;
+
+pub use users::{broker_with_users, password};
 
 /// The five services in the order in which they need each other.
 pub const SERVICES: [&str; 5] = [
@@ -90,11 +93,15 @@ impl Platform {
         services: &[&'static str],
         settings: &[(&str, &str)],
     ) -> Self {
-        let mut platform = Self::on(broker, services, settings);
-        let key = platform.create_key("dev-", "acme").await;
-        platform.bearer = key.bearer;
-        platform.signing = (key.key.unwrap().app_key, key.secret);
-        platform
+        Self::on(broker, services, settings).with_key().await
+    }
+
+    /// The same with a key of the tenant `acme`.
+    async fn with_key(mut self) -> Self {
+        let key = self.create_key("dev-", "acme").await;
+        self.bearer = key.bearer;
+        self.signing = (key.key.unwrap().app_key, key.secret);
+        self
     }
 
     fn on(broker: NatsServer, services: &[&'static str], settings: &[(&str, &str)]) -> Self {

@@ -265,6 +265,7 @@ async fn start_broker(place: &Place, sync_always: bool) -> Result<NatsServer, Cl
         max_store: None,
         tls: None,
         node: None,
+        include: None,
     };
     let started = tokio::task::spawn_blocking(|| NatsServer::start(options)).await;
     match started {

@@ -11,10 +11,11 @@ mod bucket;
 mod group;
 mod leader;
 mod log;
+mod options;
 mod queue;
 mod reader;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -51,6 +52,12 @@ pub struct BrokerSettings {
     /// Holds `ca.pem`, and `cert.pem` with `key.pem` where the broker asks for them; empty is no TLS.
     #[serde(default)]
     pub tls_dir: PathBuf,
+    /// Which of the broker's users the service is; empty where the broker has none.
+    #[serde(default)]
+    pub user: String,
+    /// Holds the user's password.
+    #[serde(default)]
+    pub password_file: PathBuf,
 }
 
 impl BrokerSettings {
@@ -61,6 +68,8 @@ impl BrokerSettings {
             replicas: 1,
             start_timeout,
             tls_dir: PathBuf::new(),
+            user: String::new(),
+            password_file: PathBuf::new(),
         }
     }
 }
@@ -79,6 +88,29 @@ pub enum BrokerError {
     NoCertificate {
         /// The file.
         path: PathBuf,
+    },
+    /// The broker's user cannot be one.
+    #[error("setting broker.user {problem}")]
+    User {
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// The user's password cannot be read.
+    #[error("setting broker.password_file: cannot read {}", path.display())]
+    Password {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file of the user's password is not one.
+    #[error("setting broker.password_file: {} {problem}", path.display())]
+    PasswordFile {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: String,
     },
     /// The address is malformed or the credentials are refused.
     #[error("cannot connect to the broker at {url}")]
@@ -179,9 +211,9 @@ impl Broker {
     /// Connects and waits until JetStream answers, `start_timeout` at most.
     ///
     /// # Errors
-    /// When the address is malformed, a certificate is missing, or nothing answers in time.
+    /// When the address is malformed, a certificate or the password is missing, or nothing answers in time.
     pub async fn connect(settings: &BrokerSettings, name: &str) -> Result<Self, BrokerError> {
-        let client = with_tls(&settings.tls_dir)?
+        let client = options::of(settings)?
             .name(name)
             .retry_on_initial_connect()
             .max_reconnects(None)
@@ -413,30 +445,6 @@ impl Broker {
             Err(_) => Err(self.unreachable()),
         }
     }
-}
-
-/// Options with the certificates of a folder, if one is named. The client reads the files at each connect, so a new
-/// certificate is shown with the next connection.
-fn with_tls(dir: &Path) -> Result<async_nats::ConnectOptions, BrokerError> {
-    let options = async_nats::ConnectOptions::new();
-    if dir.as_os_str().is_empty() {
-        return Ok(options);
-    }
-    let there = |name: &str| {
-        let path = dir.join(name);
-        let missing = !path.is_file();
-        (!missing)
-            .then_some(path.clone())
-            .ok_or(BrokerError::NoCertificate { path })
-    };
-    let options = options
-        .add_root_certificates(there("ca.pem")?)
-        .require_tls(true);
-    // Not every broker asks who calls.
-    if !dir.join("cert.pem").exists() {
-        return Ok(options);
-    }
-    Ok(options.add_client_certificate(there("cert.pem")?, there("key.pem")?))
 }
 
 /// What a stream should be like.

@@ -83,6 +83,7 @@ impl Cluster {
                     monitor: free_port().map_err(folder)?,
                     routes,
                 }),
+                include: None,
             })?);
         }
         Ok(Self {

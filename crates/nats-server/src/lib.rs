@@ -73,6 +73,8 @@ pub struct Options {
     pub tls: Option<PathBuf>,
     /// Its part in a cluster, if it is one of several.
     pub node: Option<Node>,
+    /// The name of a file in `folder` that it takes in at the end of its configuration: users, for instance.
+    pub include: Option<String>,
 }
 
 /// A running server; stopped when dropped.
@@ -144,6 +146,7 @@ impl NatsServer {
             max_store: None,
             tls,
             node: None,
+            include: None,
         })
     }
 
@@ -159,6 +162,7 @@ impl NatsServer {
             max_store: Some(max_store),
             tls: None,
             node: None,
+            include: None,
         })
     }
 
@@ -295,7 +299,11 @@ fn configuration(options: &Options, address: SocketAddr) -> String {
         .node
         .as_ref()
         .map_or(String::new(), Node::configuration);
-    plain + &tls + &node
+    let include = options
+        .include
+        .as_ref()
+        .map_or(String::new(), |file| format!("include {file:?}\n"));
+    plain + &tls + &node + &include
 }
 
 /// Ends the server that `folder`'s pid file names, if that process runs on this very folder.
@@ -420,6 +428,7 @@ mod tests {
             max_store: None,
             tls: None,
             node: None,
+            include: None,
         };
         let mut first = NatsServer::start(options.clone()).unwrap();
         let second = NatsServer::start(options).unwrap();

@@ -1,0 +1,49 @@
+#!/usr/bin/env bash
+# Makes what a broker with users needs: scripts/nats-users.sh FOLDER TENANT...
+#
+# FOLDER gets a copy of deploy/nats, a password for each service, for an operator and for each tenant's producers
+# (FOLDER/<user>.password), and passwords.conf and tenants.conf, which tell the broker. Passwords that are there are kept, and
+# so is nats-server.conf, so it may run again with more tenants: name all of them, then `nats-server --signal reload`.
+set -euo pipefail
+umask 077
+
+usage="usage: scripts/nats-users.sh FOLDER TENANT..."
+folder=${1:?"$usage"}
+shift
+from=$(cd "$(dirname "$0")/../deploy/nats" && pwd)
+services="auth model-registry orchestrator gpu-worker"
+for tenant in "$@"; do
+    if ! [[ $tenant =~ ^[a-z0-9-]{1,40}$ ]]; then
+        echo "the tenant \"$tenant\" must be 1 to 40 characters of a-z, 0-9 and -" >&2
+        exit 2
+    fi
+done
+
+# The password of user $1, made if it is not there.
+password() {
+    local file=$folder/$1.password
+    if [ ! -s "$file" ]; then
+        openssl rand -hex 24 >"$file.new"
+        mv "$file.new" "$file"
+    fi
+    cat "$file"
+}
+
+mkdir -p "$folder"
+[ -s "$folder/nats-server.conf" ] || cp "$from/nats-server.conf" "$folder/nats-server.conf"
+cp "$from/accounts.conf" "$folder/accounts.conf"
+for user in $services operator; do
+    # In quotes: of digits alone it would be a number.
+    echo "$(echo "$user" | tr a-z- A-Z_)_PASSWORD: \"$(password "$user")\""
+done >"$folder/passwords.conf.new"
+for tenant in "$@"; do
+    sed -e "s/acme/$tenant/g" -e "s/\"PASSWORD\"/\"$(password "producers-$tenant")\"/" "$from/tenant.conf"
+done >"$folder/tenants.conf.new"
+mv "$folder/passwords.conf.new" "$folder/passwords.conf"
+mv "$folder/tenants.conf.new" "$folder/tenants.conf"
+
+folder=$(cd "$folder" && pwd)
+for service in $services; do
+    prefix=INKSTONE_$(echo "$service" | tr a-z- A-Z_)__BROKER__
+    echo "export ${prefix}USER=$service ${prefix}PASSWORD_FILE=$folder/$service.password"
+done
