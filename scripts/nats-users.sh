@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes what a broker with users needs: scripts/nats-users.sh FOLDER TENANT...
 #
-# FOLDER gets a copy of deploy/nats, a password for each service, for an operator and for each tenant's producers
+# FOLDER gets a copy of docker/nats, a password for each service, for an operator and for each tenant's producers
 # (FOLDER/<user>.password), and passwords.conf and tenants.conf, which tell the broker. Passwords that are there are kept, and
 # so is nats-server.conf, so it may run again with more tenants: name all of them, then `nats-server --signal reload`.
 set -euo pipefail
@@ -10,7 +10,7 @@ umask 077
 usage="usage: scripts/nats-users.sh FOLDER TENANT..."
 folder=${1:?"$usage"}
 shift
-from=$(cd "$(dirname "$0")/../deploy/nats" && pwd)
+from=$(cd "$(dirname "$0")/../docker/nats" && pwd)
 services="auth model-registry orchestrator gpu-worker"
 for tenant in "$@"; do
     if ! [[ $tenant =~ ^[a-z0-9-]{1,40}$ ]]; then

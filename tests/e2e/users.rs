@@ -1,4 +1,4 @@
-//! A broker with the users of deploy/nats: what each service and each tenant's producers may do there, and what the broker refuses them.
+//! A broker with the users of docker/nats: what each service and each tenant's producers may do there, and what the broker refuses them.
 
 use std::path::Path;
 use std::time::Duration;

@@ -8,7 +8,7 @@ use nats_server::{NatsServer, Options};
 
 use crate::{Platform, SERVICES, prefix, repository};
 
-/// A broker with the users of `deploy/nats`, as `scripts/nats-users.sh` makes them in `folder`; these tenants have producers.
+/// A broker with the users of `docker/nats`, as `scripts/nats-users.sh` makes them in `folder`; these tenants have producers.
 pub fn broker_with_users(folder: &Path, tenants: &[&str]) -> NatsServer {
     let script = repository().join("scripts/nats-users.sh");
     let mut command = Command::new(script);
