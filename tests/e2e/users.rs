@@ -150,7 +150,8 @@ async fn a_producer_submits_and_hears_for_its_tenant_and_can_neither_reach_anoth
     let key = platform.create_key("dev-", "other").await;
     let key = format!("Bearer {}", key.bearer);
 
-    let stored = acme.submit("acme", &platform.authorization(), "of-acme");
+    let authorization = platform.authorization();
+    let stored = acme.submit("acme", &authorization, "of-acme");
     assert_eq!(stored.await["stream"], "INTAKE");
     let stored = other.submit("other", &key, "of-other").await;
     assert_eq!(stored["stream"], "INTAKE", "{stored}");
@@ -158,7 +159,7 @@ async fn a_producer_submits_and_hears_for_its_tenant_and_can_neither_reach_anoth
     assert!(heard.iter().all(|one| one == "of-other"), "{heard:?}");
     hear(&mut of_acme, "of-acme", "task.succeeded").await;
     // What was told to the other by now would have been heard before this.
-    let again = acme.submit("acme", &platform.authorization(), "of-acme-again");
+    let again = acme.submit("acme", &authorization, "of-acme-again");
     again.await;
     let heard = hear(&mut of_acme, "of-acme-again", "task.accepted").await;
     assert!(

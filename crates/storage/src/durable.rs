@@ -3,8 +3,8 @@
 //! Three things are not `object_store`'s own. Its writing, told to flush, flushes four times for an object in a folder of its own, and each
 //! writer for itself. Here the file and its folder are flushed once each, then the folders that hold new ones or may, and those who wait for one
 //! and the same folder share its flush ([`Folders`]). Its removing takes away each folder that has become empty; here the folders that tasks share
-//! stay, so that one that is known to be on the disk remains so. And what its reader takes in one piece is opened and read in one turn
-//! ([`whole`]).
+//! stay, so that one that is known to be on the disk remains so. And what its reader takes in one piece is opened and read in one turn,
+//! that of its writing if the writer wants to see it ([`whole`]).
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -26,7 +26,7 @@ use object_store::{
 };
 
 use crate::key::is_shared;
-use crate::whole::{self, AtOnce};
+use crate::whole::{self, AtOnce, ReadBack};
 
 /// Names tried for a draft, before it is given up: others' drafts have the rest.
 const DRAFTS: usize = 1000;
@@ -79,14 +79,14 @@ impl ObjectStore for Durable {
         let shared = is_shared(location.as_ref());
         let work = move || {
             let made = write(&root, &path, &payload)?;
-            folders.flush_for(&root, &path, &made, shared)
+            folders.flush_for(&root, &path, &made, shared)?;
+            ReadBack::answer(&options, &path, payload.content_length() as u64)
         };
         let written = tokio::task::spawn_blocking(work);
-        written.await?.map_err(failed)?;
         Ok(PutResult {
             e_tag: None,
             version: None,
-            extensions: Default::default(),
+            extensions: written.await?.map_err(failed)?,
         })
     }
 

@@ -19,6 +19,8 @@ use object_store::{
     ObjectMeta, ObjectStore, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
 };
 
+use crate::whole::ReadBack;
+
 /// The longest that a request is held up.
 const MAX_DELAY: Duration = Duration::from_secs(30);
 
@@ -158,8 +160,10 @@ impl ObjectStore for Faulty {
         &self,
         location: &Path,
         payload: PutPayload,
-        options: PutOptions,
+        mut options: PutOptions,
     ) -> Result<PutResult> {
+        // What is read back may fail by itself.
+        ReadBack::decline(&mut options);
         match self.strike().await {
             Some(Fault::Error) => Err(failed("a fault was asked for")),
             Some(Fault::Full) => Err(full()),
@@ -312,6 +316,33 @@ mod tests {
         std::fs::remove_file(&file).unwrap();
         storage.put(&key, data.clone()).await.unwrap();
         assert_eq!(storage.get(&key, 2).await.unwrap(), data);
+    }
+
+    #[tokio::test]
+    async fn what_is_read_back_of_a_lie_or_breaks_off_is_told_to_the_writer() {
+        let (_folder, file, storage) = faulty();
+        let key = Key::artifact(&sha256_hex(b"x")).unwrap();
+        let data = Bytes::from_static(b"xy");
+        set(
+            &file,
+            FaultPlan {
+                broken_reads: 100,
+                ..FaultPlan::default()
+            },
+        );
+        assert!(storage.put_and_get(&key, data.clone()).await.is_err());
+        set(
+            &file,
+            FaultPlan {
+                lies: 100,
+                ..FaultPlan::default()
+            },
+        );
+        let found = storage.put_and_get(&key, data.clone()).await.unwrap();
+        assert!(found.len() == data.len() && found != data);
+        std::fs::remove_file(&file).unwrap();
+        let found = storage.put_and_get(&key, data.clone()).await.unwrap();
+        assert_eq!(found, data);
     }
 
     #[test]

@@ -29,7 +29,7 @@ pub use inputs::Aged;
 pub use key::Key;
 pub use open::Opened;
 
-use whole::AtOnce;
+use whole::{AtOnce, Found, ReadBack};
 
 /// Settings of the object store, under `[storage]`.
 #[derive(Debug, Clone, serde::Deserialize)]
@@ -191,6 +191,22 @@ impl Storage {
             .put(&path(key), PutPayload::from_bytes(data))
             .await;
         put.map(drop).map_err(request("writing", key))
+    }
+
+    /// Stores an object whole and gives back what lies in the store then, for the caller to compare: as [`put`](Self::put) and [`get`](Self::get), but from a folder
+    /// in one turn.
+    ///
+    /// # Errors
+    /// When the store did not confirm it, or it cannot be read.
+    pub async fn put_and_get(&self, key: &Key, data: Bytes) -> Result<Bytes, StorageError> {
+        let (size, path) = (data.len() as u64, path(key));
+        let payload = PutPayload::from_bytes(data);
+        let put = self.store.put_opts(&path, payload, ReadBack::ask());
+        let put = put.await.map_err(request("writing", key))?;
+        match put.extensions.get::<Found>() {
+            Some(Found(found)) => Ok(found.clone()),
+            None => self.get(key, size).await,
+        }
     }
 
     /// Reads an object of at most `limit` bytes.

@@ -1,7 +1,7 @@
 //! A file that is opened and read whole in one turn on the blocking pool, where its reader takes it so. `object_store` takes one turn to
-//! open a file and another to read it.
+//! open a file and another to read it. Who writes one and wants to see what lies there has both done in one turn ([`ReadBack`]).
 
-use std::fs::{File, Metadata};
+use std::fs::{self, File, Metadata};
 use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path as FilePath, PathBuf};
@@ -12,7 +12,8 @@ use futures::StreamExt as _;
 use futures::stream;
 use object_store::path::Path;
 use object_store::{
-    Attributes, Error, GetOptions, GetResult, GetResultPayload, ObjectMeta, Result,
+    Attributes, Error, Extensions, GetOptions, GetResult, GetResultPayload, ObjectMeta, PutOptions,
+    Result,
 };
 
 use crate::durable::failed;
@@ -49,6 +50,41 @@ impl AtOnce {
             return None;
         };
         extensions.get::<Self>().copied()
+    }
+}
+
+/// What a writer asks for who wants to see what lies in the store. One that knows nothing of it only writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ReadBack;
+
+/// What lay in the store when all of an object was written.
+#[derive(Debug, Clone)]
+pub(crate) struct Found(pub(crate) Bytes);
+
+impl ReadBack {
+    /// Asks for it.
+    pub(crate) fn ask() -> PutOptions {
+        let mut options = PutOptions::default();
+        options.extensions.insert(Self);
+        options
+    }
+
+    /// Takes the question away, so that reading is a request of its own.
+    pub(crate) fn decline(options: &mut PutOptions) {
+        options.extensions.remove::<Self>();
+    }
+
+    /// Reads a file that was just written, if that was asked for and it is no larger than what is read so.
+    pub(crate) fn answer(
+        options: &PutOptions,
+        path: &FilePath,
+        size: u64,
+    ) -> io::Result<Extensions> {
+        let mut found = Extensions::new();
+        if options.extensions.get::<Self>().is_some() && size <= MAX_BYTES {
+            found.insert(Found(fs::read(path)?.into()));
+        }
+        Ok(found)
     }
 }
 
@@ -105,7 +141,7 @@ fn meta(location: Path, metadata: &Metadata) -> Result<ObjectMeta> {
 #[cfg(test)]
 mod tests {
     use object_store::local::LocalFileSystem;
-    use object_store::{ObjectStore as _, ObjectStoreExt as _, PutPayload};
+    use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 
     use super::*;
     use crate::durable::Durable;
@@ -135,6 +171,31 @@ mod tests {
             assert_eq!(streamed, whole, "{size} bytes of at most {most}");
             assert_eq!(found.bytes().await.unwrap(), data);
         }
+    }
+
+    #[tokio::test]
+    async fn what_is_written_is_read_back_where_the_writer_asks_and_the_store_does_not_decline() {
+        let (_folder, store, other) = scratch();
+        let path = Path::from("images/a/0");
+        let put = async |store: &dyn ObjectStore, size: u64, options| {
+            let data = Bytes::from(vec![7; size as usize]);
+            let put = store.put_opts(&path, PutPayload::from_bytes(data.clone()), options);
+            let put = put.await.unwrap();
+            let found = put
+                .extensions
+                .get::<Found>()
+                .map(|Found(found)| found.clone());
+            assert!(found.as_ref().is_none_or(|found| *found == data));
+            found.is_some()
+        };
+        assert!(put(&store, 0, ReadBack::ask()).await);
+        assert!(put(&store, MAX_BYTES, ReadBack::ask()).await);
+        assert!(!put(&store, MAX_BYTES + 1, ReadBack::ask()).await);
+        assert!(!put(&store, 3, PutOptions::default()).await);
+        assert!(!put(&other, 3, ReadBack::ask()).await);
+        let mut declined = ReadBack::ask();
+        ReadBack::decline(&mut declined);
+        assert!(!put(&store, 3, declined).await);
     }
 
     #[tokio::test]

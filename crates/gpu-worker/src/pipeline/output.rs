@@ -104,10 +104,10 @@ struct Written<'a> {
 /// A store that took the bytes and does not have them must not be believed.
 async fn put(storage: &Storage, picture: &Written<'_>, verify: Verify) -> Result<(), StoreError> {
     let Written { key, file, sha256 } = picture;
-    storage.put(key, (*file).clone()).await?;
     let written = file.len() as u64;
     match verify {
         Verify::Size => {
+            storage.put(key, (*file).clone()).await?;
             let found = storage.size(key).await?;
             if found != Some(written) {
                 let key = (*key).clone();
@@ -119,7 +119,7 @@ async fn put(storage: &Storage, picture: &Written<'_>, verify: Verify) -> Result
             }
         }
         Verify::Digest => {
-            let found = storage.get(key, written).await?;
+            let found = storage.put_and_get(key, (*file).clone()).await?;
             if sha256_hex(&found) != *sha256 {
                 let key = (*key).clone();
                 return Err(StoreError::Bytes { key });
