@@ -65,7 +65,7 @@ component!(
     TaskEvent,
     "TaskEvent",
     [],
-    event(["task", "progress", "preview", "error"])
+    event(["task", "progress", "preview", "reconnect", "error"])
 );
 
 component!(
