@@ -92,6 +92,8 @@ struct RequestJson<'a> {
     webhook: Option<WebhookJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_after_seconds: Option<u32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    visible_label: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -184,6 +186,7 @@ const fn nothing() -> v1::SubmitTask {
         source: None,
         webhook: None,
         expires_after_seconds: 0,
+        visible_label: false,
     }
 }
 
@@ -214,6 +217,7 @@ impl<'a> RequestJson<'a> {
             }),
             expires_after_seconds: (request.expires_after_seconds > 0)
                 .then_some(request.expires_after_seconds),
+            visible_label: request.visible_label,
         }
     }
 }
