@@ -283,12 +283,15 @@ mod tests {
         };
         let text = shown(v1::SubmitTask::default());
         assert!(!text.contains("prompt_syntax") && !text.contains("guidance_rescale"));
+        assert!(!text.contains("visible_label"), "{text}");
         let text = shown(v1::SubmitTask {
             scheduler: Scheduler::Unipc.into(),
             prompt_syntax: PromptSyntax::Weighted.into(),
             guidance_rescale: Some(0.7),
+            visible_label: true,
             ..Default::default()
         });
+        assert!(text.contains(r#""visible_label":true"#), "{text}");
         let expected = r#""scheduler":"unipc","prompt_syntax":"weighted","guidance_rescale":0.7,"#;
         assert!(text.contains(expected), "{text}");
     }
