@@ -135,7 +135,7 @@ async fn a_stream_of_a_gateway_that_stops_says_so_and_another_gateway_goes_on_be
         platform.wait_ready(instance);
     }
     let picture = contract::v1::SubmitTask {
-        images: 6,
+        images: 4,
         ..long_picture()
     };
     let task = platform.submit(picture).await.unwrap().id;
