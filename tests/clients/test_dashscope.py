@@ -15,7 +15,7 @@ from dashscope.aigc.image_generation import ImageGeneration
 from dashscope.aigc.image_synthesis import AioImageSynthesis
 from dashscope.api_entities.aio_session import close_shared_aio_session
 from dashscope.common.error import UploadFileException
-from PIL import Image
+from PIL import Image, ImageChops
 
 PROMPT = "a 3d cat on a blue background"
 MODEL = "inkstone-demo"
@@ -59,6 +59,18 @@ def test_a_synthesis_is_called_and_waited_for_by_the_package():
     for name in ("submit_time", "scheduled_time", "end_time"):
         assert re.fullmatch(TIME, answer.output[name]), answer.output
     assert answer.request_id
+
+
+def test_a_watermark_is_seen_in_the_corner_and_nowhere_else():
+    def drawn(**more) -> Image.Image:
+        answer = ImageSynthesis.call(MODEL, PROMPT, size="128*128", **OURS, **more)
+        assert answer.status_code == HTTPStatus.OK, answer
+        return picture(answer.output.results[0].url).convert("RGB")
+
+    plain, without, marked = drawn(), drawn(watermark=False), drawn(watermark=True)
+    assert plain.tobytes() == without.tobytes()
+    left, top, right, bottom = ImageChops.difference(plain, marked).getbbox()
+    assert left > 64 and top > 96 and right <= 128 and bottom <= 128
 
 
 def test_a_synthesis_is_accepted_then_fetched_until_it_has_ended():
@@ -195,7 +207,7 @@ def test_a_task_that_is_not_there_is_unknown():
         ({"size": "128x128"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "size"),
         ({"n": 11}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "n must be 1 to 10"),
         ({"style": "<cubism>"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "style"),
-        ({"watermark": True}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "watermark"),
+        ({"watermark": "yes"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "watermark"),
         ({"ref_img": "http://10.0.0.1/x.png"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "ref_img"),
         ({"mask_image_url": "http://127.0.0.1/x.png"}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "mask_image_url"),
         ({"ref_strength": 0.5}, HTTPStatus.BAD_REQUEST, "InvalidParameter", "ref_strength"),

@@ -111,6 +111,19 @@ def test_a_bad_form_raises_the_packages_own_error_and_names_the_parameter(client
         assert raised.value.param == param, (change.keys(), raised.value)
 
 
+@pytest.mark.parametrize("count", [2, 16])
+def test_several_pictures_are_refused_with_the_limit_however_they_are_sent(client, cat, count):
+    # The package sends a list as image[], each in a part of its own.
+    with pytest.raises(openai.BadRequestError) as form:
+        client.images.edit(image=[named(cat)] * count, prompt=PROMPT)
+    with pytest.raises(openai.BadRequestError) as json:
+        edit_json(client, images=[{"image_url": data_url(cat)}] * count)
+    for raised, param in [(form, "image"), (json, "images")]:
+        assert raised.value.param == param, raised.value
+        assert (raised.value.type, raised.value.code) == ("invalid_request_error", "invalid_argument")
+        assert f"1 picture, not {count}" in raised.value.message, raised.value
+
+
 def test_partial_images_of_an_edit_are_streamed_and_the_last_event_is_the_picture(client, cat):
     ours = {"steps": 30, "seed": 8, "strength": 0.9}
     request = {"image": [named(cat)], "prompt": PROMPT, "extra_body": ours}

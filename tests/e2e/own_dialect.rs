@@ -1,8 +1,10 @@
 //! Our own dialect: streams that go on, feedback, and lists with filters.
 
+use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader};
+use std::sync::mpsc;
 
-use e2e::{Platform, agent};
+use e2e::{LIMIT, Platform, SECOND, agent};
 use serde_json::{Value, json};
 
 use crate::{long_picture, short_picture};
@@ -13,10 +15,31 @@ struct Caller {
     bearer: String,
 }
 
+/// An event as a client reads it.
+#[derive(Debug, Default)]
+struct Event {
+    name: String,
+    id: String,
+    /// Milliseconds.
+    retry: Option<u64>,
+    data: Value,
+}
+
+impl Event {
+    /// How many there were, as its id says.
+    fn number(&self) -> u64 {
+        self.id.split_once('-').unwrap().0.parse().unwrap()
+    }
+}
+
 impl Caller {
     fn of(platform: &Platform) -> Self {
+        Self::at(platform, "gateway")
+    }
+
+    fn at(platform: &Platform, gateway: &str) -> Self {
         Self {
-            url: platform.url(),
+            url: platform.url_of(gateway),
             bearer: platform.authorization(),
         }
     }
@@ -39,6 +62,13 @@ impl Caller {
 
     /// The status of a stream of events, and the id and data of each that it has.
     fn events(&self, task: &str, last: Option<&str>) -> (u16, Vec<(String, Value)>) {
+        let mut events = Vec::new();
+        let status = self.follow(task, last, |event| events.push((event.id, event.data)));
+        (status, events)
+    }
+
+    /// The status of a stream of events; `each` has those that it holds as they come, until it ends.
+    fn follow(&self, task: &str, last: Option<&str>, mut each: impl FnMut(Event)) -> u16 {
         let mut request = agent()
             .get(format!("{}/v1/tasks/{task}/events", self.url))
             .header("authorization", &self.bearer);
@@ -47,16 +77,26 @@ impl Caller {
         }
         let answer = request.call().unwrap();
         let status = answer.status().as_u16();
-        let (mut events, mut data) = (Vec::new(), Value::Null);
+        let mut event = Event::default();
         let lines = BufReader::new(answer.into_body().into_reader()).lines();
         for line in lines.map_while(Result::ok) {
-            if let Some(text) = line.strip_prefix("data:") {
-                data = serde_json::from_str(text.trim()).unwrap();
-            } else if let Some(id) = line.strip_prefix("id:") {
-                events.push((id.trim().to_owned(), data.take()));
+            let Some((field, value)) = line.split_once(':') else {
+                // A blank line ends an event; one behind a comment ends none.
+                if !event.name.is_empty() {
+                    each(std::mem::take(&mut event));
+                }
+                continue;
+            };
+            let value = value.trim();
+            match field {
+                "event" => value.clone_into(&mut event.name),
+                "id" => value.clone_into(&mut event.id),
+                "retry" => event.retry = Some(value.parse().unwrap()),
+                "data" => event.data = serde_json::from_str(value).unwrap(),
+                _ => {}
             }
         }
-        (status, events)
+        status
     }
 }
 
@@ -83,6 +123,57 @@ async fn a_stream_goes_on_behind_the_last_event_that_was_seen() {
     let (status, whole) = caller.events(&task, Some("77"));
     assert_eq!((status, whole.len()), (200, 1));
     assert!(whole[0].0.starts_with("1-"), "{whole:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_of_a_gateway_that_stops_says_so_and_another_gateway_goes_on_behind_its_last_event()
+ {
+    let drain = ("INKSTONE_GATEWAY__HTTP__DRAIN", "200ms");
+    let mut platform = Platform::start_with(&[drain]).await;
+    for instance in SECOND {
+        platform.run(instance);
+        platform.wait_ready(instance);
+    }
+    let picture = contract::v1::SubmitTask {
+        images: 4,
+        ..long_picture()
+    };
+    let task = platform.submit(picture).await.unwrap().id;
+    let (first, second) = (Caller::of(&platform), Caller::at(&platform, "gateway-2"));
+    let (sender, events) = mpsc::channel();
+    let followed = task.clone();
+    let reading = std::thread::spawn(move || {
+        // Nobody listens any more where the test has failed.
+        first.follow(&followed, None, |event| drop(sender.send(event)))
+    });
+    let mut seen: Vec<Event> = Vec::new();
+    while seen.last().is_none_or(|event| event.name != "progress") {
+        seen.push(events.recv_timeout(LIMIT).unwrap());
+    }
+    assert!(platform.terminate("gateway"), "{}", platform.log("gateway"));
+    assert_eq!(reading.join().unwrap(), 200);
+    seen.extend(events);
+    let hint = seen.pop().unwrap();
+    assert_eq!(hint.name, "reconnect", "{hint:?}");
+    assert_eq!(hint.retry, Some(2_000));
+    assert_eq!(hint.data["code"], "unavailable");
+    assert!(seen.iter().all(|event| event.name != "error"), "{seen:?}");
+
+    let mut rest = Vec::new();
+    let status = second.follow(&task, Some(&hint.id), |event| rest.push(event));
+    assert_eq!(status, 200);
+    let all: Vec<&Event> = seen.iter().chain([&hint]).chain(&rest).collect();
+    // None is missing and none comes twice, …
+    for (event, number) in all.iter().zip(1..) {
+        assert_eq!(event.number(), number, "{event:?}");
+    }
+    // … and no state of the task is shown again.
+    let states: Vec<_> = all.iter().filter(|event| event.name == "task").collect();
+    let different: HashSet<_> = states.iter().map(|event| event.data.to_string()).collect();
+    assert_eq!(different.len(), states.len(), "{states:?}");
+    let end = rest.last().unwrap();
+    assert_eq!(end.data["phase"], "succeeded", "{end:?}");
+    assert_eq!(second.events(&task, Some(&end.id)).0, 204);
 }
 
 #[tokio::test(flavor = "multi_thread")]

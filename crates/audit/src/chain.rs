@@ -244,7 +244,7 @@ mod tests {
     use super::*;
     use crate::Event;
 
-    /// A record as it was written before requests had `expires_after_seconds`.
+    /// A record as it was written before requests had `expires_after_seconds` and `visible_label`.
     const EARLIER: &str = concat!(
         r#"{"v":1,"sequence":1,"prev_hash":"0000000000000000000000000000000000000000000000000000000000000000","#,
         r#""recorded":"2026-01-02T03:04:05Z","source":7,"tenant":"acme","task":"t-1","event":"submitted","#,
@@ -290,13 +290,16 @@ mod tests {
             panic!("{line:?}");
         };
         assert_eq!(task.request.expires_after_seconds, 0);
-        // What has no deadline is written as ever.
+        assert!(!task.request.visible_label);
+        // What has no deadline and asks for no label is written as ever.
         let again = Chain::after(Head::genesis()).append(line.content);
         assert_eq!(again.unwrap(), EARLIER);
         task.request.expires_after_seconds = 60;
+        task.request.visible_label = true;
         let behind = chain.clone();
         let next = chain.append(content.clone()).unwrap();
         assert!(next.contains("\"expires_after_seconds\":60"), "{next}");
+        assert!(next.contains("\"visible_label\":true"), "{next}");
         let mut read = behind;
         assert_eq!(read.follow(&next).unwrap().content, content);
     }

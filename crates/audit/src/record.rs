@@ -110,6 +110,9 @@ pub struct Request {
     /// Seconds within which it was to begin; 0 for any time, and in what was recorded before there was this field.
     #[serde(default, skip_serializing_if = "is_none")]
     pub expires_after_seconds: u32,
+    /// Whether a visible label was asked for; false in what was recorded before there was this field.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub visible_label: bool,
 }
 
 /// Whether a limit is none.

@@ -3,6 +3,7 @@
 use std::convert::Infallible;
 use std::future::Future;
 use std::sync::Arc;
+use std::time::Duration;
 
 use aws_lc_rs::digest;
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
@@ -12,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use contract::v1::watch_response::Event;
 use contract::words::{FORMATS, word};
-use contract::{Failure, TaskId, v1};
+use contract::{TaskId, v1};
 use futures::stream;
 use serde::Serialize;
 use tokio::time::Instant;
@@ -21,13 +22,16 @@ use tracing::Instrument as _;
 use crate::edge::{Edge, OpenStream};
 use crate::problem::{Problem, text};
 use crate::task_json::TaskJson;
-use crate::watch::Watch;
+use crate::watch::{Parted, Watch};
 
 /// Tells proxies that speak nginx's language not to hold events back.
 const NO_BUFFERING: (HeaderName, HeaderValue) = (
     HeaderName::from_static("x-accel-buffering"),
     HeaderValue::from_static("no"),
 );
+
+/// When to open a stream again that lasted as long as one may: nothing is wrong here.
+const REOPEN_WAIT: Duration = Duration::from_millis(100);
 
 /// Something that yields events until it has no more.
 pub(crate) trait Source: Send + 'static {
@@ -174,10 +178,21 @@ impl TaskEvents {
         })
     }
 
-    fn complain(&mut self, failure: &Failure) -> Sent {
+    /// The last event of a stream that ends before its task: to be opened again, or not. The one has a name of its own, since browsers
+    /// call every loss of a connection an `error`, and tell a stream's listeners no difference.
+    fn part(&mut self, parted: &Parted) -> Sent {
         self.over = true;
-        let data = text(&Problem::new(failure, None));
-        Sent::default().event("error").data(data)
+        match parted {
+            Parted::LetGo(failure) => {
+                let wait = failure.retry_after.unwrap_or(REOPEN_WAIT);
+                let data = text(&Problem::new(failure, None));
+                Sent::default().event("reconnect").retry(wait).data(data)
+            }
+            Parted::Failed(failure) => {
+                let data = text(&Problem::new(failure, None));
+                Sent::default().event("error").data(data)
+            }
+        }
     }
 }
 
@@ -189,7 +204,7 @@ impl Source for TaskEvents {
         loop {
             let event = match self.watch.next().await {
                 Ok(event) => self.show(event?),
-                Err(failure) => Some(self.complain(&failure)),
+                Err(parted) => Some(self.part(&parted)),
             };
             if let Some(event) = event {
                 return Some(event.id(self.seen.next()));

@@ -157,6 +157,7 @@ fn headers(input: &[u8]) -> Result<(), Failure> {
         .get("grpc-timeout")
         .and_then(|value| value.to_str().ok());
     let _ = timeout.and_then(rpc::deadline::parse);
+    let _ = crate::heads::check(&headers);
     let _ = crate::json::check_media_type(&headers);
     let key = tasks::idempotency_key(&headers)?;
     assert!(key.is_ascii());

@@ -188,7 +188,7 @@ impl ImageService for Images {
                         };
                         Some((Ok(event), Some((watch, open))))
                     }
-                    Err(failure) => Some((Err(failure.into()), None)),
+                    Err(parted) => Some((Err(Failure::from(parted).into()), None)),
                 }
             }
             .instrument(span.clone())

@@ -17,6 +17,7 @@ use uuid::Uuid;
 use crate::counts::Counts;
 use crate::crowd::Network;
 use crate::edge::Edge;
+use crate::heads;
 use crate::json;
 use crate::problem::{self, Dialect, Refused};
 use crate::room::{Class, Place, Room, Share};
@@ -79,7 +80,7 @@ pub(crate) async fn observe(
     response
 }
 
-/// The caller's id, if it is one that can stand in a log line; else a new one.
+/// The caller's id, if it is one, and one that can stand in a log line; else a new one.
 fn request_id(headers: &HeaderMap) -> RequestId {
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
     let sane =
@@ -87,7 +88,8 @@ fn request_id(headers: &HeaderMap) -> RequestId {
     let given = headers
         .get(REQUEST_ID)
         .and_then(|v| v.to_str().ok())
-        .filter(sane);
+        .filter(sane)
+        .filter(|_| !heads::is_repeated(headers, REQUEST_ID.as_str()));
     RequestId(given.map_or_else(|| Uuid::now_v7().to_string().into(), Arc::from))
 }
 
@@ -285,5 +287,10 @@ mod tests {
         for bad in [&b""[..], b"a b", b"a\"b", &[0xe9], &[b'x'; 129]] {
             assert!(with(bad).parse::<Uuid>().is_ok(), "{bad:?}");
         }
+        let mut twice = HeaderMap::new();
+        for id in ["a", "b"] {
+            twice.append(REQUEST_ID, HeaderValue::from_static(id));
+        }
+        assert!(request_id(&twice).0.parse::<Uuid>().is_ok());
     }
 }

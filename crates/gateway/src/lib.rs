@@ -24,6 +24,7 @@ mod feedback;
 #[doc(hidden)]
 pub mod fuzz;
 mod grpc;
+mod heads;
 mod health;
 mod images;
 mod json;

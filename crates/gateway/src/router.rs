@@ -23,8 +23,8 @@ use crate::json::shorten;
 use crate::openapi::{Routes, also_at, answers, with_version};
 use crate::problem::{Refused, text};
 use crate::{
-    auth, batch, bodies, cors, dashscope, feedback, grpc, health, images, layers, list, models,
-    oip, openai, openapi, tasks, tokens, welcome,
+    auth, batch, bodies, cors, dashscope, feedback, grpc, heads, health, images, layers, list,
+    models, oip, openai, openapi, tasks, tokens, welcome,
 };
 
 /// Everything that HTTP callers can reach, and the description of it that goes with it.
@@ -54,6 +54,8 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
             from_fn_with_state(Arc::<Counts>::default(), layers::observe),
             // … a panic anywhere inside becomes an answer like any other, …
             CatchPanicLayer::custom(layers::panicked),
+            // … a head that can be read in two ways is refused before anyone reads it, …
+            from_fn(heads::read_in_one_way),
             // … and a body over the limit is refused before anyone works for it.
             from_fn_with_state(edge.clone(), bodies::limit),
         ));
@@ -186,6 +188,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
     let all = calls.merge(open).merge(reflection).merge(inference).layer((
         from_fn_with_state(Arc::<Counts>::default(), layers::observe),
         CatchPanicLayer::custom(layers::panicked),
+        from_fn(heads::read_in_one_way),
     ));
     Ok((all, reporter))
 }

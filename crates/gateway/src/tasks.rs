@@ -154,8 +154,9 @@ params!(
     path = "/v1/tasks/{id}/events",
     operation_id = "watchTask",
     summary = "Follow a task",
-    description = "Server-sent events: `task` as it is now and after each change, `progress`, `preview`, and `error` where the stream ends early. \
-        The last `task` is the task's end.",
+    description = "Server-sent events: `task` as it is now and after each change, `progress` and `preview`. \
+        The last `task` is the task's end. A stream that ends early says `reconnect`, with `retry:`, where the rest is to be had by \
+        `Last-Event-ID`, and `error` where it is not.",
     params(TaskIdParam, EventsParams),
     responses(
         (status = 200, description = "Events until the task has ended.", body = TaskEvent, content_type = "text/event-stream"),

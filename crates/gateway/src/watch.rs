@@ -23,6 +23,23 @@ const RESTART_WAIT: Duration = Duration::from_secs(2);
 /// Tries to cancel what nobody waits for any more.
 const CANCEL_TRIES: u32 = 3;
 
+/// Why a watch ended before its task.
+#[derive(Debug)]
+pub(crate) enum Parted {
+    /// This gateway lets go of it, and whoever comes back, here or elsewhere, is told the rest.
+    LetGo(Failure),
+    /// To come back does not mend it.
+    Failed(Failure),
+}
+
+impl From<Parted> for Failure {
+    fn from(parted: Parted) -> Self {
+        match parted {
+            Parted::LetGo(failure) | Parted::Failed(failure) => failure,
+        }
+    }
+}
+
 /// A task's events, over as many streams as it takes.
 pub(crate) struct Watch {
     edge: Arc<Edge>,
@@ -61,21 +78,21 @@ impl Watch {
     }
 
     /// The next event; `None` after the task's end. An error ends the watch, never the task.
-    pub(crate) async fn next(&mut self) -> Result<Option<Event>, Failure> {
+    pub(crate) async fn next(&mut self) -> Result<Option<Event>, Parted> {
         if self.ended {
             return Ok(None);
         }
         let (task, deadline) = (self.task, self.deadline);
         let drained = self.edge.drained.clone();
         tokio::select! {
-            event = self.advance() => event.map(Some),
+            event = self.advance() => event.map(Some).map_err(Parted::Failed),
             () = tokio::time::sleep_until(deadline) => {
                 let message = format!("the task goes on but took longer than this request may: see /v1/tasks/{task}");
-                Err(Failure::new(ErrorCode::DeadlineExceeded, message))
+                Err(Parted::LetGo(Failure::new(ErrorCode::DeadlineExceeded, message)))
             }
             () = drained.cancelled() => {
                 let message = format!("this gateway stops; the task goes on: see /v1/tasks/{task}");
-                Err(Failure::unavailable(message, RESTART_WAIT))
+                Err(Parted::LetGo(Failure::unavailable(message, RESTART_WAIT)))
             }
         }
     }

@@ -297,6 +297,7 @@ fn worker(
         learned: models::Learned::default(),
         hung: watch::Sender::new(None),
         content_producer: settings.label.content_producer.clone(),
+        always_visible: settings.label.always_visible,
         stop: service.tasks.stop_token(),
     })
 }

@@ -197,6 +197,8 @@ impl<'de> Deserialize<'de> for MemoryLimit {
 pub struct LabelSettings {
     /// Who generated the pictures.
     pub content_producer: String,
+    /// Whether every picture has a visible label, asked for or not.
+    pub always_visible: bool,
 }
 
 /// A device as settings name it.

@@ -79,6 +79,8 @@ pub(crate) struct Worker {
     pub(crate) hung: watch::Sender<Option<Hung>>,
     /// As labels name it.
     pub(crate) content_producer: String,
+    /// Whether pictures have a visible label that did not ask for one.
+    pub(crate) always_visible: bool,
     /// Cancelled when the service has been asked to stop.
     pub(crate) stop: CancellationToken,
 }

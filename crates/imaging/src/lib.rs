@@ -1,7 +1,8 @@
 //! Pixels after the engine: encoding and labels.
 //!
-//! Three calls, all of them pure functions of their input: [`encode`] makes the file that a caller gets, with the
-//! label that says a machine drew it; [`inspect`] reads size and label back; [`decode`] turns a file that a caller
+//! Four calls, all of them pure functions of their input: [`show_label`] draws into the pixels that a machine drew them, where
+//! that is to be seen; [`encode`] makes the file that a caller gets, with the
+//! label that says so in its metadata; [`inspect`] reads size and label back; [`decode`] turns a file that a caller
 //! sent into pixels. They compute, so they belong on a thread of their own, not on a runtime's; writing a picture of some thousands of
 //! pixels takes about as long as going there.
 //!
@@ -18,6 +19,7 @@ mod error;
 mod fit;
 mod inspect;
 mod label;
+mod visible;
 mod xmp;
 
 use std::fmt;
@@ -29,6 +31,7 @@ pub use error::{DecodeError, EncodeError, InspectError, UnknownFormat};
 pub use fit::{fit, fit_mask};
 pub use inspect::{Inspection, inspect};
 pub use label::Label;
+pub use visible::show_label;
 
 /// A file format that the platform writes and reads.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]

@@ -443,7 +443,7 @@ impl Caller {
                 *last = Some(id.to_owned());
             } else if line
                 .strip_prefix("event:")
-                .is_some_and(|e| e.trim() == "error")
+                .is_some_and(|e| matches!(e.trim(), "reconnect" | "error"))
             {
                 says_so = true;
             } else if let Some(data) = line.strip_prefix("data:")

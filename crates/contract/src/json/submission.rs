@@ -27,6 +27,7 @@ pub const SUBMISSION_FIELDS: &[&str] = &[
     "webhook",
     "webhook_url",
     "expires_after_seconds",
+    "visible_label",
 ];
 
 /// Reads a submission whose idempotency key came another way.
@@ -69,6 +70,7 @@ pub fn submission(mut fields: Fields, idempotency_key: String) -> Result<v1::Sub
         source: None,
         webhook: webhook(&mut fields)?,
         expires_after_seconds: fields.small("expires_after_seconds")?.unwrap_or_default(),
+        visible_label: fields.truth("visible_label")?.unwrap_or_default(),
     };
     fields.nothing_else(SUBMISSION_FIELDS)?;
     Ok(task)
@@ -134,7 +136,7 @@ mod tests {
         let body = r#"{"model":"m","prompt":"p","negative_prompt":"n","width":64,"height":96,"images":2,
             "seed":18446744073709551615,"steps":20,"guidance_scale":7.5,"scheduler":"dpm++2m","quality":"hd",
             "output_format":"webp","output_compression":80,"partial_images":3,"style_tags":["3d"],"user":"u",
-            "prompt_syntax":"weighted","guidance_rescale":0.7,"expires_after_seconds":60,
+            "prompt_syntax":"weighted","guidance_rescale":0.7,"expires_after_seconds":60,"visible_label":true,
             "webhook":{"url":"https://example.com/hook","events":["task.failed"]}}"#;
         let expected = v1::SubmitTask {
             model: "m".to_owned(),
@@ -162,6 +164,7 @@ mod tests {
                 events: vec![v1::TaskEvent::Failed.into()],
             }),
             expires_after_seconds: 60,
+            visible_label: true,
         };
         assert_eq!(read(body).unwrap(), expected);
     }

@@ -92,6 +92,8 @@ struct RequestJson<'a> {
     webhook: Option<WebhookJson<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     expires_after_seconds: Option<u32>,
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    visible_label: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -184,6 +186,7 @@ const fn nothing() -> v1::SubmitTask {
         source: None,
         webhook: None,
         expires_after_seconds: 0,
+        visible_label: false,
     }
 }
 
@@ -214,6 +217,7 @@ impl<'a> RequestJson<'a> {
             }),
             expires_after_seconds: (request.expires_after_seconds > 0)
                 .then_some(request.expires_after_seconds),
+            visible_label: request.visible_label,
         }
     }
 }
@@ -279,12 +283,15 @@ mod tests {
         };
         let text = shown(v1::SubmitTask::default());
         assert!(!text.contains("prompt_syntax") && !text.contains("guidance_rescale"));
+        assert!(!text.contains("visible_label"), "{text}");
         let text = shown(v1::SubmitTask {
             scheduler: Scheduler::Unipc.into(),
             prompt_syntax: PromptSyntax::Weighted.into(),
             guidance_rescale: Some(0.7),
+            visible_label: true,
             ..Default::default()
         });
+        assert!(text.contains(r#""visible_label":true"#), "{text}");
         let expected = r#""scheduler":"unipc","prompt_syntax":"weighted","guidance_rescale":0.7,"#;
         assert!(text.contains(expected), "{text}");
     }

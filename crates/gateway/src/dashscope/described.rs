@@ -238,6 +238,7 @@ fn field(path: &str, schema: &mut Object) {
             "WIDTH*HEIGHT in pixels."
         }
         "parameters.style" => "Kept as a style tag.",
+        "parameters.watermark" => return submission::field("visible_label", schema),
         other => return submission::field(other.trim_start_matches("parameters."), schema),
     };
     if !means.is_empty() {

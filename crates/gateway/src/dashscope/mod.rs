@@ -3,7 +3,7 @@
 //! Where that API and the platform differ: a task that runs is cancelled too, not only one that waits; a prompt is drawn as
 //! it stands, whatever `prompt_extend` says; a task answers a poll both with `results` and with `choices`, because what
 //! kind of request made it is not kept. A picture to begin from is fetched while its caller waits, so that a bad one is refused and not
-//! accepted to fail. What is not there yet (masks, sketches, several pictures, a visible watermark) is refused by name.
+//! accepted to fail. What is not there yet (masks, sketches, several pictures) is refused by name.
 //! See `docs/adr/0019-two-more-dialects.md`.
 
 mod described;

@@ -70,10 +70,6 @@ const NOT_YET: &[(&str, &str)] = &[
         "enable_sequential",
         "pictures of one request do not follow each other; ask for n",
     ),
-    (
-        "watermark",
-        "a visible watermark cannot be drawn yet; every picture carries its label in its metadata",
-    ),
 ];
 /// DashScope's styles, and the style tag that each is kept as.
 const STYLES: &[(&str, Option<&str>)] = &[
@@ -140,7 +136,7 @@ pub(super) fn decode(
     })
 }
 
-/// The parameters that have the same name and meaning here as in our own dialect; all but `seed` are ours.
+/// The parameters that mean here what they mean in our own dialect, most by the same name; all but `seed` and `watermark` are ours.
 fn knobs(parameters: &mut Fields) -> Result<v1::SubmitTask, Failure> {
     Ok(v1::SubmitTask {
         seed: parameters.large("seed")?,
@@ -168,6 +164,7 @@ fn knobs(parameters: &mut Fields) -> Result<v1::SubmitTask, Failure> {
         expires_after_seconds: parameters
             .small("expires_after_seconds")?
             .unwrap_or_default(),
+        visible_label: parameters.truth("watermark")?.unwrap_or_default(),
         ..Default::default()
     })
 }
@@ -387,6 +384,20 @@ pub(super) mod tests {
             validate(&task).unwrap_err().field.as_deref(),
             Some("prompt")
         );
+    }
+
+    #[test]
+    fn a_watermark_is_the_visible_label_and_none_is_no_request_for_one() {
+        let body = |watermark: &str| {
+            format!(r#"{{"input":{{"prompt":"p"}},"parameters":{{"watermark":{watermark}}}}}"#)
+        };
+        for (watermark, asked) in [("true", true), ("false", false), ("null", false)] {
+            let task = read(Form::Prompt, &body(watermark)).unwrap();
+            assert_eq!(task.visible_label, asked, "{watermark}");
+        }
+        for other in ["1", "\"true\"", "{}"] {
+            assert_eq!(field(Form::Prompt, &body(other)), "watermark", "{other}");
+        }
     }
 
     #[test]

@@ -409,6 +409,25 @@ mod tests {
     }
 
     #[test]
+    fn a_request_as_kserves_client_writes_it_is_read_though_it_names_the_model_again() {
+        // The package of version 0.21.0, of two inputs set with binary data.
+        let json = concat!(
+            r#"{"id":"7","model_name":"m","inputs":[{"name":"PROMPT","shape":[1],"datatype":"BYTES","#,
+            r#""parameters":{"binary_data_size":9}},{"name":"STEPS","shape":[1],"datatype":"INT32","#,
+            r#""parameters":{"binary_data_size":4}}],"parameters":{"image_format":"raw","binary_data_output":true}}"#,
+        );
+        let body = [json.as_bytes(), b"\x05\0\0\0a cat\x06\0\0\0"].concat();
+        let length = json.len().to_string();
+        let (asked, binary) = decode(&Bytes::from(body), Some(&length)).unwrap();
+        assert_eq!(asked.id, "7");
+        assert_eq!(asked.image_format.as_deref(), Some("raw"));
+        let prompt = Values::Bytes(vec![Bytes::from_static(b"a cat")]);
+        assert_eq!(asked.inputs[0].values, prompt);
+        assert_eq!(asked.inputs[1].values, Values::Whole(vec![6]));
+        assert!(binary.has("IMAGE"));
+    }
+
+    #[test]
     fn more_values_than_any_request_has_are_refused_with_the_limit() {
         let many = json!({"parameters": {"x": vec![0; MAX_JSON_VALUES]}, "inputs": []});
         let failure = read(&many).unwrap_err();

@@ -55,6 +55,7 @@ pub(super) const INPUTS: &[Described] = &[
     optional("PROMPT_SYNTAX", "BYTES", Kind::Text),
     optional("QUALITY", "BYTES", Kind::Text),
     optional("EXPIRES_AFTER_SECONDS", "INT32", Kind::Whole),
+    optional("VISIBLE_LABEL", "UINT8", Kind::Whole),
 ];
 
 /// The pictures: files as `BYTES`, or pixels as `UINT8` of shape `[n, height, width, 3]` with `image_format` `raw`.

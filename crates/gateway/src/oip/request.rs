@@ -207,6 +207,7 @@ impl<'a> Inputs<'a> {
                 .unwrap_or_default()
                 .into(),
             expires_after_seconds: self.seconds("EXPIRES_AFTER_SECONDS", i)?,
+            visible_label: self.whole("VISIBLE_LABEL", i, 1, None)? == Some(1),
             ..Default::default()
         })
     }
@@ -422,6 +423,18 @@ mod tests {
         assert!(plan.tasks.iter().all(|t| t.expires_after_seconds == 60));
         assert_eq!(field(within(604_801)), "EXPIRES_AFTER_SECONDS");
         assert_eq!(field(within(-1)), "EXPIRES_AFTER_SECONDS");
+    }
+
+    #[test]
+    fn each_picture_of_a_batch_may_ask_for_a_label_to_be_seen() {
+        let labels = |labels: &[i128]| {
+            let labels = tensor("VISIBLE_LABEL", Values::Whole(labels.to_vec()));
+            vec![texts("PROMPT", &["p", "q"]), labels]
+        };
+        let plan = plan(&asked(labels(&[0, 1])), "").unwrap();
+        let asked: Vec<_> = plan.tasks.iter().map(|task| task.visible_label).collect();
+        assert_eq!(asked, [false, true]);
+        assert_eq!(field(labels(&[2])), "VISIBLE_LABEL");
     }
 
     #[test]

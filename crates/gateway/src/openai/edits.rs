@@ -39,6 +39,8 @@ const NUMBERS: &[&str] = &[
     "expires_after_seconds",
     "strength",
 ];
+/// Fields that are true or false.
+const TRUTHS: &[&str] = &["stream", "visible_label"];
 /// What would change the picture and cannot.
 const NOT_HERE: &[(&str, &str)] = &[(
     "markup",
@@ -217,7 +219,7 @@ fn field(name: &str, data: &Bytes, fields: &mut Map<String, Value>) -> Result<()
         }
     }
     let value = match text {
-        "true" | "false" if name == "stream" => Value::Bool(text == "true"),
+        "true" | "false" if TRUTHS.contains(&name) => Value::Bool(text == "true"),
         number if NUMBERS.contains(&name) => match serde_json::from_str(number) {
             Ok(number) => Value::Number(number),
             // Refused by its name where it is read.
@@ -264,6 +266,7 @@ mod tests {
             part("n", b"2"),
             part("guidance_scale", b"2.5"),
             part("expires_after_seconds", b"60"),
+            part("visible_label", b"true"),
             part("style_tags[]", b"a"),
             part("style_tags[]", b"b"),
         ]);
@@ -271,6 +274,7 @@ mod tests {
         assert_eq!((wish.task.prompt.as_str(), wish.task.images), ("7", 2));
         assert_eq!(wish.task.guidance_scale, Some(2.5));
         assert_eq!(wish.task.expires_after_seconds, 60);
+        assert!(wish.task.visible_label);
         assert_eq!(wish.task.style_tags, ["a", "b"]);
     }
 

@@ -110,6 +110,7 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
         source: None,
         webhook: None,
         expires_after_seconds: fields.small("expires_after_seconds")?.unwrap_or_default(),
+        visible_label: fields.truth("visible_label")?.unwrap_or_default(),
     };
     Ok(Wish {
         task,
@@ -240,12 +241,14 @@ mod tests {
     #[test]
     fn our_own_options_come_beside_openais_as_the_package_sends_its_extra_body() {
         let wish = read(
-            r#"{"prompt":"a (cat:1.3)","scheduler":"euler-ancestral","prompt_syntax":"weighted","guidance_rescale":0.7}"#,
+            r#"{"prompt":"a (cat:1.3)","scheduler":"euler-ancestral","prompt_syntax":"weighted","guidance_rescale":0.7,
+            "visible_label":true}"#,
         )
         .unwrap();
         assert_eq!(wish.task.scheduler(), v1::Scheduler::EulerAncestral);
         assert_eq!(wish.task.prompt_syntax(), v1::PromptSyntax::Weighted);
         assert_eq!(wish.task.guidance_rescale, Some(0.7));
+        assert!(wish.task.visible_label);
         assert!(validate(&wish.task).is_ok());
         let failure = read(r#"{"prompt":"p","scheduler":"plms"}"#).unwrap_err();
         assert_eq!(failure.field.as_deref(), Some("scheduler"));

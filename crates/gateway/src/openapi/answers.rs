@@ -75,13 +75,16 @@ pub(crate) fn without_body(paths: &mut Paths) {
     });
 }
 
-/// For every operation, from the outside: a body that is too long, a panic; then headers, tags and words.
+/// For every operation, from the outside: a head that can be read in two ways, a body that is too long, a panic; then headers, tags and words.
 pub(super) fn finish(paths: &mut Paths) {
     each(paths, |path, operation| {
         if operation.request_body.is_some() {
             refuse(operation, &[ErrorCode::PayloadTooLarge]);
         }
-        refuse(operation, &[ErrorCode::Internal]);
+        refuse(
+            operation,
+            &[ErrorCode::InvalidArgument, ErrorCode::Internal],
+        );
         let known = operation.security.is_some();
         let dialect = Dialect::of_path(path);
         operation.tags = Some(vec![tag(path, dialect).to_owned()]);

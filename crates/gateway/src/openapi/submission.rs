@@ -179,6 +179,9 @@ pub(crate) fn field(path: &str, schema: &mut Object) {
             schema.maximum = Some(MAX_EXPIRES_AFTER_SECONDS.into());
             "How long the task may wait to begin; after that it fails with `deadline_exceeded`. 0 is no limit but the platform's own, some days."
         }
+        "visible_label" => {
+            "Whether each picture says in its corner that AI generated it. The platform may have it so in any case."
+        }
         "idempotency_key" => {
             schema.max_length = Some(MAX_IDEMPOTENCY_KEY_BYTES);
             "As the header Idempotency-Key of a single submission."

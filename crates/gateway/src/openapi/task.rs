@@ -65,7 +65,7 @@ component!(
     TaskEvent,
     "TaskEvent",
     [],
-    event(["task", "progress", "preview", "error"])
+    event(["task", "progress", "preview", "reconnect", "error"])
 );
 
 component!(
@@ -245,6 +245,7 @@ fn task_request() -> Object {
             "Where it was given.",
             count().into(),
         ),
+        ("visible_label?", "Where it was asked for.", truth().into()),
     ])
 }
 

@@ -153,6 +153,7 @@ fn the_schema_of_a_task_is_what_a_task_is_shown_as() {
                 events: vec![v1::TaskEvent::Failed.into()],
             }),
             expires_after_seconds: 60,
+            visible_label: true,
             ..Default::default()
         }),
         queue_position: Some(u64::MAX),

@@ -34,6 +34,21 @@ async fn a_call_without_credentials_is_refused_with_our_code() {
 }
 
 #[tokio::test]
+async fn a_call_whose_head_has_two_readings_is_refused_by_the_headers_name() {
+    let edge = Edge::start(&[]).await;
+    let mut client = ImageServiceClient::new(channel(&edge).await);
+    let mut request = Request::new(v1::GetRequest::default());
+    for value in ["a", "b"] {
+        let metadata = request.metadata_mut();
+        metadata.append("idempotency-key", value.parse().unwrap());
+    }
+    let failure = Failure::from(client.get(request).await.unwrap_err());
+    assert_eq!(failure.code, ErrorCode::InvalidArgument);
+    assert_eq!(failure.field.as_deref(), Some("Idempotency-Key"));
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn when_auth_is_not_there_the_status_is_unavailable_with_a_wait() {
     let edge = Edge::start(&[]).await;
     let mut client = ImageServiceClient::new(channel(&edge).await);

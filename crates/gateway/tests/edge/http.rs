@@ -186,6 +186,47 @@ async fn a_body_that_is_not_json_is_415_before_anyone_is_asked() {
 }
 
 #[tokio::test]
+async fn a_header_that_would_have_two_readings_is_refused_by_its_name_in_every_dialect() {
+    let edge = Edge::start(&[]).await;
+    let twice = [
+        ["Content-Type: application/json", "Content-Type: text/plain"],
+        ["Content-Encoding: identity", "content-encoding: gzip"],
+        ["Idempotency-Key: a", "Idempotency-Key: b"],
+        ["Host: here", "Host: there"],
+    ];
+    for (path, message) in [
+        ("/v1/tasks", "/detail"),
+        ("/v1/images/generations", "/error/message"),
+        (
+            "/api/v1/services/aigc/text2image/image-synthesis",
+            "/message",
+        ),
+        ("/v2/models/m/infer", "/error"),
+    ] {
+        for both in twice {
+            let head = [KEY, both[0], both[1]];
+            let answer = send(edge.address, &format!("POST {path}"), &head, "{}").await;
+            assert_eq!(answer.status, 400, "{path} {both:?}");
+            let (name, _) = both[0].split_once(':').unwrap();
+            let shown = answer.json();
+            let shown = shown.pointer(message).unwrap().as_str().unwrap();
+            let told = format!("{name} must be given once");
+            assert!(shown.contains(&told), "{path}: {shown}");
+        }
+    }
+    // Who calls is asked about by whoever lets callers in.
+    let bearers = [JSON, KEY, "Authorization: Bearer other"];
+    let keys = [JSON, "X-App-Key: a", "X-App-Key: b", "X-Timestamp: 1"];
+    for head in [&bearers[..], &keys] {
+        let answer = send(edge.address, "POST /v1/tasks", head, "{}").await;
+        assert_eq!(answer.status, 401);
+        let detail = answer.json()["detail"].as_str().unwrap().to_owned();
+        assert!(detail.contains("more than once"), "{detail}");
+    }
+    edge.stop().await;
+}
+
+#[tokio::test]
 async fn without_credentials_the_answer_names_the_ways_to_show_them() {
     let edge = Edge::start(&[]).await;
     let answer = send(edge.address, "POST /v1/tasks", &[JSON], "{}").await;

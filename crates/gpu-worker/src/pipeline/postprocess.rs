@@ -60,13 +60,16 @@ pub(super) async fn file<F: From<Vec<u8>> + Send + 'static>(
 ) -> Result<F, NodeError> {
     let request = &job.planned[index].request;
     let (producer, digest) = (&job.worker.content_producer, job.served.model.digest());
-    let encoding = job.encoding;
+    let how = How {
+        encoding: job.encoding,
+        visible: job.request.visible_label || job.worker.always_visible,
+    };
     let made = if is_small(&image) {
-        here(|| encode(image, encoding, producer, digest, request)).await
+        here(|| encode(image, how, producer, digest, request)).await
     } else {
         let (worker, request) = (Arc::clone(&job.worker), request.clone());
         let digest = digest.to_owned();
-        let work = move || encode(image, encoding, &worker.content_producer, &digest, &request);
+        let work = move || encode(image, how, &worker.content_producer, &digest, &request);
         spawn_blocking(work).await
     };
     let made = made.map_err(|source| NodeError::OffRuntime {
@@ -88,21 +91,32 @@ async fn here<T: Send + 'static>(work: impl FnOnce() -> T) -> Result<T, JoinErro
     }
 }
 
+/// How a picture is written.
+#[derive(Debug, Clone, Copy)]
+struct How {
+    encoding: Encoding,
+    /// With a label that people see.
+    visible: bool,
+}
+
 /// All that takes time, in one turn.
 fn encode<F: From<Vec<u8>>>(
-    image: RgbImage,
-    encoding: Encoding,
+    mut image: RgbImage,
+    how: How,
     producer: &str,
     digest: &str,
     request: &Request,
 ) -> Result<F, EncodeError> {
     let label = label(producer, digest, request);
+    if how.visible {
+        imaging::show_label(image.width, image.height, &mut image.pixels)?;
+    }
     let pixels = Pixels {
         width: image.width,
         height: image.height,
         rgb: &image.pixels,
     };
-    imaging::encode(pixels, &encoding, &label).map(F::from)
+    imaging::encode(pixels, &how.encoding, &label).map(F::from)
 }
 
 #[cfg(test)]
@@ -141,14 +155,17 @@ mod tests {
 
     #[test]
     fn a_file_has_the_digest_of_its_bytes() {
-        let encoding = Encoding {
-            format: Format::Png,
-            quality: 90,
+        let how = How {
+            encoding: Encoding {
+                format: Format::Png,
+                quality: 90,
+            },
+            visible: false,
         };
         let request = Request::default();
         let (of, small) = (("inkstone", "digest"), image(8, 8));
-        let file: File = encode(small.clone(), encoding, of.0, of.1, &request).unwrap();
-        let bytes: Vec<u8> = encode(small, encoding, of.0, of.1, &request).unwrap();
+        let file: File = encode(small.clone(), how, of.0, of.1, &request).unwrap();
+        let bytes: Vec<u8> = encode(small, how, of.0, of.1, &request).unwrap();
         assert_eq!(file.bytes, bytes);
         assert_eq!(file.sha256, sha256_hex(&bytes));
     }

@@ -99,6 +99,44 @@ async fn a_picture_so_small_that_it_is_encoded_at_once_is_stored_like_any_other(
     stop(worker).await;
 }
 
+/// Where two pictures of one task's pixels differ: none, or all of it in the lower right quarter.
+fn differ_in_the_corner(plain: &[u8], labelled: &[u8]) -> bool {
+    let pixels = |file: &[u8]| imaging::decode(file, 1 << 20).unwrap();
+    let ((width, height, plain), (.., labelled)) = (pixels(plain), pixels(labelled));
+    let pairs = plain.chunks(3).zip(labelled.chunks(3)).enumerate();
+    let other: Vec<usize> = pairs.filter(|(_, (a, b))| a != b).map(|(i, _)| i).collect();
+    for i in &other {
+        let (x, y) = (i % width as usize, i / width as usize);
+        assert!(x > width as usize / 3 && y > height as usize / 2, "{x} {y}");
+    }
+    !other.is_empty()
+}
+
+#[tokio::test]
+async fn a_picture_has_a_label_to_be_seen_where_its_request_or_the_worker_says_so_and_is_the_same_elsewhere()
+ {
+    let platform = Platform::start().await;
+    let asking = |visible_label| SubmitTask {
+        visible_label,
+        ..request("a red car", 3, 4)
+    };
+    let file = async |asked: bool| {
+        let task = platform.submit(asking(asked)).await;
+        platform.pictures(&task).await.remove(0).1
+    };
+    let worker = platform.worker(&[]).await;
+    let (plain, labelled) = (file(false).await, file(true).await);
+    assert!(differ_in_the_corner(&plain, &labelled));
+    // As every file says it in its metadata.
+    for file in [&plain, &labelled] {
+        assert_eq!(imaging::inspect(file).unwrap().label.unwrap().label, "1");
+    }
+    stop(worker).await;
+    let worker = platform.worker(&[("label.always_visible", "true")]).await;
+    assert_eq!(file(false).await, labelled);
+    stop(worker).await;
+}
+
 #[tokio::test]
 async fn the_same_seed_twice_gives_the_same_bytes_whoever_shares_the_steps() {
     let platform = Platform::start().await;

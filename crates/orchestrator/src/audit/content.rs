@@ -58,6 +58,7 @@ fn task(submitted: &Submitted, prompts: bool) -> Task {
             source_mask: source.mask_key,
             webhook: request.webhook.map(|hook| hook.url).unwrap_or_default(),
             expires_after_seconds: request.expires_after_seconds,
+            visible_label: request.visible_label,
         },
     }
 }
