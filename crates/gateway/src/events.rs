@@ -10,6 +10,7 @@ use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use contract::auth::Caller;
 use contract::v1::watch_response::Event;
 use contract::words::{FORMATS, word};
 use contract::{Failure, TaskId, v1};
@@ -126,7 +127,7 @@ impl TaskEvents {
     pub(crate) fn new(
         edge: &Arc<Edge>,
         open: OpenStream,
-        tenant: &str,
+        caller: &Caller,
         task: TaskId,
         previews: bool,
         base: String,
@@ -134,7 +135,7 @@ impl TaskEvents {
     ) -> Self {
         let deadline = Instant::now() + edge.http.stream_timeout.duration();
         Self {
-            watch: Watch::new(edge.clone(), tenant, task, previews, deadline),
+            watch: Watch::new(edge.clone(), caller, task, previews, deadline),
             base,
             format: v1::OutputFormat::Unspecified,
             seen,

@@ -139,7 +139,9 @@ impl OrchestratorService for Grpc {
         &self,
         request: Request<api::GetRequest>,
     ) -> Result<Response<api::GetResponse>, Status> {
-        let api::GetRequest { tenant, task_id } = request.into_inner();
+        let api::GetRequest {
+            tenant, task_id, ..
+        } = request.into_inner();
         let record = self.tasks.read(&tenant, &task_id).await.map_err(status)?;
         let task = Some(self.tasks.waits.view(&record).await);
         Ok(Response::new(api::GetResponse { task }))
@@ -153,6 +155,7 @@ impl OrchestratorService for Grpc {
             tenant,
             task_id,
             reason,
+            ..
         } = request.into_inner();
         // Whoever asked may hang up, or have no more time, between the end and what it gives back: that is carried out in any case.
         let (tasks, (done, answer)) = (self.tasks.clone(), oneshot::channel());
@@ -188,6 +191,7 @@ impl OrchestratorService for Grpc {
             tenant,
             task_id,
             feedback,
+            ..
         } = request.into_inner();
         let feedback = feedback.ok_or_else(|| missing("feedback"))?;
         let task = self.tasks.feedback(&tenant, &task_id, feedback).await;
@@ -228,6 +232,7 @@ impl OrchestratorService for Grpc {
             task_id,
             index,
             access_token,
+            ..
         } = request.into_inner();
         let found = self
             .tasks
