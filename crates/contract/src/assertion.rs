@@ -58,9 +58,9 @@ impl Claims {
         }
     }
 
-    /// Whether it has ended at `now`, Unix seconds, whoever's clock that is by.
-    pub fn has_expired(&self, now: i64) -> bool {
-        now >= self.exp.saturating_add(LEEWAY_SECONDS)
+    /// From when on it is good for nothing, Unix seconds, whoever's clock that is by.
+    pub fn ends(&self) -> i64 {
+        self.exp.saturating_add(LEEWAY_SECONDS)
     }
 
     /// Of whom it is said; without an assertion, which is not part of itself. `None` if the policy cannot be read.
@@ -109,8 +109,7 @@ mod tests {
     #[test]
     fn it_ends_a_little_after_its_time_and_without_a_readable_policy_it_is_of_nobody() {
         let claims = claims(&Policy::default());
-        assert!(!claims.has_expired(1_700_000_304));
-        assert!(claims.has_expired(1_700_000_305));
+        assert_eq!(claims.ends(), 1_700_000_305);
         for broken in ["0", "no digits", "ff"] {
             let policy = broken.to_owned();
             let claims = Claims {

@@ -125,9 +125,9 @@ impl Assertions {
         let expected = super::checked_for(AUDIENCE, &["exp", "aud", "sub"]);
         let claims: Claims = super::read(&ring, assertion, &expected)?;
         let now = (self.tokens.clock)().as_second();
-        match claims.has_expired(now.saturating_sub(RENEWABLE_SECONDS)) {
-            true => Err("it has ended too long ago"),
-            false => Ok(claims),
+        match now.saturating_sub(RENEWABLE_SECONDS) < claims.ends() {
+            true => Ok(claims),
+            false => Err("it has ended too long ago"),
         }
     }
 
