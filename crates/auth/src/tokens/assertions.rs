@@ -265,7 +265,7 @@ mod tests {
     async fn an_assertion_is_no_token_and_a_token_is_no_assertion() {
         let assertions = assertions().await;
         let assertion = of(&assertions, &Policy::default());
-        let tokens = &assertions.tokens;
+        let tokens: &Tokens = &assertions.tokens;
         assert!(tokens.verify(&assertion.clone().into(), BEGIN).is_none());
         // Nor where somebody has set the audience of tokens so.
         let same = Tokens {

@@ -174,12 +174,18 @@ impl Callers {
 }
 
 fn refused(problem: Problem) -> Failure {
+    count(problem.word());
     tracing::debug!(%problem, "a call was refused: auth's word on its caller is not good");
     let text = format!("auth's word on whom the call is for {problem}");
     Failure::new(ErrorCode::Unauthenticated, text)
 }
 
+fn count(why: &'static str) {
+    metrics::counter!("inkstone_orchestrator_assertions_refused_total", "why" => why).increment(1);
+}
+
 fn of_another(known: &Caller) -> Failure {
+    count("of_another");
     tracing::warn!(
         of = known.tenant,
         "a call for one caller showed auth's word on another"

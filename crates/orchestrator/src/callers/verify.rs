@@ -30,6 +30,19 @@ pub(super) enum Problem {
     Expired,
 }
 
+impl Problem {
+    /// For metrics.
+    pub(super) fn word(self) -> &'static str {
+        match self {
+            Self::Missing => "missing",
+            Self::TooLong | Self::Unreadable => "unreadable",
+            Self::UnknownKey => "unknown_key",
+            Self::NotAuths => "not_auths",
+            Self::Expired => "expired",
+        }
+    }
+}
+
 /// The published keys, and what they have verified.
 pub(super) struct Verifier {
     keys: RwLock<HashMap<String, DecodingKey>>,
