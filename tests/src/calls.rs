@@ -10,7 +10,8 @@ use tonic::{Request, Status};
 use crate::{LIMIT, POLL, Platform, SERVICES, has_ended};
 
 impl Platform {
-    pub(crate) fn channel(&self, service: &str) -> Channel {
+    /// A connection to a service's own port, past the gateway.
+    pub fn channel(&self, service: &str) -> Channel {
         let url = format!("http://127.0.0.1:{}", self.ports[service].0);
         Endpoint::from_shared(url).unwrap().connect_lazy()
     }

@@ -353,6 +353,15 @@ impl Platform {
         child.wait().unwrap().success()
     }
 
+    /// Stops a service, starts it with another value of a setting, and waits until it is ready.
+    pub fn restart_with(&mut self, service: &'static str, (key, value): (&str, &str)) {
+        assert!(self.terminate(service), "{service} does not end well");
+        self.settings.retain(|(set, _)| set != key);
+        self.settings.push((key.to_owned(), value.to_owned()));
+        self.run(service);
+        self.wait_ready(service);
+    }
+
     /// A service's process id.
     pub fn process_id(&self, service: &str) -> u32 {
         self.children[service].id()

@@ -304,6 +304,7 @@ impl Authenticator {
             policy: Some(policy::encode(name, policy)),
             tenant: tenant.into(),
             app_key: app_key.into(),
+            assertion: String::new(),
         })
     }
 

@@ -2,26 +2,23 @@
 
 use std::num::NonZeroU32;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use contract::auth::auth_service_server::{AuthService, AuthServiceServer};
 use contract::auth::authenticate_request::Proof as ProofMessage;
-use contract::auth::key_service_server::{KeyService, KeyServiceServer};
 use contract::auth::{
     AuthenticateAnswer, AuthenticateCall, AuthenticateEachRequest, AuthenticateEachResponse,
     AuthenticateMessagesRequest, AuthenticateMessagesResponse, AuthenticateRequest,
-    AuthenticateResponse, Caller, ChargeRequest, ChargeResponse, CreateKeyRequest,
-    CreateKeyResponse, GetWebhookSecretRequest, GetWebhookSecretResponse, IssueTokenRequest,
-    IssueTokenResponse, KeyInfo, ListKeysRequest, ListKeysResponse, ListTokenKeysRequest,
-    ListTokenKeysResponse, RateLimit, RevokeKeyRequest, RevokeKeyResponse, SignWebhookRequest,
-    SignWebhookResponse, TokenKey, VouchRequest, VouchResponse, authenticate_answer,
+    AuthenticateResponse, Caller, ChargeRequest, ChargeResponse, IssueTokenRequest,
+    IssueTokenResponse, ListTokenKeysRequest, ListTokenKeysResponse, RateLimit,
+    RenewAssertionRequest, RenewAssertionResponse, SignWebhookRequest, SignWebhookResponse,
+    TokenKey, VouchRequest, VouchResponse, authenticate_answer,
 };
 use contract::limits::MAX_BATCH_TASKS;
 use contract::{AppKey, ErrorCode, Failure};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use jiff::Timestamp;
-use messaging::Snapshot;
 use rpc::Asked;
 use secrecy::ExposeSecret as _;
 use tonic::service::Routes;
@@ -31,7 +28,8 @@ use crate::admin::AdminToken;
 use crate::authenticate::{Admitted, Authenticator};
 use crate::error::{AuthError, millis_up};
 use crate::key_encryption::KeyEncryptionError;
-use crate::keys::{self, Keys, NewKey};
+use crate::keys::{self, Keys};
+use crate::keys_grpc;
 use crate::limit::Allowance;
 use crate::metrics;
 use crate::policies::Policies;
@@ -40,8 +38,7 @@ use crate::policy::{self, PolicyRecord};
 use crate::proof::{Proof, SignatureV1};
 use crate::receipt::{Claim, Receipt};
 use crate::signature_v2::SignatureV2;
-use crate::store::KeyRecord;
-use crate::tokens::{self, PublicKey, Tokens};
+use crate::tokens::{self, Assertions, PublicKey, Tokens};
 use crate::webhook::Message;
 
 /// What a caller is told to wait when the broker does not do its part.
@@ -59,9 +56,10 @@ pub(crate) fn routes(
     let policies = policies_grpc::server(policies, admin.clone());
     let auth = AuthServiceServer::new(AuthGrpc {
         authenticator,
+        assertions: Arc::new(Assertions::new(tokens.clone())),
         tokens,
     });
-    let keys = KeyServiceServer::new(KeyGrpc { keys, admin });
+    let keys = keys_grpc::server(keys, admin);
     Routes::new(rpc::with_limits!(auth))
         .add_service(rpc::with_limits!(keys))
         .add_service(rpc::with_limits!(policies))
@@ -71,6 +69,8 @@ type Answers<R> = BoxStream<'static, Result<R, Status>>;
 
 struct AuthGrpc {
     authenticator: Arc<Authenticator>,
+    /// For services that verify whom calls are for.
+    assertions: Arc<Assertions>,
     tokens: Arc<Tokens>,
 }
 
@@ -85,7 +85,8 @@ impl AuthService for AuthGrpc {
     ) -> Result<Response<AuthenticateResponse>, Status> {
         let proof = proof_alone(Some(request.into_inner())).map_err(status)?;
         let admitted = admit(&self.authenticator, proof.as_ref(), None).await;
-        Ok(Response::new(encode_admitted(admitted.map_err(status)?)))
+        let answer = admitted.and_then(|one| encode_admitted(one, Some(&self.assertions)));
+        Ok(Response::new(answer.map_err(status)?))
     }
 
     async fn vouch(
@@ -98,6 +99,27 @@ impl AuthService for AuthGrpc {
         let vouched = self.authenticator.vouch(app_key, tenant);
         let caller = Some(vouched.map_err(status)?);
         Ok(Response::new(VouchResponse { caller }))
+    }
+
+    async fn renew_assertion(
+        &self,
+        request: Request<RenewAssertionRequest>,
+    ) -> Result<Response<RenewAssertionResponse>, Status> {
+        let claims = self.assertions.read(&request.into_inner().assertion);
+        let claims = claims.map_err(status)?;
+        let (app_key, tenant) = (claims.sub, claims.tenant);
+        let known = self.authenticator.vouch(app_key.clone(), tenant.clone());
+        let known = known.map_err(|error| match error {
+            // As a revoked key is refused everywhere.
+            AuthError::NoSuchKey { .. } => AuthError::NotValid {
+                header: "Authorization",
+            },
+            error => error,
+        });
+        let policy = known.map_err(status)?.policy.unwrap_or_default();
+        let assertion = self.assertions.of(&app_key, &tenant, &policy);
+        let assertion = assertion.map_err(status)?;
+        Ok(Response::new(RenewAssertionResponse { assertion }))
     }
 
     async fn sign_webhook(
@@ -124,7 +146,9 @@ impl AuthService for AuthGrpc {
         let read = |request| Ok((proof_alone(request)?, None));
         let calls = request.into_inner().calls;
         let answer = |answers| AuthenticateEachResponse { answers };
-        self.each("AuthenticateEach", calls, read, answer).await
+        let assertions = Some(self.assertions.clone());
+        self.each("AuthenticateEach", calls, read, answer, assertions)
+            .await
     }
 
     async fn authenticate_messages(
@@ -139,7 +163,9 @@ impl AuthService for AuthGrpc {
         };
         let calls = request.into_inner().calls;
         let answer = |answers| AuthenticateMessagesResponse { answers };
-        self.each("AuthenticateMessages", calls, read, answer).await
+        // Whoever asks goes by this answer itself.
+        self.each("AuthenticateMessages", calls, read, answer, None)
+            .await
     }
 
     async fn issue_token(
@@ -198,13 +224,14 @@ impl AuthService for AuthGrpc {
 type Shown = Result<(Option<Proof>, Option<Receipt>), AuthError>;
 
 impl AuthGrpc {
-    /// Answers each of many calls, which `read` reads, in messages that `message` makes of answers.
+    /// Answers each of many calls, which `read` reads, in messages that `message` makes of answers; with assertions, where there are to be any.
     async fn each<R: Send + 'static>(
         &self,
         path: &'static str,
         calls: Vec<AuthenticateCall>,
         read: fn(Option<AuthenticateRequest>) -> Shown,
         message: fn(Vec<AuthenticateAnswer>) -> R,
+        assertions: Option<Arc<Assertions>>,
     ) -> Result<Response<Answers<R>>, Status> {
         let decode = |call: AuthenticateCall| Asked {
             question: read(call.request),
@@ -214,11 +241,12 @@ impl AuthGrpc {
         let calls = calls.into_iter().map(decode);
         let authenticator = self.authenticator.clone();
         let answers = rpc::each(path, calls.collect(), move |shown: Shown| {
-            let authenticator = authenticator.clone();
+            let (authenticator, assertions) = (authenticator.clone(), assertions.clone());
             async move {
                 let (proof, receipt) = shown.map_err(told)?;
                 let admitted = admit(&authenticator, proof.as_ref(), receipt.as_ref()).await;
-                admitted.map(encode_admitted).map_err(told)
+                let answer = admitted.and_then(|one| encode_admitted(one, assertions.as_deref()));
+                answer.map_err(told)
             }
         });
         let answers = answers.await?.map(move |some| {
@@ -298,67 +326,6 @@ fn decode_charge(message: ChargeRequest) -> Result<(AppKey, NonZeroU32), AuthErr
     Ok((app_key, requests))
 }
 
-struct KeyGrpc {
-    keys: Keys,
-    admin: Arc<AdminToken>,
-}
-
-#[tonic::async_trait]
-impl KeyService for KeyGrpc {
-    async fn create_key(
-        &self,
-        request: Request<CreateKeyRequest>,
-    ) -> Result<Response<CreateKeyResponse>, Status> {
-        self.admin.admit(request.metadata()).map_err(status)?;
-        let new = decode_new(request.into_inner()).map_err(status)?;
-        let made = self.keys.create(&new).await.map_err(status)?;
-        Ok(Response::new(CreateKeyResponse {
-            key: Some(encode_key(&made.record, &self.keys.policies())),
-            secret: made.secret.expose_secret().to_owned(),
-            bearer: made.bearer.expose_secret().to_owned(),
-        }))
-    }
-
-    async fn list_keys(
-        &self,
-        request: Request<ListKeysRequest>,
-    ) -> Result<Response<ListKeysResponse>, Status> {
-        self.admin.admit(request.metadata()).map_err(status)?;
-        let tenant = request.into_inner().tenant;
-        let tenant = (!tenant.is_empty()).then(|| keys::tenant(&tenant));
-        let tenant = tenant.transpose().map_err(status)?;
-        let policies = self.keys.policies();
-        let listed = self.keys.list(tenant.as_ref());
-        let keys = listed
-            .iter()
-            .map(|key| encode_key(key, &policies))
-            .collect();
-        Ok(Response::new(ListKeysResponse { keys }))
-    }
-
-    async fn revoke_key(
-        &self,
-        request: Request<RevokeKeyRequest>,
-    ) -> Result<Response<RevokeKeyResponse>, Status> {
-        self.admin.admit(request.metadata()).map_err(status)?;
-        let app_key = keys::app_key(&request.into_inner().app_key).map_err(status)?;
-        let record = self.keys.revoke(&app_key).await.map_err(status)?;
-        let key = Some(encode_key(&record, &self.keys.policies()));
-        Ok(Response::new(RevokeKeyResponse { key }))
-    }
-
-    async fn get_webhook_secret(
-        &self,
-        request: Request<GetWebhookSecretRequest>,
-    ) -> Result<Response<GetWebhookSecretResponse>, Status> {
-        self.admin.admit(request.metadata()).map_err(status)?;
-        let app_key = keys::app_key(&request.into_inner().app_key).map_err(status)?;
-        let secret = self.keys.webhook_secret(&app_key).await.map_err(status)?;
-        let secret = secret.expose_secret().to_owned();
-        Ok(Response::new(GetWebhookSecretResponse { secret }))
-    }
-}
-
 fn decode_proof(message: ProofMessage) -> Proof {
     match message {
         ProofMessage::SignatureV1(message) => Proof::SignatureV1(SignatureV1 {
@@ -381,30 +348,28 @@ fn decode_proof(message: ProofMessage) -> Proof {
     }
 }
 
-fn decode_new(message: CreateKeyRequest) -> Result<NewKey, AuthError> {
-    Ok(NewKey {
-        prefix: message.prefix,
-        tenant: keys::tenant(&message.tenant)?,
-        name: keys::name(message.name)?,
-        allow_signature_v1: message.allow_signature_v1,
-    })
-}
-
-fn encode_admitted(admitted: Admitted) -> AuthenticateResponse {
+fn encode_admitted(
+    admitted: Admitted,
+    assertions: Option<&Assertions>,
+) -> Result<AuthenticateResponse, AuthError> {
     let Admitted {
         key,
         policy_name,
         policy,
         allowance,
     } = admitted;
-    AuthenticateResponse {
-        rate_limit: Some(encode_limit(&policy, allowance)),
+    let rate_limit = Some(encode_limit(&policy, allowance));
+    let policy = policy::encode(&policy_name, &policy);
+    let assertion = assertions.map(|all| all.of(&key.app_key, &key.tenant, &policy));
+    Ok(AuthenticateResponse {
+        rate_limit,
         caller: Some(Caller {
+            assertion: assertion.transpose()?.unwrap_or_default(),
             tenant: key.tenant.into(),
             app_key: key.app_key.into(),
-            policy: Some(policy::encode(&policy_name, &policy)),
+            policy: Some(policy),
         }),
-    }
+    })
 }
 
 fn encode_limit(policy: &PolicyRecord, allowance: Allowance) -> RateLimit {
@@ -412,19 +377,6 @@ fn encode_limit(policy: &PolicyRecord, allowance: Allowance) -> RateLimit {
         limit: policy.requests_per_second.get(),
         remaining: allowance.remaining,
         reset_ms: millis_up(allowance.full_in),
-    }
-}
-
-fn encode_key(key: &KeyRecord, policies: &Snapshot<PolicyRecord>) -> KeyInfo {
-    KeyInfo {
-        app_key: key.app_key.to_string(),
-        tenant: key.tenant.to_string(),
-        name: key.name.clone(),
-        allow_signature_v1: key.allow_signature_v1,
-        created_at: Some(SystemTime::from(key.created_at).into()),
-        revoked_at: key.revoked_at.map(|at| SystemTime::from(at).into()),
-        policy: policy::choose(policies, &key.app_key)
-            .map(|(name, policy)| policy::encode(name, policy)),
     }
 }
 

@@ -13,6 +13,7 @@
 //!   secrets are shown once, in the answer that made it.
 //! * A token is signed by a key that never leaves auth, verified with the algorithm that is ours, and good for as long as its
 //!   key is not revoked.
+//! * What auth says of a caller to other services is signed by the same keys, and lets nobody in here.
 //! * Unknown, wrong and revoked keys look the same to who shows them, in words and closely in time.
 //! * Only a proven caller is charged, so nobody can use up another's limit.
 //! * All instances together let one key's rate through: each holds a [lease](lease) on a part of it.
@@ -30,6 +31,7 @@ pub mod fuzz;
 mod grpc;
 mod key_encryption;
 mod keys;
+mod keys_grpc;
 mod kms;
 mod lease;
 mod limit;

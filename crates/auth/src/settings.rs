@@ -113,6 +113,11 @@ impl TokensSettings {
                 ));
             }
         }
+        if self.audience == contract::assertion::AUDIENCE {
+            let problem =
+                "must not be inkstone.internal, which is for what auth says to the other services";
+            return Some(("tokens.audience", problem));
+        }
         if !(tokens::SHORTEST..=LONGEST_TOKEN).contains(&self.lifetime.duration()) {
             return Some(("tokens.lifetime", "must be 1m to 24h"));
         }
@@ -223,6 +228,7 @@ mod tests {
         for (key, value) in [
             ("tokens.issuer", ""),
             ("tokens.audience", "two words"),
+            ("tokens.audience", "inkstone.internal"),
             ("tokens.lifetime", "59s"),
             ("tokens.lifetime", "25h"),
             ("tokens.rotate_every", "1h"),

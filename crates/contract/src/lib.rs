@@ -1,10 +1,11 @@
 //! The words that Inkstone's services share.
 //!
 //! Services depend on this crate and never on each other: messages and gRPC services generated from
-//! `proto/`, [typed ids](id), the [clock], the [words](words) for its enums, our own dialect's [JSON](json), the [limits] that hold for every
+//! `proto/`, [typed ids](id), the [clock], the [words](words) for its enums, our own dialect's [JSON](json), what auth [asserts](assertion) of callers, the [limits] that hold for every
 //! request and the [check](validate()) of them, and the one closed list of [error codes](error) with its mapping to gRPC and HTTP.
 //! Nothing here talks to anything.
 
+pub mod assertion;
 pub mod clock;
 pub mod error;
 pub mod fleet;

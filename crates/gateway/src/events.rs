@@ -11,6 +11,7 @@ use axum::response::sse::{Event as Sent, KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use contract::auth::Caller;
 use contract::v1::watch_response::Event;
 use contract::words::{FORMATS, word};
 use contract::{TaskId, v1};
@@ -130,7 +131,7 @@ impl TaskEvents {
     pub(crate) fn new(
         edge: &Arc<Edge>,
         open: OpenStream,
-        tenant: &str,
+        caller: &Caller,
         task: TaskId,
         previews: bool,
         base: String,
@@ -138,7 +139,7 @@ impl TaskEvents {
     ) -> Self {
         let deadline = Instant::now() + edge.http.stream_timeout.duration();
         Self {
-            watch: Watch::new(edge.clone(), tenant, task, previews, deadline),
+            watch: Watch::new(edge.clone(), caller, task, previews, deadline),
             base,
             format: v1::OutputFormat::Unspecified,
             seen,

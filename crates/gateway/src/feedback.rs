@@ -50,7 +50,7 @@ pub(crate) async fn give(
     let feedback = decode(json::read(body, &edge.http).await?)?;
     validate_feedback(&feedback)?;
     let platform = &edge.platform;
-    let task = platform.feedback(&caller.tenant, task, feedback).await?;
+    let task = platform.feedback(&caller, task, feedback).await?;
     let base = edge.public_url(&uri, &headers);
     Ok(json_answer(&TaskJson::new(&task, &base)))
 }

@@ -115,7 +115,7 @@ impl ImageService for Images {
     ) -> Result<Response<v1::GetResponse>, Status> {
         let caller = caller(&request)?;
         let task = task_id(&request.into_inner().task_id)?;
-        let task = Some(self.edge.platform.get(&caller.tenant, task).await?);
+        let task = Some(self.edge.platform.get(&caller, task).await?);
         Ok(Response::new(v1::GetResponse { task }))
     }
 
@@ -126,12 +126,7 @@ impl ImageService for Images {
         let caller = caller(&request)?;
         let task = task_id(&request.into_inner().task_id)?;
         let reason = "asked for by the caller";
-        let task = Some(
-            self.edge
-                .platform
-                .cancel(&caller.tenant, task, reason)
-                .await?,
-        );
+        let task = Some(self.edge.platform.cancel(&caller, task, reason).await?);
         Ok(Response::new(v1::CancelResponse { task }))
     }
 
@@ -145,7 +140,7 @@ impl ImageService for Images {
         let feedback = request.feedback.unwrap_or_default();
         validate_feedback(&feedback)?;
         let platform = &self.edge.platform;
-        let task = Some(platform.feedback(&caller.tenant, task, feedback).await?);
+        let task = Some(platform.feedback(&caller, task, feedback).await?);
         Ok(Response::new(v1::FeedbackResponse { task }))
     }
 
@@ -155,9 +150,7 @@ impl ImageService for Images {
     ) -> Result<Response<v1::ListResponse>, Status> {
         let caller = caller(&request)?;
         let page = page(request.into_inner())?;
-        Ok(Response::new(
-            self.edge.platform.list(&caller.tenant, page).await?,
-        ))
+        Ok(Response::new(self.edge.platform.list(&caller, page).await?))
     }
 
     type WatchStream = Events;
@@ -168,15 +161,9 @@ impl ImageService for Images {
         let task = task_id(&request.task_id)?;
         let open = self.edge.open_stream(&caller.tenant)?;
         // A task that is not there is a status, not a stream.
-        self.edge.platform.get(&caller.tenant, task).await?;
+        self.edge.platform.get(&caller, task).await?;
         let deadline = Instant::now() + self.edge.http.stream_timeout.duration();
-        let watch = Watch::new(
-            self.edge.clone(),
-            &caller.tenant,
-            task,
-            request.previews,
-            deadline,
-        );
+        let watch = Watch::new(self.edge.clone(), &caller, task, request.previews, deadline);
         let span = tracing::Span::current();
         let events = stream::unfold(Some((watch, open)), move |state| {
             async move {
@@ -203,7 +190,7 @@ impl ImageService for Images {
         let caller = caller(&request)?;
         let request = request.into_inner();
         let task = task_id(&request.task_id)?;
-        let reader = Reader::Tenant(&caller.tenant);
+        let reader = Reader::Tenant(&caller);
         let picture = self
             .edge
             .platform

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
-use contract::{ErrorCode, Failure, TaskId};
+use contract::{ErrorCode, Failure};
 use lifecycle::{Check, Health, Service};
 use rpc::BreakerState;
 use serde::Serialize;
@@ -33,8 +33,6 @@ use crate::settings::HealthSettings;
 /// The checks of services that are asked whether they are ready.
 const AUTH: &str = "auth";
 const ORCHESTRATOR: &str = "orchestrator";
-/// A tenant that owns nothing, to ask the orchestrator about.
-const NOBODY: &str = "nobody";
 /// Between two looks while the start waits.
 const START_LOOK: Duration = Duration::from_millis(50);
 /// Between two probes of what is not well.
@@ -247,11 +245,8 @@ async fn auth_answers(edge: Arc<Edge>) -> Result<Limits, Failure> {
 }
 
 async fn orchestrator_answers(edge: Arc<Edge>) -> Result<Limits, Failure> {
-    // A task that cannot be: to say so, it has to look.
-    match edge.platform.get(NOBODY, TaskId::random()).await {
-        Err(failure) if failure.code != ErrorCode::TaskNotFound => Err(failure),
-        Ok(_) | Err(_) => limits(&edge, ORCHESTRATOR).await,
-    }
+    edge.platform.probe_orchestrator().await?;
+    limits(&edge, ORCHESTRATOR).await
 }
 
 /// What a service that answers says of itself.

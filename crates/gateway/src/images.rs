@@ -134,7 +134,7 @@ pub(crate) async fn get(
     };
     match known {
         Ok((caller, limit)) => {
-            let reader = Reader::Tenant(&caller.tenant);
+            let reader = Reader::Tenant(&caller);
             let share = match admitted(&edge, &reader, task) {
                 Ok(share) => share,
                 Err(failure) => return auth::refuse(failure),
@@ -165,9 +165,9 @@ fn search(edge: &Edge, task: TaskId) -> Result<(Place, Share), Failure> {
 fn admitted(edge: &Edge, reader: &Reader<'_>, task: TaskId) -> Result<Share, Failure> {
     let room = edge.room(Class::Read);
     match *reader {
-        Reader::Tenant(tenant) => {
-            edge.unread.admit_tenant(tenant)?;
-            room.share(tenant)
+        Reader::Tenant(caller) => {
+            edge.unread.admit_tenant(&caller.tenant)?;
+            room.share(&caller.tenant)
         }
         // Whose task it is is not known here. One picture that all the world looks at leaves room for others.
         Reader::Token(_) => {

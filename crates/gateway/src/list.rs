@@ -99,7 +99,7 @@ pub(crate) async fn list(
 ) -> Result<Response, Refused> {
     let page = page(Parameters::of(&uri)?)?;
     let older = Parameters::of(&uri)?.take("cursor").is_some();
-    let listed = edge.platform.list(&caller.tenant, page).await;
+    let listed = edge.platform.list(&caller, page).await;
     let page = listed.map_err(|failure| named(failure, older))?;
     let base = edge.public_url(&uri, &headers);
     let next = page.next_page_token.as_str();

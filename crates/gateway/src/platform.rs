@@ -1,5 +1,6 @@
 //! What the services behind the gateway do for it, without their dialect: calls in, [`Failure`]s out.
 
+mod for_callers;
 mod gathering;
 
 use bytes::Bytes;
@@ -16,7 +17,7 @@ use lifecycle::Tasks;
 use rpc::{BreakerState, Gather, Identity, Peer, PeerSettings, Security};
 use storage::{Key, Opened, Storage, StorageError};
 use tokio::sync::watch;
-use tonic::{Request, Status, Streaming};
+use tonic::{Request, Status};
 
 use crate::error::StartError;
 use crate::room::Class;
@@ -64,7 +65,7 @@ pub(crate) struct Found {
 /// Who asks for a picture.
 pub(crate) enum Reader<'a> {
     /// A caller that auth has vouched for.
-    Tenant(&'a str),
+    Tenant(&'a Caller),
     /// Someone who holds the task's access token.
     Token(&'a str),
 }
@@ -268,127 +269,6 @@ impl Platform {
         }
         let each = results.into_iter().map(|one| submitted(one.result));
         Ok(each.collect())
-    }
-
-    /// Reads one task.
-    pub(crate) async fn get(&self, tenant: &str, task: TaskId) -> Result<v1::Task, Failure> {
-        let request = orchestrator::GetRequest {
-            tenant: tenant.to_owned(),
-            task_id: task.to_string(),
-        };
-        let answer = self
-            .orchestrator
-            .clone()
-            .get(rpc::idempotent(request))
-            .await;
-        task_of(answer.map_err(heard("get"))?.into_inner().task)
-    }
-
-    /// Ends a task as cancelled unless it has ended.
-    pub(crate) async fn cancel(
-        &self,
-        tenant: &str,
-        task: TaskId,
-        reason: &str,
-    ) -> Result<v1::Task, Failure> {
-        let request = orchestrator::CancelRequest {
-            tenant: tenant.to_owned(),
-            task_id: task.to_string(),
-            reason: reason.to_owned(),
-        };
-        let answer = self
-            .orchestrator
-            .clone()
-            .cancel(rpc::idempotent(request))
-            .await;
-        task_of(answer.map_err(heard("cancel"))?.into_inner().task)
-    }
-
-    /// Keeps what a caller says of its pictures.
-    pub(crate) async fn feedback(
-        &self,
-        tenant: &str,
-        task: TaskId,
-        feedback: v1::Feedback,
-    ) -> Result<v1::Task, Failure> {
-        let request = orchestrator::FeedbackRequest {
-            tenant: tenant.to_owned(),
-            task_id: task.to_string(),
-            feedback: Some(feedback),
-        };
-        let request = rpc::idempotent(request);
-        let answer = self.orchestrator.clone().feedback(request).await;
-        task_of(answer.map_err(heard("feedback"))?.into_inner().task)
-    }
-
-    /// Reads one page of a tenant's tasks.
-    pub(crate) async fn list(
-        &self,
-        tenant: &str,
-        page: v1::ListRequest,
-    ) -> Result<v1::ListResponse, Failure> {
-        let request = orchestrator::ListRequest {
-            tenant: tenant.to_owned(),
-            page_size: page.page_size,
-            page_token: page.page_token,
-            phase: page.phase,
-            model: page.model,
-            created_after: page.created_after,
-            created_before: page.created_before,
-            phases: page.phases,
-        };
-        let answer = self
-            .orchestrator
-            .clone()
-            .list(rpc::idempotent(request))
-            .await;
-        let answer = answer.map_err(heard("list"))?.into_inner();
-        Ok(v1::ListResponse {
-            tasks: answer.tasks,
-            next_page_token: answer.next_page_token,
-        })
-    }
-
-    /// Opens the stream of a task's events once.
-    pub(crate) async fn watch(
-        &self,
-        tenant: &str,
-        task: TaskId,
-        previews: bool,
-    ) -> Result<Streaming<orchestrator::WatchResponse>, Failure> {
-        let request = rpc::streaming(orchestrator::WatchRequest {
-            tenant: tenant.to_owned(),
-            task_id: task.to_string(),
-            previews,
-        });
-        let answer = self.orchestrator.clone().watch(request).await;
-        Ok(answer.map_err(heard("watch"))?.into_inner())
-    }
-
-    /// Finds one picture of a task that has succeeded. The store is not asked.
-    pub(crate) async fn find_picture(
-        &self,
-        reader: Reader<'_>,
-        task: TaskId,
-        index: u32,
-    ) -> Result<Found, Failure> {
-        let (tenant, access_token) = match reader {
-            Reader::Tenant(tenant) => (tenant, ""),
-            Reader::Token(token) => ("", token),
-        };
-        let request = orchestrator::ResolveImageRequest {
-            tenant: tenant.to_owned(),
-            task_id: task.to_string(),
-            index,
-            access_token: access_token.to_owned(),
-        };
-        let request = rpc::idempotent(request);
-        let answer = self.orchestrator.clone().resolve_image(request).await;
-        let answer = answer.map_err(heard("resolve_image"))?.into_inner();
-        let (Some(info), Some(key)) = (answer.info, Key::stored(&answer.key)) else {
-            return Err(broken_answer("a picture without a place"));
-        };
-        Ok(Found { info, key })
     }
 
     /// Reads one picture of a task that has succeeded.

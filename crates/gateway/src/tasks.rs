@@ -101,7 +101,7 @@ pub(crate) async fn get(
     headers: HeaderMap,
     TaskPath(task): TaskPath,
 ) -> Result<Response, Refused> {
-    let task = edge.platform.get(&caller.tenant, task).await?;
+    let task = edge.platform.get(&caller, task).await?;
     Ok(json_answer(&TaskJson::new(
         &task,
         &edge.public_url(&uri, &headers),
@@ -127,7 +127,7 @@ pub(crate) async fn cancel(
 ) -> Result<Response, Refused> {
     let task = edge
         .platform
-        .cancel(&caller.tenant, task, "asked for by the caller")
+        .cancel(&caller, task, "asked for by the caller")
         .await?;
     Ok(json_answer(&TaskJson::new(
         &task,
@@ -176,13 +176,13 @@ pub(crate) async fn watch(
     let seen = Seen::of(&headers);
     let open = edge.open_stream(&caller.tenant)?;
     // A task that is not there is a 404, not a stream.
-    let now = edge.platform.get(&caller.tenant, task).await?;
+    let now = edge.platform.get(&caller, task).await?;
     if has_ended(&now) && seen.knows(&now) {
         // What makes browsers stop opening the stream again.
         return Ok(StatusCode::NO_CONTENT.into_response());
     }
     let base = edge.public_url(&uri, &headers);
-    let events = TaskEvents::new(&edge, open, &caller.tenant, task, previews, base, seen);
+    let events = TaskEvents::new(&edge, open, &caller, task, previews, base, seen);
     Ok(events::answer(&edge, events))
 }
 

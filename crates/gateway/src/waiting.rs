@@ -32,7 +32,7 @@ pub(crate) async fn accept(
         let can_come_back = !task.idempotency_key.is_empty();
         let accepted = own.platform.submit(&caller, task).await;
         let accepted = accepted.and_then(|(task, _)| {
-            let mut abandon = Abandon::new(own, &caller.tenant, task_id(&task.id)?);
+            let mut abandon = Abandon::new(own, &caller, task_id(&task.id)?);
             if can_come_back {
                 abandon.disarm();
             }
@@ -72,14 +72,14 @@ pub(crate) async fn draw(
 ) -> Result<v1::Task, Failure> {
     let (task, abandon) = accept(edge, caller, task).await?;
     let id = task_id(&task.id)?;
-    let watch = Watch::new(edge.clone(), &caller.tenant, id, false, deadline);
+    let watch = Watch::new(edge.clone(), caller, id, false, deadline);
     success(watch, abandon).await
 }
 
 /// One picture's bytes; waits out a short outage, since the picture is drawn.
 pub(crate) async fn picture(
     edge: &Edge,
-    tenant: &str,
+    caller: &Caller,
     task: TaskId,
     index: u32,
 ) -> Result<Bytes, Failure> {
@@ -87,7 +87,7 @@ pub(crate) async fn picture(
     loop {
         match edge
             .platform
-            .picture(Reader::Tenant(tenant), task, index)
+            .picture(Reader::Tenant(caller), task, index)
             .await
         {
             Ok(picture) => return Ok(picture.data),

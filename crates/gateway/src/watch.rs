@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use contract::auth::Caller;
 use contract::v1::watch_response::Event;
 use contract::{ErrorCode, Failure, TaskId, orchestrator, v1};
 use tokio::time::Instant;
@@ -43,7 +44,7 @@ impl From<Parted> for Failure {
 /// A task's events, over as many streams as it takes.
 pub(crate) struct Watch {
     edge: Arc<Edge>,
-    tenant: String,
+    caller: Caller,
     task: TaskId,
     previews: bool,
     deadline: Instant,
@@ -58,14 +59,14 @@ impl Watch {
     /// Follows `task` until `deadline` at most; nothing is sent yet.
     pub(crate) fn new(
         edge: Arc<Edge>,
-        tenant: &str,
+        caller: &Caller,
         task: TaskId,
         previews: bool,
         deadline: Instant,
     ) -> Self {
         Self {
             edge,
-            tenant: tenant.to_owned(),
+            caller: caller.clone(),
             task,
             previews,
             deadline,
@@ -135,7 +136,7 @@ impl Watch {
 
     async fn open(&mut self) -> Result<(), Failure> {
         let platform = self.edge.platform.clone();
-        let opening = platform.watch(&self.tenant, self.task, self.previews);
+        let opening = platform.watch(&self.caller, self.task, self.previews);
         match tokio::time::timeout(OPEN_TIMEOUT, opening).await {
             Ok(Ok(stream)) => {
                 self.stream = Some(stream);
@@ -200,17 +201,17 @@ fn after(code: ErrorCode) -> After {
 /// Cancels a task when it is dropped: its caller hung up, and nobody else can know of the task.
 pub(crate) struct Abandon {
     edge: Arc<Edge>,
-    tenant: String,
+    caller: Caller,
     task: TaskId,
     armed: bool,
 }
 
 impl Abandon {
     /// Guards `task` until [disarmed](Self::disarm).
-    pub(crate) fn new(edge: Arc<Edge>, tenant: &str, task: TaskId) -> Self {
+    pub(crate) fn new(edge: Arc<Edge>, caller: &Caller, task: TaskId) -> Self {
         Self {
             edge,
-            tenant: tenant.to_owned(),
+            caller: caller.clone(),
             task,
             armed: true,
         }
@@ -229,9 +230,9 @@ impl Drop for Abandon {
             return;
         }
         metrics::counter!("inkstone_gateway_abandoned_total").increment(1);
-        let (edge, tenant, task) = (
+        let (edge, caller, task) = (
             self.edge.clone(),
-            std::mem::take(&mut self.tenant),
+            std::mem::take(&mut self.caller),
             self.task,
         );
         let tasks = edge.tasks.clone();
@@ -239,7 +240,7 @@ impl Drop for Abandon {
             for _ in 0..CANCEL_TRIES {
                 match edge
                     .platform
-                    .cancel(&tenant, task, "the caller hung up")
+                    .cancel(&caller, task, "the caller hung up")
                     .await
                 {
                     Err(failure) if failure.code == ErrorCode::Unavailable => {

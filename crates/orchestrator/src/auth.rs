@@ -1,4 +1,4 @@
-//! What auth does for us: it vouches for producers, and signs what webhooks are told.
+//! What auth does for us: it vouches for producers, signs what webhooks are told, and publishes what it signs its word on callers with.
 
 use std::convert::Infallible;
 use std::time::Duration;
@@ -6,8 +6,8 @@ use std::time::Duration;
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::authenticate_request::Proof;
 use contract::auth::{
-    AuthenticateCall, AuthenticateMessagesRequest, AuthenticateRequest, Caller, Receipt,
-    SignWebhookRequest, VouchRequest, authenticate_answer,
+    AuthenticateCall, AuthenticateMessagesRequest, AuthenticateRequest, Caller,
+    ListTokenKeysRequest, Receipt, SignWebhookRequest, TokenKey, VouchRequest, authenticate_answer,
 };
 use contract::{ErrorCode, Failure};
 use futures::{FutureExt as _, StreamExt as _};
@@ -48,6 +48,13 @@ impl Auth {
         let mut client = self.client.clone();
         let answer = client.vouch(rpc::idempotent(request)).await?;
         answer.into_inner().caller.ok_or_else(no_caller)
+    }
+
+    /// The public keys of what it signs.
+    pub(crate) async fn token_keys(&self) -> Result<Vec<TokenKey>, Failure> {
+        let request = rpc::idempotent(ListTokenKeysRequest {});
+        let answer = self.client.clone().list_token_keys(request).await?;
+        Ok(answer.into_inner().keys)
     }
 
     /// The signature of a webhook.

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use contract::auth::Caller;
 use contract::orchestrator as api;
 use contract::orchestrator::orchestrator_service_server::OrchestratorService;
 use contract::task::progress_event;
@@ -19,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
+use crate::callers::Callers;
 use crate::error::CallError;
 use crate::tasks::Tasks;
 use crate::waits::{Told, Waits, waits};
@@ -34,6 +34,7 @@ const TELL_AGAIN: Duration = Duration::from_secs(2);
 /// The gRPC service.
 pub(crate) struct Grpc {
     pub(crate) tasks: Tasks,
+    pub(crate) callers: Arc<Callers>,
     pub(crate) service: ServiceTasks,
 }
 
@@ -45,8 +46,12 @@ fn missing(field: &str) -> Failure {
     Failure::invalid(field, format!("{field} is missing"))
 }
 
-async fn submit(tasks: &Tasks, request: api::SubmitRequest) -> Result<(v1::Task, bool), CallError> {
-    let caller: Caller = request.caller.ok_or_else(|| missing("caller"))?;
+async fn submit(
+    tasks: &Tasks,
+    callers: &Callers,
+    request: api::SubmitRequest,
+) -> Result<(v1::Task, bool), CallError> {
+    let caller = callers.admit(request.caller).await?;
     let task = request.task.ok_or_else(|| missing("task"))?;
     tasks.submit(&caller, &task).await
 }
@@ -85,7 +90,7 @@ impl OrchestratorService for Grpc {
         &self,
         request: Request<api::SubmitRequest>,
     ) -> Result<Response<api::SubmitResponse>, Status> {
-        let submitted = submit(&self.tasks, request.into_inner()).await;
+        let submitted = submit(&self.tasks, &self.callers, request.into_inner()).await;
         let (task, existing) = submitted.map_err(status)?;
         let task = Some(task);
         Ok(Response::new(api::SubmitResponse { task, existing }))
@@ -98,9 +103,13 @@ impl OrchestratorService for Grpc {
         let calls = request.into_inner().calls.into_iter().map(decode_call);
         // For the group once: it is many handles.
         let tasks = Arc::new(self.tasks.clone());
+        let callers = self.callers.clone();
         let answers = rpc::each("SubmitEach", calls.collect(), move |request| {
-            let tasks = tasks.clone();
-            async move { submit(&tasks, request).await.map_err(Failure::from) }
+            let (tasks, callers) = (tasks.clone(), callers.clone());
+            async move {
+                let submitted = submit(&tasks, &callers, request).await;
+                submitted.map_err(Failure::from)
+            }
         });
         let answers = answers.await?.map(|some| {
             let answers = some.into_iter().map(encode_answer).collect();
@@ -114,7 +123,7 @@ impl OrchestratorService for Grpc {
         request: Request<api::CheckRequest>,
     ) -> Result<Response<api::CheckResponse>, Status> {
         let api::CheckRequest { caller, task } = request.into_inner();
-        let caller: Caller = caller.ok_or_else(|| missing("caller"))?;
+        let caller = self.callers.admit(caller).await?;
         let task = task.ok_or_else(|| missing("task"))?;
         self.tasks.check(&caller, &task).map_err(status)?;
         Ok(Response::new(api::CheckResponse {}))
@@ -125,7 +134,7 @@ impl OrchestratorService for Grpc {
         request: Request<api::SubmitBatchRequest>,
     ) -> Result<Response<api::SubmitBatchResponse>, Status> {
         let api::SubmitBatchRequest { caller, tasks } = request.into_inner();
-        let caller: Caller = caller.ok_or_else(|| missing("caller"))?;
+        let caller = self.callers.admit(caller).await?;
         check_batch(tasks.len())?;
         let submitted = tasks.iter().map(async |task| {
             let accepted = self.tasks.submit(&caller, task).await;
@@ -139,7 +148,12 @@ impl OrchestratorService for Grpc {
         &self,
         request: Request<api::GetRequest>,
     ) -> Result<Response<api::GetResponse>, Status> {
-        let api::GetRequest { tenant, task_id } = request.into_inner();
+        let api::GetRequest {
+            tenant,
+            task_id,
+            assertion,
+        } = request.into_inner();
+        self.callers.admit_tenant(&tenant, &assertion).await?;
         let record = self.tasks.read(&tenant, &task_id).await.map_err(status)?;
         let task = Some(self.tasks.waits.view(&record).await);
         Ok(Response::new(api::GetResponse { task }))
@@ -153,7 +167,9 @@ impl OrchestratorService for Grpc {
             tenant,
             task_id,
             reason,
+            assertion,
         } = request.into_inner();
+        self.callers.admit_tenant(&tenant, &assertion).await?;
         // Whoever asked may hang up, or have no more time, between the end and what it gives back: that is carried out in any case.
         let (tasks, (done, answer)) = (self.tasks.clone(), oneshot::channel());
         self.service.job("cancel", async move {
@@ -172,7 +188,10 @@ impl OrchestratorService for Grpc {
         &self,
         request: Request<api::ListRequest>,
     ) -> Result<Response<api::ListResponse>, Status> {
-        let page = self.tasks.list(request.into_inner()).await;
+        let request = request.into_inner();
+        let (tenant, assertion) = (&request.tenant, &request.assertion);
+        self.callers.admit_tenant(tenant, assertion).await?;
+        let page = self.tasks.list(request).await;
         let (tasks, next_page_token) = page.map_err(status)?;
         Ok(Response::new(api::ListResponse {
             tasks,
@@ -188,7 +207,9 @@ impl OrchestratorService for Grpc {
             tenant,
             task_id,
             feedback,
+            assertion,
         } = request.into_inner();
+        self.callers.admit_tenant(&tenant, &assertion).await?;
         let feedback = feedback.ok_or_else(|| missing("feedback"))?;
         let task = self.tasks.feedback(&tenant, &task_id, feedback).await;
         let task = Some(task.map_err(status)?);
@@ -200,6 +221,9 @@ impl OrchestratorService for Grpc {
         request: Request<api::WatchRequest>,
     ) -> Result<Response<Self::WatchStream>, Status> {
         let request = request.into_inner();
+        // Once: a watch that has begun goes on.
+        let (tenant, assertion) = (&request.tenant, &request.assertion);
+        self.callers.admit_tenant(tenant, assertion).await?;
         let watch = self.tasks.watch(&request.tenant, &request.task_id).await;
         let watch = watch.map_err(status)?;
         let (sender, receiver) = mpsc::channel(WATCH_BUFFER);
@@ -228,7 +252,12 @@ impl OrchestratorService for Grpc {
             task_id,
             index,
             access_token,
+            assertion,
         } = request.into_inner();
+        // Without a tenant the task's token says that the caller may.
+        if !tenant.is_empty() {
+            self.callers.admit_tenant(&tenant, &assertion).await?;
+        }
         let found = self
             .tasks
             .resolve_image(&tenant, &task_id, index, &access_token);

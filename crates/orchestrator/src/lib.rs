@@ -3,6 +3,7 @@
 //! The orchestrator alone decides what runs next and on which model version. Its truth is the task log; it keeps nothing
 //! that a restart would lose, and any number of it may run.
 //!
+//! * [`callers`] says whom a call is for, by auth's word and not the gateway's;
 //! * [`admit`] says whether a request becomes a task, and exactly which (pure);
 //! * [`waiting`] and [`meter`] hold callers to what their policies allow at once and in a day;
 //! * [`tasks`] is what callers can do with tasks;
@@ -29,6 +30,7 @@ mod asking;
 mod audit;
 mod auth;
 mod backlog;
+mod callers;
 mod cost;
 mod deadlines;
 mod dispatch;
@@ -131,6 +133,8 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     });
     let peer = security.peer("auth", Identity::Auth, &settings.auth)?;
     let auth = auth::Auth::new(peer, settings.auth.timeout.duration(), &service.tasks);
+    let demanded = settings.callers.demand_assertion;
+    let callers = callers::Callers::start(&service, &auth, &log, demanded);
     if settings.audit.enabled {
         // A client of its own: what waits for answers must not share connections with a thread that comes last.
         let storage = Storage::open(&settings.storage)?;
@@ -168,6 +172,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let letters = rpc::with_limits!(DeadLetterServiceServer::new(letters));
     let grpc = grpc::Grpc {
         tasks,
+        callers,
         service: service.tasks.clone(),
     };
     let server = rpc::with_limits!(OrchestratorServiceServer::new(grpc));

@@ -112,6 +112,7 @@ fn filters(request: &ListRequest) -> String {
     let bare = ListRequest {
         page_size: 0,
         page_token: String::new(),
+        assertion: String::new(),
         ..request.clone()
     };
     let digest = digest::digest(&digest::SHA256, &bare.encode_to_vec());
@@ -140,10 +141,11 @@ mod tests {
             ..ListRequest::default()
         };
         let token = Asked::read(&request).unwrap().token(7);
-        // The size of a page is no filter.
+        // The size of a page is no filter, nor how it is shown whose tasks they are.
         let next = ListRequest {
             page_token: token.clone(),
             page_size: 5,
+            assertion: "another".to_owned(),
             ..request.clone()
         };
         assert_eq!(Asked::read(&next).unwrap().before, Some(7));

@@ -42,6 +42,8 @@ pub struct Settings {
     pub scheduling: SchedulingSettings,
     /// Who vouches for producers, and signs webhooks.
     pub auth: PeerSettings,
+    /// Whom calls are for.
+    pub callers: CallerSettings,
     /// Submissions over NATS.
     pub intake: IntakeSettings,
     /// What producers hear.
@@ -139,6 +141,14 @@ impl SchedulingSettings {
             ageing: self.ageing.duration(),
         }
     }
+}
+
+/// Whom calls are for.
+#[derive(Debug, Clone, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CallerSettings {
+    /// Whether auth's word on the caller is asked for.
+    pub demand_assertion: bool,
 }
 
 /// Submissions over NATS.

@@ -131,7 +131,8 @@ const EXTERNAL: &[(&str, &[&str])] = &[
     ("tokenizers", &["diffusion"]),
     ("object_store", &["storage"]),
     ("tract-*", &["gpu-worker"]),
-    ("jsonwebtoken", &["auth"]),
+    // Who signs, and who verifies.
+    ("jsonwebtoken", &["auth", "orchestrator"]),
     // Its options belong to it.
     ("mimalloc", &["allocator"]),
     ("reqwest", &["auth", "egress"]),

@@ -3,6 +3,7 @@
 //! Signed with Ed25519 (RFC 8037). A token says who it is for; what that one may do is looked up each time, so a revoked key
 //! ends its tokens at once and a changed policy holds for them too.
 
+mod assertions;
 mod ring;
 mod rotate;
 
@@ -12,6 +13,7 @@ use std::time::Duration;
 use contract::{AppKey, TenantId};
 use jsonwebtoken::{Algorithm, Header, Validation};
 use secrecy::{ExposeSecret as _, SecretString};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
@@ -19,8 +21,11 @@ use crate::authenticate::Clock;
 use crate::error::AuthError;
 use crate::sealed::Key;
 
+pub(crate) use assertions::Assertions;
 pub(crate) use ring::{PublicKey, Ring};
 pub(crate) use rotate::{PUBLISHED_BEFORE, Schedule, start};
+
+use ring::SigningKey;
 
 /// Longer than any token that is given out.
 const MAX_TOKEN_BYTES: usize = 1024;
@@ -94,14 +99,8 @@ impl Tokens {
             exp: now + i64::try_from(lifetime.as_secs()).unwrap_or(0),
             jti: hex::encode(&random.expose()[..16]),
         };
-        let header = Header {
-            kid: Some(key.kid().to_owned()),
-            ..Header::new(Algorithm::EdDSA)
-        };
-        let token = jsonwebtoken::encode(&header, &claims, key.signing());
-        let token = token.map_err(|_| AuthError::NoSigningKey)?;
         Ok(Issued {
-            token: token.into(),
+            token: sign(key, &claims)?.into(),
             lifetime,
         })
     }
@@ -125,8 +124,44 @@ impl Tokens {
     }
 }
 
-/// Checks a token against the keys of the ring at `now` (Unix seconds). The algorithm is ours, whatever the token says: a
+/// A JWT of these claims.
+fn sign(key: &SigningKey, claims: &impl Serialize) -> Result<String, AuthError> {
+    let header = Header {
+        kid: Some(key.kid().to_owned()),
+        ..Header::new(Algorithm::EdDSA)
+    };
+    let token = jsonwebtoken::encode(&header, claims, key.signing());
+    token.map_err(|_| AuthError::NoSigningKey)
+}
+
+/// What a JWT claims, if a key of the ring has signed it and it is what is `expected`. The algorithm is ours, whatever the token says: a
 /// key of the ring verifies Ed25519 and nothing else.
+fn read<C: DeserializeOwned>(
+    ring: &Ring,
+    token: &str,
+    expected: &Validation,
+) -> Result<C, &'static str> {
+    let header = jsonwebtoken::decode_header(token).map_err(|_| "its header cannot be read")?;
+    let kid = header.kid.as_deref().ok_or("it names no key")?;
+    let key = ring
+        .verifier(kid)
+        .ok_or("it names a key that is not held")?;
+    let read = jsonwebtoken::decode::<C>(token, key, expected);
+    let read = read.map_err(|_| "signature, issuer, audience or claims are not ours")?;
+    Ok(read.claims)
+}
+
+/// What every JWT of ours is checked for. Times are compared elsewhere, by the clock that everything here goes by.
+fn checked_for(audience: &str, required: &[&str]) -> Validation {
+    let mut expected = Validation::new(Algorithm::EdDSA);
+    expected.set_audience(&[audience]);
+    expected.set_required_spec_claims(required);
+    expected.validate_exp = false;
+    expected.validate_nbf = false;
+    expected
+}
+
+/// Checks a token against the keys of the ring at `now` (Unix seconds).
 fn verify(
     ring: &Ring,
     token: &str,
@@ -137,22 +172,9 @@ fn verify(
     if token.len() > MAX_TOKEN_BYTES {
         return Err("it is longer than any of ours");
     }
-    let header = jsonwebtoken::decode_header(token).map_err(|_| "its header cannot be read")?;
-    let kid = header.kid.as_deref().ok_or("it names no key")?;
-    let key = ring
-        .verifier(kid)
-        .ok_or("it names a key that is not held")?;
-    let mut expected = Validation::new(Algorithm::EdDSA);
+    let mut expected = checked_for(audience, &["exp", "nbf", "iss", "aud", "sub"]);
     expected.set_issuer(&[issuer]);
-    expected.set_audience(&[audience]);
-    expected.set_required_spec_claims(&["exp", "nbf", "iss", "aud", "sub"]);
-    // Times are compared below, by the clock that everything here goes by.
-    expected.validate_exp = false;
-    expected.validate_nbf = false;
-    let read = jsonwebtoken::decode::<Claims>(token, key, &expected);
-    let claims = read
-        .map_err(|_| "signature, issuer, audience or claims are not ours")?
-        .claims;
+    let claims: Claims = read(ring, token, &expected)?;
     if now >= claims.exp.saturating_add(LEEWAY_SECONDS) {
         return Err("it has expired");
     }

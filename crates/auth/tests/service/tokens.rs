@@ -7,7 +7,7 @@ use contract::Failure;
 use contract::auth::authenticate_request::Proof;
 use contract::auth::{
     AuthenticateRequest, IssueTokenRequest, IssueTokenResponse, ListTokenKeysRequest,
-    RevokeKeyRequest,
+    RenewAssertionRequest, RevokeKeyRequest,
 };
 
 use crate::bench::{Bench, Instance, app_key, bearer, now, until};
@@ -87,6 +87,58 @@ async fn a_token_of_one_instance_is_good_at_all_until_its_key_is_revoked() {
     let mut four = bench.instance().await;
     assert_eq!(kids(&mut four).await, ids);
     four.authenticate(token).await.unwrap_err();
+}
+
+async fn renew(instance: &mut Instance, assertion: &str) -> Result<String, Failure> {
+    let request = RenewAssertionRequest {
+        assertion: assertion.to_owned(),
+    };
+    let renewed = instance.auth.renew_assertion(request).await;
+    let renewed = renewed.map_err(Failure::from)?;
+    Ok(renewed.into_inner().assertion)
+}
+
+#[tokio::test]
+async fn an_assertion_lets_nobody_in_and_is_renewed_at_any_instance_until_its_key_is_revoked() {
+    let bench = Bench::new();
+    let (mut one, mut two) = tokio::join!(bench.instance(), bench.instance());
+    let made = one.create("prod-").await;
+    let known = async || two.authenticate(bearer(&made)).await.ok();
+    until(Duration::from_secs(2), known).await;
+    let asserted = async |instance: &mut Instance, proof: Proof| {
+        let answer = instance.authenticate(proof).await.unwrap();
+        answer.caller.unwrap().assertion
+    };
+    let assertion = asserted(&mut one, bearer(&made)).await;
+    // However the key was shown, and not signed anew for each request.
+    let v2 = signed_v2(&made, now(), "a-nonce-for-an-assertion");
+    assert_eq!(asserted(&mut one, v2).await, assertion);
+    let token = issue(&mut one, bearer(&made), 0).await.unwrap().token;
+    let by_token = asserted(&mut one, Proof::Bearer(token.clone())).await;
+    assert_eq!(by_token, assertion);
+
+    for instance in [&mut one, &mut two] {
+        let shown = Proof::Bearer(assertion.clone());
+        let refused = instance.authenticate(shown.clone()).await.unwrap_err();
+        assert_eq!(refused.code, ErrorCode::Unauthenticated);
+        let refused = issue(instance, shown, 0).await.unwrap_err();
+        assert_ne!(refused.code, ErrorCode::Internal);
+        let renewed = renew(instance, &assertion).await.unwrap();
+        assert_eq!(renewed.matches('.').count(), 2);
+        for other in ["", &token, &made.bearer] {
+            let refused = renew(instance, other).await.unwrap_err();
+            assert_eq!(refused.code, ErrorCode::Unauthenticated);
+        }
+    }
+    assert_eq!(renew(&mut one, &assertion).await.unwrap(), assertion);
+
+    let revoke = RevokeKeyRequest {
+        app_key: app_key(&made),
+    };
+    one.keys.revoke_key(one.admin(revoke)).await.unwrap();
+    let gone = async || renew(&mut two, &assertion).await.err();
+    let (refused, _) = until(Duration::from_secs(1), gone).await;
+    assert_eq!(refused.code, ErrorCode::Unauthenticated);
 }
 
 #[tokio::test]

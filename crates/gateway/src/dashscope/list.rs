@@ -4,6 +4,7 @@
 //! walking past all of them: `total` counts to the end of the page and a little further, so that clients that turn pages until `total_page`
 //! see them all.
 
+use contract::auth::Caller;
 use contract::limits::MAX_PAGE_SIZE;
 use contract::v1::TaskPhase;
 use contract::{Failure, v1};
@@ -166,8 +167,8 @@ pub(super) struct Listed {
 
 /// Walks the tenant's tasks, newest first, to the end of the page and at least one task further. The platform filters; what is
 /// walked over are the pages before.
-pub(super) async fn list(edge: &Edge, tenant: &str, wanted: &Wanted) -> Result<Listed, Failure> {
-    walk(wanted, |request| edge.platform.list(tenant, request)).await
+pub(super) async fn list(edge: &Edge, caller: &Caller, wanted: &Wanted) -> Result<Listed, Failure> {
+    walk(wanted, |request| edge.platform.list(caller, request)).await
 }
 
 /// `ask` gives the platform's pages.

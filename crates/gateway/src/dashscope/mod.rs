@@ -208,7 +208,7 @@ pub(crate) async fn poll(
 ) -> Result<Response, Refused> {
     let given = path.map(|Path(text)| text).unwrap_or_default();
     let found = match task_id(&given) {
-        Ok(id) => edge.platform.get(&caller.tenant, id).await,
+        Ok(id) => edge.platform.get(&caller, id).await,
         Err(failure) => Err(failure),
     };
     let base = edge.public_url(&uri, &headers);
@@ -243,7 +243,7 @@ pub(crate) async fn cancel(
 ) -> Result<Response, Refused> {
     let id = task_id(&path.map(|Path(text)| text).unwrap_or_default())?;
     let reason = "asked for by the caller";
-    let task = edge.platform.cancel(&caller.tenant, id, reason).await?;
+    let task = edge.platform.cancel(&caller, id, reason).await?;
     if task.phase() != TaskPhase::Cancelled {
         let status = response::status(task.phase());
         let message = format!("the task has ended as {status} and cannot be cancelled any more");
@@ -277,7 +277,7 @@ pub(crate) async fn tasks(
     query: Result<Query<list::ListQuery>, QueryRejection>,
 ) -> Result<Response, Refused> {
     let wanted = list::wanted(read_query(query)?)?;
-    let page = list(&edge, &caller.tenant, &wanted).await?;
+    let page = list(&edge, &caller, &wanted).await?;
     Ok(json_answer(&page.answer(&request_id.0)))
 }
 

@@ -42,6 +42,8 @@ use crate::tasks::idempotency_key;
 const MAX_REQUEST_BYTES: usize = 256 * 1024;
 /// Bytes of all pictures of one answer: what one message carries.
 const MAX_ANSWER_BYTES: u64 = 32 * 1024 * 1024;
+/// How long an assertion that a stream was opened with is surely good: half of its time was left at least, and that of tokens may be short.
+const WORD_LASTS: std::time::Duration = std::time::Duration::from_secs(20);
 /// The service's name in reflection.
 pub(crate) const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";
 
@@ -126,6 +128,14 @@ async fn answer(
     Ok((protobuf::encode(answer), limit))
 }
 
+/// Who opened a stream, with a word of auth's on it that lasts: its first request may come long after that.
+async fn opener(edge: &Edge, mut caller: Caller, opened: Instant) -> Result<Caller, Failure> {
+    if opened.elapsed() > WORD_LASTS {
+        caller.assertion = edge.platform.renew(&caller).await?;
+    }
+    Ok(caller)
+}
+
 /// A stream of requests on its way through.
 struct Answering {
     edge: Arc<Edge>,
@@ -133,6 +143,7 @@ struct Answering {
     from: Option<Network>,
     /// Who opened the stream, until its first request, which was charged with the opening.
     opened_by: Option<Caller>,
+    opened: Instant,
     requests: Streaming<ModelInferRequest>,
     deadline: Instant,
     _open: OpenStream,
@@ -150,7 +161,7 @@ impl Answering {
             let id = request.id.clone();
             let answered = async {
                 let caller = match self.opened_by.take() {
-                    Some(caller) => caller,
+                    Some(caller) => opener(&self.edge, caller, self.opened).await?,
                     None => {
                         let proof = proof_of_message(&self.headers)?;
                         identify(&self.edge, proof, Class::Generation, self.from)
@@ -265,6 +276,7 @@ impl GrpcInferenceService for Inference {
         let open = self.edge.open_stream(&caller.tenant)?;
         let answering = Answering {
             opened_by: Some(caller),
+            opened: Instant::now(),
             edge: self.edge.clone(),
             headers: request.metadata().clone().into_headers(),
             from: request.extensions().get().copied(),

@@ -109,7 +109,7 @@ pub(super) async fn infer(
     check_size(&images, raw, most_bytes)?;
     let files = drawn
         .iter()
-        .map(|task| async { waiting::picture(edge, &caller.tenant, task_id(&task.id)?, 0).await });
+        .map(|task| async { waiting::picture(edge, caller, task_id(&task.id)?, 0).await });
     let mut files = Some(try_join_all(files).await?);
     let mut answer = Vec::with_capacity(outputs.len());
     let count = drawn.len() as i64;

@@ -108,7 +108,7 @@ async fn carry_out(
     let (task, abandon) = accepted.map_err(|failure| named(wish.picture, failure))?;
     let id = task_id(&task.id)?;
     let previews = wish.stream && wish.task.partial_images > 0;
-    let watch = Watch::new(edge.clone(), &caller.tenant, id, previews, deadline);
+    let watch = Watch::new(edge.clone(), &caller, id, previews, deadline);
     let job = Job {
         edge: edge.clone(),
         caller,
@@ -175,7 +175,7 @@ impl Job {
     }
 
     async fn picture(&self, index: u32) -> Result<bytes::Bytes, Failure> {
-        waiting::picture(&self.edge, &self.caller.tenant, self.id, index).await
+        waiting::picture(&self.edge, &self.caller, self.id, index).await
     }
 }
 

@@ -25,6 +25,7 @@ async fn get(client: &OrchestratorServiceClient<Channel>, task: &TaskRef) -> Tas
     let request = GetRequest {
         tenant: task.tenant.to_string(),
         task_id: task.task.to_string(),
+        ..GetRequest::default()
     };
     let answer = client.clone().get(request).await.unwrap();
     answer.into_inner().task.unwrap()

@@ -81,7 +81,12 @@ const RULES: &[(&str, &[Identity])] = &[
     ("/inkstone.auth.v1.AuthService/AuthenticateEach", &[Gateway]),
     ("/inkstone.auth.v1.AuthService/Charge", &[Gateway]),
     ("/inkstone.auth.v1.AuthService/IssueToken", &[Gateway]),
-    ("/inkstone.auth.v1.AuthService/ListTokenKeys", &[Gateway]),
+    ("/inkstone.auth.v1.AuthService/RenewAssertion", &[Gateway]),
+    // Nothing that callers do not read, too. The orchestrator verifies by them whom calls are for.
+    (
+        "/inkstone.auth.v1.AuthService/ListTokenKeys",
+        &[Gateway, Orchestrator],
+    ),
     // Proofs that came over the broker, with a word on when: whoever may say that can have an old proof taken for a new one.
     (
         "/inkstone.auth.v1.AuthService/AuthenticateMessages",
@@ -94,7 +99,7 @@ const RULES: &[(&str, &[Identity])] = &[
     // Beside the admin token, not instead of it.
     ("/inkstone.auth.v1.KeyService/", &[Operator]),
     ("/inkstone.auth.v1.PolicyService/", &[Operator]),
-    // Whoever calls this can act as any tenant.
+    // For the tenants that auth has let in, as it says in an assertion; where none is demanded, for any.
     ("/inkstone.orchestrator.v1.OrchestratorService/", &[Gateway]),
     ("/inkstone.orchestrator.v1.DeadLetterService/", &[Operator]),
     // Whether a service is ready, and why not, which may be in its store's words: for who goes by it.
@@ -145,7 +150,7 @@ mod tests {
             "AuthenticateEach",
             "Charge",
             "IssueToken",
-            "ListTokenKeys",
+            "RenewAssertion",
         ] {
             let path = format!("/inkstone.auth.v1.AuthService/{method}");
             assert_eq!(allowed(&path), [Gateway], "{method}");
@@ -154,6 +159,10 @@ mod tests {
             let path = format!("/inkstone.auth.v1.AuthService/{method}");
             assert_eq!(allowed(&path), [Orchestrator], "{method}");
         }
+        assert_eq!(
+            allowed("/inkstone.auth.v1.AuthService/ListTokenKeys"),
+            [Gateway, Orchestrator]
+        );
         assert_eq!(allowed("/inkstone.auth.v1.AuthService/Unheard"), []);
         assert_eq!(
             allowed("/inkstone.auth.v1.KeyService/CreateKey"),

@@ -17,8 +17,8 @@ use contract::auth::{
     AuthenticateAnswer, AuthenticateCall, AuthenticateEachRequest, AuthenticateEachResponse,
     AuthenticateMessagesRequest, AuthenticateMessagesResponse, AuthenticateRequest,
     AuthenticateResponse, ChargeRequest, ChargeResponse, IssueTokenRequest, IssueTokenResponse,
-    ListTokenKeysRequest, ListTokenKeysResponse, RateLimit, SignWebhookRequest,
-    SignWebhookResponse, VouchRequest, VouchResponse,
+    ListTokenKeysRequest, ListTokenKeysResponse, RateLimit, RenewAssertionRequest,
+    RenewAssertionResponse, SignWebhookRequest, SignWebhookResponse, VouchRequest, VouchResponse,
 };
 use contract::{ErrorCode, Failure};
 use futures::StreamExt as _;
@@ -147,6 +147,13 @@ impl AuthService for Moody {
         &self,
         _: Request<SignWebhookRequest>,
     ) -> Result<Response<SignWebhookResponse>, Status> {
+        Err(Status::unimplemented("not asked for here"))
+    }
+
+    async fn renew_assertion(
+        &self,
+        _: Request<RenewAssertionRequest>,
+    ) -> Result<Response<RenewAssertionResponse>, Status> {
         Err(Status::unimplemented("not asked for here"))
     }
 
