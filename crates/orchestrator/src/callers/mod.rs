@@ -17,7 +17,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use lifecycle::Service;
 use task_log::TaskLog;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, oneshot};
 
 use crate::auth::Auth;
 use verify::{Problem, Verifier};
@@ -37,9 +37,18 @@ pub(crate) struct Callers {
     demanded: bool,
     verifier: Verifier,
     read_keys: Box<dyn Fn() -> BoxFuture<'static, Read> + Send + Sync>,
-    /// When they were read last, and what came of it. Whoever holds it reads them.
-    last_read: Mutex<Option<(SystemTime, Result<(), Failure>)>>,
+    /// Whoever holds it reads them.
+    reading: Mutex<Reading>,
     clock: Box<dyn Fn() -> SystemTime + Send + Sync>,
+}
+
+/// How far the reading of the keys is.
+#[derive(Default)]
+struct Reading {
+    /// One that has begun, and when: whoever waited for it may have hung up, and the next goes on with it.
+    under_way: Option<(SystemTime, BoxFuture<'static, Read>)>,
+    /// When they were read last, and what came of it.
+    last: Option<(SystemTime, Result<(), Failure>)>,
 }
 
 impl Callers {
@@ -50,10 +59,16 @@ impl Callers {
         log: &TaskLog,
         demanded: bool,
     ) -> Arc<Self> {
-        let (auth, log) = (auth.clone(), log.clone());
+        let (auth, log, tasks) = (auth.clone(), log.clone(), service.tasks.clone());
+        // In a task of its own, where it has the time that a call may take and not what the caller who needs it first has left.
         let read_keys = move || {
-            let auth = auth.clone();
-            async move { auth.token_keys().await }.boxed()
+            let (auth, (done, answer)) = (auth.clone(), oneshot::channel());
+            tasks.job("read caller keys", async move {
+                // Nobody may be there any more.
+                let _ = done.send(auth.token_keys().await);
+            });
+            let stopped = |_| Failure::unavailable("this orchestrator is stopping", LEAST_PAUSE);
+            async move { answer.await.map_err(stopped)? }.boxed()
         };
         let callers = Arc::new(Self::new(demanded, read_keys, move || log.now()));
         if !demanded {
@@ -82,7 +97,7 @@ impl Callers {
             demanded,
             verifier: Verifier::new(),
             read_keys: Box::new(read_keys),
-            last_read: Mutex::default(),
+            reading: Mutex::default(),
             clock: Box::new(clock),
         }
     }
@@ -146,24 +161,38 @@ impl Callers {
 
     /// Reads the keys, unless that was done just now; several who want to wait for one of them.
     async fn read(&self) -> Result<(), Failure> {
-        let mut last = self.last_read.lock().await;
+        let mut reading = self.reading.lock().await;
         let now = (self.clock)();
-        if let Some((at, read)) = &*last
-            // By a clock that went back it was at no time known.
-            && now.duration_since(*at).is_ok_and(|since| since < LEAST_PAUSE)
+        // By a clock that went back it was at no time known.
+        let just_now = |at| {
+            now.duration_since(at)
+                .is_ok_and(|since| since < LEAST_PAUSE)
+        };
+        if let Some((at, read)) = &reading.last
+            && just_now(*at)
         {
             return read.clone();
         }
-        let read = (self.read_keys)()
-            .await
-            .map(|keys| self.verifier.learn(&keys));
-        let read = read.map_err(|failure| {
-            tracing::debug!(%failure, "auth's keys cannot be read");
-            let text = "it cannot be verified just now whom the call is for; try again";
-            Failure::unavailable(text, LEAST_PAUSE)
-        });
-        *last = Some(((self.clock)(), read.clone()));
+        let begun = reading.under_way.take();
+        let begun = begun.filter(|(began, _)| just_now(*began));
+        let begun = begun.unwrap_or_else(|| (now, (self.read_keys)()));
+        let (_, answer) = reading.under_way.insert(begun);
+        let answer = answer.await;
+        reading.under_way = None;
+        let read = self.learn(answer);
+        reading.last = Some(((self.clock)(), read.clone()));
         read
+    }
+
+    /// Takes what auth has answered. One that has no key to show says nothing of those that others sign with.
+    fn learn(&self, answer: Read) -> Result<(), Failure> {
+        match answer {
+            Ok(keys) if self.verifier.learn(&keys) => return Ok(()),
+            Ok(_) => tracing::debug!("auth publishes no key"),
+            Err(failure) => tracing::debug!(%failure, "auth's keys cannot be read"),
+        }
+        let text = "it cannot be verified just now whom the call is for; try again";
+        Err(Failure::unavailable(text, LEAST_PAUSE))
     }
 
     fn now(&self) -> i64 {

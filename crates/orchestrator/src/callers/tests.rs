@@ -9,6 +9,7 @@ use contract::assertion::{Claims, LIFETIME, MAX_BYTES};
 use contract::auth::Policy;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::json;
+use tokio::sync::Notify;
 
 use super::*;
 
@@ -103,11 +104,12 @@ impl World {
             let away = Failure::unavailable("auth is away", LEAST_PAUSE);
             async move { published.ok_or(away) }.boxed()
         };
-        let now = move || {
-            let seconds = BEGIN + clock.seconds.load(Ordering::SeqCst);
-            UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs())
-        };
-        Callers::new(demanded, read_keys, now)
+        Callers::new(demanded, read_keys, move || clock.time())
+    }
+
+    fn time(&self) -> SystemTime {
+        let seconds = BEGIN + self.seconds.load(Ordering::SeqCst);
+        UNIX_EPOCH + Duration::from_secs(seconds.unsigned_abs())
     }
 }
 
@@ -248,10 +250,11 @@ async fn a_rotation_refuses_nobody_and_a_key_that_is_gone_verifies_no_more() {
     let (code, _) = refusal(&callers, &before).await;
     assert_eq!(code, ErrorCode::Unauthenticated);
     callers.admit(said(&after)).await.unwrap();
-    // An auth that has none to show takes nothing away.
+    // An auth that has none to show takes nothing away, and says nothing of a key that another may sign with.
     world.publish(&[]);
     world.set(3);
-    callers.read().await.unwrap();
+    let refused = callers.admit(said(&before)).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unavailable);
     callers.admit(said(&after)).await.unwrap();
 }
 
@@ -269,6 +272,43 @@ async fn keys_that_are_made_up_have_auth_asked_once_a_second_at_most() {
     refusal(&callers, &Signer::new("another").assertion()).await;
     assert_eq!(world.asked(), 2);
     callers.admit(said(&signer.assertion())).await.unwrap();
+}
+
+#[tokio::test]
+async fn callers_who_hang_up_have_auth_asked_no_more_often_and_the_next_has_the_answer() {
+    let signer = Signer::new("one");
+    let (world, gate) = (Arc::new(World::default()), Arc::new(Notify::new()));
+    let (auth, clock, answers) = (world.clone(), world.clone(), gate.clone());
+    let public = signer.public.clone();
+    let read_keys = move || {
+        auth.asked.fetch_add(1, Ordering::SeqCst);
+        let (answers, keys) = (answers.clone(), vec![public.clone()]);
+        async move {
+            answers.notified().await;
+            Ok(keys)
+        }
+        .boxed()
+    };
+    let callers = Callers::new(true, read_keys, move || clock.time());
+    let assertion = signer.assertion();
+    for _ in 0..50 {
+        let mut asking = Box::pin(callers.admit(said(&assertion)));
+        assert!(futures::poll!(asking.as_mut()).is_pending());
+    }
+    assert_eq!(world.asked(), 1);
+    gate.notify_one();
+    callers.admit(said(&assertion)).await.unwrap();
+    assert_eq!(world.asked(), 1);
+    // What somebody has begun and left a while ago is too old an answer.
+    world.set(1);
+    let other = Signer::new("two").assertion();
+    let mut asking = Box::pin(callers.admit(said(&other)));
+    assert!(futures::poll!(asking.as_mut()).is_pending());
+    drop(asking);
+    world.set(2);
+    gate.notify_one();
+    let (code, _) = refusal(&callers, &other).await;
+    assert_eq!((code, world.asked()), (ErrorCode::Unauthenticated, 3));
 }
 
 #[tokio::test]

@@ -65,23 +65,24 @@ impl Verifier {
         }
     }
 
-    /// Holds these keys and no others: what those verified that are gone counts no more.
-    pub(super) fn learn(&self, published: &[TokenKey]) {
+    /// Holds these keys and no others: what those verified that are gone counts no more. Without a single one that can be read, nothing
+    /// changes, and the answer is no.
+    pub(super) fn learn(&self, published: &[TokenKey]) -> bool {
         let read = |key: &TokenKey| {
             let read = DecodingKey::from_ed_components(&key.x).ok()?;
             Some((key.kid.clone(), read))
         };
         let published = published.iter().filter_map(read).take(MOST_KEYS);
         let published: HashMap<_, _> = published.collect();
-        // An auth that cannot open its keys just now says nothing of those that others sign with.
         if published.is_empty() {
-            return;
+            return false;
         }
         let mut keys = self.keys.write().unwrap_or_else(|e| e.into_inner());
         if keys.keys().any(|kid| !published.contains_key(kid)) {
             self.seen().clear();
         }
         *keys = published;
+        true
     }
 
     /// Of whom an assertion is, if it is auth's and good at `now`, Unix seconds.
