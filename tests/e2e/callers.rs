@@ -15,6 +15,8 @@ use contract::orchestrator::{
 use contract::v1::{self, Feedback, TaskPhase, watch_response::Event};
 use e2e::{LIMIT, Platform};
 use serde_json::{Value, json};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -22,6 +24,9 @@ use crate::{assert_whole, short_picture};
 
 /// By how many seconds auth's clock is wrong.
 const CLOCK: &str = "INKSTONE_AUTH__PROCESS__CLOCK_OFFSET";
+
+/// How long a request may take whose body arrives slowly.
+const REQUEST_TIMEOUT: &str = "INKSTONE_GATEWAY__HTTP__REQUEST_TIMEOUT";
 
 /// Between two looks.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -252,6 +257,67 @@ async fn auth_signs_with_another_key_under_live_services_and_tokens_stay_good_fo
     assert_eq!(status, 401, "{refused}");
 }
 
+/// Waits until the orchestrator takes what auth has said of a caller no more.
+async fn until_expired(platform: &Platform, caller: &Caller, task: &str) {
+    let mut orchestrator = OrchestratorServiceClient::new(platform.channel("orchestrator"));
+    let began = Instant::now();
+    loop {
+        let get = GetRequest {
+            tenant: caller.tenant.clone(),
+            task_id: task.to_owned(),
+            assertion: caller.assertion.clone(),
+        };
+        match orchestrator.get(get).await {
+            Ok(_) => assert!(began.elapsed() < LIMIT, "it never expires"),
+            Err(refused) => {
+                assert!(refused.message().contains("expired"), "{refused}");
+                return;
+            }
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_arrives_for_longer_than_auths_word_is_good_makes_its_task() {
+    // What auth says is good for half a minute then, by the broker's clock.
+    let settings = [(CLOCK, "-275"), (REQUEST_TIMEOUT, "2m")];
+    let mut platform = Platform::start_with(&settings).await;
+    let task = platform.submit(short_picture()).await.unwrap();
+    let body = r#"{"prompt": "a 3d cat", "steps": 2}"#;
+    let head = format!(
+        "POST /v1/tasks HTTP/1.1\r\nhost: e2e\r\nauthorization: {}\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n",
+        platform.authorization(),
+        body.len()
+    );
+    let address = platform.url().replace("http://", "");
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    stream.write_all(head.as_bytes()).await.unwrap();
+    // The body is asked for once its sender is known.
+    let go_on = "HTTP/1.1 100 Continue\r\n\r\n";
+    let mut heard = vec![0; go_on.len()];
+    let asked_for = stream.read_exact(&mut heard);
+    tokio::time::timeout(LIMIT, asked_for)
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!(String::from_utf8_lossy(&heard), go_on);
+    let caller = asserted_of_acme(&platform).await;
+    platform.restart_with("auth", (CLOCK, "0"));
+    until_expired(&platform, &caller, &task.id).await;
+    // The gateway has found the new auth.
+    token(&platform).await;
+    stream.write_all(body.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    let answered = stream.read_to_string(&mut answer);
+    tokio::time::timeout(LIMIT, answered)
+        .await
+        .unwrap()
+        .unwrap();
+    assert!(answer.starts_with("HTTP/1.1 202"), "{answer}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_watch_outlives_auths_word_on_its_caller_and_the_orchestrator_that_it_began_at() {
     // What auth says is good for half a minute then, by the broker's clock.
@@ -265,27 +331,9 @@ async fn a_watch_outlives_auths_word_on_its_caller_and_the_orchestrator_that_it_
     });
     let mut watch = platform.client().watch(request).await.unwrap().into_inner();
     watch.message().await.unwrap().expect("the task as it is");
-    let Caller {
-        tenant, assertion, ..
-    } = asserted_of_acme(&platform).await;
+    let caller = asserted_of_acme(&platform).await;
     platform.restart_with("auth", (CLOCK, "0"));
-    let mut orchestrator = OrchestratorServiceClient::new(platform.channel("orchestrator"));
-    let began = Instant::now();
-    loop {
-        let get = GetRequest {
-            tenant: tenant.clone(),
-            task_id: task.id.clone(),
-            assertion: assertion.clone(),
-        };
-        match orchestrator.get(get).await {
-            Ok(_) => assert!(began.elapsed() < LIMIT, "it never expires"),
-            Err(refused) => {
-                assert!(refused.message().contains("expired"), "{refused}");
-                break;
-            }
-        }
-        tokio::time::sleep(PAUSE).await;
-    }
+    until_expired(&platform, &caller, &task.id).await;
     // The gateway opens the watch anew, and needs another word for that.
     platform.kill("orchestrator");
     platform.run("orchestrator");

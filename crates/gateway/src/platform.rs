@@ -23,6 +23,7 @@ use crate::error::StartError;
 use crate::room::Class;
 use crate::settings::Settings;
 
+use for_callers::worded;
 pub(crate) use gathering::SubmissionRoom;
 use gathering::Submissions;
 
@@ -186,11 +187,15 @@ impl Platform {
             "" => &self.keyless,
             _ => &self.keyed,
         };
-        let request = orchestrator::SubmitRequest {
-            caller: Some(caller.clone()),
-            task: Some(task),
-        };
-        submissions.submit(&caller.tenant, request).await
+        // A body, and pictures by URL, may have taken longer to arrive than auth's word is good.
+        self.with_word(caller, |assertion| {
+            let request = orchestrator::SubmitRequest {
+                caller: Some(worded(caller, assertion)),
+                task: Some(task.clone()),
+            };
+            submissions.submit(&caller.tenant, request)
+        })
+        .await
     }
 
     /// Whether a task would be accepted as it stands, whatever it begins from. Nothing is stored or charged.
@@ -203,12 +208,18 @@ impl Platform {
             source: None,
             ..task.clone()
         };
-        let request = rpc::idempotent(orchestrator::CheckRequest {
-            caller: Some(caller.clone()),
-            task: Some(task),
-        });
-        let answer = self.orchestrator.clone().check(request).await;
-        answer.map(drop).map_err(heard("check"))
+        self.with_word(caller, |assertion| {
+            let mut orchestrator = self.orchestrator.clone();
+            let request = rpc::idempotent(orchestrator::CheckRequest {
+                caller: Some(worded(caller, assertion)),
+                task: Some(task.clone()),
+            });
+            async move {
+                let answer = orchestrator.check(request).await;
+                answer.map(drop).map_err(heard("check"))
+            }
+        })
+        .await
     }
 
     /// Room for a batch among the submissions under way, by how many of them could be read: to be held until it is answered.
@@ -254,16 +265,22 @@ impl Platform {
             return Ok(Vec::new());
         }
         let keyed = tasks.iter().all(|task| !task.idempotency_key.is_empty());
-        let request = orchestrator::SubmitBatchRequest {
-            caller: Some(caller.clone()),
-            tasks,
-        };
-        let request = match keyed {
-            true => rpc::idempotent(request),
-            false => Request::new(request),
-        };
-        let answer = self.orchestrator.clone().submit_batch(request).await;
-        let results = answer.map_err(heard("submit_batch"))?.into_inner().results;
+        let results = self.with_word(caller, |assertion| {
+            let mut orchestrator = self.orchestrator.clone();
+            let request = orchestrator::SubmitBatchRequest {
+                caller: Some(worded(caller, assertion)),
+                tasks: tasks.clone(),
+            };
+            let request = match keyed {
+                true => rpc::idempotent(request),
+                false => Request::new(request),
+            };
+            async move {
+                let answer = orchestrator.submit_batch(request).await;
+                Ok(answer.map_err(heard("submit_batch"))?.into_inner().results)
+            }
+        });
+        let results = results.await?;
         if results.len() != count {
             return Err(broken_answer("another number of tasks"));
         }

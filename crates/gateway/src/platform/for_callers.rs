@@ -1,5 +1,7 @@
 //! What the orchestrator does with a caller's tasks. Each call carries auth's word on whom it is for.
 
+use std::time::Duration;
+
 use contract::auth::{Caller, RenewAssertionRequest};
 use contract::{ErrorCode, Failure, TaskId, orchestrator, v1};
 use storage::Key;
@@ -7,10 +9,34 @@ use tonic::Streaming;
 
 use super::{Found, Platform, Reader, broken_answer, heard, task_of};
 
+/// When those may come again whose caller auth and the orchestrator do not agree on.
+const AT_ODDS_WAIT: Duration = Duration::from_secs(1);
+
+/// The caller, with another word of auth's on it than it came with.
+pub(super) fn worded(caller: &Caller, assertion: String) -> Caller {
+    Caller {
+        tenant: caller.tenant.clone(),
+        app_key: caller.app_key.clone(),
+        policy: caller.policy.clone(),
+        assertion,
+    }
+}
+
+/// What a caller hears when the orchestrator does not take auth's word on it, new as it is.
+fn at_odds(failure: Failure) -> Failure {
+    if failure.code != ErrorCode::Unauthenticated {
+        return failure;
+    }
+    tracing::warn!(%failure, "the orchestrator does not take auth's word on a caller");
+    let text = "the platform's parts do not agree just now on whom the call is for; try again";
+    Failure::unavailable(text, AT_ODDS_WAIT)
+}
+
 impl Platform {
-    /// Calls with auth's word on the caller, and once more with a new one if that is refused: what a caller has begun may go on for longer
-    /// than the word that it began with is good.
-    async fn with_word<T, F>(
+    /// Calls with auth's word on the caller, and once more with a new one if that is refused, before anything was done: what a caller has
+    /// begun may go on for longer than the word that it began with is good. If that is refused, too, it is no fault of a caller that auth has
+    /// just let in.
+    pub(super) async fn with_word<T, F>(
         &self,
         caller: &Caller,
         call: impl Fn(String) -> F,
@@ -21,7 +47,9 @@ impl Platform {
         match call(caller.assertion.clone()).await {
             Err(failure) if failure.code == ErrorCode::Unauthenticated => {
                 tracing::debug!(%failure, "a caller's assertion is renewed");
-                call(self.renew(caller).await?).await
+                // In a box: hardly any call needs it.
+                let again = async { call(self.renew(caller).await?).await.map_err(at_odds) };
+                Box::pin(again).await
             }
             answer => answer,
         }
