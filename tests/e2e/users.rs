@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, Subscriber};
 use contract::TaskId;
-use contract::v1::CancelRequest;
+use contract::v1::{CancelRequest, SubmitTask};
 use e2e::{LIMIT, Platform, broker_with_users, password};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
@@ -101,7 +101,12 @@ async fn hear(outcomes: &mut Subscriber, reference: &str, event: &str) -> Vec<St
 async fn all_services_as_users_of_their_own_draw_pictures_and_the_broker_refuses_them_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut platform = Platform::start_with_users(folder.path(), &["acme"]).await;
-    let task = platform.submit(short_picture()).await.unwrap();
+    // Its worker asks the broker whether it has begun in time.
+    let picture = SubmitTask {
+        expires_after_seconds: 600,
+        ..short_picture()
+    };
+    let task = platform.submit(picture).await.unwrap();
     assert_whole(&platform, &platform.wait_ended(&task.id).await);
     // Nonces, and the audit's and the registry's records.
     let signed = headers(
