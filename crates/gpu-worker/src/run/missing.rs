@@ -10,8 +10,9 @@ use contract::TaskId;
 const LOOKS: u32 = 4;
 /// Tasks that are looked for at once. Of more, the others' looks are not counted until some of these are found or given up.
 const REMEMBERED: usize = 1024;
-/// One that nobody has looked for here for so long is forgotten: another worker has its dispatch, or it is gone.
-const FORGOTTEN_AFTER: Duration = Duration::from_secs(60);
+/// One that nobody has looked for here for so long is forgotten: another worker has buried it. Not sooner, because of a version's workers that
+/// take turns at its dispatch each has it once in as many seconds as they are, and if all forgot it between two turns, nobody would bury it.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(900);
 
 /// The tasks, each with the looks that found nothing and when the last one did not.
 #[derive(Debug, Default)]
@@ -62,6 +63,22 @@ mod tests {
             assert!(!missing.is_given_up(task, now));
         }
         assert!(!missing.is_given_up(task, now + FORGOTTEN_AFTER));
+    }
+
+    #[test]
+    fn one_that_many_workers_take_turns_at_is_given_up() {
+        let mut now = Instant::now();
+        let task = TaskId::random();
+        let workers: Vec<_> = (0..300).map(|_| Missing::default()).collect();
+        let mut looks = 0;
+        let given_up = (0..LOOKS).any(|_| {
+            workers.iter().any(|worker| {
+                now += super::super::LOOK_AGAIN;
+                looks += 1;
+                worker.is_given_up(task, now)
+            })
+        });
+        assert!(given_up, "{looks} looks");
     }
 
     #[test]
