@@ -19,25 +19,29 @@ for tenant in "$@"; do
     fi
 done
 
-# The password of user $1, made if it is not there.
-password() {
+# Makes the password of user $1, if it is not there. Not in a substitution: there a failure would be an empty password.
+make_password() {
     local file=$folder/$1.password
     if [ ! -s "$file" ]; then
         openssl rand -hex 24 >"$file.new"
         mv "$file.new" "$file"
     fi
-    cat "$file"
 }
 
 mkdir -p "$folder"
+for user in $services operator "${@/#/producers-}"; do
+    make_password "$user"
+done
 [ -s "$folder/nats-server.conf" ] || cp "$from/nats-server.conf" "$folder/nats-server.conf"
 cp "$from/accounts.conf" "$folder/accounts.conf"
 for user in $services operator; do
     # In quotes: of digits alone it would be a number.
-    echo "$(echo "$user" | tr a-z- A-Z_)_PASSWORD: \"$(password "$user")\""
+    password=$(cat "$folder/$user.password")
+    echo "$(echo "$user" | tr a-z- A-Z_)_PASSWORD: \"$password\""
 done >"$folder/passwords.conf.new"
 for tenant in "$@"; do
-    sed -e "s/acme/$tenant/g" -e "s/\"PASSWORD\"/\"$(password "producers-$tenant")\"/" "$from/tenant.conf"
+    password=$(cat "$folder/producers-$tenant.password")
+    sed -e "s/acme/$tenant/g" -e "s/\"PASSWORD\"/\"$password\"/" "$from/tenant.conf"
 done >"$folder/tenants.conf.new"
 mv "$folder/passwords.conf.new" "$folder/passwords.conf"
 mv "$folder/tenants.conf.new" "$folder/tenants.conf"

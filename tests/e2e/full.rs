@@ -205,11 +205,14 @@ async fn a_broker_whose_disk_is_full_accepts_nothing_and_loses_nothing_when_it_i
         accepted.push(platform.submit(long_picture()).await.unwrap().id);
     }
     let filler = disk.fill();
+    let deadline = Instant::now() + LIMIT;
     // What is left of a page may still take some.
     let refused = loop {
         match platform.submit(short_picture()).await {
             Ok(task) => accepted.push(task.id),
-            Err(status) if status.code() == tonic::Code::ResourceExhausted => {}
+            Err(status) if status.code() == tonic::Code::ResourceExhausted => {
+                assert!(Instant::now() < deadline, "{status:?}");
+            }
             Err(status) => break status,
         }
         assert!(accepted.len() < 100, "the disk must be full by now");

@@ -1,12 +1,13 @@
 //! A broker with the users of docker/nats: what each service and each tenant's producers may do there, and what the broker refuses them.
 
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use async_nats::{Client, ConnectOptions, Event, HeaderMap, Subscriber};
 use contract::TaskId;
-use contract::v1::CancelRequest;
-use e2e::{LIMIT, Platform, broker_with_users, password};
+use contract::v1::{CancelRequest, SubmitTask};
+use e2e::{LIMIT, Platform, broker_with_users, password, repository};
 use futures::StreamExt as _;
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
@@ -101,7 +102,12 @@ async fn hear(outcomes: &mut Subscriber, reference: &str, event: &str) -> Vec<St
 async fn all_services_as_users_of_their_own_draw_pictures_and_the_broker_refuses_them_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let mut platform = Platform::start_with_users(folder.path(), &["acme"]).await;
-    let task = platform.submit(short_picture()).await.unwrap();
+    // Its worker asks the broker whether it has begun in time.
+    let picture = SubmitTask {
+        expires_after_seconds: 600,
+        ..short_picture()
+    };
+    let task = platform.submit(picture).await.unwrap();
     assert_whole(&platform, &platform.wait_ended(&task.id).await);
     // Nonces, and the audit's and the registry's records.
     let signed = headers(
@@ -289,4 +295,19 @@ async fn a_service_can_neither_write_nor_read_what_is_anothers_and_without_a_pas
     assert!(async_nats::connect(&url).await.is_err());
     let wrong = ConnectOptions::with_user_and_password("auth".to_owned(), "x".to_owned());
     assert!(wrong.connect(&url).await.is_err());
+}
+
+#[test]
+fn where_no_password_can_be_made_no_user_gets_an_empty_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let tools = folder.path().join("tools");
+    std::fs::create_dir(&tools).unwrap();
+    std::os::unix::fs::symlink("/bin/false", tools.join("openssl")).unwrap();
+    let path = format!("{}:{}", tools.display(), std::env::var("PATH").unwrap());
+    let users = folder.path().join("users");
+    let mut script = Command::new(repository().join("scripts/nats-users.sh"));
+    script.arg(&users).arg("acme").env("PATH", path);
+    let made = script.output().unwrap();
+    assert!(!made.status.success(), "{made:?}");
+    assert!(!users.join("passwords.conf").exists(), "{made:?}");
 }

@@ -8,12 +8,17 @@ use imaging::Label;
 const GENERATED: &str = "1";
 
 /// The label of a picture. It is a function of what the picture is a function of, so that the same request and seed
-/// give the same file, byte by byte.
-pub(super) fn label(content_producer: &str, model_digest: &str, request: &Request) -> Label {
+/// give the same file, byte by byte. `visible`: it has a label to be seen as well.
+pub(super) fn label(
+    content_producer: &str,
+    model_digest: &str,
+    request: &Request,
+    visible: bool,
+) -> Label {
     Label {
         label: GENERATED.to_owned(),
         content_producer: content_producer.to_owned(),
-        produce_id: produce_id(model_digest, request),
+        produce_id: produce_id(model_digest, request, visible),
         reserved_code1: String::new(),
         content_propagator: String::new(),
         propagate_id: String::new(),
@@ -21,8 +26,8 @@ pub(super) fn label(content_producer: &str, model_digest: &str, request: &Reques
     }
 }
 
-/// The first 128 bits of a SHA-256 over the model's digest and the whole request, lower-case hex.
-fn produce_id(model_digest: &str, request: &Request) -> String {
+/// The first 128 bits of a SHA-256 over the model's digest, the whole request and the label to be seen, lower-case hex.
+fn produce_id(model_digest: &str, request: &Request, visible: bool) -> String {
     let Request {
         prompt,
         negative_prompt,
@@ -74,6 +79,9 @@ fn produce_id(model_digest: &str, request: &Request) -> String {
         field(b"others");
         field(others.as_bytes());
     }
+    if visible {
+        field(b"visible label");
+    }
     hex::encode(&hash.finish().as_ref()[..16])
 }
 
@@ -120,15 +128,15 @@ mod tests {
 
     #[test]
     fn the_same_request_has_the_same_id() {
-        let id = produce_id("m", &request());
-        assert_eq!(id, produce_id("m", &request()));
+        let id = produce_id("m", &request(), false);
+        assert_eq!(id, produce_id("m", &request(), false));
         assert_eq!(id.len(), 32);
     }
 
     #[test]
     fn a_request_of_before_keeps_the_id_that_it_had() {
         // SHA-256 over what the first version fed: model, prompt, no negative, no scheduler, 128, 64, 12, 2.0, 1.
-        let id = produce_id("m", &request());
+        let id = produce_id("m", &request(), false);
         assert_eq!(id, "5cb997414b181d1dd8d78c8dc5eda416");
     }
 
@@ -186,8 +194,10 @@ mod tests {
             },
             request(),
         ];
-        let mut ids: HashSet<String> = others.iter().map(|r| produce_id("m", r)).collect();
-        ids.insert(produce_id("another model", &request()));
-        assert_eq!(ids.len(), others.len() + 1);
+        let id = |request| produce_id("m", request, false);
+        let mut ids: HashSet<String> = others.iter().map(id).collect();
+        ids.insert(produce_id("another model", &request(), false));
+        ids.insert(produce_id("m", &request(), true));
+        assert_eq!(ids.len(), others.len() + 2);
     }
 }

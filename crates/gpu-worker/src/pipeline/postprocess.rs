@@ -107,7 +107,7 @@ fn encode<F: From<Vec<u8>>>(
     digest: &str,
     request: &Request,
 ) -> Result<F, EncodeError> {
-    let label = label(producer, digest, request);
+    let label = label(producer, digest, request, how.visible);
     if how.visible {
         imaging::show_label(image.width, image.height, &mut image.pixels)?;
     }

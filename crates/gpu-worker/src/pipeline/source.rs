@@ -105,7 +105,7 @@ mod tests {
             format: imaging::Format::Png,
             quality: 90,
         };
-        let label = super::super::label::label("test", "0", &Request::default());
+        let label = super::super::label::label("test", "0", &Request::default(), false);
         imaging::encode(pixels, &png, &label).unwrap()
     }
 

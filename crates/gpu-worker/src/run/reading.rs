@@ -52,13 +52,17 @@ pub(super) async fn look(
 
 /// Reads the task, for as long as it takes.
 pub(super) async fn read(worker: &Worker, task: &TaskRef) -> Result<Found, Stopped> {
-    until_stopped(&worker.stop, "reading the task", || async {
+    let read = until_stopped(&worker.stop, "reading the task", || async {
         match worker.log.read(&task.tenant, task.task).await {
             Err(error @ TaskLogError::Broker(_)) => Err(error),
             answer => Ok(answer),
         }
-    })
-    .await
+    });
+    let found = read.await?;
+    if matches!(found, Ok(Some(_))) {
+        worker.missing.found(task.task);
+    }
+    Ok(found)
 }
 
 /// Whether nobody had the dispatch before and it was queued a short time ago, both by the broker's clock: this machine's may be wrong.

@@ -127,10 +127,13 @@ async fn a_picture_has_a_label_to_be_seen_where_its_request_or_the_worker_says_s
     let worker = platform.worker(&[]).await;
     let (plain, labelled) = (file(false).await, file(true).await);
     assert!(differ_in_the_corner(&plain, &labelled));
-    // As every file says it in its metadata.
-    for file in [&plain, &labelled] {
-        assert_eq!(imaging::inspect(file).unwrap().label.unwrap().label, "1");
-    }
+    // As every file says it in its metadata. They are two pictures.
+    let [one, other] = [&plain, &labelled].map(|file| {
+        let label = imaging::inspect(file).unwrap().label.unwrap();
+        assert_eq!(label.label, "1");
+        label.produce_id
+    });
+    assert_ne!(one, other);
     stop(worker).await;
     let worker = platform.worker(&[("label.always_visible", "true")]).await;
     assert_eq!(file(false).await, labelled);
