@@ -134,8 +134,9 @@ impl Edge {
     }
 
     /// One more of a class whose caller is not known yet, to be held until auth has said who it is. One address may have the part of the
-    /// places that it may have of connections, and no more than that part of the proofs that auth may be asked to verify just now: a flood
-    /// of wrong keys from one address takes neither from callers at others. Behind a proxy, where one address is everyone's, any number.
+    /// places that it may have of connections, and no more than that part of the proofs that auth may be asked to verify just now; and
+    /// more, as long as so much is left for those at others: a flood of wrong keys from one address takes neither from them, and a busy caller that is
+    /// alone is not held to its part. Behind a proxy, where one address is everyone's, any number.
     pub(crate) fn stranger(
         &self,
         class: Class,
@@ -149,9 +150,17 @@ impl Edge {
             return Ok(None);
         };
         let room = self.room(class);
-        let places = room.places().min(self.platform.proofs_at_once());
-        let most = room::part(places, some, all);
-        room.share_of_stranger(network, most).map(Some)
+        let (places, proofs) = (room.places(), self.platform.proofs_at_once());
+        let most = room::part(places.min(proofs), some, all);
+        let rooms = [&self.submissions, &self.generations, &self.reads];
+        let asked: u32 = rooms.map(Room::strangers).iter().sum();
+        let left = |of| of - room::part(of, some, all);
+        let spare = if asked < left(proofs) {
+            left(places)
+        } else {
+            0
+        };
+        room.share_of_stranger(network, most, spare).map(Some)
     }
 
     /// Room for one more stream of a tenant's events.

@@ -152,14 +152,25 @@ impl Room {
         self.shares.take(task, whose, (1, self.most))
     }
 
-    /// One more of `most` from one address whose callers are not known yet. To be held until they are.
+    /// Callers who are not known yet, from all addresses.
+    pub(crate) fn strangers(&self) -> u32 {
+        self.strangers.held().all
+    }
+
+    /// One more from one address whose callers are not known yet, to be held until they are: of `most`, or of more while all addresses
+    /// together have fewer than `spare`.
     ///
     /// # Errors
     /// As of a tenant.
-    pub(crate) fn share_of_stranger(&self, network: Network, most: u32) -> Result<Share, Failure> {
+    pub(crate) fn share_of_stranger(
+        &self,
+        network: Network,
+        most: u32,
+        spare: u32,
+    ) -> Result<Share, Failure> {
         let address = network.to_string();
         let whose = "of callers not known yet from one address";
-        self.strangers.take(&address, whose, (1, most))
+        self.strangers.take_spare(&address, whose, (1, most), spare)
     }
 }
 
@@ -185,7 +196,13 @@ pub(crate) fn part(places: u32, some: u32, all: u32) -> u32 {
 #[derive(Debug)]
 pub(crate) struct Shares {
     what: &'static str,
-    held: Mutex<HashMap<Arc<str>, u32>>,
+    held: Mutex<Held>,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    by: HashMap<Arc<str>, u32>,
+    all: u32,
 }
 
 impl Shares {
@@ -197,7 +214,7 @@ impl Shares {
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, HashMap<Arc<str>, u32>> {
+    fn held(&self) -> MutexGuard<'_, Held> {
         // Every change leaves it whole.
         self.held.lock().unwrap_or_else(|e| e.into_inner())
     }
@@ -211,15 +228,29 @@ impl Shares {
         self: &Arc<Self>,
         holder: &str,
         whose: &str,
+        share: (u32, u32),
+    ) -> Result<Share, Failure> {
+        self.take_spare(holder, whose, share, 0)
+    }
+
+    /// The same, but that who holds its share already is not refused while all together hold fewer than `spare`.
+    ///
+    /// # Errors
+    /// As of [`take`](Self::take).
+    fn take_spare(
+        self: &Arc<Self>,
+        holder: &str,
+        whose: &str,
         (places, most): (u32, u32),
+        spare: u32,
     ) -> Result<Share, Failure> {
         let mut held = self.held();
-        let holder = match held.get_key_value(holder) {
+        let holder = match held.by.get_key_value(holder) {
             Some((known, _)) => known.clone(),
             None => Arc::from(holder),
         };
-        let count = held.get(&holder).copied().unwrap_or_default();
-        if count >= most {
+        let count = held.by.get(&holder).copied().unwrap_or_default();
+        if count >= most && held.all >= spare {
             let what = self.what;
             refused(what, "share");
             let message = format!(
@@ -232,7 +263,8 @@ impl Shares {
                 ..Failure::new(ErrorCode::RateLimited, message)
             });
         }
-        held.insert(holder.clone(), count.saturating_add(places));
+        held.by.insert(holder.clone(), count.saturating_add(places));
+        held.all = held.all.saturating_add(places);
         Ok(Share {
             shares: self.clone(),
             holder,
@@ -259,10 +291,11 @@ impl Share {
 impl Drop for Share {
     fn drop(&mut self) {
         let mut held = self.shares.held();
-        match held.get_mut(&self.holder) {
+        held.all = held.all.saturating_sub(self.places);
+        match held.by.get_mut(&self.holder) {
             Some(count) if *count > self.places => *count -= self.places,
             _ => {
-                held.remove(&self.holder);
+                held.by.remove(&self.holder);
             }
         }
     }
@@ -346,6 +379,21 @@ mod tests {
     }
 
     #[test]
+    fn an_address_has_more_than_its_part_while_nobody_else_asks_for_it() {
+        let room = Room::new("things are done", 8, 50);
+        let network = |last| Network::of(std::net::Ipv4Addr::new(10, 0, 0, last).into());
+        let enter = |from| room.share_of_stranger(network(from), 2, 6);
+        let mut busy: Vec<Share> = (0..6).map(|_| enter(1).unwrap()).collect();
+        assert_eq!(enter(1).unwrap_err().code, ErrorCode::RateLimited);
+        let _others = [enter(2).unwrap(), enter(3).unwrap()];
+        assert!(enter(1).is_err(), "it has more than its part");
+        assert_eq!(room.strangers(), 8);
+        busy.truncate(3);
+        busy.push(enter(1).unwrap());
+        assert!(enter(1).is_err() && enter(2).is_ok());
+    }
+
+    #[test]
     fn who_reads_by_a_token_is_told_of_its_task_and_not_of_a_tenant() {
         let room = Room::new("things are done", 1, 100);
         let _first = room.share_by_token("a").unwrap();
@@ -398,9 +446,9 @@ mod tests {
                 prop_assert!(held[tenant].len() as u32 <= most);
             }
             let holding = held.iter().filter(|shares| !shares.is_empty()).count();
-            prop_assert_eq!(room.shares.held().len(), holding);
+            prop_assert_eq!(room.shares.held().by.len(), holding);
             drop(held);
-            prop_assert_eq!(room.shares.held().len(), 0);
+            prop_assert_eq!(room.shares.held().by.len(), 0);
         }
     }
 }

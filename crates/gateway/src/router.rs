@@ -401,10 +401,11 @@ mod tests {
         (waiting, None)
     }
 
-    /// Of each class one, and how many places of it one address may have: a quarter, as of connections.
+    /// Of each class one, and how many of it one address has when it is refused another: of 2048, 2048 and 1024 places three quarters, as a quarter
+    /// of them is left for other addresses; but so is one of the 4096 proofs, so that of the last class it has its own quarter alone.
     const EACH_CLASS: [((&str, &str), usize); 3] = [
-        (("POST", "/v1/tasks"), 512),
-        (("POST", "/v1/images/generations"), 512),
+        (("POST", "/v1/tasks"), 1536),
+        (("POST", "/v1/images/generations"), 1536),
         (("GET", "/v1/models"), 256),
     ];
 
