@@ -24,6 +24,8 @@ const WHAT: &str = "bytes of requests are under way";
 #[derive(Debug)]
 pub(crate) struct BodyRoom {
     bytes: Arc<Semaphore>,
+    /// How many that is.
+    all: u64,
     address_share: ByteSize,
     tenant_share: ByteSize,
     /// Those who have none are not in it.
@@ -76,9 +78,10 @@ impl BodyRoom {
     /// So many bytes, of which one address and one tenant may have these.
     pub(crate) fn shared(all: u64, address_share: ByteSize, tenant_share: ByteSize) -> Self {
         // Validated to be no more than a semaphore counts.
-        let all = usize::try_from(all).unwrap_or(usize::MAX);
+        let bytes = usize::try_from(all).unwrap_or(usize::MAX);
         Self {
-            bytes: Arc::new(Semaphore::new(all)),
+            bytes: Arc::new(Semaphore::new(bytes)),
+            all,
             address_share,
             tenant_share,
             held: Mutex::default(),
@@ -102,11 +105,15 @@ impl BodyRoom {
         self.held.lock().unwrap_or_else(|e| e.into_inner())
     }
 
-    fn part(self: &Arc<Self>, whose: Whose, bytes: u32) -> Result<Part, Failure> {
+    /// Nothing where the share is all that there is: who finds no room there is told that all of it is taken.
+    fn part(self: &Arc<Self>, whose: Whose, bytes: u32) -> Result<Option<Part>, Failure> {
         let (share, of) = match whose {
             Whose::Address(_) => (self.address_share, "address"),
             Whose::Tenant(_) => (self.tenant_share, "tenant"),
         };
+        if share.bytes() >= self.all {
+            return Ok(None);
+        }
         let bytes = u64::from(bytes);
         let mut held = self.held();
         let before = held.get(&whose).copied().unwrap_or_default();
@@ -124,7 +131,7 @@ impl BodyRoom {
         held.insert(whose.clone(), before + bytes);
         drop(held);
         let room = self.clone();
-        Ok(Part { room, whose, bytes })
+        Ok(Some(Part { room, whose, bytes }))
     }
 }
 
@@ -149,7 +156,7 @@ impl BodyBytes {
         let part = |whose| self.room.part(whose, bytes);
         let of_address = self.from.map(Whose::Address).map(part).transpose()?;
         let of_tenant = self.sender.tenant().map(Whose::Tenant).map(part);
-        let of_tenant = of_tenant.transpose()?;
+        let (of_address, of_tenant) = (of_address.flatten(), of_tenant.transpose()?.flatten());
         let permit = self.room.bytes.clone().try_acquire_many_owned(bytes);
         let permit = permit.map_err(|_| {
             refused(WHAT, "full");
@@ -271,6 +278,17 @@ mod tests {
         assert_eq!(full.code, ErrorCode::Unavailable);
         drop((one, two, other, last));
         assert_eq!(room.left(), 1000);
+        assert!(room.held().is_empty());
+    }
+
+    #[test]
+    fn whose_share_is_all_there_is_is_told_that_all_is_taken() {
+        let all = ByteSize::of(1000);
+        let room = Arc::new(BodyRoom::shared(1000, all, all));
+        let mut one = room.body(from("10.0.0.1"), sender("one"));
+        one.more(1000).unwrap();
+        let mut more = room.body(from("10.0.0.1"), sender("one"));
+        assert_eq!(more.more(1).unwrap_err().code, ErrorCode::Unavailable);
         assert!(room.held().is_empty());
     }
 
