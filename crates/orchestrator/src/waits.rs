@@ -35,6 +35,8 @@ const SOLVE_PART: u32 = 50;
 const COUNT_EVERY: Duration = Duration::from_secs(2);
 /// … and while there is none.
 const COUNT_NONE_EVERY: Duration = Duration::from_millis(500);
+/// What workers have before all that waits is worked out anew when it was told anew, or after so long.
+const AHEAD_GOOD_FOR: Duration = Duration::from_millis(10);
 /// Of two waits told for one moment, the later one is news when it is away from the other by this part of the larger …
 const NEWS: f64 = 0.25;
 /// … and by so much.
@@ -67,6 +69,45 @@ pub(crate) struct Waits {
     outlook: watch::Receiver<Option<Arc<Outlook>>>,
     asking: Asking,
     usual: Arc<Usual>,
+    seen: Arc<Seen>,
+}
+
+/// What was last worked out for tasks that wait in queues: many come at once, and the same goes before all of them.
+#[derive(Debug, Default)]
+struct Seen(Mutex<Option<LastSeen>>);
+
+#[derive(Debug)]
+struct LastSeen {
+    /// Of what it was worked out.
+    standing: Arc<Standing>,
+    outlook: Arc<Outlook>,
+    at: Instant,
+    ahead: Arc<Ahead>,
+}
+
+impl Seen {
+    /// What workers have before all that waits, as of some milliseconds ago at most.
+    fn ahead(&self, standing: &Arc<Standing>, outlook: &Arc<Outlook>) -> Arc<Ahead> {
+        // Every change leaves it whole.
+        let mut last = self.0.lock().unwrap_or_else(|e| e.into_inner());
+        let good = last.as_ref().filter(|last| {
+            Arc::ptr_eq(&last.standing, standing)
+                && Arc::ptr_eq(&last.outlook, outlook)
+                && last.at.elapsed() < AHEAD_GOOD_FOR
+        });
+        if let Some(last) = good {
+            return last.ahead.clone();
+        }
+        let at = Instant::now();
+        let ahead = Arc::new(ahead(standing, None, outlook.fleet()));
+        *last = Some(LastSeen {
+            standing: standing.clone(),
+            outlook: outlook.clone(),
+            at,
+            ahead: ahead.clone(),
+        });
+        ahead
+    }
 }
 
 /// What the last submissions cost on average: of a queue that has filled faster than the model is solved nothing else is known.
@@ -122,6 +163,7 @@ impl Waits {
             outlook,
             asking,
             usual: Arc::default(),
+            seen: Arc::default(),
         };
         let (answering, stopping) = (waits.clone(), service.tasks.stopping());
         service.tasks.critical("questions", async move {
@@ -226,7 +268,7 @@ impl Waits {
         &self,
         waiter: &Waiter,
         before: Option<u64>,
-        standing: &Standing,
+        standing: &Arc<Standing>,
     ) -> Option<Figures> {
         let place = &waiter.place;
         let position = match (waiter.at, before) {
@@ -239,7 +281,7 @@ impl Waits {
         let of_tenant = all.iter().filter(|one| one.tenant == place.tenant);
         let handed = of_tenant.count() as u64;
         let wait = self.outlook().and_then(|outlook| {
-            let ahead = ahead(standing, None, outlook.fleet());
+            let ahead = self.seen.ahead(standing, &outlook);
             let place = Place {
                 lane: &place.lane,
                 tenant: &place.tenant,
@@ -413,6 +455,32 @@ mod tests {
     use contract::TaskId;
 
     use super::*;
+
+    #[test]
+    fn what_workers_have_is_worked_out_once_for_many_and_anew_when_it_is_another_or_old() {
+        let seen = Seen::default();
+        let fleet = Fleet {
+            slots: 1.0,
+            rate: 1e6,
+            speed: 1e6,
+            alone: 1e6,
+        };
+        let policy = crate::schedule::simulation::policy([], 1);
+        let outlook = || Arc::new(Outlook::new(&[], &policy, &Default::default(), fleet));
+        let (standing, first) = (Arc::new(Standing::default()), outlook());
+        let once = seen.ahead(&standing, &first);
+        // Two calls that the machine lets lie apart would be two moments: this one is made new.
+        seen.0.lock().unwrap().as_mut().unwrap().at = Instant::now() + Duration::from_secs(60);
+        assert!(Arc::ptr_eq(&once, &seen.ahead(&standing, &first)));
+        let other = seen.ahead(&standing, &outlook());
+        assert!(!Arc::ptr_eq(&once, &other));
+        let standing = Arc::new(Standing::default());
+        let other = seen.ahead(&standing, &first);
+        assert!(!Arc::ptr_eq(&once, &other));
+        let old = Instant::now().checked_sub(AHEAD_GOOD_FOR).unwrap();
+        seen.0.lock().unwrap().as_mut().unwrap().at = old;
+        assert!(!Arc::ptr_eq(&other, &seen.ahead(&standing, &first)));
+    }
 
     #[test]
     fn what_is_usual_is_not_what_the_last_one_costs() {

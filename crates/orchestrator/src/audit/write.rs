@@ -12,6 +12,8 @@ use super::{AuditError, BLOCKS, content, last_block, line, number, rest, subject
 
 /// Bytes after which a block takes no more records: half of what the broker takes in one message, and the largest record is far smaller.
 pub(super) const BLOCK_BYTES: usize = 512 * 1024;
+/// About what a record takes, so that a block's text rarely has to grow.
+const RECORD_BYTES: usize = 1024;
 /// Before the log is looked at again that had nothing new.
 const IDLE: Duration = Duration::from_millis(500);
 /// … and that had, and then no more: what comes meanwhile is recorded together.
@@ -212,7 +214,10 @@ impl Writer {
 
     /// A block with as much of what was read as fits.
     fn block(&self, here: &mut Place) -> Result<Block, AuditError> {
-        let (mut text, mut records, mut last) = (String::new(), 0, None);
+        // At once: a text that grows is copied into ever new memory, a fresh page for each.
+        let room = here.read.len().saturating_mul(RECORD_BYTES);
+        let mut text = String::with_capacity(room.min(BLOCK_BYTES + RECORD_BYTES));
+        let (mut records, mut last) = (0, None);
         while text.len() < BLOCK_BYTES
             && let Some(happened) = here.read.pop_front()
         {
