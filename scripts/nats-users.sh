@@ -3,12 +3,17 @@
 #
 # FOLDER gets a copy of docker/nats, a password for each service, for an operator and for each tenant's producers
 # (FOLDER/<user>.password), and passwords.conf and tenants.conf, which tell the broker. Passwords that are there are kept, and
-# so is nats-server.conf, so it may run again with more tenants: name all of them, then `nats-server --signal reload`.
+# so is nats-server.conf, so it may run again with more tenants: name all of them, then
+# `nats-server --signal reload` (`reload=PID` where several run). What the services need to know is printed, for a shell's `eval`.
 set -euo pipefail
 umask 077
 
 usage="usage: scripts/nats-users.sh FOLDER TENANT..."
-folder=${1:?"$usage"}
+if [ $# -eq 0 ]; then
+    echo "$usage" >&2
+    exit 2
+fi
+folder=$1
 shift
 from=$(cd "$(dirname "$0")/../docker/nats" && pwd)
 services="auth model-registry orchestrator gpu-worker"
@@ -29,10 +34,16 @@ make_password() {
 }
 
 mkdir -p "$folder"
+folder=$(cd "$folder" && pwd)
 for user in $services operator "${@/#/producers-}"; do
     make_password "$user"
 done
-[ -s "$folder/nats-server.conf" ] || cp "$from/nats-server.conf" "$folder/nats-server.conf"
+if [ ! -s "$folder/nats-server.conf" ]; then
+    # Whole: nats-server would take it from where it is started, and begin an empty store elsewhere.
+    store=$(printf %s "$folder/jetstream" | sed 's/[|&\\]/\\&/g')
+    sed "s|store_dir: \"jetstream\"|store_dir: \"$store\"|" "$from/nats-server.conf" >"$folder/nats-server.conf.new"
+    mv "$folder/nats-server.conf.new" "$folder/nats-server.conf"
+fi
 cp "$from/accounts.conf" "$folder/accounts.conf"
 for user in $services operator; do
     # In quotes: of digits alone it would be a number.
@@ -46,7 +57,6 @@ done >"$folder/tenants.conf.new"
 mv "$folder/passwords.conf.new" "$folder/passwords.conf"
 mv "$folder/tenants.conf.new" "$folder/tenants.conf"
 
-folder=$(cd "$folder" && pwd)
 for service in $services; do
     prefix=INKSTONE_$(echo "$service" | tr a-z- A-Z_)__BROKER__
     echo "export ${prefix}USER=$service ${prefix}PASSWORD_FILE=$folder/$service.password"
