@@ -59,14 +59,19 @@ fn needed(mut parameter: Parameter) -> Parameter {
     parameter
 }
 
-fn moment() -> Object {
+/// A moment on a day that there is: whoever makes one up by the document is not to be refused for a 31st of November.
+pub(super) fn moment() -> Object {
+    const LONG: &str = "(0[13578]|1[02])(0[1-9]|[12][0-9]|3[01])";
+    const SHORT: &str = "(0[469]|11)(0[1-9]|[12][0-9]|30)";
+    const FEBRUARY: &str = "02(0[1-9]|1[0-9]|2[0-8])";
+    // Of years that 4 divides, but for those of the centuries that 4 does not divide.
+    const LEAP: &str = "([0-9]{2}(0[48]|[2468][048]|[13579][26])|([02468][048]|[13579][26])00)0229";
+    const CLOCK: &str = "([01][0-9]|2[0-3])[0-5][0-9][0-5][0-9]";
     let mut time = text();
-    let (day, clock) = (
-        "(0[1-9]|1[0-2])(0[1-9]|[12][0-9]|3[01])",
-        "([01][0-9]|2[0-3])[0-5][0-9][0-5][0-9]",
-    );
     // Empty is as good as left out.
-    time.pattern = Some(format!("^([0-9]{{4}}{day}{clock})?$"));
+    time.pattern = Some(format!(
+        "^(([0-9]{{4}}({LONG}|{SHORT}|{FEBRUARY})|{LEAP}){CLOCK})?$"
+    ));
     time
 }
 

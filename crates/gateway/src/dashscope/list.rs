@@ -265,6 +265,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::dashscope::described::moment;
 
     #[test]
     fn a_query_is_read_as_the_package_sends_it() {
@@ -419,7 +420,19 @@ mod tests {
         assert!(refused.message.contains("/v1/tasks"), "{refused}");
     }
 
+    /// Every text that the document lets a moment be.
+    fn described() -> impl Strategy<Value = String> {
+        let pattern = moment().pattern.unwrap();
+        prop::string::string_regex(pattern.trim_matches(['^', '$'])).unwrap()
+    }
+
     proptest! {
+        #[test]
+        fn a_moment_as_the_document_describes_it_is_read(text in described()) {
+            let read = wanted(ListQuery { start_time: Some(text), ..Default::default() });
+            prop_assert!(read.is_ok(), "{:?}", read.err());
+        }
+
         #[test]
         fn no_query_makes_the_reader_panic(text in "\\PC{0,16}|[0-9]{0,16}") {
             let given = || Some(text.clone());
