@@ -1,5 +1,7 @@
 //! How the broker is connected to: over TLS or not, and as which of its users.
 
+use std::fs::File;
+use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
@@ -70,17 +72,23 @@ fn password(path: &Path) -> Result<String, BrokerError> {
         path: path.to_owned(),
         problem,
     };
-    let about = std::fs::metadata(path).map_err(unreadable)?;
+    // What is looked at is what is read, whatever takes its name meanwhile.
+    let mut file = File::open(path).map_err(unreadable)?;
+    let about = file.metadata().map_err(unreadable)?;
     let mode = about.mode() & 0o7777;
     if mode & OTHERS != 0 {
-        let problem = format!("has mode {mode:04o}, so others than its owner can use it");
+        let shown = path.display();
+        let problem = format!(
+            "has mode {mode:04o}, so others than its owner can use it; run: chmod 600 {shown}"
+        );
         return Err(refused(problem));
     }
     if about.len() > MAX_PASSWORD_BYTES {
         let problem = format!("must hold a password of at most {MAX_PASSWORD_BYTES} bytes");
         return Err(refused(problem));
     }
-    let text = std::fs::read_to_string(path).map_err(unreadable)?;
+    let mut text = String::new();
+    file.read_to_string(&mut text).map_err(unreadable)?;
     match text.trim() {
         "" => Err(refused("is empty".to_owned())),
         password => Ok(password.to_owned()),
@@ -127,7 +135,7 @@ mod tests {
             (
                 "auth",
                 file("open", "a-password", 0o644),
-                ["broker.password_file", "mode 0644"],
+                ["mode 0644", "chmod 600"],
             ),
             (
                 "auth",
