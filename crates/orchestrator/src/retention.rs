@@ -301,8 +301,10 @@ mod tests {
         let (log, storage, _kept) = place().await;
         let (open, cancelled, good) = (submitted(), submitted(), submitted());
         let id = |task: &Submitted| task.task_id.parse::<TaskId>().unwrap();
+        let begun = SystemTime::now();
         let drawn = |task: &Submitted, index, data: &[u8]| {
-            Key::image(id(task), index, &storage::sha256_hex(data), "png")
+            let sha256 = storage::sha256_hex(data);
+            Key::image(id(task), begun, index, &sha256, "png")
         };
         let image = |task: &Submitted, index| drawn(task, index, b"x");
         // As another kind of machine draws it.

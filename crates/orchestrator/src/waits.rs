@@ -241,9 +241,12 @@ impl Waits {
     /// What is known here of a task that waits.
     fn figures(&self, waiter: &Waiter, before: Option<u64>) -> Option<Figures> {
         let standing = self.queues.standing();
-        // Of a task that was handed over a moment ago the log may not tell so yet.
-        self.at_workers(&waiter.place, &standing)
-            .or_else(|| self.in_queue(waiter, before, &standing))
+        // Of a task that was handed over a moment ago the log may not tell so yet. One that was stored just now was not.
+        let at_workers = match waiter.at {
+            At::End => None,
+            At::Workers | At::Sequence(_) => self.at_workers(&waiter.place, &standing),
+        };
+        at_workers.or_else(|| self.in_queue(waiter, before, &standing))
     }
 
     /// Of a task that was handed to workers and has not begun.
@@ -277,9 +280,16 @@ impl Waits {
             (At::End, None) => self.length(place)?,
             (At::Sequence(sequence), _) => self.queues.position(place, sequence)?,
         };
-        let all = &standing.handed;
-        let of_tenant = all.iter().filter(|one| one.tenant == place.tenant);
-        let handed = of_tenant.count() as u64;
+        let of_tenant = standing
+            .handed
+            .iter()
+            .filter(|one| one.tenant == place.tenant);
+        let (handed, not_begun) = of_tenant.fold((0, 0), |(handed, not_begun), one| {
+            (
+                handed + 1,
+                not_begun + u64::from(is_queued_with(one, place)),
+            )
+        });
         let wait = self.outlook().and_then(|outlook| {
             let ahead = self.seen.ahead(standing, &outlook);
             let place = Place {
@@ -293,7 +303,7 @@ impl Waits {
             self.told(outlook.wait(place, &ahead))
         });
         Some(Figures {
-            position: position + not_begun(all, place, u64::MAX),
+            position: position + not_begun,
             wait,
         })
     }
@@ -323,12 +333,14 @@ fn ahead(standing: &Standing, before: Option<u64>, fleet: &Fleet) -> Ahead {
 /// How many of a task's own queue workers have, or are about to get, and have not begun that were handed over earlier than `before`.
 fn not_begun(handed: &[Handed], place: &TaskRef, before: u64) -> u64 {
     let is_before = |one: &&Handed| {
-        one.begun.is_none()
-            && one.order < before
-            && one.tenant == place.tenant
-            && one.lane.as_ref() == Some(&place.lane)
+        one.order < before && one.tenant == place.tenant && is_queued_with(one, place)
     };
     handed.iter().filter(is_before).count() as u64
+}
+
+/// Whether one of the same tenant's has not begun and came from the same queue.
+fn is_queued_with(one: &Handed, place: &TaskRef) -> bool {
+    one.begun.is_none() && one.lane.as_ref() == Some(&place.lane)
 }
 
 /// What a watcher was told of a wait, and when.

@@ -1,8 +1,11 @@
 //! Where each kind of object lies.
 
 use std::fmt;
+use std::time::SystemTime;
 
 use contract::{TaskId, TenantId};
+use jiff::Timestamp;
+use jiff::tz::TimeZone;
 
 /// Where files lie that tenants have sent.
 pub(crate) const INPUTS: &str = "inputs";
@@ -13,8 +16,10 @@ pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// Where models' files lie.
 const ARTIFACTS: &str = "artifacts";
 
-/// How many of a task id's last digits name the folder of its pictures: 256 folders.
-const SHARED_DIGITS: usize = 2;
+/// How a minute names a folder: ISO 8601, basic format, UTC.
+const MINUTE: &str = "%Y%m%dT%H%M";
+/// How many of a task id's last digits named the folder of its pictures before.
+const DIGITS_BEFORE: usize = 2;
 /// How many digits of a picture's SHA-256 stand in its key.
 const PICTURE_DIGITS: usize = 16;
 
@@ -23,16 +28,22 @@ const PICTURE_DIGITS: usize = 16;
 pub struct Key(String);
 
 impl Key {
-    /// Picture `index` of a task; `sha256` is its file's, as [`sha256_hex`](crate::sha256_hex) gives it, and `extension` that of its
-    /// format.
+    /// Picture `index` of a task that was `begun` first at that time; `sha256` is its file's, as [`sha256_hex`](crate::sha256_hex) gives it, and
+    /// `extension` that of its format.
     ///
     /// Two workers may draw a task, and where they are not of one kind their bytes differ: neither writes over what the other's end names.
     ///
-    /// Many tasks share a folder, so that a picture seldom needs a new one. Keys were `images/<task>/<index>.png` once, and
-    /// `images/<folder>/<task>-<index>.png` after that: both stand in the ends of tasks, and [`stored`](Self::stored) takes them.
-    pub fn image(task: TaskId, index: u32, sha256: &str, extension: &'static str) -> Self {
-        let task = task.to_string();
-        let folder = shared_folder(&task);
+    /// Those that were begun in the same minute share a folder: who writes now writes where others do, so that one flush of it is good for all. Keys
+    /// were `images/<task>/<index>.png` once, and `images/<last two digits of the task's id>/<task>-<index>.png` after that, with the digest and without:
+    /// they stand in the ends of tasks, and [`stored`](Self::stored) takes them.
+    pub fn image(
+        task: TaskId,
+        begun: SystemTime,
+        index: u32,
+        sha256: &str,
+        extension: &'static str,
+    ) -> Self {
+        let folder = minute(begun);
         let digest: String = sha256.chars().take(PICTURE_DIGITS).collect();
         // After a dot: all before the last hyphen is the task, as it was before.
         Self(format!(
@@ -91,11 +102,11 @@ impl Key {
         if ![IMAGES, CHECKPOINTS].contains(&kind) {
             return None;
         }
-        if folder.len() > SHARED_DIGITS {
-            return folder.parse().ok();
+        if let Ok(task) = folder.parse() {
+            return Some(task);
         }
         let (task, _) = name.rsplit_once('-')?;
-        if shared_folder(task) != folder {
+        if !is_minute(folder) && folder_before(task) != folder {
             return None;
         }
         task.parse().ok()
@@ -112,16 +123,24 @@ impl Key {
     }
 }
 
-/// The folder for the pictures of a task. Ids begin with a time and end in chance.
-fn shared_folder(task: &str) -> &str {
-    let start = task.len().saturating_sub(SHARED_DIGITS);
-    task.get(start..).unwrap_or_default()
+/// The folder for the pictures of tasks that were begun then. A time that no calendar has is taken for its beginning.
+fn minute(begun: SystemTime) -> String {
+    let begun = Timestamp::try_from(begun).unwrap_or_default();
+    begun.to_zoned(TimeZone::UTC).strftime(MINUTE).to_string()
 }
 
-/// Whether an object lies in a folder that many tasks share.
-pub(crate) fn is_shared(key: &str) -> bool {
-    let mut parts = key.split('/');
-    parts.next() == Some(IMAGES) && parts.next().is_some_and(|part| part.len() == SHARED_DIGITS)
+fn is_minute(folder: &str) -> bool {
+    folder.len() == "20261128T0449".len()
+        && folder.bytes().enumerate().all(|(place, b)| match place {
+            8 => b == b'T',
+            _ => b.is_ascii_digit(),
+        })
+}
+
+/// The folder for the pictures of a task as it was before. Ids begin with a time and end in chance.
+fn folder_before(task: &str) -> &str {
+    let start = task.len().saturating_sub(DIGITS_BEFORE);
+    task.get(start..).unwrap_or_default()
 }
 
 fn is_sha256(text: &str) -> bool {
@@ -137,12 +156,20 @@ impl fmt::Display for Key {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashSet;
+    use std::time::{Duration, UNIX_EPOCH};
 
     use super::*;
 
+    /// 2026-11-28 04:49:07.
+    const BEGUN: u64 = 1_795_841_347;
+
     fn image(task: TaskId, index: u32) -> Key {
-        Key::image(task, index, &"0123456789abcdef".repeat(4), "png")
+        image_of(BEGUN, task, index)
+    }
+
+    fn image_of(begun: u64, task: TaskId, index: u32) -> Key {
+        let begun = UNIX_EPOCH + Duration::from_secs(begun);
+        Key::image(task, begun, index, &"0123456789abcdef".repeat(4), "png")
     }
 
     #[test]
@@ -165,12 +192,13 @@ mod tests {
         let task = TaskId::random();
         let text = task.to_string();
         let found = |key: &str| Key::stored(key).and_then(|key| key.task());
-        let folder = shared_folder(&text);
+        let folder = folder_before(&text);
         for key in [
             image(task, 3).as_str(),
             Key::checkpoint(task, 1, 20).as_str(),
             &format!("images/{text}/3.png"),
             &format!("images/{folder}/{text}-3.png"),
+            &format!("images/{folder}/{text}-3.0123456789abcdef.png"),
         ] {
             assert_eq!(found(key), Some(task), "{key}");
         }
@@ -182,30 +210,30 @@ mod tests {
             "images/artifact/0.png",
             &format!("inputs/{text}/3"),
             &format!("images/{other}/{text}-3.png"),
+            &format!("images/20261128-0449/{text}-3.png"),
+            "images/20261128T0449/x-0.png",
         ] {
             assert_eq!(found(key), None, "{key}");
         }
     }
 
     #[test]
-    fn tasks_that_come_one_after_the_other_do_not_all_share_one_folder() {
-        let folder = |_| {
-            let key = image(TaskId::random(), 0);
-            assert!(is_shared(key.as_str()), "{key}");
+    fn pictures_of_tasks_that_were_begun_in_the_same_minute_share_a_folder() {
+        let folder = |begun: u64| {
+            let key = image_of(begun, TaskId::random(), 0);
             key.as_str().split('/').nth(1).unwrap().to_owned()
         };
-        let folders: HashSet<String> = (0..1000).map(folder).collect();
-        assert!((200..=256).contains(&folders.len()), "{}", folders.len());
-        assert!(!is_shared(
-            "images/01a20610-a8bf-738a-b43b-5a4af05ef1d9/0.png"
-        ));
-        assert!(!is_shared("inputs/00/x"));
+        assert_eq!(folder(BEGUN), "20261128T0449");
+        assert_eq!(folder(BEGUN + 52), "20261128T0449");
+        assert_eq!(folder(BEGUN + 53), "20261128T0450");
+        // What no calendar has.
+        assert_eq!(folder(u64::from(u32::MAX) << 30), "19700101T0000");
     }
 
     #[test]
     fn pictures_of_other_bytes_never_meet_and_those_of_the_same_do() {
         let task = TaskId::random();
-        let of = |data: &[u8]| Key::image(task, 0, &crate::sha256_hex(data), "png");
+        let of = |data: &[u8]| Key::image(task, UNIX_EPOCH, 0, &crate::sha256_hex(data), "png");
         assert_ne!(of(b"x"), of(b"y"));
         assert_eq!(of(b"x"), of(b"x"));
         let name = format!("{task}-0.2d711642b726b044.png");

@@ -12,6 +12,7 @@ mod key;
 mod open;
 mod upload;
 mod whole;
+mod writers;
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,6 +1,6 @@
 //! From files to stored pictures (invariant I3: their bytes are in the store before the task's end is written).
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,7 +18,7 @@ use crate::settings::{OutputSettings, Verify};
 /// stored by then need not be drawn again; a store that hangs would use up the time that the worker has, and with it that of handing the task back.
 const STOP_LIMIT: Duration = Duration::from_secs(10);
 
-/// Stores the files under keys derived from task, index and digest.
+/// Stores the files under keys derived from task, its beginning, index and digest.
 pub(super) struct Output;
 
 /// Why a file is not known to be stored.
@@ -61,7 +61,13 @@ impl PipelineNode for Output {
 async fn store(job: &TaskJob, index: u32, file: File) -> Result<StoredImage, NodeError> {
     let format = job.encoding.format;
     let File { bytes, sha256 } = file;
-    let key = Key::image(job.task.task, index, &sha256, format.extension());
+    let key = Key::image(
+        job.task.task,
+        begun(job),
+        index,
+        &sha256,
+        format.extension(),
+    );
     let OutputSettings {
         verify, patience, ..
     } = &job.worker.output;
@@ -92,6 +98,13 @@ async fn store(job: &TaskJob, index: u32, file: File) -> Result<StoredImage, Nod
         sha256,
         key: key.to_string(),
     })
+}
+
+/// When the task was first taken up, as whoever takes it up again reads it too.
+fn begun(job: &TaskJob) -> SystemTime {
+    let first = job.state.started_at;
+    let first = first.and_then(|at| SystemTime::try_from(at).ok());
+    first.unwrap_or(SystemTime::UNIX_EPOCH)
 }
 
 /// A picture on its way into the store.

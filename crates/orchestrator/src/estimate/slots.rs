@@ -60,8 +60,11 @@ impl Slots {
         if tasks <= 0.0 || each <= 0.0 {
             return self.0.first().map_or(0.0, |work| *work as f64);
         }
-        // Slots that are free too late for any of these tasks have no part in it.
+        // Slots that are free too late for any of these tasks have no part in it. Behind many tasks there are none.
         let (mut least, mut most) = (1, self.count());
+        if before_the_last(&self.0, each) <= tasks {
+            least = most;
+        }
         while least < most {
             let middle = (least + most).div_ceil(2);
             if before_the_last(&self.0[..middle], each) <= tasks {
@@ -75,11 +78,12 @@ impl Slots {
         let mut free: Vec<f64> = level(slots, each)
             .map(|(work, begun)| work + begun * each)
             .collect();
-        free.sort_unstable_by(f64::total_cmp);
         // From here on they take turns.
         let rounds = (left / least as f64).floor();
         let turn = (left - rounds * least as f64) as usize;
-        free[turn.min(least - 1)] + rounds * each
+        let turn = turn.min(least - 1);
+        let (_, free, _) = free.select_nth_unstable_by(turn, f64::total_cmp);
+        *free + rounds * each
     }
 }
 
