@@ -201,10 +201,12 @@ impl AuthService for AuthGrpc {
         &self,
         _: Request<ListTokenKeysRequest>,
     ) -> Result<Response<ListTokenKeysResponse>, Status> {
-        let keys = self.tokens.ring.borrow().public();
-        let key = |PublicKey { kid, x }| TokenKey { kid, x };
-        let keys = keys.into_iter().map(key).collect();
-        Ok(Response::new(ListTokenKeysResponse { keys }))
+        let ring = self.tokens.ring.borrow().clone();
+        let key = |(generation, PublicKey { kid, x })| TokenKey { kid, x, generation };
+        Ok(Response::new(ListTokenKeysResponse {
+            keys: ring.public().into_iter().map(key).collect(),
+            unopened: ring.unopened.clone(),
+        }))
     }
 
     async fn charge(

@@ -1,7 +1,7 @@
 //! The words that Inkstone's services share.
 //!
 //! Services depend on this crate and never on each other: messages and gRPC services generated from
-//! `proto/`, [typed ids](id), the [clock], the [words](words) for its enums, our own dialect's [JSON](json), what auth [asserts](assertion) of callers, the [limits] that hold for every
+//! `proto/`, [typed ids](id), the [clock], the [words](words) for its enums, our own dialect's [JSON](json), what auth [asserts](assertion) of callers and the [keys](token_keys) that it signs with, the [limits] that hold for every
 //! request and the [check](validate()) of them, and the one closed list of [error codes](error) with its mapping to gRPC and HTTP.
 //! Nothing here talks to anything.
 
@@ -14,6 +14,7 @@ pub mod json;
 pub mod limits;
 mod policy;
 pub mod proof;
+pub mod token_keys;
 mod validate;
 pub mod words;
 

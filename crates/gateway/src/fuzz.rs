@@ -1,7 +1,7 @@
 //! Everything here that reads what callers send, for the crate `fuzz-edge`. Not for anyone else.
 
 use axum::extract::Query;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Uri, Version};
 use bytes::Bytes;
 use contract::{Failure, limits, v1, validate};
 use prost::Message as _;
@@ -126,10 +126,10 @@ fn many(input: &[u8]) -> Result<(), Failure> {
 
 /// As on the wire: a request line, and header fields.
 const HEADERS: &[&str] = &[
-    "GET /v1/models\nauthorization: Bearer ink_prod-a_0123456789abcdef",
+    "GET /v1/models\nhost: [::1]:8080\nauthorization: Bearer ink_prod-a_0123456789abcdef",
     "POST /v1/tasks?a=b&c=%20d\nx-app-key: prod-a\nx-timestamp: 1700000000\nx-nonce: abcdefghijklmnop\nx-signature: 00ff\n\
      x-content-sha256: e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855\nidempotency-key: k",
-    "POST /v1/tasks\nx-app-key: prod-a\nx-timestamp: 1700000000\nx-signature: 00ff\ngrpc-timeout: 5S",
+    "POST http://a.example/v1/tasks\nhost: a.example:80\nx-app-key: prod-a\nx-timestamp: 1700000000\nx-signature: 00ff\ngrpc-timeout: 5S",
     "POST /v1/tasks\nauthorization: bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJhIn0.\ncontent-type: application/json; charset=utf-8\n\
      content-encoding: identity",
 ];
@@ -158,6 +158,9 @@ fn headers(input: &[u8]) -> Result<(), Failure> {
         .and_then(|value| value.to_str().ok());
     let _ = timeout.and_then(rpc::deadline::parse);
     let _ = crate::heads::check(&headers);
+    for version in [Version::HTTP_11, Version::HTTP_2] {
+        let _ = crate::heads::addressed(version, &uri, &headers);
+    }
     let _ = crate::json::check_media_type(&headers);
     let key = tasks::idempotency_key(&headers)?;
     assert!(key.is_ascii());

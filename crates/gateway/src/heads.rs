@@ -2,9 +2,14 @@
 //!
 //! Two headers are looked at elsewhere: lengths that differ end the connection in HTTP itself, and those that show who calls are
 //! refused by their one reader ([`contract::proof`]). Lists that may come in several lines have no other reading and stay.
+//!
+//! A length beside chunks does not come this far. HTTP itself takes the length out of the head, reads the body by its chunks, and ends
+//! the connection with the answer (RFC 9112, 6.3), so nothing behind the body is taken for a request. That there was one cannot be seen here.
+
+use std::net::Ipv6Addr;
 
 use axum::extract::Request;
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Uri, Version, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use contract::Failure;
@@ -26,7 +31,9 @@ const ONCE: [&str; 9] = [
 
 /// Refuses a request whose head can be read in two ways, before anyone reads it.
 pub(crate) async fn read_in_one_way(request: Request, next: Next) -> Response {
-    match check(request.headers()) {
+    let headers = request.headers();
+    let read = check(headers).and_then(|()| addressed(request.version(), request.uri(), headers));
+    match read {
         Ok(()) => next.run(request).await,
         Err(failure) => Refused(failure).into_response(),
     }
@@ -47,6 +54,95 @@ pub(crate) fn check(headers: &HeaderMap) -> Result<(), Failure> {
             Err(Failure::invalid(*name, message))
         }
         None => Ok(()),
+    }
+}
+
+/// Whether a request says in one way which host it asks: over HTTP/1.1 in `Host` (RFC 9112, 3.2), over HTTP/2 in its authority or, from a
+/// proxy that translates, there (RFC 9113, 8.3.1). HTTP/1.0 need not. A whole URL in the first line goes before `Host`, whatever that says
+/// (RFC 9112, 3.2.2).
+///
+/// # Errors
+/// An invalid argument that names where the host is missing, is none, or is another one.
+pub(crate) fn addressed(version: Version, uri: &Uri, headers: &HeaderMap) -> Result<(), Failure> {
+    let line = if version < Version::HTTP_2 {
+        "request target"
+    } else {
+        ":authority"
+    };
+    let in_line = uri.authority();
+    let in_line = in_line.map(|authority| Host::read(line, authority.as_str().as_bytes()));
+    let in_head = headers.get(header::HOST);
+    let in_head = in_head.map(|value| Host::read("Host", value.as_bytes()));
+    match (in_line.transpose()?, in_head.transpose()?) {
+        (_, None) if version == Version::HTTP_11 => {
+            let message =
+                "Host is missing: every request but one of HTTP 1.0 says which host it asks";
+            Err(Failure::invalid("Host", message))
+        }
+        (None, None) if version >= Version::HTTP_2 => {
+            let message = ":authority is missing, and there is no Host in its place";
+            Err(Failure::invalid(":authority", message))
+        }
+        (Some(asked), Some(head)) if version >= Version::HTTP_2 && !asked.is_same(&head) => {
+            let message = "Host names another host than :authority";
+            Err(Failure::invalid("Host", message))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Which host a request asks.
+struct Host<'a> {
+    name: &'a str,
+    port: Option<u16>,
+}
+
+impl<'a> Host<'a> {
+    /// What the part of a head says that is called `part`.
+    fn read(part: &str, bytes: &'a [u8]) -> Result<Self, Failure> {
+        let host = std::str::from_utf8(bytes).ok().and_then(Self::parse);
+        host.ok_or_else(|| {
+            let message =
+                format!("{part} must be a host, with a port or without, and nothing else");
+            Failure::invalid(part, message)
+        })
+    }
+
+    /// Reads `host [":" port]` (RFC 9110, 7.2). Of names only the characters that some name has: by the grammar `a,b` is one too, and two to
+    /// whoever reads a list. No zone of an address is sent (RFC 6874, 4), nor, to a server, who logs in.
+    fn parse(text: &'a str) -> Option<Self> {
+        let (name, rest) = match text.strip_prefix('[') {
+            Some(inside) => {
+                let (address, rest) = inside.split_once(']')?;
+                address.parse::<Ipv6Addr>().ok()?;
+                (address, rest)
+            }
+            None => {
+                let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+                let plain = |b: u8| b.is_ascii_alphanumeric() || b"-._~".contains(&b);
+                if name.is_empty() || !name.bytes().all(plain) {
+                    return None;
+                }
+                (name, rest)
+            }
+        };
+        let port = match rest {
+            "" | ":" => None,
+            _ => {
+                let digits = rest.strip_prefix(':')?;
+                let digits = Some(digits).filter(|d| d.bytes().all(|b| b.is_ascii_digit()))?;
+                Some(digits.parse().ok()?)
+            }
+        };
+        Some(Self { name, port })
+    }
+
+    /// Whether both are one host. A proxy may have left out a port that goes without saying.
+    fn is_same(&self, other: &Host<'_>) -> bool {
+        let (one, two) = (self.port, other.port);
+        let unsaid = |port: Option<u16>| matches!(port, None | Some(80 | 443));
+        let left_out = (one.is_none() || two.is_none()) && unsaid(one) && unsaid(two);
+        self.name.eq_ignore_ascii_case(other.name) && (one == two || left_out)
     }
 }
 
@@ -82,6 +178,87 @@ mod tests {
         }
         for list in ["accept", "cookie", "if-none-match", "x-forwarded-for"] {
             assert!(check(&with(list, &["a", "b"])).is_ok(), "{list}");
+        }
+    }
+
+    /// The field that a request is refused by, if it is.
+    fn refused(version: Version, uri: &str, host: Option<&'static str>) -> Option<String> {
+        let host = host.map(|host| with("host", &[host])).unwrap_or_default();
+        let refused = addressed(version, &uri.parse().unwrap(), &host).err()?;
+        let field = refused.field.unwrap();
+        assert!(refused.message.starts_with(&field), "{}", refused.message);
+        Some(field)
+    }
+
+    #[test]
+    fn a_host_is_one_name_or_address_with_a_port_at_most() {
+        for good in [
+            "x",
+            "X-1_a.example:8080",
+            "10.0.0.1:",
+            "[::1]",
+            "[fe80::1]:443",
+        ] {
+            for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+                assert_eq!(refused(version, "/", Some(good)), None, "{good}");
+            }
+        }
+        for bad in [
+            "",
+            ":80",
+            "a b",
+            "a,b",
+            "a/b",
+            "a@b",
+            "a%62",
+            "a:b",
+            "a:+1",
+            "a:65536",
+            "a:1:2",
+            "::1",
+            "[::1",
+            "[]",
+            "[a]",
+            "[::1]a",
+            "[::1]80",
+            "[fe80::1%25eth0]",
+            "[::1][::1]",
+        ] {
+            for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+                let field = refused(version, "/", Some(bad));
+                assert_eq!(field.as_deref(), Some("Host"), "{bad:?}");
+            }
+        }
+        let mut bytes = HeaderMap::new();
+        bytes.insert(header::HOST, HeaderValue::from_bytes(b"\xe9").unwrap());
+        assert!(addressed(Version::HTTP_11, &Uri::from_static("/"), &bytes).is_err());
+    }
+
+    #[test]
+    fn http_1_1_names_its_host_in_the_head_and_http_2_in_its_authority_or_there() {
+        let (old, one, two) = (Version::HTTP_10, Version::HTTP_11, Version::HTTP_2);
+        assert_eq!(refused(old, "/", None), None);
+        let none = |version, uri| refused(version, uri, None);
+        assert_eq!(none(one, "/").as_deref(), Some("Host"));
+        assert_eq!(none(one, "http://x/").as_deref(), Some("Host"));
+        assert_eq!(none(two, "/").as_deref(), Some(":authority"));
+        assert_eq!(none(two, "http://x/"), None);
+        for line in ["http://u@x/", "http://u:p@x/"] {
+            let field = |version| refused(version, line, Some("x"));
+            assert_eq!(field(one).as_deref(), Some("request target"));
+            assert_eq!(field(two).as_deref(), Some(":authority"));
+        }
+        for same in ["x.example", "X.Example", "x.example:80", "x.example:443"] {
+            assert_eq!(
+                refused(two, "http://x.example/", Some(same)),
+                None,
+                "{same}"
+            );
+        }
+        for other in ["y.example", "x.example:8080"] {
+            let field = refused(two, "http://x.example/", Some(other));
+            assert_eq!(field.as_deref(), Some("Host"), "{other}");
+            assert_eq!(refused(one, "http://x.example/", Some(other)), None);
         }
     }
 }

@@ -3,6 +3,9 @@
 mod for_callers;
 mod gathering;
 
+use std::sync::{Arc, Mutex};
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::{
@@ -11,6 +14,7 @@ use contract::auth::{
 };
 use contract::orchestrator::orchestrator_service_client::OrchestratorServiceClient;
 use contract::registry::registry_service_client::RegistryServiceClient;
+use contract::token_keys::KnownKeys;
 use contract::v1::submit_result;
 use contract::{ErrorCode, Failure, TaskId, TenantId, orchestrator, registry, v1};
 use lifecycle::Tasks;
@@ -47,6 +51,8 @@ pub(crate) struct Platform {
     keyed: Submissions,
     keyless: Submissions,
     storage: Storage,
+    /// The public keys that tokens are verified with, by what auth has told.
+    known: Arc<Mutex<KnownKeys>>,
     /// Each by the name of its check.
     peers: [(&'static str, Peer); 3],
 }
@@ -105,6 +111,7 @@ impl Platform {
             orchestrator,
             registry: rpc::with_limits!(models),
             storage: Storage::open(&settings.storage)?,
+            known: Arc::default(),
         })
     }
 
@@ -168,12 +175,15 @@ impl Platform {
         Ok(answer.map_err(heard("issue_token"))?.into_inner())
     }
 
-    /// The public keys that tokens are verified with.
+    /// The public keys that tokens are verified with, those too that the auth which answers cannot open just now.
     pub(crate) async fn token_keys(&self) -> Result<Vec<TokenKey>, Failure> {
         let mut auth = self.auth.clone();
         let request = rpc::idempotent(ListTokenKeysRequest {});
         let answer = auth.list_token_keys(request).await;
-        Ok(answer.map_err(heard("list_token_keys"))?.into_inner().keys)
+        let answer = answer.map_err(heard("list_token_keys"))?.into_inner();
+        // Every change leaves them whole.
+        let mut known = self.known.lock().unwrap_or_else(|e| e.into_inner());
+        Ok(known.learn(answer, SystemTime::now()))
     }
 
     /// Accepts a task; true when it was there before.

@@ -309,7 +309,9 @@ mod tests {
         let (router, _reporter) = grpc(&edge).unwrap();
         let watch = async |address: &str| {
             let request = axum::http::Request::post("/grpc.health.v1.Health/Watch");
-            let request = request.header(header::CONTENT_TYPE, "application/grpc");
+            let request = request
+                .header(header::HOST, "x")
+                .header(header::CONTENT_TYPE, "application/grpc");
             let mut request = request.body(Body::from(vec![0; 5])).unwrap();
             let from = Network::of(address.parse().unwrap());
             request.extensions_mut().insert(from);
@@ -349,7 +351,9 @@ mod tests {
         // Of a refusal the status is in the head.
         let refused = async |path: &str| {
             let request = axum::http::Request::post(path);
-            let request = request.header(header::CONTENT_TYPE, "application/grpc");
+            let request = request
+                .header(header::HOST, "x")
+                .header(header::CONTENT_TYPE, "application/grpc");
             // An empty message.
             let request = request.body(Body::from(vec![0; 5])).unwrap();
             let answer = router.clone().oneshot(request).await.unwrap();
@@ -387,6 +391,7 @@ mod tests {
         while waiting.len() < enough {
             let request = axum::http::Request::builder().method(method).uri(path);
             let request = request
+                .header(header::HOST, "x")
                 .header(header::AUTHORIZATION, "Bearer wrong")
                 .header(header::CONTENT_TYPE, "application/json");
             let mut request = request.body(Body::from("{}")).unwrap();

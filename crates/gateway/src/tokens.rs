@@ -133,7 +133,7 @@ pub(crate) async fn keys(State(edge): State<Arc<Edge>>) -> Response {
         Ok(keys) => keys,
         Err(failure) => return problem::Refused(failure).into_response(),
     };
-    let jwk = |TokenKey { kid, x }| Jwk {
+    let jwk = |TokenKey { kid, x, .. }| Jwk {
         kty: "OKP",
         crv: "Ed25519",
         alg: "EdDSA",

@@ -5,7 +5,8 @@ use std::io::Cursor;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use crate::container::{self, Container};
-use crate::{DecodeError, Format};
+use crate::vp8l::{self, MAX_CODES_BYTES};
+use crate::{DecodeError, Format, InspectError};
 
 /// The most scans of a JPEG that are decoded. Encoders write about ten; each one more costs a pass over the whole
 /// picture for a few bytes of file.
@@ -57,10 +58,24 @@ fn checked(found: &Container<'_>, max_pixels: u64) -> Result<DynamicImage, Decod
     if found.animated {
         return Err(DecodeError::Animated);
     }
-    if found.format == Format::Jpeg {
-        check_scans(found.body)?;
+    match found.format {
+        Format::Jpeg => check_scans(found.body)?,
+        Format::WebP => check_codes(found)?,
+        Format::Png => {}
     }
     decode_pixels(found, pixels)
+}
+
+fn check_codes(found: &Container<'_>) -> Result<(), DecodeError> {
+    let format = found.format;
+    let what = "its lossless stream ends early or contradicts itself";
+    let bytes = vp8l::codes_bytes(found.body, found.width, found.height);
+    let bytes = bytes.ok_or(DecodeError::Inspect(InspectError::Damaged { format, what }))?;
+    if bytes > MAX_CODES_BYTES {
+        let limit = MAX_CODES_BYTES;
+        return Err(DecodeError::Codes { limit });
+    }
+    Ok(())
 }
 
 fn check_scans(file: &[u8]) -> Result<(), DecodeError> {

@@ -126,6 +126,12 @@ pub enum DecodeError {
         /// The most that are decoded.
         limit: usize,
     },
+    /// A WebP with more or longer prefix codes than any encoder writes: small to send, gigabytes to decode.
+    #[error("the WebP has prefix codes that would take more than the {limit} bytes allowed")]
+    Codes {
+        /// The most that they may take.
+        limit: u64,
+    },
     /// The pixel data cannot be decoded.
     #[error("cannot decode the {format} pixels")]
     Pixels {

@@ -20,6 +20,7 @@ mod fit;
 mod inspect;
 mod label;
 mod visible;
+mod vp8l;
 mod xmp;
 
 use std::fmt;

@@ -7,7 +7,8 @@ use contract::auth::auth_service_client::AuthServiceClient;
 use contract::auth::authenticate_request::Proof;
 use contract::auth::{
     AuthenticateCall, AuthenticateMessagesRequest, AuthenticateRequest, Caller,
-    ListTokenKeysRequest, Receipt, SignWebhookRequest, TokenKey, VouchRequest, authenticate_answer,
+    ListTokenKeysRequest, ListTokenKeysResponse, Receipt, SignWebhookRequest, VouchRequest,
+    authenticate_answer,
 };
 use contract::{ErrorCode, Failure};
 use futures::{FutureExt as _, StreamExt as _};
@@ -50,11 +51,11 @@ impl Auth {
         answer.into_inner().caller.ok_or_else(no_caller)
     }
 
-    /// The public keys of what it signs.
-    pub(crate) async fn token_keys(&self) -> Result<Vec<TokenKey>, Failure> {
+    /// The public keys of what it signs, as far as the instance that answers has them.
+    pub(crate) async fn token_keys(&self) -> Result<ListTokenKeysResponse, Failure> {
         let request = rpc::idempotent(ListTokenKeysRequest {});
         let answer = self.client.clone().list_token_keys(request).await?;
-        Ok(answer.into_inner().keys)
+        Ok(answer.into_inner())
     }
 
     /// The signature of a webhook.

@@ -234,6 +234,7 @@ mod tests {
             .unwrap();
         let (both, ring) = watch::channel(Arc::new(Ring {
             keys: [(1, old), (2, new.clone())].into(),
+            unopened: Vec::new(),
         }));
         let tokens = Tokens {
             ring,
@@ -256,6 +257,7 @@ mod tests {
         assertions.read(&before).unwrap();
         both.send_replace(Arc::new(Ring {
             keys: [(2, new)].into(),
+            unopened: Vec::new(),
         }));
         assertions.read(&before).unwrap_err();
         assertions.read(&after).unwrap();

@@ -156,6 +156,9 @@ impl SigningKey {
 #[derive(Default)]
 pub(crate) struct Ring {
     pub(crate) keys: BTreeMap<Generation, Arc<SigningKey>>,
+    /// Those that are held too, and that nobody could open here yet. Without opening them their public halves are not known, or whoever can
+    /// write to the bucket could name one.
+    pub(crate) unopened: Vec<Generation>,
 }
 
 impl Ring {
@@ -166,8 +169,10 @@ impl Ring {
     ) -> Result<Self, KeyEncryptionError> {
         let record = SigningKeyRecord::random(key_encryption, 1, at).await?;
         let key = record.open(key_encryption, 1).await?;
-        let keys = BTreeMap::from([(1, Arc::new(key))]);
-        Ok(Self { keys })
+        Ok(Self {
+            keys: BTreeMap::from([(1, Arc::new(key))]),
+            unopened: Vec::new(),
+        })
     }
 
     /// The key that signs now: the latest whose time has come.
@@ -190,8 +195,10 @@ impl Ring {
     }
 
     /// What others verify with: all keys, those too whose time is still to come.
-    pub(crate) fn public(&self) -> Vec<PublicKey> {
-        self.keys.values().map(|key| key.public.clone()).collect()
+    pub(crate) fn public(&self) -> Vec<(Generation, PublicKey)> {
+        let public =
+            |(generation, key): (&Generation, &Arc<SigningKey>)| (*generation, key.public.clone());
+        self.keys.iter().map(public).collect()
     }
 }
 

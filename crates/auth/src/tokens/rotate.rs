@@ -111,7 +111,7 @@ pub(crate) async fn start(
         keeper.key_encryption.clone(),
     );
     let first = copy.borrow_and_update().clone();
-    let (opened, whole) = keeper.open(&first, &Ring::default()).await;
+    let (opened, whole) = open(&*keeper.key_encryption, &first, &Ring::default()).await;
     let (ring, shown) = watch::channel(Arc::new(opened));
     let stopping = service.tasks.stopping();
     service.tasks.critical("signing keys", async move {
@@ -143,7 +143,7 @@ impl Keeper {
             if held != seen || !whole {
                 let before = ring.borrow().clone();
                 let opened;
-                (opened, whole) = self.open(&held, &before).await;
+                (opened, whole) = open(&*self.key_encryption, &held, &before).await;
                 ring.send_replace(Arc::new(opened));
                 seen = held.clone();
             }
@@ -199,31 +199,36 @@ impl Keeper {
             Err(error) => Err(error),
         }
     }
+}
 
-    /// The keys that can be opened. One that cannot be must not hide the others.
-    /// The keys that are held, and whether all of them are there. One that cannot be opened just now, and was before, stays.
-    async fn open(&self, held: &BTreeMap<String, SigningKeyRecord>, before: &Ring) -> (Ring, bool) {
-        let mut ring = Ring::default();
-        let mut whole = true;
-        for (name, record) in held {
-            let Ok(generation) = name.parse() else {
-                tracing::error!(name, "no generation is named like this signing key");
-                continue;
-            };
-            match record.open(&*self.key_encryption, generation).await {
-                Ok(key) => drop(ring.keys.insert(generation, Arc::new(key))),
-                Err(error) => {
-                    whole = false;
-                    if let Some(key) = before.keys.get(&generation) {
-                        ring.keys.insert(generation, Arc::clone(key));
-                    }
-                    let error = &error as &dyn std::error::Error;
-                    tracing::error!(error, generation, "a signing key cannot be opened");
+/// The keys that are held, and whether all of them could be opened. One that cannot be does not hide the others: where it was opened before it
+/// stays, and else it is said which it is.
+async fn open(
+    key_encryption: &dyn KeyEncryption,
+    held: &BTreeMap<String, SigningKeyRecord>,
+    before: &Ring,
+) -> (Ring, bool) {
+    let mut ring = Ring::default();
+    let mut whole = true;
+    for (name, record) in held {
+        let Ok(generation) = name.parse() else {
+            tracing::error!(name, "no generation is named like this signing key");
+            continue;
+        };
+        match record.open(key_encryption, generation).await {
+            Ok(key) => drop(ring.keys.insert(generation, Arc::new(key))),
+            Err(error) => {
+                whole = false;
+                match before.keys.get(&generation) {
+                    Some(key) => drop(ring.keys.insert(generation, Arc::clone(key))),
+                    None => ring.unopened.push(generation),
                 }
+                let error = &error as &dyn std::error::Error;
+                tracing::error!(error, generation, "a signing key cannot be opened");
             }
         }
-        (ring, whole)
     }
+    (ring, whole)
 }
 
 #[cfg(test)]
@@ -231,8 +236,33 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::key_encryption::LocalKey;
+    use crate::sealed::Key;
 
     const HOUR: Duration = Duration::from_secs(3600);
+
+    #[tokio::test]
+    async fn a_key_that_cannot_be_opened_is_told_by_its_generation_unless_it_was_opened_before() {
+        let (here, elsewhere) = (
+            LocalKey::new(&Key::random().unwrap()),
+            LocalKey::new(&Key::random().unwrap()),
+        );
+        let one = SigningKeyRecord::random(&here, 1, at(0)).await.unwrap();
+        let two = SigningKeyRecord::random(&elsewhere, 2, at(1)).await;
+        let held = BTreeMap::from([(name(1), one), (name(2), two.unwrap())]);
+        let told = |ring: &Ring| {
+            let generations: Vec<_> = ring.public().iter().map(|(number, _)| *number).collect();
+            (generations, ring.unopened.clone())
+        };
+        let (ring, whole) = open(&here, &held, &Ring::default()).await;
+        assert_eq!((told(&ring), whole), ((vec![1], vec![2]), false));
+        // What opened it is away: it is tried again, and verifies meanwhile.
+        let (ring, whole) = open(&elsewhere, &held, &ring).await;
+        assert_eq!((told(&ring), whole), ((vec![1, 2], vec![]), false));
+        // Removed is removed, opened or not.
+        let (ring, whole) = open(&here, &BTreeMap::new(), &ring).await;
+        assert_eq!((told(&ring), whole), ((vec![], vec![]), true));
+    }
 
     fn at(seconds: i64) -> Timestamp {
         Timestamp::from_second(1_700_000_000 + seconds).unwrap()

@@ -128,7 +128,7 @@ async fn every_claim_must_be_there_and_ours() {
 async fn no_other_algorithm_and_no_other_key_is_taken() {
     let tokens = tokens().await;
     let ring = tokens.ring.borrow().clone();
-    let PublicKey { kid, x } = ring.public().remove(0);
+    let (_, PublicKey { kid, x }) = ring.public().remove(0);
     let parts = |header: serde_json::Value| {
         let encode = |value: &serde_json::Value| {
             use base64::Engine as _;

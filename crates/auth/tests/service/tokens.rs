@@ -7,7 +7,7 @@ use contract::Failure;
 use contract::auth::authenticate_request::Proof;
 use contract::auth::{
     AuthenticateRequest, IssueTokenRequest, IssueTokenResponse, ListTokenKeysRequest,
-    RenewAssertionRequest, RevokeKeyRequest,
+    ListTokenKeysResponse, RenewAssertionRequest, RevokeKeyRequest,
 };
 
 use crate::bench::{Bench, Instance, app_key, bearer, now, until};
@@ -31,9 +31,13 @@ pub(crate) async fn issue(
         .map_err(Failure::from)
 }
 
-async fn kids(instance: &mut Instance) -> Vec<String> {
+async fn listed(instance: &mut Instance) -> ListTokenKeysResponse {
     let keys = instance.auth.list_token_keys(ListTokenKeysRequest {}).await;
-    let keys = keys.unwrap().into_inner().keys;
+    keys.unwrap().into_inner()
+}
+
+async fn kids(instance: &mut Instance) -> Vec<String> {
+    let keys = listed(instance).await.keys;
     keys.into_iter().map(|key| key.kid).collect()
 }
 
@@ -87,6 +91,23 @@ async fn a_token_of_one_instance_is_good_at_all_until_its_key_is_revoked() {
     let mut four = bench.instance().await;
     assert_eq!(kids(&mut four).await, ids);
     four.authenticate(token).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn an_instance_says_of_which_signing_keys_it_cannot_tell_the_public_half() {
+    let bench = Bench::new();
+    let mut opens = bench.instance().await;
+    let mut settings = bench.settings();
+    // It finds none there and makes one, by which nothing was sealed.
+    settings.keys.key_file = bench.folder.path().join("auth/another-kek");
+    let mut opens_none = bench.instance_with(settings).await;
+    let whole = listed(&mut opens).await;
+    let generations: Vec<_> = whole.keys.iter().map(|key| key.generation).collect();
+    assert_eq!((generations, whole.unopened), (vec![1], vec![]));
+    let partial = listed(&mut opens_none).await;
+    assert_eq!((partial.keys, partial.unopened), (vec![], vec![1]));
+    opens.stop().await;
+    opens_none.stop().await;
 }
 
 async fn renew(instance: &mut Instance, assertion: &str) -> Result<String, Failure> {

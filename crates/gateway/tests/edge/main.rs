@@ -6,6 +6,7 @@
 mod client;
 mod document;
 mod grpc;
+mod heads;
 mod http;
 mod patience;
 mod tls;

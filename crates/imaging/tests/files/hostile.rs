@@ -142,6 +142,118 @@ fn a_jpeg_of_many_scans_is_refused() {
     assert!(refused);
 }
 
+/// A stream of bits, from the lowest of each byte.
+#[derive(Default)]
+struct Bits {
+    bytes: Vec<u8>,
+    count: usize,
+}
+
+impl Bits {
+    fn push(&mut self, value: u32, width: u32) -> &mut Self {
+        for place in 0..width {
+            if self.count.is_multiple_of(8) {
+                self.bytes.push(0);
+            }
+            let bit = ((value >> place) & 1) as u8;
+            *self.bytes.last_mut().unwrap() |= bit << (self.count % 8);
+            self.count += 1;
+        }
+        self
+    }
+
+    /// A prefix code of one symbol, which takes no bits.
+    fn only(&mut self, symbol: u32) -> &mut Self {
+        self.push(0b101, 3).push(symbol, 8)
+    }
+
+    /// A prefix code of eleven symbols, the longest of ten bits (RFC 9649, 3.7.2.1.2).
+    fn long(&mut self) -> &mut Self {
+        // The code that it is written by: of the lengths 1 to 6 each in three bits, of 7 to 10 in four.
+        self.push(0, 1).push(14 - 4, 4);
+        for width in [0, 0, 0, 3, 3, 3, 3, 3, 0, 3, 4, 4, 4, 4] {
+            self.push(width, 3);
+        }
+        self.push(1, 1).push(1, 3).push(11 - 2, 4);
+        for code in 0..6_u32 {
+            self.push(code.reverse_bits() >> 29, 3);
+        }
+        for code in [12_u32, 13, 14, 15, 15] {
+            self.push(code.reverse_bits() >> 28, 4);
+        }
+        self
+    }
+
+    /// A lossless stream from its transforms on: none, no cache, and a picture of one row that says by its colours which group of codes
+    /// is for which block of four pixels by four. What is in that picture follows, then the groups.
+    fn groups() -> Self {
+        let mut bits = Self::default();
+        bits.push(0, 1).push(0, 1).push(1, 1).push(0, 3).push(0, 1);
+        bits
+    }
+}
+
+/// A WebP of these chunks.
+fn webp(chunks: &[(&[u8; 4], &[u8])]) -> Vec<u8> {
+    let mut body = b"WEBP".to_vec();
+    for (kind, data) in chunks {
+        body.extend_from_slice(*kind);
+        body.extend_from_slice(&u32::try_from(data.len()).unwrap().to_le_bytes());
+        body.extend_from_slice(data);
+        body.resize(body.len().next_multiple_of(2), 0);
+    }
+    let length = u32::try_from(body.len()).unwrap().to_le_bytes();
+    [&b"RIFF"[..], &length, &body].concat()
+}
+
+/// A lossless picture of this size, with the stream that follows its sides.
+fn lossless(width: u32, height: u32, stream: &Bits) -> Vec<u8> {
+    let sides = (width - 1) | (height - 1) << 14;
+    let data = [&[0x2f_u8][..], &sides.to_le_bytes(), &stream.bytes].concat();
+    webp(&[(b"VP8L", &data)])
+}
+
+#[test]
+fn a_webp_whose_codes_would_take_gigabytes_is_refused_before_they_are_unpacked() {
+    let mut stream = Bits::groups();
+    // One pixel of the largest number, so 65536 groups; enough of them are there.
+    stream.only(255).only(255).only(0).only(0).only(0);
+    for _ in 0..50_000 {
+        stream.long();
+    }
+    let picture = lossless(4, 4, &stream);
+    // The same as the transparency of a lossy one.
+    let extended = [0x10, 0, 0, 0, 3, 0, 0, 3, 0, 0];
+    let alpha = [&[1_u8][..], &stream.bytes].concat();
+    let lossy = [0, 0, 0, 0x9d, 0x01, 0x2a, 4, 0, 4, 0];
+    let transparent = webp(&[(b"VP8X", &extended), (b"ALPH", &alpha), (b"VP8 ", &lossy)]);
+    for file in [picture, transparent] {
+        assert!(file.len() < 1 << 20);
+        assert!(inspect(&file).is_ok());
+        assert!(matches!(decode(&file, 64), Err(DecodeError::Codes { .. })));
+    }
+}
+
+#[test]
+fn a_webp_with_a_group_of_codes_for_each_block_is_decoded() {
+    let mut stream = Bits::groups();
+    // Green, the number of the group, is 0 or 1, with a bit each; then the two pixels.
+    stream.push(0b011, 3).push(0, 1).push(1, 8);
+    stream.only(0).only(0).only(0).only(0);
+    stream.push(0, 1).push(1, 1);
+    for [red, green, blue] in [[20, 10, 30], [1, 200, 3]] {
+        stream.only(green).only(red).only(blue).only(255).only(0);
+    }
+    let row = [[20, 10, 30].repeat(4), [1, 200, 3].repeat(4)].concat();
+    let file = lossless(8, 4, &stream);
+    assert_eq!(decode(&file, 64).unwrap(), (8, 4, row.repeat(4)));
+    // It cannot be read to the end of its codes.
+    let mut short = Bits::groups();
+    short.only(255).only(255).only(0).only(0).only(0).long();
+    let short = decode(&lossless(8, 4, &short), 64);
+    assert!(matches!(short, Err(DecodeError::Inspect(_))));
+}
+
 #[test]
 fn other_files_are_of_unknown_format() {
     for other in [

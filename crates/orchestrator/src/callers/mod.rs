@@ -2,7 +2,8 @@
 //! our port acts for nobody, and nobody gives a caller more than its policy does (`docs/adr/0026-certificates-name-services.md`).
 //!
 //! Assertions are verified by the keys that auth publishes: read at the start, now and then, and when one is named that is not held. A
-//! key is published before it signs and for as long as what it has signed is good, so none is refused for a rotation.
+//! key is published before it signs and for as long as what it has signed is good, so none is refused for a rotation. One that the auth which was
+//! asked cannot open just now is kept, as others may sign with it ([`contract::token_keys`]).
 
 mod seen;
 mod verify;
@@ -11,7 +12,8 @@ use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use contract::auth::{Caller, TokenKey};
+use contract::auth::{Caller, ListTokenKeysResponse};
+use contract::token_keys::KnownKeys;
 use contract::{ErrorCode, Failure};
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -29,7 +31,7 @@ const READ_AGAIN: Duration = Duration::from_secs(5);
 /// They are not read more often than this, whatever keys are named: anyone can make one up.
 const LEAST_PAUSE: Duration = Duration::from_secs(1);
 
-type Read = Result<Vec<TokenKey>, Failure>;
+type Read = Result<ListTokenKeysResponse, Failure>;
 
 /// Says whom calls are for. One for the whole service.
 pub(crate) struct Callers {
@@ -49,6 +51,8 @@ struct Reading {
     under_way: Option<(SystemTime, BoxFuture<'static, Read>)>,
     /// When they were read last, and what came of it.
     last: Option<(SystemTime, Result<(), Failure>)>,
+    /// What all of them have told.
+    known: KnownKeys,
 }
 
 impl Callers {
@@ -179,16 +183,25 @@ impl Callers {
         let (_, answer) = reading.under_way.insert(begun);
         let answer = answer.await;
         reading.under_way = None;
-        let read = self.learn(answer);
+        let read = self.learn(&mut reading.known, answer);
         reading.last = Some(((self.clock)(), read.clone()));
         read
     }
 
     /// Takes what auth has answered. One that has no key to show says nothing of those that others sign with.
-    fn learn(&self, answer: Read) -> Result<(), Failure> {
+    fn learn(&self, known: &mut KnownKeys, answer: Read) -> Result<(), Failure> {
         match answer {
-            Ok(keys) if self.verifier.learn(&keys) => return Ok(()),
-            Ok(_) => tracing::debug!("auth publishes no key"),
+            Ok(answer) if answer.keys.is_empty() => tracing::debug!("auth publishes no key"),
+            Ok(answer) => {
+                if !answer.unopened.is_empty() {
+                    let unopened = &answer.unopened;
+                    tracing::warn!(?unopened, "an auth cannot open all keys; those known stay");
+                }
+                if self.verifier.learn(&known.learn(answer, (self.clock)())) {
+                    return Ok(());
+                }
+                tracing::debug!("no key that auth publishes can be read");
+            }
             Err(failure) => tracing::debug!(%failure, "auth's keys cannot be read"),
         }
         let text = "it cannot be verified just now whom the call is for; try again";

@@ -6,7 +6,7 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use contract::assertion::{Claims, LIFETIME, MAX_BYTES};
-use contract::auth::Policy;
+use contract::auth::{Policy, TokenKey};
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use serde_json::json;
 use tokio::sync::Notify;
@@ -35,6 +35,7 @@ impl Signer {
             public: TokenKey {
                 kid: kid.to_owned(),
                 x: URL_SAFE_NO_PAD.encode(pair.public_key().as_ref()),
+                generation: 0,
             },
             signing: EncodingKey::from_ed_der(&private),
         }
@@ -77,15 +78,23 @@ fn said(assertion: &str) -> Option<Caller> {
 /// What an auth publishes, how often it was asked, and the time.
 #[derive(Default)]
 struct World {
-    published: Shared<Option<Vec<TokenKey>>>,
+    published: Shared<Option<ListTokenKeysResponse>>,
     asked: AtomicUsize,
     seconds: AtomicI64,
 }
 
 impl World {
     fn publish(&self, signers: &[&Signer]) {
+        self.publish_but(signers, &[]);
+    }
+
+    /// An auth answers that cannot open the keys of these generations.
+    fn publish_but(&self, signers: &[&Signer], unopened: &[u64]) {
         let keys = signers.iter().map(|signer| signer.public.clone());
-        *self.published.lock().unwrap() = Some(keys.collect());
+        *self.published.lock().unwrap() = Some(ListTokenKeysResponse {
+            keys: keys.collect(),
+            unopened: unopened.to_vec(),
+        });
     }
 
     fn asked(&self) -> usize {
@@ -259,6 +268,44 @@ async fn a_rotation_refuses_nobody_and_a_key_that_is_gone_verifies_no_more() {
 }
 
 #[tokio::test]
+async fn a_key_that_the_auth_which_is_asked_cannot_open_goes_on_verifying_until_it_is_held_no_more()
+{
+    let signer = |kid: &str, generation| {
+        let mut signer = Signer::new(kid);
+        signer.public.generation = generation;
+        signer
+    };
+    let (one, two) = (signer("one", 1), signer("two", 2));
+    let (world, callers) = world(&[&one]);
+    // Held already, and one that has to be looked at anew.
+    let (held, anew) = (one.assertion(), two.assertion());
+    callers.admit(said(&held)).await.unwrap();
+    world.publish_but(&[&two], &[1]);
+    world.set(1);
+    callers.admit(said(&anew)).await.unwrap();
+    assert_eq!(world.asked(), 2);
+    let mut other = serde_json::to_value(claims()).unwrap();
+    other["iat"] = json!(BEGIN + 1);
+    for assertion in [held.clone(), one.sign(&other)] {
+        callers.admit(said(&assertion)).await.unwrap();
+    }
+    assert_eq!(world.asked(), 2);
+    // An operator takes the first key away, and that auth cannot open a third one.
+    world.publish_but(&[&two], &[3]);
+    world.set(2);
+    callers.read().await.unwrap();
+    let (code, _) = refusal(&callers, &held).await;
+    assert_eq!(code, ErrorCode::Unauthenticated);
+    // What was gone once is no more known than any other key.
+    world.publish_but(&[&two], &[1]);
+    world.set(3);
+    callers.read().await.unwrap();
+    let (code, _) = refusal(&callers, &held).await;
+    assert_eq!(code, ErrorCode::Unauthenticated);
+    callers.admit(said(&anew)).await.unwrap();
+}
+
+#[tokio::test]
 async fn keys_that_are_made_up_have_auth_asked_once_a_second_at_most() {
     let signer = Signer::new("one");
     let (world, callers) = world(&[&signer]);
@@ -285,7 +332,10 @@ async fn callers_who_hang_up_have_auth_asked_no_more_often_and_the_next_has_the_
         let (answers, keys) = (answers.clone(), vec![public.clone()]);
         async move {
             answers.notified().await;
-            Ok(keys)
+            Ok(ListTokenKeysResponse {
+                keys,
+                unopened: Vec::new(),
+            })
         }
         .boxed()
     };
