@@ -7,6 +7,7 @@
 mod drawn;
 mod durable;
 mod faults;
+mod flush;
 mod inputs;
 mod key;
 mod open;

@@ -1,7 +1,6 @@
-//! Objects that are put into a folder at the same time are written together, as databases commit in groups: all files, then the flush of each, then
-//! their names, then one flush of each folder that they lie in. So they share the flushes of their folders, one thread waits for the disk
-//! instead of one for each, and what a file system writes at the first flush (a transaction of its journal, a block of inodes) it need not write at
-//! the others. Whoever comes alone is written alone, at once.
+//! Objects that are put into a folder at the same time are written together, as databases commit in groups: all files, then their
+//! [flush](crate::flush), then their names, then one flush of each folder that they lie in. So one thread waits for the disk instead of one for each,
+//! and they share what it does. Whoever comes alone is written alone, at once.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -15,6 +14,7 @@ use std::time::SystemTime;
 use object_store::{Extensions, PutOptions, PutPayload};
 use tokio::sync::oneshot;
 
+use crate::flush::Flushes;
 use crate::whole::ReadBack;
 
 /// Objects of one group.
@@ -32,6 +32,7 @@ const SETTLED: usize = 1024;
 #[derive(Debug)]
 pub(crate) struct Writers {
     folders: Folders,
+    flushes: Flushes,
     queue: Mutex<Queue>,
 }
 
@@ -55,6 +56,7 @@ impl Writers {
     /// For objects under `root`, which is there.
     pub(crate) fn new(root: PathBuf) -> Self {
         Self {
+            flushes: Flushes::of(&root),
             folders: Folders {
                 root,
                 settled: Mutex::default(),
@@ -132,9 +134,16 @@ impl Writers {
             let draft = self.folders.draft(&one.path, &one.payload);
             (one, draft)
         });
-        let drafted: Vec<_> = drafted.collect();
+        let drafted: Vec<(Waiting, io::Result<Draft>)> = drafted.collect();
+        let files = drafted.iter().filter_map(|(_, draft)| draft.as_ref().ok());
+        let files: Vec<&File> = files.map(|draft| &draft.file).collect();
+        let mut flushed = self.flushes.flush(&files).into_iter();
         let named = drafted.into_iter().map(|(one, draft)| {
-            let named = draft.and_then(|draft| draft.become_file(&one.path));
+            // As many as there are files.
+            let named = draft.and_then(|draft| {
+                let flushed = flushed.next().unwrap_or(Ok(()));
+                draft.become_file(flushed, &one.path)
+            });
             (one, named)
         });
         let named: Vec<_> = named.collect();
@@ -188,10 +197,9 @@ struct Draft {
 }
 
 impl Draft {
-    /// Takes the place of the file that it is for. Its bytes are on the disk then, and its name need not be.
-    fn become_file(self, path: &FilePath) -> io::Result<()> {
+    /// Takes the place of the file that it is for, if its bytes were `flushed`. Its name need not be on the disk then.
+    fn become_file(self, flushed: io::Result<()>, path: &FilePath) -> io::Result<()> {
         let Self { file, path: draft } = self;
-        let flushed = file.sync_all();
         drop(file);
         let named = flushed.and_then(|()| fs::rename(&draft, path));
         named.inspect_err(|_| discard(&draft))
