@@ -24,6 +24,7 @@ mod manner;
 mod open;
 mod queue;
 mod record;
+mod retention;
 mod streams;
 mod time;
 pub mod transition;
@@ -47,6 +48,7 @@ pub use letters::{Found, Letter, LetterId, LetterKind, LetterName, Undecodable, 
 pub use listing::{Page, Wanted};
 pub use queue::{Cursor, Queue, Touch};
 pub use record::{Record, TaskRef, has_listeners};
+pub use retention::{LetGo, Retention};
 pub use streams::{Out, StreamSettings, Work};
 pub use watch::{Ends, Update, Watch};
 

@@ -5,6 +5,7 @@
 
 mod lists;
 mod open;
+mod retention;
 mod states;
 mod support;
 mod work;
