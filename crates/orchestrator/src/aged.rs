@@ -50,6 +50,8 @@ pub(crate) async fn start(
             if let Err(error) = sweep(&log, kept).await {
                 let error = lifecycle::chain(&error);
                 tracing::warn!(error, "tasks that are kept no longer are looked at again");
+                // A cursor that an earlier version wrote does not tell of what was handed over: that has ended only now.
+                return;
             }
             if let Err(error) = let_go(&log, &keeper, retention).await {
                 let error = lifecycle::chain(&error);

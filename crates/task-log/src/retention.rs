@@ -7,14 +7,12 @@
 
 use std::time::SystemTime;
 
-use contract::TaskId;
 use futures::{StreamExt as _, TryStreamExt as _};
-use messaging::{BrokerError, Bucket, MAX_BATCH};
+use messaging::Bucket;
 
-use crate::{Cursor, Queue, TaskLog, TaskLogError, TaskRef, Touch};
+use crate::open::next_queues;
+use crate::{Cursor, TaskLog, TaskLogError, Touch};
 
-/// Submissions of a queue that are looked at in one turn. With more, all in front of the next one goes, and the next turn goes on there.
-const LOOKS: usize = 256;
 /// Queues that are looked at together.
 const AT_ONCE: usize = 8;
 /// Places that are removed by one request, so that none takes the broker long.
@@ -25,7 +23,8 @@ const STRETCH: u64 = 65_536;
 pub enum LetGo {
     /// All that is old enough is gone.
     All,
-    /// All in front of this place is gone. At that place, or soon behind it, lies a task that is old enough and has not ended.
+    /// All in front of this place is gone. A task lies there that is old enough and has not ended, or some that have and were not looked through: the
+    /// next turn goes on there.
     UpTo(u64),
 }
 
@@ -78,57 +77,20 @@ impl Retention {
 
     /// The first place before `end` at which a task lies that may not have ended.
     async fn first_open(&self, end: u64) -> Result<Option<u64>, TaskLogError> {
-        let (mut since, mut first) = (0, None);
-        loop {
-            let written = self.backlog.written_since(since).await?;
-            let is_last = written.len() < MAX_BATCH;
-            since = written.last().map_or(since, |last| last.revision);
-            let there = written.iter().filter(|one| one.value.is_some());
-            let queues: Vec<Queue> = there.filter_map(|one| Queue::of_key(&one.key)).collect();
+        let (mut first, mut revision) = (None::<u64>, Some(0));
+        while let Some(since) = revision {
+            let (queues, next) = next_queues(&self.backlog, since).await?;
             let looks: Vec<_> = queues
                 .into_iter()
-                .map(|queue| self.first_open_of(queue, end))
+                .map(|queue| self.log.first_open(&self.cursors, queue, end))
                 .collect();
-            let looks = futures::stream::iter(looks).buffer_unordered(AT_ONCE);
-            let found: Vec<Option<u64>> = looks.try_collect().await?;
-            first = found.into_iter().flatten().chain(first).min();
-            if is_last {
-                return Ok(first);
+            let mut looks = futures::stream::iter(looks).buffer_unordered(AT_ONCE);
+            while let Some(found) = looks.try_next().await? {
+                let found = found.map(|event| event.sequence);
+                first = first.into_iter().chain(found).min();
             }
+            revision = next;
         }
-    }
-
-    async fn first_open_of(&self, queue: Queue, end: u64) -> Result<Option<u64>, TaskLogError> {
-        let mut from = match self.cursors.get(&queue.key()).await {
-            Ok(cursor) => cursor.map_or(1, |entry| entry.value.open_from()),
-            // Whoever opens the queue writes another.
-            Err(BrokerError::Decode { .. }) => 1,
-            Err(error) => return Err(error.into()),
-        };
-        for _ in 0..LOOKS {
-            if from >= end {
-                return Ok(None);
-            }
-            let found = self.log.submission_between(&queue, from, end).await?;
-            let Some(event) = found else {
-                return Ok(None);
-            };
-            if self.is_open(&queue, &event.subject).await? {
-                return Ok(Some(event.sequence));
-            }
-            from = event.sequence + 1;
-        }
-        Ok(Some(from).filter(|from| *from < end))
-    }
-
-    /// Whether the task whose submission is at `subject` has no end. One that cannot be read ends like others; what is no task's never does.
-    async fn is_open(&self, queue: &Queue, subject: &str) -> Result<bool, TaskLogError> {
-        let task = subject.split('.').nth(4);
-        let Some(task) = task.and_then(|task| task.parse::<TaskId>().ok()) else {
-            return Ok(false);
-        };
-        let Queue { lane, tenant } = queue.clone();
-        let place = TaskRef { tenant, lane, task }.subject("done");
-        Ok(self.log.tasks.at(&place).await?.is_none())
+        Ok(first)
     }
 }
