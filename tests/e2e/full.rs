@@ -2,12 +2,12 @@
 //! was accepted is lost.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use contract::v1::Task;
+use e2e::small_disk::{self, NEEDS_NAMESPACES, NEEDS_UNSHARE, unshared};
 use e2e::{LIMIT, Platform, SERVICES, agent};
 use messaging::{Broker, Outgoing, RetentionPolicy, StreamSpec};
 use nats_server::{NatsServer, Options};
@@ -134,22 +134,18 @@ impl SmallDisk {
         let complaint = folder.path().join("complaint");
         let mount = folder.path().join("disk");
         fs::create_dir(&mount).unwrap();
-        let mut keeper = Command::new("unshare")
-            .args(["--user", "--map-root-user", "--mount", "--"])
-            .args(["sh", "-c", Self::SCRIPT, "sh", &bytes.to_string()])
+        let mut keeper = unshared(Self::SCRIPT)
+            .arg(bytes.to_string())
             .arg(&mount)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
             .stderr(File::create(&complaint).unwrap())
             .spawn()
-            .expect("this test needs `unshare` of util-linux");
+            .expect(NEEDS_UNSHARE);
         let inside = Path::new("/proc").join(keeper.id().to_string());
         let root = inside.join("root").join(mount.strip_prefix("/").unwrap());
         while !root.join("mounted").exists() {
             assert!(
                 keeper.try_wait().unwrap().is_none(),
-                "this test needs user and mount namespaces, for a file system that is full \
-                 (sysctl user.max_user_namespaces; in a container, one that may unshare): {}",
+                "{NEEDS_NAMESPACES}: {}",
                 fs::read_to_string(&complaint).unwrap()
             );
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -159,19 +155,6 @@ impl SmallDisk {
             root,
             _folder: folder,
         }
-    }
-
-    /// Takes what room there is; returns what holds it.
-    fn fill(&self) -> PathBuf {
-        let filler = self.root.join("filler");
-        let mut file = File::create(&filler).unwrap();
-        let full = loop {
-            if let Err(error) = file.write_all(&[0; 4096]) {
-                break error;
-            }
-        };
-        assert_eq!(full.kind(), ErrorKind::StorageFull, "{full}");
-        filler
     }
 }
 
@@ -204,7 +187,7 @@ async fn a_broker_whose_disk_is_full_accepts_nothing_and_loses_nothing_when_it_i
     for _ in 0..2 {
         accepted.push(platform.submit(long_picture()).await.unwrap().id);
     }
-    let filler = disk.fill();
+    let filler = small_disk::fill(&disk.root);
     let deadline = Instant::now() + LIMIT;
     // What is left of a page may still take some.
     let refused = loop {

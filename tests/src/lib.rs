@@ -6,6 +6,7 @@
 
 mod calls;
 mod secure;
+pub mod small_disk;
 mod users;
 
 use std::collections::BTreeMap;

@@ -2,12 +2,25 @@
 //!
 //! Any replica answers a direct get, also one that has not applied what was stored a moment ago. The leader has it.
 
+use std::time::{Duration, SystemTime};
+
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 
 use crate::{BrokerError, Event, EventLog};
 
 const OPERATION: &str = "asking a stream's leader";
+
+/// Which places of a stream hold events, and of when.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extent {
+    /// The first event's place; behind `last` where there is none.
+    pub first: u64,
+    /// The last place that was taken.
+    pub last: u64,
+    /// When that was, by the broker's clock.
+    pub last_at: SystemTime,
+}
 
 fn event(found: StreamMessage) -> Event {
     Event {
@@ -19,6 +32,23 @@ fn event(found: StreamMessage) -> Event {
 }
 
 impl EventLog {
+    /// Where the stream begins and ends, as its leader has it.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or the stream has no leader just now.
+    pub async fn extent(&self) -> Result<Extent, BrokerError> {
+        let stream = self.broker.jetstream().get_stream(self.stream).await;
+        let stream = stream.map_err(BrokerError::request(OPERATION))?;
+        let state = &stream.cached_info().state;
+        // Of a stream that never had an event it is a time long before.
+        let nanos = u64::try_from(state.last_timestamp.unix_timestamp_nanos()).unwrap_or_default();
+        Ok(Extent {
+            first: state.first_sequence.max(1),
+            last: state.last_sequence,
+            last_at: SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos),
+        })
+    }
+
     /// The last event at all the subjects that `filter` matches, as the stream's leader has it. All such reads are one server's work, so this
     /// is for where a replica that lags would be believed.
     ///

@@ -28,6 +28,7 @@ use futures::{Stream, StreamExt as _};
 pub use async_nats::jetstream::stream::RetentionPolicy;
 pub use bucket::{Bucket, Change, Entry, Snapshot, Written};
 pub use group::{MAX_GROUP, Manner, NewEvent};
+pub use leader::Extent;
 pub use log::{Appended, Event, EventLog, MAX_BATCH, Page, Replaced};
 pub use queue::{Delivery, Outgoing, Puller, WorkQueue};
 pub use reader::Reader;

@@ -1,5 +1,6 @@
 //! Every task ends before the log lets go of it (`streams.task_retention`): a submission that vanished without an end would be a task that was
-//! accepted and that nobody knows any more.
+//! accepted and that nobody knows any more. So what is here ends what is old, and then [lets go](task_log::Retention) of what has ended;
+//! while no orchestrator is there, nothing goes.
 //!
 //! A task that waits in its queue has a [longest wait](task_log::deadline::Kept), nine tenths of that time. The oldest of a queue are its heads, so whoever
 //! owns the queue ends them as it ends those whose own deadline has passed ([`dispatch`](crate::dispatch)), some at a time, and nothing is noted of a
@@ -9,12 +10,13 @@
 //!
 //! Every orchestrator does so by itself. Ending what another has ended is no error. What time it is says the broker.
 
+use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use lifecycle::Service;
 use task_log::deadline::Kept;
-use task_log::{Ended, Out, TaskLog, TaskLogError};
+use task_log::{Ended, LetGo, Out, Retention, TaskLog, TaskLogError};
 
 use crate::sweeps;
 
@@ -24,34 +26,57 @@ const LOOKS: u32 = 200;
 const SHORTEST: Duration = Duration::from_millis(250);
 /// ... and not less often than this.
 const LONGEST: Duration = Duration::from_secs(60);
-/// A log that keeps tasks for less is told of: a tenth of it is how long all orchestrators may be away, and nobody mends much in two hours.
-const SHORT: Duration = Duration::from_secs(24 * 3600);
 /// Tasks that are looked at together.
 const AT_ONCE: usize = 8;
 
-/// Looks at what workers have been handed for as long as the service runs.
-pub(crate) fn start(service: &Service, log: &TaskLog, kept: Kept) {
+/// Looks at what workers have been handed, and at what the log has kept, for as long as the service runs.
+///
+/// # Errors
+/// When the broker refuses.
+pub(crate) async fn start(
+    service: &Service,
+    log: &TaskLog,
+    kept: Kept,
+) -> Result<(), TaskLogError> {
     let Some(retention) = kept.retention() else {
-        return;
+        return Ok(());
     };
-    if retention < SHORT {
-        tracing::warn!(
-            ?retention,
-            away_for = ?(retention / 10),
-            "streams.task_retention is short: where all orchestrators are away for so long, what waits may be lost without an end"
-        );
-    }
     let every = (retention / LOOKS).clamp(SHORTEST, LONGEST);
+    let keeper = Arc::new(log.retention().await?);
     let log = log.clone();
     sweeps::start(service, "aged", every, move || {
-        let log = log.clone();
+        let (log, keeper) = (log.clone(), keeper.clone());
         async move {
             if let Err(error) = sweep(&log, kept).await {
                 let error = lifecycle::chain(&error);
                 tracing::warn!(error, "tasks that are kept no longer are looked at again");
+                // A cursor that an earlier version wrote does not tell of what was handed over: that has ended only now.
+                return;
+            }
+            if let Err(error) = let_go(&log, &keeper, retention).await {
+                let error = lifecycle::chain(&error);
+                tracing::warn!(error, "what is kept no longer stays for now");
             }
         }
     });
+    Ok(())
+}
+
+async fn let_go(
+    log: &TaskLog,
+    keeper: &Retention,
+    retention: Duration,
+) -> Result<(), TaskLogError> {
+    let Some(before) = log.time().await?.checked_sub(retention) else {
+        return Ok(());
+    };
+    if let LetGo::UpTo(place) = keeper.let_go(before).await? {
+        tracing::info!(
+            place,
+            "the log keeps more than streams.task_retention: a task from then has not ended"
+        );
+    }
+    Ok(())
 }
 
 async fn sweep(log: &TaskLog, kept: Kept) -> Result<(), TaskLogError> {

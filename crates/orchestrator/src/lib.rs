@@ -141,7 +141,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         self::audit::start(&service, &broker, storage, &settings).await?;
     }
     deadlines::start(&service, &log);
-    aged::start(&service, &log, settings.streams.kept());
+    aged::start(&service, &log, settings.streams.kept()).await?;
     retention::start(&service, &storage, &log, &settings.retention);
     let dry_run = settings.retention.dry_run;
     let inputs = inputs::Inputs::new(storage, &settings.inputs, dry_run);

@@ -24,6 +24,7 @@ mod manner;
 mod open;
 mod queue;
 mod record;
+mod retention;
 mod streams;
 mod time;
 pub mod transition;
@@ -47,6 +48,7 @@ pub use letters::{Found, Letter, LetterId, LetterKind, LetterName, Undecodable, 
 pub use listing::{Page, Wanted};
 pub use queue::{Cursor, Queue, Touch};
 pub use record::{Record, TaskRef, has_listeners};
+pub use retention::{LetGo, Retention};
 pub use streams::{Out, StreamSettings, Work};
 pub use watch::{Ends, Update, Watch};
 
@@ -184,8 +186,7 @@ impl TaskLog {
     /// As for [`read`](Self::read).
     pub async fn done(&self, task: &TaskRef) -> Result<Option<Done>, TaskLogError> {
         let found = self.tasks.at(&task.subject("done")).await?;
-        let read = |event: Event| decode("done", &event.payload);
-        found.map(read).transpose()
+        Ok(found.map(|event| decode_end(&event.payload)))
     }
 
     /// The same as [`read`](Self::read) for whoever's task it is: for callers that hold the task's access token instead of a key.
@@ -256,7 +257,7 @@ impl TaskLog {
         let event = NewEvent::new(subject.clone(), subject, encode(done));
         match self.tasks.create(&event).await? {
             Appended::Created => Ok(Ended::First),
-            Appended::Exists(payload) => Ok(Ended::Already(Box::new(decode("done", &payload)?))),
+            Appended::Exists(payload) => Ok(Ended::Already(Box::new(decode_end(&payload)))),
         }
     }
 
@@ -371,4 +372,12 @@ fn encode(message: &impl Message) -> bytes::Bytes {
 
 fn decode<M: Message + Default>(what: &'static str, payload: &[u8]) -> Result<M, TaskLogError> {
     M::decode(payload).map_err(|source| TaskLogError::Decode { what, source })
+}
+
+/// An end. One that cannot be read is one all the same, of which no more is known: whoever took it for none would try to write another for ever.
+fn decode_end(payload: &[u8]) -> Done {
+    Done::decode(payload).unwrap_or_else(|error| {
+        tracing::error!(%error, "a task has ended, and its end cannot be decoded");
+        Done::default()
+    })
 }

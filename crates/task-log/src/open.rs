@@ -1,4 +1,4 @@
-//! Since when there are tasks that have not ended, without an index and at a cost that does not grow with the log.
+//! Which tasks have not ended, and since when there are such, without an index and at a cost that does not grow with the log.
 //!
 //! A task that has not ended lies behind its queue's cursor, or its dispatch is in WORK: a cursor goes past a submission only when its
 //! dispatch is stored, and a dispatch is acknowledged only when the end is ([invariants I1 and I4](crate)). Or its dispatch was lost; then
@@ -8,10 +8,11 @@ use std::time::SystemTime;
 
 use contract::task::{Dispatch, Submitted};
 use futures::{StreamExt as _, TryStreamExt as _};
-use messaging::{Bucket, MAX_BATCH};
+use messaging::{BrokerError, Bucket, Event, MAX_BATCH};
+use prost::Message as _;
 
-use crate::queue::{Cursor, Queue};
-use crate::{TaskLog, TaskLogError, TaskRef, decode, streams};
+use crate::queue::{Cursor, Queue, Touch};
+use crate::{TaskLog, TaskLogError, TaskRef, decode, record, streams};
 
 /// Tasks read at the same time.
 const READS: usize = 16;
@@ -33,57 +34,60 @@ impl TaskLog {
 
     async fn waiting_since(&self) -> Result<Option<SystemTime>, TaskLogError> {
         let (backlog, cursors) = (self.backlog().await?, self.cursors().await?);
-        let mut oldest = None;
-        let mut revision = 0;
-        loop {
-            let queues = backlog.written_since(revision).await?;
-            let all = queues.len() < MAX_BATCH;
-            let Some(last) = queues.last() else { break };
-            revision = last.revision;
-            let there = queues.into_iter().filter(|one| one.value.is_some());
-            let queues = there.filter_map(|one| Queue::of_key(&one.key));
-            let mut times = futures::stream::iter(queues)
-                .map(|queue| self.first_waiting(&cursors, queue))
-                .buffer_unordered(READS);
-            while let Some(time) = times.try_next().await? {
-                keep_earlier(&mut oldest, time);
+        let (mut oldest, mut revision) = (None, Some(0));
+        while let Some(since) = revision {
+            let (queues, next) = next_queues(&backlog, since).await?;
+            let looks: Vec<_> = queues
+                .into_iter()
+                .map(|queue| self.first_open(&cursors, queue, u64::MAX))
+                .collect();
+            let mut looks = futures::stream::iter(looks).buffer_unordered(READS);
+            while let Some(first) = looks.try_next().await? {
+                // One that cannot be decoded goes to DEAD, and needs no more than any other.
+                let submitted = |event: Event| Submitted::decode(event.payload).unwrap_or_default();
+                keep_earlier(&mut oldest, first.map(|event| time_of(&submitted(event))));
             }
-            if all {
-                break;
-            }
+            revision = next;
         }
         Ok(oldest)
     }
 
-    async fn first_waiting(
+    /// The first submission of a queue in front of `end` whose task may not have ended; `None` when all have.
+    pub(crate) async fn first_open(
         &self,
         cursors: &Bucket<Cursor>,
         queue: Queue,
-    ) -> Result<Option<SystemTime>, TaskLogError> {
-        let cursor = cursors.get(&queue.key()).await?;
-        let cursor = cursor.map_or(Cursor::new(1, 1), |entry| entry.value);
-        let mut from = cursor.open_from();
+        end: u64,
+    ) -> Result<Option<Event>, TaskLogError> {
+        let mut from = match cursors.get(&queue.key()).await {
+            Ok(cursor) => cursor.map_or(1, |entry| entry.value.open_from()),
+            // Whoever opens the queue writes another.
+            Err(BrokerError::Decode { .. }) => 1,
+            Err(error) => return Err(error.into()),
+        };
         for asked in 0..=ASKED {
-            let Some(event) = self.tasks.next(&queue.filter(), from).await? else {
+            if from >= end {
+                return Ok(None);
+            }
+            let Some(event) = self.submission_between(&queue, from, end).await? else {
                 return Ok(None);
             };
-            // One that cannot be decoded goes to DEAD, and needs no more than any other.
-            let submitted: Submitted = decode("submitted", &event.payload).unwrap_or_default();
-            let is_open = event.sequence >= cursor.sequence || asked >= ASKED;
-            if is_open || !self.has_end(&submitted).await? {
-                return Ok(Some(time_of(&submitted)));
+            if asked >= ASKED || self.is_open(&queue, &event).await? {
+                return Ok(Some(event));
             }
             from = event.sequence + 1;
         }
         Ok(None)
     }
 
-    async fn has_end(&self, submitted: &Submitted) -> Result<bool, TaskLogError> {
-        match TaskRef::of(submitted) {
-            Ok(task) => Ok(self.done(&task).await?.is_some()),
-            // Nobody can carry it out.
-            Err(_) => Ok(true),
-        }
+    /// Whether a submission's task has no end. What is no task's never has one, and nobody can carry it out.
+    async fn is_open(&self, queue: &Queue, submission: &Event) -> Result<bool, TaskLogError> {
+        let Some(task) = record::task_of(&submission.subject) else {
+            return Ok(false);
+        };
+        let Queue { lane, tenant } = queue.clone();
+        let place = TaskRef { tenant, lane, task }.subject("done");
+        Ok(self.tasks.at(&place).await?.is_none())
     }
 
     async fn dispatched_since(&self) -> Result<Option<SystemTime>, TaskLogError> {
@@ -108,6 +112,19 @@ impl TaskLog {
         }
         Ok(oldest)
     }
+}
+
+/// Queues that exist, as many as one read returns, behind this write of BACKLOG; and behind which one to go on, `None` where these are all.
+pub(crate) async fn next_queues(
+    backlog: &Bucket<Touch>,
+    since: u64,
+) -> Result<(Vec<Queue>, Option<u64>), BrokerError> {
+    let written = backlog.written_since(since).await?;
+    let last = written.last().map(|last| last.revision);
+    let next = last.filter(|_| written.len() >= MAX_BATCH);
+    let there = written.iter().filter(|one| one.value.is_some());
+    let queues = there.filter_map(|one| Queue::of_key(&one.key)).collect();
+    Ok((queues, next))
 }
 
 /// One without a time is as old as any.

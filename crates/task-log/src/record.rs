@@ -5,7 +5,7 @@ use contract::v1::{self, Feedback, TaskPhase};
 use contract::{Lane, TaskId, TenantId};
 use messaging::Event;
 
-use crate::{TaskLogError, decode};
+use crate::{TaskLogError, decode, decode_end};
 
 /// Where a task's events are.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -110,7 +110,7 @@ impl Record {
             submitted: decode("submitted", submitted)?,
             state: find("state").map(|p| decode("state", p)).transpose()?,
             state_sequence: event("state").map_or(0, |event| event.sequence),
-            done: find("done").map(|p| decode("done", p)).transpose()?,
+            done: find("done").map(decode_end),
             feedback: find("feedback")
                 .map(|p| decode("feedback", p))
                 .transpose()?,

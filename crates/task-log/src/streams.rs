@@ -28,7 +28,8 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 #[derive(Debug, Clone, serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StreamSettings {
-    /// How long a task's events are kept after they were written; a task that has not begun after nine tenths of it ends as failed.
+    /// How long a task's events are kept after they were written, and until it has ended; one that has not begun after nine tenths of it ends
+    /// as failed.
     pub task_retention: Millis,
     /// How large TASKS may grow before submissions are refused. The stream itself takes a reserve more, so that what was
     /// accepted can still end.
@@ -69,11 +70,12 @@ pub(crate) fn specs(settings: &StreamSettings) -> [StreamSpec; 4] {
         max_messages_per_subject: 1,
         shares: false,
         max_message_size: -1,
-        max_age: settings.task_retention.duration(),
+        // Nothing goes by its age alone: what has not ended stays (`Retention`).
+        max_age: Duration::ZERO,
         max_bytes: size,
         refuse_when_full: true,
         batches: true,
-        duplicate_window: DUPLICATE_WINDOW.min(settings.task_retention.duration()),
+        duplicate_window: DUPLICATE_WINDOW,
         republish: Some(("inkstone.task.>", "inkstone.event.>")),
     };
     let work = StreamSpec {

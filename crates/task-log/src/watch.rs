@@ -13,7 +13,7 @@ use messaging::Event;
 use prost::Message as _;
 use tokio::time::{Instant, Interval, MissedTickBehavior, interval_at};
 
-use crate::{Record, TaskLog, TaskLogError, TaskRef, decode, progress_subject};
+use crate::{Record, TaskLog, TaskLogError, TaskRef, decode, decode_end, progress_subject};
 
 /// How often a watched task is read even though nothing was heard: notices may be lost, the log is not.
 const REREAD: Duration = Duration::from_secs(2);
@@ -187,7 +187,7 @@ impl Known {
                 self.feedback = sequence;
             }
             Some("done") if record.done.is_none() => {
-                record.done = Some(decode("done", payload)?);
+                record.done = Some(decode_end(payload));
             }
             _ => {}
         }
@@ -212,18 +212,12 @@ impl Ends {
                 Some(payload) = self.notices.next() => Some(payload),
                 _ = self.reread.tick() => None,
             };
-            let end = match heard {
-                Some(payload) => Ok(Some(payload)),
-                None => {
-                    let stored = self.log.tasks.last(&self.subject).await;
-                    stored.map(|event| event.map(|event| event.payload))
-                }
-            };
-            match end {
-                Ok(Some(end)) => match Done::decode(end) {
-                    Ok(done) => return done,
-                    Err(error) => tracing::error!(%error, "an end cannot be decoded"),
-                },
+            if let Some(done) = heard.and_then(|payload| Done::decode(payload).ok()) {
+                return done;
+            }
+            // Of what is heard and cannot be read, that it is stored counts.
+            match self.log.tasks.last(&self.subject).await {
+                Ok(Some(event)) => return decode_end(&event.payload),
                 Ok(None) => {}
                 Err(error) => tracing::debug!(%error, "asking again for the end"),
             }

@@ -33,9 +33,15 @@ pub(crate) enum NodeError {
         #[source]
         source: EncodeError,
     },
-    /// The picture to begin from cannot be read just now.
+    /// The picture to begin from cannot be read.
     #[error("the picture to begin from cannot be read")]
     Source(#[source] StorageError),
+    /// The store gave no picture to begin from for as long as a task waits for that.
+    #[error("the object store gave no picture to begin from within {patience:?}")]
+    SourceAway {
+        /// How long that is.
+        patience: Duration,
+    },
     /// Work off the runtime's threads, or too short to be done there, ended by a panic.
     #[error("{doing} failed")]
     OffRuntime {
@@ -91,7 +97,7 @@ impl NodeError {
             Self::Encode { .. } => Verdict::Fail(ErrorCode::EngineFailed),
             Self::OffRuntime { .. } | Self::Source(_) => Verdict::Retry,
             Self::Hung(_) | Self::TimedOut { .. } => Verdict::Retry,
-            Self::StoreAway { .. } => Verdict::LeaveToAnother,
+            Self::StoreAway { .. } | Self::SourceAway { .. } => Verdict::LeaveToAnother,
             Self::Stopped(Stopped) | Self::HungWithAnother(_) => Verdict::HandBack,
         }
     }
@@ -197,7 +203,11 @@ mod tests {
     #[test]
     fn a_store_that_is_away_costs_no_attempt() {
         let patience = Duration::from_secs(60);
-        let verdict = NodeError::StoreAway { patience }.verdict();
-        assert_eq!(verdict, Verdict::LeaveToAnother);
+        for error in [
+            NodeError::StoreAway { patience },
+            NodeError::SourceAway { patience },
+        ] {
+            assert_eq!(error.verdict(), Verdict::LeaveToAnother);
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! The picture that a task begins from: read, decoded, and brought to the task's size.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use contract::limits::{MAX_SOURCE_BYTES, MAX_SOURCE_PIXELS};
@@ -10,7 +11,7 @@ use lifecycle::chain;
 use storage::{Key, StorageError};
 
 use super::{NodeError, TaskJob};
-use crate::retry::unless_stopped;
+use crate::retry::{unless_stopped, until_stopped};
 
 /// Lets every picture of the task begin from `source`.
 pub(super) async fn begin_from(
@@ -40,10 +41,24 @@ pub(super) async fn begin_from(
     Ok(())
 }
 
+/// One file, for as long as patience lasts: a store that is away is no fault of the task, nor is it where it takes no pictures.
 async fn read(job: &TaskJob, key: &str) -> Result<Bytes, NodeError> {
     let key = Key::stored(key).ok_or_else(|| wrong(format!("{key:?} is not the key of a file")))?;
-    let reading = job.worker.storage.get(&key, MAX_SOURCE_BYTES);
-    match unless_stopped(&job.worker.stop, reading).await? {
+    let (storage, stop) = (&job.worker.storage, &job.worker.stop);
+    let reading = until_stopped(stop, "reading a picture to begin from", || async {
+        match storage.get(&key, MAX_SOURCE_BYTES).await {
+            Err(error @ StorageError::Request { .. }) => Err(error),
+            answer => Ok(answer),
+        }
+    });
+    let patience = job.worker.output.patience.duration();
+    let limit = if patience.is_zero() {
+        Duration::MAX
+    } else {
+        patience
+    };
+    let read = unless_stopped(stop, tokio::time::timeout(limit, reading)).await?;
+    match read.map_err(|_| NodeError::SourceAway { patience })?? {
         Ok(file) => Ok(file),
         Err(error @ (StorageError::Missing { .. } | StorageError::TooLarge { .. })) => {
             Err(wrong(chain(&error)))

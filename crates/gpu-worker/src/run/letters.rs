@@ -26,6 +26,7 @@ pub(super) async fn unreadable(
         task_id: format!("unreadable-{}", &digest[..16]),
         tenant: NOBODY.to_owned(),
         ..letter(
+            worker,
             delivery,
             ErrorCode::InvalidArgument,
             format!("not a dispatch: {problem}"),
@@ -46,16 +47,16 @@ pub(super) async fn bury(
         task_id: task.task.to_string(),
         tenant: task.tenant.to_string(),
         lane: task.lane.to_string(),
-        ..letter(delivery, code, reason)
+        ..letter(worker, delivery, code, reason)
     };
     write_letter(worker, &letter).await
 }
 
-fn letter(delivery: &Delivery, code: ErrorCode, reason: String) -> DeadLetter {
+fn letter(worker: &Worker, delivery: &Delivery, code: ErrorCode, reason: String) -> DeadLetter {
     DeadLetter {
         code: code.to_string(),
         reason,
-        at: Some(contract::now()),
+        at: Some(worker.log.now().into()),
         subject: delivery.subject().to_owned(),
         payload: kept(delivery.payload()),
         ..DeadLetter::default()

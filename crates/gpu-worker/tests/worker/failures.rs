@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use contract::task::{Cancelled, Checkpoint, Done, Phase, State, done};
-use contract::v1::{SubmitTask, TaskPhase};
+use contract::v1::{Source, SubmitTask, TaskPhase};
 use gpu_worker::{StartError, WorkerRecord};
 use lifecycle::Service;
 use messaging::Bucket;
@@ -351,6 +351,44 @@ async fn a_task_whose_worker_has_a_full_disk_is_not_done_and_goes_to_another() {
     platform.work_is_settled().await;
     stop(full).await;
     stop(roomy).await;
+}
+
+#[tokio::test]
+async fn a_task_whose_picture_to_begin_from_cannot_be_read_for_a_while_rests_and_loses_no_attempt()
+{
+    let platform = Platform::start().await;
+    let (worker, faults) = faulty_worker(&platform, &IMPATIENT).await;
+    let before = platform.submit(request("a cat", 1, 2)).await;
+    let (image, _) = platform.pictures(&before).await.remove(0);
+    let source = Source {
+        image_key: image.key,
+        strength: Some(0.5),
+        ..Source::default()
+    };
+    std::fs::write(&faults, r#"{"errors":100}"#).unwrap();
+    let wanted = SubmitTask {
+        source: Some(source),
+        ..request("a dog", 2, 4)
+    };
+    let task = platform.submit(wanted).await;
+    until("it is put off", async || {
+        let runs = platform.record(&task).await.view().runs;
+        runs.last().is_some_and(|run| run.end == "handed_back")
+    })
+    .await;
+    let record = platform.record(&task).await;
+    assert_eq!((record.done.as_ref(), record.attempts()), (None, 0));
+    let runs = record.view().runs;
+    let reason = &runs[0].reason;
+    assert!(
+        reason.contains("gave no picture to begin from within 500ms"),
+        "{reason}"
+    );
+    std::fs::remove_file(&faults).unwrap();
+    assert_eq!(platform.pictures(&task).await.len(), 1);
+    assert_eq!(platform.record(&task).await.done.unwrap().attempt, 1);
+    platform.work_is_settled().await;
+    stop(worker).await;
 }
 
 #[tokio::test]

@@ -1,11 +1,11 @@
 //! A store whose disk is really full: the worker runs where a small file system is mounted for it alone, and fails as the kernel has it.
 
 use std::fs::{self, File};
-use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
 use contract::task::{StoredImage, done};
+use e2e::small_disk::{self, NEEDS_NAMESPACES, NEEDS_UNSHARE, unshared};
 use task_log::TaskRef;
 
 use crate::support::{Platform, files, request, until};
@@ -23,22 +23,19 @@ struct Confined {
     store: PathBuf,
 }
 
-/// `program` behind the script: as a user who is root in a namespace of its own, for only that one may mount.
+/// `program` behind the script.
 fn confined(platform: &Platform, program: &str) -> Command {
     let objects = platform.folder.path().join("objects");
     let sizes = files(&objects)
         .into_iter()
         .map(|file| fs::metadata(file).unwrap().len());
     let size = sizes.sum::<u64>() + ROOM;
-    let mut command = Command::new("unshare");
+    let mut command = unshared(SCRIPT);
     command
-        .args(["--user", "--map-root-user", "--mount", "--"])
-        .args(["sh", "-c", SCRIPT, "sh", &size.to_string()])
+        .arg(size.to_string())
         .arg(objects)
         .arg(store_of(platform))
-        .arg(program)
-        .stdin(Stdio::null())
-        .stdout(Stdio::null());
+        .arg(program);
     command
 }
 
@@ -53,11 +50,10 @@ impl Confined {
         let tried = confined(platform, "true")
             .stderr(Stdio::piped())
             .output()
-            .expect("this test needs `unshare` of util-linux");
+            .expect(NEEDS_UNSHARE);
         assert!(
             tried.status.success(),
-            "this test needs user and mount namespaces, for a file system that is full \
-             (sysctl user.max_user_namespaces; in a container, one that may unshare): {}",
+            "{NEEDS_NAMESPACES}: {}",
             String::from_utf8_lossy(&tried.stderr)
         );
         let log = platform.folder.path().join("confined.log");
@@ -100,19 +96,6 @@ impl Confined {
     fn listed(&self, kind: &str) -> Vec<PathBuf> {
         files(&self.store.join(kind))
     }
-
-    /// Takes what room there is.
-    fn fill(&self) -> PathBuf {
-        let filler = self.store.join("filler");
-        let mut file = File::create(&filler).unwrap();
-        let full = loop {
-            if let Err(error) = file.write_all(&[0; 4096]) {
-                break error;
-            }
-        };
-        assert_eq!(full.kind(), ErrorKind::StorageFull, "{full}");
-        filler
-    }
 }
 
 impl Drop for Confined {
@@ -145,7 +128,7 @@ async fn a_task_whose_picture_finds_the_disk_full_waits_and_succeeds_with_whole_
     assert_eq!(worker.pictures(&before), [worker.file(&first)]);
     assert!(platform.objects("images").is_empty());
 
-    let filler = worker.fill();
+    let filler = small_disk::fill(&worker.store);
     let task = platform.submit(request("a dog", 2, 2)).await;
     until("it is put off", async || {
         let runs = platform.record(&task).await.view().runs;

@@ -47,19 +47,24 @@ impl Dispatcher {
         }
         let room = MAX_ASKED.saturating_sub(self.asked);
         for missing in self.unended.look(there, began, now, room) {
-            self.asked += 1;
-            let Missing {
-                task,
-                though_running,
-            } = missing;
-            let weight = self.settings.lanes.get(&task.lane).copied().unwrap_or(1);
-            let log = self.log.clone();
-            let ask = async move {
-                let result = log.hand_over_again(&task, weight, though_running).await;
-                Answer::Asked(Box::new(Asked { task, result }))
-            };
-            self.answers.push(ask.boxed());
+            self.ask(missing);
         }
+    }
+
+    /// Asks for one, and hands it over again if it was lost.
+    fn ask(&mut self, missing: Missing) {
+        self.asked += 1;
+        let Missing {
+            task,
+            though_running,
+        } = missing;
+        let weight = self.settings.lanes.get(&task.lane).copied().unwrap_or(1);
+        let log = self.log.clone();
+        let ask = async move {
+            let result = log.hand_over_again(&task, weight, though_running).await;
+            Answer::Asked(Box::new(Asked { task, result }))
+        };
+        self.answers.push(ask.boxed());
     }
 
     pub(super) fn asked(&mut self, Asked { task, result }: Asked) {
@@ -79,6 +84,16 @@ impl Dispatcher {
             metrics::counter!("inkstone_orchestrator_dispatched_again_total").increment(1);
         }
         self.unended.asked(task, missed, now);
+        if missed == Some(Missed::Over) {
+            // Its end was not heard: until now it kept its place.
+            self.is_due |= self.out.remove(task, now);
+        }
+        // After many ends that were not heard, or a purge, those that wait for an answer hold places.
+        if self.mandate.borrow().is_sure(now)
+            && let Some(missing) = self.unended.next(now)
+        {
+            self.ask(missing);
+        }
     }
 
     /// Reads on in what was handed over before its queue was opened here. One read at a time: nobody waits for this.

@@ -383,7 +383,9 @@ impl Dispatcher {
         match work {
             Ok((listed, last)) => {
                 let there: HashSet<TaskId> = listed.iter().filter_map(|one| one.task).collect();
-                self.out.look(listed, began, Instant::now());
+                let unended = &self.unended;
+                let keeps = |task| unended.keeps_its_place(task);
+                self.out.look(listed, began, Instant::now(), keeps);
                 self.look_for_lost(&there, began);
                 let mut lines = self.backlog.lines();
                 for queue in &self.active {

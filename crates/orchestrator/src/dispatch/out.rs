@@ -280,8 +280,14 @@ impl Out {
         self.ended.contains_key(&task)
     }
 
-    /// What WORK held at some time after `began`.
-    pub(crate) fn look(&mut self, listed: Vec<Listed>, began: Instant, now: Instant) {
+    /// What WORK held at some time after `began`; what is not there and `keeps` its place counts all the same.
+    pub(crate) fn look(
+        &mut self,
+        listed: Vec<Listed>,
+        began: Instant,
+        now: Instant,
+        keeps: impl Fn(TaskId) -> bool,
+    ) {
         self.is_known = true;
         self.older.clear();
         let mut there = HashMap::new();
@@ -292,7 +298,8 @@ impl Out {
             }
         }
         let is_gone = |(task, dispatched): (&TaskId, &Dispatched)| {
-            (dispatched.since < began && !there.contains_key(task)).then_some(*task)
+            let is_missed = dispatched.since < began && !there.contains_key(task);
+            (is_missed && !keeps(*task)).then_some(*task)
         };
         let gone: Vec<TaskId> = self.tasks.iter().filter_map(is_gone).collect();
         for task in gone {
@@ -350,7 +357,7 @@ mod tests {
                             task: Some(tasks[task]),
                             count: 1,
                         });
-                        out.look(list.collect(), now, now);
+                        out.look(list.collect(), now, now, |_| false);
                     }
                 }
                 let all: BTreeSet<Partition> = (0..4).collect();
@@ -386,9 +393,12 @@ mod tests {
             task: Some(task),
             count: 1,
         });
-        out.look(listed.to_vec(), began, later);
+        out.look(listed.to_vec(), began, later, |_| false);
         assert_eq!(out.of_version(&version), 2);
-        out.look(Vec::new(), later + Duration::from_millis(1), later);
+        let next = later + Duration::from_millis(1);
+        out.look(Vec::new(), next, later, |task| task == old);
+        assert_eq!(out.of_version(&version), 1, "it may come again");
+        out.look(Vec::new(), next, later, |_| false);
         assert_eq!(out.of_version(&version), 0);
     }
 

@@ -484,6 +484,6 @@ async fn bury_unreadable(event: &Event, log: &TaskLog) -> bool {
         subject = event.subject,
         "a submission cannot be decoded; see DEAD"
     );
-    let letter = unreadable::letter(&event.subject, &event.payload);
+    let letter = unreadable::letter(&event.subject, &event.payload, log.now());
     unreadable::give_up(log, &letter).await
 }

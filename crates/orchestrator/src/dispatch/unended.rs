@@ -16,6 +16,9 @@ use crate::backlog::line::REST;
 const BEGUN: Duration = Duration::from_secs(30);
 /// A task whose dispatch is lost again and again is handed over less and less often, at least so often.
 const LONGEST_REST: Duration = Duration::from_secs(300);
+/// A task whose dispatch was lost more often than this keeps no place while it is not known what became of it: what takes dispatches off the queue
+/// again and again holds nobody else up.
+const LOST_WITH_A_PLACE: u32 = 3;
 /// With more tasks here, those of earlier times wait to be read.
 const MAX_TASKS: usize = 65_536;
 
@@ -58,6 +61,8 @@ pub(super) struct Unended {
     queues: HashMap<Queue, Kept>,
     /// Queues of which something is unread.
     to_read: VecDeque<Queue>,
+    /// Tasks that the last look found to be asked for, and for which there was no room.
+    to_ask: VecDeque<TaskId>,
 }
 
 impl Unended {
@@ -153,8 +158,15 @@ impl Unended {
         self.queues.retain(|queue, _| keep(queue));
     }
 
+    /// Whether a task whose dispatch is not in WORK keeps its place there: its end was not heard, so it is either heard of in a moment, or was
+    /// lost and is handed over again, and whoever is given its place meanwhile would be one too many then.
+    pub(super) fn keeps_its_place(&self, task: TaskId) -> bool {
+        let one = self.tasks.get(&task);
+        one.is_some_and(|one| one.again <= LOST_WITH_A_PLACE)
+    }
+
     /// WORK held these at some time after `began`. Up to `room` tasks of which it is to be asked whether they have ended: those that were
-    /// missed the time before, too, so that what ends just now is not asked for.
+    /// missed the time before, too, so that what ends just now is not asked for. What there is no room for [comes next](Self::next).
     pub(super) fn look(
         &mut self,
         there: &HashSet<TaskId>,
@@ -162,7 +174,7 @@ impl Unended {
         now: Instant,
         room: usize,
     ) -> Vec<Missing> {
-        let mut missing = Vec::new();
+        self.to_ask.clear();
         for (task, one) in &mut self.tasks {
             if there.contains(task) {
                 one.missed = None;
@@ -172,19 +184,32 @@ impl Unended {
                 continue;
             }
             let missed = *one.missed.get_or_insert(now);
-            let is_due = missed < began && one.not_before <= now && !one.asked;
-            if !is_due || missing.len() >= room {
-                continue;
+            if missed < began && one.not_before <= now && !one.asked {
+                self.to_ask.push_back(*task);
             }
+        }
+        let due = std::iter::from_fn(|| self.next(now));
+        due.take(room).collect()
+    }
+
+    /// Another task that the last look found to be asked for.
+    pub(super) fn next(&mut self, now: Instant) -> Option<Missing> {
+        while let Some(task) = self.to_ask.pop_front() {
+            // It may have ended since.
+            let Some(one) = self.tasks.get_mut(&task) else {
+                continue;
+            };
+            let Some(missed) = one.missed.filter(|_| !one.asked) else {
+                continue;
+            };
             one.asked = true;
             let Queue { lane, tenant } = one.queue.clone();
-            let task = *task;
-            missing.push(Missing {
+            return Some(Missing {
                 task: TaskRef { tenant, lane, task },
                 though_running: now.saturating_duration_since(missed) >= BEGUN,
             });
         }
-        missing
+        None
     }
 
     /// What came of asking; `None` when there was no answer.
@@ -284,6 +309,53 @@ mod tests {
         assert_eq!(waited.last(), Some(&true));
         let patient = waited.iter().filter(|though| !**though).count();
         assert!((25..=30).contains(&patient), "{patient}");
+    }
+
+    #[test]
+    fn all_that_are_missed_are_asked_for_as_there_is_room_and_those_that_have_ended_are_not() {
+        let (mut all, start) = (Unended::default(), Instant::now());
+        let at = |seconds| start + SECOND * seconds;
+        let none = HashSet::new();
+        let ids = [0; 5].map(|_| TaskId::random());
+        for (task, sequence) in ids.into_iter().zip(7..) {
+            all.add(task, &queue(), sequence, start);
+        }
+        assert!(all.look(&none, at(1), at(1), 2).is_empty());
+        let mut asked = tasks(&all.look(&none, at(2), at(2), 2));
+        assert_eq!(asked.len(), 2);
+        let was_asked = |task: &TaskId| asked.iter().any(|(one, _)| one == task);
+        let ended = ids.into_iter().find(|task| !was_asked(task)).unwrap();
+        all.end(ended);
+        while let Some(one) = all.next(at(2)) {
+            asked.extend(tasks(&[one]));
+        }
+        let different: HashSet<TaskId> = asked.iter().map(|(task, _)| *task).collect();
+        assert_eq!((asked.len(), different.len()), (4, 4));
+        assert!(!different.contains(&ended));
+        assert!(
+            all.look(&none, at(3), at(3), 8).is_empty(),
+            "all are being asked for"
+        );
+    }
+
+    #[test]
+    fn a_task_keeps_its_place_until_it_is_known_to_have_ended_or_was_lost_too_often() {
+        let (mut all, start) = (Unended::default(), Instant::now());
+        let ids = [0; 2].map(|_| TaskId::random());
+        for (task, sequence) in ids.into_iter().zip(7..) {
+            all.add(task, &queue(), sequence, start);
+        }
+        all.asked(ids[0], Some(Missed::Running), start);
+        assert!(all.keeps_its_place(ids[0]));
+        all.asked(ids[0], Some(Missed::Over), start);
+        assert!(!all.keeps_its_place(ids[0]));
+        for _ in 0..LOST_WITH_A_PLACE {
+            all.asked(ids[1], Some(Missed::Dispatched), start);
+            assert!(all.keeps_its_place(ids[1]));
+        }
+        all.asked(ids[1], Some(Missed::Dispatched), start);
+        assert!(!all.keeps_its_place(ids[1]));
+        assert!(!all.keeps_its_place(TaskId::random()));
     }
 
     #[test]

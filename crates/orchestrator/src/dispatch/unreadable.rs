@@ -1,5 +1,7 @@
 //! Submissions that cannot be read, and so can never run.
 
+use std::time::SystemTime;
+
 use contract::ErrorCode;
 use contract::task::{DeadLetter, Done, Failed, done};
 use task_log::{TaskLog, TaskLogError, TaskRef};
@@ -45,8 +47,8 @@ async fn bury_and_end(log: &TaskLog, letter: &DeadLetter) -> Result<(), TaskLogE
     log.end(&task, &done).await.map(drop)
 }
 
-/// What is kept of it.
-pub(super) fn letter(subject: &str, payload: &[u8]) -> DeadLetter {
+/// What is kept of it. `at` is the broker's time, as of all that ends a task.
+pub(super) fn letter(subject: &str, payload: &[u8], at: SystemTime) -> DeadLetter {
     // inkstone.task.<tenant>.<lane>.<task>.submitted
     let mut tokens = subject.split('.').skip(2);
     let mut token = || tokens.next().unwrap_or("unknown").to_owned();
@@ -56,7 +58,7 @@ pub(super) fn letter(subject: &str, payload: &[u8]) -> DeadLetter {
         task_id: token(),
         code: ErrorCode::Internal.to_string(),
         reason: "the submission cannot be decoded".to_owned(),
-        at: Some(contract::now()),
+        at: Some(at.into()),
         subject: subject.to_owned(),
         payload: payload.to_vec(),
         ..DeadLetter::default()

@@ -313,7 +313,7 @@ impl Intake {
             tenant: message.tenant.to_string(),
             code: failure.code.to_string(),
             reason: failure.message.clone(),
-            at: Some(contract::now()),
+            at: Some(self.tasks.log.now().into()),
             subject: delivery.subject().to_owned(),
             payload: delivery.payload().to_vec(),
             kind: LetterKind::Intake.word().to_owned(),

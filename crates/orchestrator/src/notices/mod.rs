@@ -14,7 +14,7 @@ mod retry;
 pub(crate) mod webhook;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use contract::ErrorCode;
 use contract::json::TaskEventJson;
@@ -208,7 +208,8 @@ impl Notices {
                 let reason = "too many webhooks of the tenant wait already".to_owned();
                 metrics::counter!("inkstone_orchestrator_webhooks_total", "outcome" => "no_room")
                     .increment(1);
-                self.log.bury(&letter(&delivery, reason)).await
+                let letter = letter(&delivery, reason, self.log.now());
+                self.log.bury(&letter).await
             }
             Err(error) => Err(error.into()),
         }
@@ -283,14 +284,14 @@ fn delivery(record: &Record, event: TaskEvent, public_url: &str) -> Option<Webho
     })
 }
 
-/// What is kept of a delivery that was given up.
-fn letter(delivery: &WebhookDelivery, reason: String) -> DeadLetter {
+/// What is kept of a delivery that was given up `at`, by the broker's clock.
+fn letter(delivery: &WebhookDelivery, reason: String, at: SystemTime) -> DeadLetter {
     DeadLetter {
         task_id: delivery.task_id.clone(),
         tenant: delivery.tenant.clone(),
         code: ErrorCode::Unavailable.to_string(),
         reason,
-        at: Some(contract::now()),
+        at: Some(at.into()),
         subject: format!("inkstone.webhook.{}", delivery.tenant),
         payload: delivery.encode_to_vec(),
         kind: LetterKind::Webhook.word().to_owned(),

@@ -168,7 +168,8 @@ impl Deliverer {
         }
         count("given_up");
         tracing::warn!(task, reason, "a webhook was given up; see DEAD");
-        self.log.bury(&letter(delivery, reason)).await?;
+        let letter = letter(delivery, reason, self.log.now());
+        self.log.bury(&letter).await?;
         Ok(message.ack().await?)
     }
 

@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::time::{Duration, SystemTime};
 
 use contract::task::{Done, Phase, State, Submitted, done};
-use task_log::{TaskRef, deadline};
+use task_log::{StreamSettings, TaskRef, deadline};
 
 use crate::support::{Platform, stop, submitted, until};
 
@@ -95,6 +95,44 @@ async fn what_waits_too_long_ends_however_much_it_is_and_what_has_begun_a_little
     .await;
     for task in [&young, &drawn] {
         assert_eq!(platform.log.done(task).await.unwrap(), None);
+    }
+    stop(orchestrator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_waits_while_no_orchestrator_is_there_ends_when_one_comes_and_goes_only_then() {
+    let platform = Platform::start().await;
+    let kept = "2s";
+    let streams = StreamSettings {
+        task_retention: kept.parse().unwrap(),
+        ..StreamSettings::small()
+    };
+    platform.log.ensure_streams(&streams).await.unwrap();
+    let waiting = platform.submit(&submitted("acme", "1")).await;
+    let event = submitted("acme", "1");
+    let handed = platform.submit(&event).await;
+    platform.log.dispatch(&event, 0, 1).await.unwrap();
+    let late = platform.log.time().await.unwrap() + Duration::from_secs(4);
+    until("its time is over twice", async || {
+        platform.log.time().await.unwrap() >= late
+    })
+    .await;
+    let known = async |task: &TaskRef| {
+        let record = platform.log.read(&task.tenant, task.task).await;
+        record.unwrap().is_some()
+    };
+    let tasks = [waiting, handed];
+    for task in &tasks {
+        assert!(known(task).await, "nobody has ended it");
+    }
+    let settings = [("streams.task_retention", kept)];
+    let orchestrator = platform.orchestrator(&settings).await;
+    for task in &tasks {
+        let end = end_of(&platform, task).await;
+        assert!(deadline::has_expired(&end), "its charge is given back");
+    }
+    for task in &tasks {
+        until("the log has let go of it", async || !known(task).await).await;
     }
     stop(orchestrator).await;
 }

@@ -1,15 +1,15 @@
 //! What is dispatched, in which order, and that it is dispatched once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use contract::TenantId;
-use contract::task::{Cancelled, Dispatch, Done, done};
+use contract::task::{Cancelled, DeadLetter, Dispatch, Done, done};
 use contract::v1::TaskPhase;
 use prost::Message as _;
 use task_log::{Record, TaskRef};
 
-use crate::support::{PATIENCE, Platform, stop, submitted, tenants, until};
+use crate::support::{LANE, PATIENCE, Platform, stop, submitted, tenants, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_with_one_task_does_not_wait_behind_anothers_thousands() {
@@ -267,6 +267,35 @@ async fn a_submission_that_cannot_be_read_ends_and_is_buried_and_blocks_nobody()
         failed.message
     );
     assert!(end("nonsense").await.is_none());
+    stop(orchestrator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_read_is_given_up_by_the_brokers_clock_and_not_by_ones_own() {
+    let platform = Platform::start().await;
+    // Of this process, which has no other test in it.
+    contract::clock::set_offset(24 * 3600);
+    let orchestrator = platform.orchestrator(&[]).await;
+    let event = submitted("acme", "1");
+    let task = TaskRef::of(&event).unwrap();
+    platform.announce(&task).await;
+    let place = |event: &str| format!("inkstone.task.acme.{LANE}.{}.{event}", task.task);
+    let nonsense = bytes::Bytes::from_static(b"\xff\xff nonsense");
+    let tasks = platform.broker.log("TASKS");
+    tasks.put(&place("submitted"), nonsense).await.unwrap();
+    until("it has ended", async || {
+        platform.log.done(&task).await.unwrap().is_some()
+    })
+    .await;
+    let done = platform.log.done(&task).await.unwrap().unwrap();
+    let letter = platform.broker.log("DEAD").last("inkstone.dead.>").await;
+    let letter = DeadLetter::decode(letter.unwrap().unwrap().payload).unwrap();
+    let now = platform.log.time().await.unwrap();
+    for at in [done.at, letter.at] {
+        let at = SystemTime::try_from(at.unwrap()).unwrap();
+        let hour = Duration::from_secs(3600);
+        assert!(at < now + hour && at + hour > now, "{at:?}, {now:?}");
+    }
     stop(orchestrator).await;
 }
 

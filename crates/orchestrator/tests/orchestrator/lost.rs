@@ -48,6 +48,28 @@ async fn tasks_whose_dispatches_are_purged_are_handed_over_again_and_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_purge_lets_no_more_tasks_through_than_the_window() {
+    let platform = Platform::start().await;
+    let orchestrator = platform.orchestrator(&[("scheduling.window", "4")]).await;
+    let tasks = platform.submit_many("acme", TASKS).await;
+    until("the window is full", async || {
+        platform.out().await.len() == 4
+    })
+    .await;
+    let before = platform.out().await;
+    assert_eq!(purge(&platform).await, 4);
+    until("those that were purged are out again", async || {
+        let out = platform.out().await;
+        assert!(out.is_subset(&before), "{out:?} are out, not {before:?}");
+        out.len() == before.len()
+    })
+    .await;
+    let worker = platform.worker("1").await;
+    each_comes_once(&platform, &worker, &tasks).await;
+    stop(orchestrator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn tasks_whose_dispatches_are_purged_end_though_their_orchestrator_was_killed() {
     let platform = Platform::start().await;
     let mut process = Process::start(&platform);

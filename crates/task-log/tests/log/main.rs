@@ -5,12 +5,13 @@
 
 mod lists;
 mod open;
+mod retention;
 mod states;
 mod support;
 mod work;
 
 use contract::TaskId;
-use contract::task::{DeadLetter, Phase, State, Submitted, Succeeded, done};
+use contract::task::{DeadLetter, Done, Phase, State, Submitted, Succeeded, done};
 use contract::v1::{Feedback, TaskPhase};
 use messaging::BrokerError;
 use prost::Message as _;
@@ -326,4 +327,25 @@ async fn what_is_given_up_is_kept_with_its_reason_until_it_is_removed() {
     assert!(log.letter(&id).await.unwrap().is_none());
     let again = log.remove_letter(kept.sequence).await.unwrap();
     assert!(!again, "whoever comes second has removed nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_end_that_cannot_be_read_is_an_end() {
+    let Bench {
+        server: _server,
+        broker,
+        log,
+    } = bench().await;
+    let task = submit_one(&log).await;
+    let mut ends = log.ends(&task).await.unwrap();
+    let subject = format!("inkstone.task.acme.{}.{}.done", task.lane, task.task);
+    let nonsense = b"\xff\xff not protobuf".as_slice().into();
+    broker.log("TASKS").put(&subject, nonsense).await.unwrap();
+    let unknown = Done::default();
+    assert_eq!(ends.wait().await, unknown);
+    assert_eq!(log.done(&task).await.unwrap(), Some(unknown.clone()));
+    let record = log.read(&tenant(), task.task).await.unwrap().unwrap();
+    assert_eq!(record.phase(), TaskPhase::Failed);
+    let ended = log.end(&task, &cancelled()).await.unwrap();
+    assert_eq!(ended, Ended::Already(Box::new(unknown)));
 }
