@@ -310,7 +310,8 @@ impl EventLog {
         }
     }
 
-    /// The place of the first event that was stored at `time` or later, at a subject that `filter` matches; `None` where there is none.
+    /// The place of the first event that was stored at `time` or later, at a subject that `filter` matches; `None` where there is none. Costs the
+    /// broker little, however many there are.
     ///
     /// # Errors
     /// When the broker does not answer.
@@ -322,9 +323,11 @@ impl EventLog {
         const OPERATION: &str = "looking a time up";
         let time = jiff::Timestamp::try_from(time).map_err(BrokerError::request(OPERATION))?;
         let time = time.to_string();
-        let request = serde_json::json!({ "start_time": time, "next_by_subj": filter, "batch": 1 });
-        let found = self.direct_get(request).await?;
-        Ok(found.first().map(|event| event.sequence))
+        // Without a batch: of one, the broker would count what is behind it.
+        let request = serde_json::json!({ "start_time": time, "next_by_subj": filter });
+        let place = format!("$JS.API.DIRECT.GET.{}", self.stream);
+        let found = self.ask(place, Bytes::from(request.to_string())).await?;
+        Ok(found.map(|event| event.sequence))
     }
 
     /// The bytes that the stream takes.

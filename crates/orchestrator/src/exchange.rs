@@ -88,12 +88,12 @@ fn specs(
         max_messages_per_subject: i64::from(webhooks.max_waiting_per_tenant),
         shares: true,
         max_message_size: -1,
-        // Given up by whoever delivers, with a letter in DEAD; twice the time is for one that is never there to do it.
-        max_age: 2 * webhooks.give_up_after.duration(),
+        // Given up by whoever delivers, with a letter in DEAD, and by nobody while none is there.
+        max_age: Duration::ZERO,
         max_bytes: size(webhooks.max_size),
         refuse_when_full: true,
         batches: false,
-        duplicate_window: DUPLICATES.min(webhooks.give_up_after.duration()),
+        duplicate_window: DUPLICATES,
         republish: None,
     };
     [inbound, outcomes, hooks, listeners()]
@@ -115,5 +115,21 @@ fn listeners() -> StreamSpec {
         batches: false,
         duplicate_window: DUPLICATES,
         republish: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_orchestrator_is_to_tell_waits_for_one_however_long_none_is_there() {
+        let settings: crate::Settings = settings::load(None, &[]).unwrap();
+        let all = specs(&settings.intake, &settings.notices, &settings.webhooks);
+        for name in [WEBHOOKS, LISTENERS] {
+            let stream = all.iter().find(|stream| stream.name == name).unwrap();
+            assert!(stream.max_age.is_zero(), "{name}");
+            assert!(stream.refuse_when_full, "{name} has a bound");
+        }
     }
 }

@@ -10,7 +10,7 @@
 //! * [`backlog`] knows which queues there are, and holds the next few tasks of each;
 //! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](task_log::deadline);
 //! * [`deadlines`] ends what did not begin in time, however deep it lies;
-//! * [`aged`] ends what workers were handed and do not end, before the log lets go of it;
+//! * [`aged`] ends what workers were handed and do not end, and has the log let go of what is old and has ended;
 //! * [`estimate`] says how long a task waits (pure), going by what workers have [`ahead`] of it and by how fast they were seen to be
 //!   ([`throughput`]), both pure; [`waits`] tells its caller,
 //!   [`asking`] the orchestrator that knows;
