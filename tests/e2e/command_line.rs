@@ -190,6 +190,38 @@ impl Drop for Up {
     }
 }
 
+/// Has a picture inspected whose inspection is told to `stdout`.
+fn inspect_to(stdout: impl Into<Stdio>) -> (ExitStatus, String) {
+    let mut command = Command::new(binary("inkstone"));
+    command
+        .current_dir(repository())
+        .args(["inspect", "docs/images/fox.png"]);
+    command
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(Stdio::piped());
+    let output = command.output().unwrap();
+    let errors = String::from_utf8(output.stderr).unwrap();
+    (output.status, errors)
+}
+
+#[test]
+fn a_command_whose_output_nobody_reads_goes_on_to_its_end() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let (status, errors) = inspect_to(writer);
+    assert!(status.success(), "{errors}");
+    assert_eq!(errors, "");
+}
+
+#[test]
+fn a_command_whose_output_cannot_be_written_does_not_end_as_if_it_could() {
+    let full = std::fs::File::create("/dev/full").unwrap();
+    let (status, errors) = inspect_to(full);
+    assert_eq!(status.code(), Some(1), "{errors}");
+    assert!(errors.contains("standard output"), "{errors}");
+}
+
 #[test]
 fn generate_writes_a_picture_and_the_same_seed_writes_the_same_bytes() {
     let up = Up::start();

@@ -6,6 +6,7 @@ use ::audit::{Chain, Head, Line, file};
 
 use crate::cli::AuditCommand;
 use crate::error::CliError;
+use crate::out::say;
 
 pub(crate) fn run(command: &AuditCommand) -> Result<(), CliError> {
     match command {
@@ -26,10 +27,10 @@ fn verify(files: &Path, after: Option<&Head>, head: Option<&Head>) -> Result<(),
                 head: head.to_string(),
             });
         }
-        Some(head) => println!("good up to {end}, in {count} files; {head} is among them"),
+        Some(head) => say!("good up to {end}, in {count} files; {head} is among them"),
         None => {
-            println!("good up to {end}, in {count} files");
-            println!("whether records are missing behind it was not checked: give --head");
+            say!("good up to {end}, in {count} files");
+            say!("whether records are missing behind it was not checked: give --head");
         }
     }
     Ok(())
@@ -48,7 +49,7 @@ fn show(files: &Path, after: Option<&Head>, task: &str) -> Result<(), CliError> 
     }
     for line in shown {
         let text = serde_json::to_string_pretty(&line);
-        println!("{}", text.map_err(|_| CliError::Answer("a record"))?);
+        say!("{}", text.map_err(|_| CliError::Answer("a record"))?);
     }
     Ok(())
 }

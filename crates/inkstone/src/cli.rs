@@ -208,6 +208,9 @@ pub(crate) struct GenerateArgs {
     /// How much of the contrast that guidance adds is taken back, 0 to 1. Default: 0.
     #[arg(long, value_parser = share, allow_negative_numbers = true)]
     pub(crate) guidance_rescale: Option<f32>,
+    /// Draw a label that people see, "AI生成", into the picture, beside the one in its file.
+    #[arg(long)]
+    pub(crate) visible_label: bool,
     /// How long to wait for a platform that has gone away meanwhile, such as 30s or 5m; 0s: not at all. Default: 1m.
     #[arg(long, value_parser = time)]
     pub(crate) patience: Option<Duration>,
@@ -437,6 +440,8 @@ mod tests {
         assert!(error.contains("dpm++2m-sde-karras"), "{error}");
         let args = parse(&["--weighted", "--guidance-rescale", "0.7"]).unwrap();
         assert_eq!((args.weighted, args.guidance_rescale), (true, Some(0.7)));
+        assert!(!args.visible_label);
+        assert!(parse(&["--visible-label"]).unwrap().visible_label);
         for bad in ["1.1", "-1", "NaN", "x"] {
             assert!(parse(&[&format!("--guidance-rescale={bad}")]).is_err());
         }

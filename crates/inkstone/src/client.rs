@@ -14,6 +14,7 @@ use crate::callee::Callee;
 use crate::cli::{ServerArgs, TlsArgs};
 use crate::error::CliError;
 use crate::follow::has_ended;
+use crate::out::say;
 use crate::place::Place;
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
@@ -182,7 +183,7 @@ pub(crate) async fn cancel(data: &Path, server: &ServerArgs, task: &str) -> Resu
         true => before,
         false => client.cancel(task).await?,
     };
-    println!("{}  {}", task.id, phase(&task));
+    say!("{}  {}", task.id, phase(&task));
     match too_late(&task, late) {
         Some(how) => Err(CliError::HadEnded { task: task.id, how }),
         None => Ok(()),

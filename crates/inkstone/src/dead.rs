@@ -19,6 +19,7 @@ use crate::callee::Callee;
 use crate::cli::TlsArgs;
 use crate::client::service_peer;
 use crate::error::CliError;
+use crate::out::say;
 use crate::place::Place;
 
 /// Where the orchestrator's address can be given.
@@ -168,11 +169,11 @@ impl Letters {
             let letters: Vec<Value> = listed.letters.iter().map(as_json).collect();
             return print(&json!({ "letters": letters, "after": next }));
         }
-        println!("{:<54} {:<20} {:<22} REASON", "ID", "AT", "CODE");
+        say!("{:<54} {:<20} {:<22} REASON", "ID", "AT", "CODE");
         for info in &listed.letters {
             let letter = info.letter.clone().unwrap_or_default();
             let reason = one_line(&letter.reason);
-            println!(
+            say!(
                 "{:<54} {:<20} {:<22} {reason}",
                 info.id,
                 at(&letter),
@@ -180,7 +181,7 @@ impl Letters {
             );
         }
         if !next.is_empty() {
-            println!("There may be more: --after {next}");
+            say!("There may be more: --after {next}");
         }
         Ok(())
     }
@@ -196,7 +197,7 @@ impl Letters {
         let letter = info.letter.clone().unwrap_or_default();
         let line = |name: &str, value: &str| {
             if !value.is_empty() {
-                println!("{name:<9} {value}");
+                say!("{name:<9} {value}");
             }
         };
         line("id", &info.id);
@@ -227,9 +228,9 @@ impl Letters {
             return print(&json!({ "id": id, "task_id": task, "existing": retried.existing }));
         }
         match (task.as_str(), retried.existing) {
-            ("", _) => println!("{id}: the webhook is told again"),
-            (task, false) => println!("{id}: submitted again as task {task}"),
-            (task, true) => println!("{id}: had been submitted again as task {task}"),
+            ("", _) => say!("{id}: the webhook is told again"),
+            (task, false) => say!("{id}: submitted again as task {task}"),
+            (task, true) => say!("{id}: had been submitted again as task {task}"),
         }
         Ok(())
     }
@@ -244,8 +245,8 @@ impl Letters {
             return print(&json!({ "id": id, "removed": letter.is_some(), "letter": letter }));
         }
         match removed {
-            Some(info) => println!("{id}: removed: {}", summary(&info)),
-            None => println!(
+            Some(info) => say!("{id}: removed: {}", summary(&info)),
+            None => say!(
                 "{id}: was not there: it never was, has expired, or was tried again or removed"
             ),
         }
@@ -265,7 +266,7 @@ fn of_letter(error: CliError) -> CliError {
 }
 
 fn print(value: &Value) -> Result<(), CliError> {
-    println!("{value:#}");
+    say!("{value:#}");
     Ok(())
 }
 

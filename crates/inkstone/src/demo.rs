@@ -11,6 +11,7 @@ use crate::client::Client;
 use crate::error::CliError;
 use crate::follow::PATIENCE;
 use crate::generate;
+use crate::out::say;
 use crate::place::Place;
 use crate::platform::{Options, Platform};
 
@@ -36,7 +37,7 @@ pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
         () = interrupted => return Err(CliError::Interrupted),
     };
     let up = began.elapsed();
-    println!(
+    say!(
         "five services and nats-server up in {:.1} s",
         up.as_secs_f32()
     );
@@ -44,12 +45,12 @@ pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
     platform.stop().await;
     let drawn = drawn?;
     generate::tell(&drawn);
-    println!("total {:.1} s", began.elapsed().as_secs_f32());
-    println!();
-    println!(
+    say!("total {:.1} s", began.elapsed().as_secs_f32());
+    say!("");
+    say!(
         "next: make up     the platform stays up; it prints its address, a key, and lines to copy"
     );
-    println!("      make demo PROMPT=\"a rocket, flat style\"");
+    say!("      make demo PROMPT=\"a rocket, flat style\"");
     Ok(())
 }
 

@@ -7,15 +7,16 @@ use contract::v1::{ListModelsRequest, ListRequest};
 use crate::cli::ServerArgs;
 use crate::client::Client;
 use crate::error::CliError;
+use crate::out::say;
 use crate::place::Place;
 
 pub(crate) async fn run(data: &Path, server: &ServerArgs) -> Result<(), CliError> {
     let mut failed = 0;
     let mut report = |what: &str, result: Result<String, String>| match result {
-        Ok(detail) => println!("  ok    {what:<12} {detail}"),
+        Ok(detail) => say!("  ok    {what:<12} {detail}"),
         Err(problem) => {
             failed += 1;
-            println!("  FAIL  {what:<12} {problem}");
+            say!("  FAIL  {what:<12} {problem}");
         }
     };
     let nats = nats_server::find().map_err(|e| e.to_string());

@@ -12,6 +12,9 @@ pub enum CliError {
     /// The operating system would not give threads or signals.
     #[error("cannot start the runtime")]
     Runtime(#[source] io::Error),
+    /// The command was carried out, and its answer could not be written.
+    #[error("what was to be told cannot be written to the standard output")]
+    Told(#[source] io::Error),
     /// A file or folder cannot be used.
     #[error("cannot {operation} {}", path.display())]
     File {

@@ -12,6 +12,7 @@ use crate::cli::GenerateArgs;
 use crate::client::{Client, phase};
 use crate::error::CliError;
 use crate::follow::{Follow, PATIENCE};
+use crate::out::{complain, say};
 use crate::progress::Progress;
 
 /// Pictures that were drawn and written.
@@ -35,7 +36,7 @@ pub(crate) async fn run(data: &Path, args: &GenerateArgs) -> Result<(), CliError
 pub(crate) fn tell(drawn: &Drawn) {
     let request = drawn.task.request.clone().unwrap_or_default();
     for (file, image) in drawn.files.iter().zip(&drawn.task.images) {
-        println!(
+        say!(
             "{}  {}×{} · seed {} · {} {} · {} steps · {:.2} s",
             file.display(),
             image.width,
@@ -62,6 +63,7 @@ fn request(args: &GenerateArgs) -> Result<SubmitTask, CliError> {
         steps: args.steps,
         guidance_scale: args.guidance,
         guidance_rescale: args.guidance_rescale,
+        visible_label: args.visible_label,
         ..SubmitTask::default()
     };
     let extension = args
@@ -137,7 +139,7 @@ pub(crate) async fn draw(
 
 /// Says where pictures still are that could not be written.
 fn kept(task: &str) {
-    eprintln!("task {task} was drawn; its pictures stay at the platform: GET /v1/tasks/{task}");
+    complain!("task {task} was drawn; its pictures stay at the platform: GET /v1/tasks/{task}");
 }
 
 pub(crate) fn not_succeeded(task: &Task) -> CliError {

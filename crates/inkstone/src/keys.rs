@@ -12,6 +12,7 @@ use crate::callee::Callee;
 use crate::cli::{AuthArgs, KeysCommand, TlsArgs};
 use crate::client::{service_peer, with_bearer};
 use crate::error::CliError;
+use crate::out::say;
 use crate::place::Place;
 
 /// Where auth's address can be given.
@@ -71,17 +72,20 @@ pub(crate) async fn run(
             let key = created
                 .key
                 .ok_or(CliError::Answer("a creation without a key"))?;
-            println!("app key  {}", key.app_key);
-            println!("secret   {}   (signatures)", created.secret);
-            println!("bearer   {}   (Authorization: Bearer)", created.bearer);
-            println!("Neither is shown again.");
+            say!("app key  {}", key.app_key);
+            say!("secret   {}   (signatures)", created.secret);
+            say!("bearer   {}   (Authorization: Bearer)", created.bearer);
+            say!("Neither is shown again.");
         }
         KeysCommand::List { tenant } => {
             let listed = keys.list_keys(with_bearer(ListKeysRequest { tenant }, token)?);
             let listed = auth.call(listed).await?;
-            println!(
+            say!(
                 "{:<24} {:<16} {:<9} {:<21} NAME",
-                "APP KEY", "TENANT", "STATE", "CREATED"
+                "APP KEY",
+                "TENANT",
+                "STATE",
+                "CREATED"
             );
             for key in listed.keys {
                 print_key(&key);
@@ -90,7 +94,7 @@ pub(crate) async fn run(
         KeysCommand::WebhookSecret { app_key } => {
             let request = GetWebhookSecretRequest { app_key };
             let found = keys.get_webhook_secret(with_bearer(request, token)?);
-            println!("{}", auth.call(found).await?.secret);
+            say!("{}", auth.call(found).await?.secret);
         }
         KeysCommand::Revoke { app_key } => {
             let revoked = keys.revoke_key(with_bearer(RevokeKeyRequest { app_key }, token)?);
@@ -117,5 +121,5 @@ fn print_key(key: &KeyInfo) {
         name,
         ..
     } = key;
-    println!("{app_key:<24} {tenant:<16} {state:<9} {created:<21} {name}");
+    say!("{app_key:<24} {tenant:<16} {state:<9} {created:<21} {name}");
 }

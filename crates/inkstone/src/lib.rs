@@ -4,9 +4,6 @@
 //! nats-server child process; the only difference is that they share a process and listen on free ports. The client commands
 //! speak gRPC to the public port and would work against any deployment.
 
-// This crate talks to a person at a terminal; that is what it is for.
-#![allow(clippy::print_stdout, clippy::print_stderr)]
-
 mod audit;
 mod callee;
 mod cli;
@@ -22,6 +19,7 @@ mod generate;
 mod inspect;
 mod keys;
 mod models;
+mod out;
 mod place;
 mod platform;
 mod policies;
@@ -34,6 +32,7 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 
+use crate::out::complain;
 pub use error::CliError;
 
 /// Parses the command line, runs it, and says what went wrong in one line.
@@ -51,10 +50,12 @@ pub fn main() -> ExitCode {
         }
         Err(source) => Err(CliError::Runtime(source)),
     };
+    // After a command that was carried out, and whose answer nobody has.
+    let outcome = outcome.and_then(|()| out::failure().map_or(Ok(()), |e| Err(CliError::Told(e))));
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("inkstone: {}", lifecycle::chain(&error));
+            complain!("inkstone: {}", lifecycle::chain(&error));
             match &error {
                 CliError::Failed(failure) if failure.hung => begin_anew(),
                 _ => ExitCode::from(exit::code(&error)),
@@ -70,8 +71,8 @@ fn begin_anew() -> ExitCode {
     let mut arguments = std::env::args_os();
     let named = arguments.next().unwrap_or_else(|| "inkstone".into());
     let program = std::env::current_exe().unwrap_or_else(|_| named.into());
-    eprintln!("inkstone: beginning anew");
+    complain!("inkstone: beginning anew");
     let error = std::process::Command::new(program).args(arguments).exec();
-    eprintln!("inkstone: cannot begin anew: {error}");
+    complain!("inkstone: cannot begin anew: {error}");
     ExitCode::from(lifecycle::HUNG)
 }

@@ -11,6 +11,7 @@ use crate::callee::Callee;
 use crate::cli::{ModelsCommand, TlsArgs};
 use crate::client::{Client, service_peer};
 use crate::error::CliError;
+use crate::out::say;
 use crate::place::Place;
 
 /// Where the registry's address can be given.
@@ -28,7 +29,7 @@ pub(crate) async fn run(
             let answer = client.call(client.service().list_models(request)).await?;
             for model in answer.models {
                 let aliases = model.aliases.join(", ");
-                println!(
+                say!(
                     "{}  versions {}  {}×{}, {} steps{}",
                     model.name,
                     model.versions.join(", "),
@@ -41,7 +42,7 @@ pub(crate) async fn run(
                         format!("  also called {aliases}")
                     },
                 );
-                println!("    {}", model.description);
+                say!("    {}", model.description);
             }
         }
         ModelsCommand::Register {
@@ -55,7 +56,7 @@ pub(crate) async fn run(
             };
             let registered = registry.register_version(rpc::streaming(request));
             let registered = callee.call(registered).await?;
-            println!("published version {}", registered.version);
+            say!("published version {}", registered.version);
             print_traffic(registered.model)?;
         }
         ModelsCommand::Traffic {
@@ -94,9 +95,11 @@ pub(crate) fn registry(
 fn print_traffic(model: Option<Model>) -> Result<(), CliError> {
     let model = model.ok_or(CliError::Answer("a registry answer without a model"))?;
     for version in model.versions {
-        println!(
+        say!(
             "{} {}  weight {}",
-            model.name, version.version, version.weight
+            model.name,
+            version.version,
+            version.weight
         );
     }
     Ok(())

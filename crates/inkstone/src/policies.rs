@@ -15,6 +15,7 @@ use crate::client::{service_peer, with_bearer};
 use crate::error::CliError;
 use crate::keys::Operator;
 use crate::models;
+use crate::out::{complain, say};
 use crate::place::Place;
 
 /// Among a policy's models: all there are.
@@ -60,7 +61,7 @@ pub(crate) async fn run(
                 warnings.extend(known_models(data, tls, url, models).await);
             }
             for warning in warnings {
-                eprintln!("inkstone: {warning}");
+                complain!("inkstone: {warning}");
             }
             print_one(&set.ok_or(CliError::Answer("a change without a policy"))?);
         }
@@ -74,7 +75,7 @@ pub(crate) async fn run(
             };
             let removed = policies.remove(request).await?;
             let keys = removed.map_or(0, |policy| policy.keys);
-            println!("{prefix} removed; keys that are turned away: {keys}");
+            say!("{prefix} removed; keys that are turned away: {keys}");
         }
     }
     Ok(())
@@ -234,9 +235,15 @@ fn put_limit<T>(field: &mut Option<T>, given: Option<Limit<T>>) {
 }
 
 fn print_all(all: &[PolicyInfo]) {
-    println!(
+    say!(
         "{:<14} {:>6} {:>8} {:>6} {:<5} {:<10} {:<30} MODELS",
-        "PREFIX", "KEYS", "REQ/S", "BURST", "HD", "TIER", "WAITING/RUNNING/IMAGES/WORK"
+        "PREFIX",
+        "KEYS",
+        "REQ/S",
+        "BURST",
+        "HD",
+        "TIER",
+        "WAITING/RUNNING/IMAGES/WORK"
     );
     for info in all {
         let Some(policy) = &info.policy else { continue };
@@ -246,7 +253,7 @@ fn print_all(all: &[PolicyInfo]) {
             shown(policy.images_per_day),
             shown(policy.pixel_steps_per_day),
         ];
-        println!(
+        say!(
             "{:<14} {:>6} {:>8} {:>6} {:<5} {:<10} {:<30} {}",
             info.prefix,
             info.keys,
@@ -262,7 +269,7 @@ fn print_all(all: &[PolicyInfo]) {
 
 fn print_one(info: &PolicyInfo) {
     let Some(policy) = &info.policy else { return };
-    let line = |name: &str, value: String| println!("{name:<20} {value}");
+    let line = |name: &str, value: String| say!("{name:<20} {value}");
     line("prefix", info.prefix.clone());
     line("keys", info.keys.to_string());
     line("models", policy.models.join(","));

@@ -1,11 +1,12 @@
 //! `inkstone up`: everything, until Ctrl-C.
 
-use std::io::Write as _;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::cli::UpArgs;
 use crate::error::CliError;
+use crate::out::{self, complain, say};
 use crate::place::{Place, Running};
 use crate::platform::{Options, Platform};
 
@@ -30,16 +31,29 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
     };
     // Logs go to the same terminal meanwhile: in one piece, none of them comes between its lines.
     let text = banner(&platform.running, &platform.key, data, began.elapsed());
-    // Where nobody reads it, the platform is up all the same.
-    let _ = std::io::stdout().write_all(text.as_bytes());
+    out::write(text.as_bytes());
+    if let Some(warning) = in_the_clear(args.listen, &platform.running.gateway) {
+        complain!("inkstone: {warning}");
+    }
     let failure = tokio::select! {
         () = &mut signal => None,
         failure = platform.keep() => Some(failure),
     };
-    println!("stopping …");
+    say!("stopping …");
     platform.stop().await;
-    println!("stopped");
+    say!("stopped");
     failure.map_or(Ok(()), Err)
+}
+
+/// What is said where others can reach the public port, and it speaks no TLS.
+fn in_the_clear(listen: SocketAddr, url: &str) -> Option<String> {
+    let exposed = !listen.ip().to_canonical().is_loopback() && url.starts_with("http://");
+    exposed.then(|| {
+        format!(
+            "warning: whoever is on the way to {listen} can read keys, prompts and pictures, for the port speaks no TLS; set \
+             INKSTONE_GATEWAY__HTTP__TLS__CERT and INKSTONE_GATEWAY__HTTP__TLS__KEY, or listen on 127.0.0.1"
+        )
+    })
 }
 
 /// What a person needs who has just started a platform.
@@ -92,6 +106,21 @@ fn banner(running: &Running, key: &str, data: &Path, took: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_lets_others_reach_a_port_without_tls_is_warned() {
+        let warned = |listen: &str, scheme: &str| {
+            let url = format!("{scheme}://{listen}");
+            in_the_clear(listen.parse().unwrap(), &url)
+        };
+        for listen in ["0.0.0.0:8080", "10.1.2.3:80", "[::]:8080"] {
+            assert!(warned(listen, "http").unwrap().contains("TLS__CERT"));
+            assert_eq!(warned(listen, "https"), None);
+        }
+        for listen in ["127.0.0.1:8080", "[::1]:80", "[::ffff:127.0.0.1]:80"] {
+            assert_eq!(warned(listen, "http"), None, "{listen}");
+        }
+    }
 
     #[test]
     fn the_banner_stands_between_two_rules_with_address_key_and_what_to_do_next() {

@@ -1,6 +1,5 @@
 //! `inkstone watch`: what happens to a task, line by line, until it has ended.
 
-use std::io::Write as _;
 use std::path::Path;
 
 use contract::v1::{Task, TaskPhase};
@@ -10,6 +9,7 @@ use crate::client::{Client, phase, wait};
 use crate::error::CliError;
 use crate::follow::{BACK, Follow, Heard, PATIENCE, away};
 use crate::generate::not_succeeded;
+use crate::out;
 use crate::progress::say;
 
 /// Fails when the task ends otherwise than with pictures.
@@ -30,18 +30,13 @@ fn tell(url: &str, heard: &Heard<'_>) {
     match *heard {
         Heard::Task(task) => {
             for line in lines(url, task) {
-                print(&line);
+                out::say!("{line}");
             }
         }
-        Heard::Steps(step, steps) => print(&format!("step {step}/{steps}")),
+        Heard::Steps(step, steps) => out::say!("step {step}/{steps}"),
         Heard::Away(error) => say(&away(error)),
         Heard::Back => say(BACK),
     }
-}
-
-/// Where nobody reads it any more (`| head -1`), the exit code still tells how the task ended.
-fn print(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn lines(url: &str, task: &Task) -> Vec<String> {
