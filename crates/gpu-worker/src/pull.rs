@@ -15,6 +15,8 @@ use lifecycle::chain;
 
 /// Dispatches that one pull takes: another version's may take the room meanwhile, and then these go back.
 const MOST_AT_ONCE: usize = 64;
+/// Where a pull brought so many, others are likely to have come meanwhile: they are asked for at once, and with fewer the next one is waited for.
+const MANY: usize = 4;
 /// Pauses between pulls that fail.
 const PAUSES: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -49,12 +51,13 @@ async fn keep_pulling(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>,
     loop {
         // Without keeping the room: a version that has nothing to do must not hold it from one that has.
         worker.slots.room().await;
-        let room = worker.slots.free().clamp(1, MOST_AT_ONCE);
-        match puller.pull(room).await {
-            Ok(deliveries) => {
+        match puller.one().await {
+            Ok(first) => {
                 backoff.reset();
-                for delivery in deliveries {
-                    take(worker, tasks, served, delivery).await;
+                if let Some(first) = first {
+                    // Before more are asked for: that takes a round trip.
+                    take(worker, tasks, served, first).await;
+                    take_more(worker, tasks, served, puller).await;
                 }
             }
             Err(error) => {
@@ -62,6 +65,21 @@ async fn keep_pulling(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>,
                 tracing::debug!(error = chain(&error), ?pause, "pulling again");
                 tokio::time::sleep(pause).await;
             }
+        }
+    }
+}
+
+/// Takes what else is there, while there is room and much comes.
+async fn take_more(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>, puller: &Puller) {
+    loop {
+        let room = worker.slots.free().min(MOST_AT_ONCE);
+        let more = puller.more(room).await;
+        let came = more.len();
+        for delivery in more {
+            take(worker, tasks, served, delivery).await;
+        }
+        if came < MANY {
+            return;
         }
     }
 }

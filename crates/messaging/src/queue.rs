@@ -241,17 +241,30 @@ impl Puller {
     /// # Errors
     /// When the broker cannot be asked. Messages that came before the error are not lost: they are delivered again.
     pub async fn pull(&self, room: usize) -> Result<Vec<Delivery>, BrokerError> {
-        let first = self.request(1, Some(PULL_EXPIRES)).await?;
-        if first.is_empty() || room <= 1 {
-            return Ok(first);
-        }
-        let mut all = first;
-        match self.request(room - 1, None).await {
-            Ok(more) => all.extend(more),
-            // What is here is not given up for what is not.
-            Err(error) => tracing::debug!(%error, "one message will do"),
-        }
+        let Some(first) = self.one().await? else {
+            return Ok(Vec::new());
+        };
+        let mut all = vec![first];
+        all.extend(self.more(room.saturating_sub(1)).await);
         Ok(all)
+    }
+
+    /// Waits a few seconds for a message; none when there was none.
+    ///
+    /// # Errors
+    /// As [`pull`](Self::pull).
+    pub async fn one(&self) -> Result<Option<Delivery>, BrokerError> {
+        Ok(self.request(1, Some(PULL_EXPIRES)).await?.pop())
+    }
+
+    /// Up to `room` messages that are there now, for who has one already. None where the broker cannot be asked: what is in hand is not given up for what is not.
+    pub async fn more(&self, room: usize) -> Vec<Delivery> {
+        if room == 0 {
+            return Vec::new();
+        }
+        let more = self.request(room, None).await;
+        more.inspect_err(|error| tracing::debug!(%error, "no more than there is"))
+            .unwrap_or_default()
     }
 
     async fn request(
