@@ -235,10 +235,10 @@ impl Platform {
 
     /// Where picture `index` of a task is kept. Panics if it is not there.
     pub fn picture(&self, task: &str, index: u32) -> PathBuf {
-        let shared = &task[task.len() - 2..];
         let start = format!("{task}-{index}.");
-        let files = std::fs::read_dir(self.objects().join("images").join(shared)).unwrap();
-        let mut files = files.map(|file| file.unwrap().path());
+        let listed = |folder: &Path| std::fs::read_dir(folder).into_iter().flatten().flatten();
+        let minutes = listed(&self.objects().join("images"));
+        let mut files = minutes.flat_map(|minute| listed(&minute.path()).map(|file| file.path()));
         let is_it = |file: &PathBuf| {
             let name = file.file_name().unwrap().to_string_lossy();
             name.starts_with(&start) && name.ends_with(".png")
