@@ -8,10 +8,12 @@
 //! which costs a read for each, and those are as many as the windows let through. One that has begun may end by itself meanwhile: it
 //! ends here half a tenth later, and a worker that still draws it hears of that.
 //!
+//! What has ended only now is not let go of at once: whoever is to hear of it, a webhook or a producer, is told from what was submitted.
+//!
 //! Every orchestrator does so by itself. Ending what another has ended is no error. What time it is says the broker.
 
-use std::sync::Arc;
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use futures::{StreamExt as _, TryStreamExt as _};
 use lifecycle::Service;
@@ -26,6 +28,8 @@ const LOOKS: u32 = 200;
 const SHORTEST: Duration = Duration::from_millis(250);
 /// ... and not less often than this.
 const LONGEST: Duration = Duration::from_secs(60);
+/// So many looks long nothing is let go of after a start, or after something had to be ended: then that was told.
+const TOLD_WITHIN: u32 = 5;
 /// Tasks that are looked at together.
 const AT_ONCE: usize = 8;
 
@@ -44,13 +48,20 @@ pub(crate) async fn start(
     let every = (retention / LOOKS).clamp(SHORTEST, LONGEST);
     let keeper = Arc::new(log.retention().await?);
     let log = log.clone();
+    let ended_at = Arc::new(Mutex::new(Instant::now()));
     sweeps::start(service, "aged", every, move || {
-        let (log, keeper) = (log.clone(), keeper.clone());
+        let (log, keeper, ended_at) = (log.clone(), keeper.clone(), ended_at.clone());
         async move {
-            if let Err(error) = sweep(&log, kept).await {
-                let error = lifecycle::chain(&error);
-                tracing::warn!(error, "tasks that are kept no longer are looked at again");
-                // A cursor that an earlier version wrote does not tell of what was handed over: that has ended only now.
+            let ended = match sweep(&log, kept).await {
+                Ok(ended) => ended,
+                Err(error) => {
+                    let error = lifecycle::chain(&error);
+                    tracing::warn!(error, "tasks that are kept no longer are looked at again");
+                    // A cursor that an earlier version wrote does not tell of what was handed over: that has ended only now.
+                    return;
+                }
+            };
+            if !is_told(&ended_at, ended, every * TOLD_WITHIN) {
                 return;
             }
             if let Err(error) = let_go(&log, &keeper, retention).await {
@@ -60,6 +71,16 @@ pub(crate) async fn start(
         }
     });
     Ok(())
+}
+
+/// Whether nothing has ended here for so long, by a look that found this.
+fn is_told(ended_at: &Mutex<Instant>, ended: bool, within: Duration) -> bool {
+    // Every change leaves it whole.
+    let mut ended_at = ended_at.lock().unwrap_or_else(|e| e.into_inner());
+    if ended {
+        *ended_at = Instant::now();
+    }
+    ended_at.elapsed() >= within
 }
 
 async fn let_go(
@@ -79,27 +100,32 @@ async fn let_go(
     Ok(())
 }
 
-async fn sweep(log: &TaskLog, kept: Kept) -> Result<(), TaskLogError> {
+/// Whether there was something to be ended.
+async fn sweep(log: &TaskLog, kept: Kept) -> Result<bool, TaskLogError> {
     let out = log.out().await?;
     if out.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
     let now = log.time().await?.duration_since(UNIX_EPOCH);
     let now = now.unwrap_or_default();
-    let out = futures::stream::iter(out).map(Ok::<Out, TaskLogError>);
-    let each = async |one: Out| look_at(log, one, kept, now).await;
-    out.try_for_each_concurrent(AT_ONCE, each).await
+    let out = futures::stream::iter(out).map(|one| Ok(look_at(log, one, kept, now)));
+    let looks = out.try_buffer_unordered(AT_ONCE);
+    looks
+        .try_fold(false, async |some, ended| Ok(some || ended))
+        .await
 }
 
-async fn look_at(log: &TaskLog, out: Out, kept: Kept, now: Duration) -> Result<(), TaskLogError> {
+/// Whether it had to be ended.
+async fn look_at(log: &TaskLog, out: Out, kept: Kept, now: Duration) -> Result<bool, TaskLogError> {
     let (Some(tenant), Some(id)) = (out.tenant, out.task) else {
-        return Ok(());
+        return Ok(false);
     };
     if let Some(record) = sweeps::readable(log, &tenant, id).await?
         && let Some(end) = kept.overdue(&record, now)
         && log.end(&record.task_ref()?, &end).await? == Ended::First
     {
         tracing::warn!(task = %id, "ended, for the log is about to let go of it");
+        return Ok(true);
     }
-    Ok(())
+    Ok(false)
 }

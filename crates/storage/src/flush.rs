@@ -7,6 +7,7 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::Path as FilePath;
 
 /// From so many files on, one flush for all costs less than one for each.
@@ -22,14 +23,17 @@ const RELEASE: &str = "/proc/sys/kernel/osrelease";
 /// The file systems of which all is flushed at once, as statfs(2) tells them: ext2 to ext4, XFS, Btrfs, F2FS. Others may be somewhere else, and their
 /// `syncfs` may end there.
 const LOCAL: [u64; 4] = [0xEF53, 0x5846_5342, 0x9123_683E, 0xF2F5_2010];
-/// The first Linux that says when a write failed which `syncfs` had waited for: commit 735e4ae5ba28.
-const TELLS_ERRORS: (u32, u32) = (5, 8);
+/// The first Linux whose `syncfs` says whatever failed: the writes that it had waited for since 5.8 (commit 735e4ae5ba28), and the file system's own
+/// part (commit 5679897eb104).
+const TELLS_ERRORS: (u32, u32) = (5, 17);
 
 /// How the files of one file system are flushed.
 #[derive(Debug)]
 pub(crate) struct Flushes {
     /// Whether `syncfs` is one to rely on.
     all_at_once: bool,
+    /// Which one it is.
+    device: Option<u64>,
 }
 
 impl Flushes {
@@ -39,6 +43,7 @@ impl Flushes {
         let release = fs::read_to_string(RELEASE);
         let release = release.ok().and_then(|release| version(&release));
         Self {
+            device: fs::metadata(folder).ok().map(|found| found.dev()),
             all_at_once: release.is_some_and(|release| release >= TELLS_ERRORS)
                 && kind.is_ok_and(|kind| LOCAL.contains(&kind)),
         }
@@ -49,6 +54,7 @@ impl Flushes {
         if self.all_at_once
             && files.len() >= MIN_FILES
             && let Some(first) = files.first()
+            && files.iter().all(|file| self.has(file))
             && little_is_on_its_way()
             && rustix::fs::syncfs(first).is_ok()
         {
@@ -56,6 +62,12 @@ impl Flushes {
         }
         // Also to learn whose write it was that failed.
         files.iter().map(|file| file.sync_all()).collect()
+    }
+
+    /// Whether a file is there, and not on another that is mounted below.
+    fn has(&self, file: &File) -> bool {
+        let found = file.metadata().ok().map(|found| found.dev());
+        found.is_some() && found == self.device
     }
 }
 
@@ -107,7 +119,7 @@ mod tests {
     #[test]
     fn kernels_are_told_by_their_first_two_numbers() {
         assert_eq!(version("6.12.8+"), Some((6, 12)));
-        assert_eq!(version("5.8-rc1"), Some((5, 8)));
+        assert_eq!(version("5.17-rc1"), Some((5, 17)));
         assert!(version("5.4.0-generic").unwrap() < TELLS_ERRORS);
         for none in ["", "6", "x.1"] {
             assert_eq!(version(none), None, "{none}");
@@ -117,11 +129,14 @@ mod tests {
     #[test]
     fn few_and_many_files_are_flushed_and_are_what_was_written() {
         let folder = tempfile::tempdir().unwrap();
-        for flushes in [
-            Flushes::of(folder.path()),
-            Flushes { all_at_once: true },
-            Flushes { all_at_once: false },
-        ] {
+        let found = Flushes::of(folder.path());
+        let device = found.device;
+        assert!(device.is_some());
+        let either = [true, false].map(|all_at_once| Flushes {
+            all_at_once,
+            device,
+        });
+        for flushes in std::iter::once(found).chain(either) {
             for count in [0, 1, MIN_FILES * 2] {
                 let mut files: Vec<File> = (0..count)
                     .map(|_| tempfile::tempfile_in(folder.path()).unwrap())
@@ -140,6 +155,14 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_file_of_another_file_system_is_known_for_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let flushes = Flushes::of(folder.path());
+        assert!(flushes.has(&tempfile::tempfile_in(folder.path()).unwrap()));
+        assert!(!flushes.has(&File::open("/proc/self/stat").unwrap()));
     }
 
     #[test]
