@@ -4,11 +4,12 @@ use std::io;
 use std::path::Path;
 
 use aws_lc_rs::{constant_time, digest};
+use settings::SecretFile;
 use tonic::metadata::MetadataMap;
 
 use crate::error::AuthError;
 use crate::sealed::Key;
-use crate::secret_file::{SecretFile, SecretFileError};
+use crate::secret_file::{SecretFileError, read_or_make};
 
 const EXPECTED: &str = "one line of 32 to 256 visible ASCII characters";
 
@@ -24,12 +25,12 @@ impl AdminToken {
             path,
             setting: "keys.admin_token_file",
         };
-        let bytes = file.read_or_make(create, || {
+        let bytes = read_or_make(file, create, || {
             Ok(Key::random().map_err(io::Error::other)?.to_base64url())
         })?;
         let token = bytes.trim_ascii();
         if !(32..=256).contains(&token.len()) || !token.iter().all(u8::is_ascii_graphic) {
-            return Err(file.content(EXPECTED));
+            return Err(file.content(EXPECTED).into());
         }
         Ok(Self {
             digest: digest::digest(&digest::SHA256, token),

@@ -8,11 +8,12 @@ use std::path::Path;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use settings::SecretFile;
 use zeroize::Zeroizing;
 
 use crate::kms::KmsError;
 use crate::sealed::{KEY_BYTES, Key, Sealed, Unsealable};
-use crate::secret_file::{SecretFile, SecretFileError};
+use crate::secret_file::{SecretFileError, read_or_make};
 
 const EXPECTED: &str = "32 random bytes, raw or as 64 hexadecimal digits";
 
@@ -181,7 +182,7 @@ impl LocalKey {
         create: bool,
     ) -> Result<Self, SecretFileError> {
         let file = SecretFile { path, setting };
-        let bytes = file.read_or_make(create, || {
+        let bytes = read_or_make(file, create, || {
             Ok(Key::random().map_err(io::Error::other)?.to_hex())
         })?;
         let key = parse(&bytes).ok_or_else(|| file.content(EXPECTED))?;

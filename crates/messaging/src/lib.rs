@@ -96,23 +96,9 @@ pub enum BrokerError {
         /// What is wrong with it.
         problem: &'static str,
     },
-    /// The user's password cannot be read.
-    #[error("setting broker.password_file: cannot read {}", path.display())]
-    Password {
-        /// The file.
-        path: PathBuf,
-        /// Why not.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The file of the user's password is not one.
-    #[error("setting broker.password_file: {} {problem}", path.display())]
-    PasswordFile {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        problem: String,
-    },
+    /// The user's password cannot be had.
+    #[error(transparent)]
+    Password(#[from] settings::SecretFileError),
     /// The address is malformed or the credentials are refused.
     #[error("cannot connect to the broker at {url}")]
     Connect {

@@ -1,18 +1,12 @@
 //! How the broker is connected to: over TLS or not, and as which of its users.
 
-use std::fs::File;
-use std::io::Read as _;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
 use async_nats::ConnectOptions;
+use settings::SecretFile;
 
 use crate::{BrokerError, BrokerSettings};
 
-/// Permission bits of everyone but a file's owner.
-const OTHERS: u32 = 0o077;
-/// No password is longer.
-const MAX_PASSWORD_BYTES: u64 = 4096;
 const MAX_USER_BYTES: usize = 64;
 
 /// Options with the certificates and the user that the settings name.
@@ -34,7 +28,12 @@ pub(crate) fn of(settings: &BrokerSettings) -> Result<ConnectOptions, BrokerErro
             problem: "must be 1 to 64 characters of A-Z, a-z, 0-9, - and _",
         });
     }
-    let options = options.user_and_password(user.clone(), password(file)?);
+    let password = SecretFile {
+        path: file,
+        setting: "broker.password_file",
+    };
+    let password = password.text("a password, in UTF-8")?;
+    let options = options.user_and_password(user.clone(), password.as_str().to_owned());
     // Where its answers come to: with `_INBOX` for all, each user could hear what another is answered.
     Ok(options.custom_inbox_prefix(format!("_INBOX_{user}")))
 }
@@ -61,38 +60,6 @@ fn with_tls(dir: &Path) -> Result<ConnectOptions, BrokerError> {
         return Ok(options);
     }
     Ok(options.add_client_certificate(there("cert.pem")?, there("key.pem")?))
-}
-
-fn password(path: &Path) -> Result<String, BrokerError> {
-    let unreadable = |source| BrokerError::Password {
-        path: path.to_owned(),
-        source,
-    };
-    let refused = |problem: String| BrokerError::PasswordFile {
-        path: path.to_owned(),
-        problem,
-    };
-    // What is looked at is what is read, whatever takes its name meanwhile.
-    let mut file = File::open(path).map_err(unreadable)?;
-    let about = file.metadata().map_err(unreadable)?;
-    let mode = about.mode() & 0o7777;
-    if mode & OTHERS != 0 {
-        let shown = path.display();
-        let problem = format!(
-            "has mode {mode:04o}, so others than its owner can use it; run: chmod 600 {shown}"
-        );
-        return Err(refused(problem));
-    }
-    if about.len() > MAX_PASSWORD_BYTES {
-        let problem = format!("must hold a password of at most {MAX_PASSWORD_BYTES} bytes");
-        return Err(refused(problem));
-    }
-    let mut text = String::new();
-    file.read_to_string(&mut text).map_err(unreadable)?;
-    match text.trim() {
-        "" => Err(refused("is empty".to_owned())),
-        password => Ok(password.to_owned()),
-    }
 }
 
 #[cfg(test)]
@@ -140,7 +107,7 @@ mod tests {
             (
                 "auth",
                 file("empty", "\n", 0o600),
-                ["broker.password_file", "is empty"],
+                ["broker.password_file", "must hold a password"],
             ),
         ] {
             let text = said(user, path).unwrap_err();

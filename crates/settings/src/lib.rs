@@ -3,13 +3,17 @@
 //! A service's `config.default.toml` documents every setting where it is set, and is compiled in. `--config
 //! FILE` overrides it key by key, and `INKSTONE_<SERVICE>__<SECTION>__<KEY>` overrides both, so a container needs
 //! no file. A key that no one knows is refused: a typo must not fall back to a default in silence.
+//!
+//! Secrets are no settings: a setting names the file that holds one ([`SecretFile`]).
 
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
 
+mod secret_file;
 mod units;
 
+pub use secret_file::{SecretFile, SecretFileError};
 pub use units::{ByteSize, Millis, ParseUnitError};
 
 /// What is wrong with the settings, for the person who set them.
