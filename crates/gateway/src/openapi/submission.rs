@@ -116,91 +116,89 @@ fn batch() -> Object {
 
 /// What the fields of the contract mean, and their limits, by whatever dialect they are asked for.
 pub(crate) fn field(path: &str, schema: &mut Object) {
-    let means = match path {
-        "model" => {
-            schema.max_length = Some(MAX_MODEL_BYTES);
-            "Name or alias of a model; the platform's default where it is left out."
-        }
+    limit(path, schema);
+    let means = meaning(path);
+    if !means.is_empty() {
+        schema.description = Some(means.to_owned());
+    }
+}
+
+fn limit(path: &str, schema: &mut Object) {
+    match path {
+        "model" => schema.max_length = Some(MAX_MODEL_BYTES),
         "prompt" => {
             schema.min_length = Some(1);
             schema.max_length = Some(MAX_PROMPT_BYTES);
             // Not blank.
             schema.pattern = Some(r"\S".to_owned());
-            "What to draw. At most 4096 bytes of UTF-8."
         }
-        "negative_prompt" => {
-            schema.max_length = Some(MAX_PROMPT_BYTES);
-            "What to keep out. At most 4096 bytes of UTF-8."
-        }
-        "width" | "height" => {
-            "Pixels, within the model's limits and a multiple of its step; 0 is the model's own."
-        }
-        "images" => {
-            schema.maximum = Some(MAX_IMAGES.into());
-            "Pictures; 0 is 1. Picture i has seed + i."
-        }
-        "seed" => "The same request and seed give the same pictures. Random where it is left out.",
-        "steps" => "Denoising steps, up to the model's limit; 0 is the model's own number.",
+        "negative_prompt" => schema.max_length = Some(MAX_PROMPT_BYTES),
+        "images" => schema.maximum = Some(MAX_IMAGES.into()),
         "guidance_scale" => {
             schema.minimum = Some(0.0_f64.into());
             schema.maximum = Some(f64::from(f32::MAX).into());
-            "Up to the model's limit; 1 or less switches guidance off."
         }
-        "scheduler" => "The one that the model was published with where it is left out.",
-        "prompt_syntax" => "How prompt and negative prompt are read; `plain` where it is left out.",
         "guidance_rescale" => {
             schema.minimum = Some(0.0_f64.into());
             schema.maximum = Some(1.0_f64.into());
-            "The share of the contrast that guidance adds which is taken back."
         }
-        "quality" => "`hd` needs a policy that allows it.",
-        "output_format" => "`png` where it is left out; `webp` is lossless.",
         "output_compression" => {
             schema.minimum = Some(1_u32.into());
             schema.maximum = Some(100_u32.into());
-            "The quality of JPEG; 90 where it is left out."
         }
-        "partial_images" => {
-            schema.maximum = Some(MAX_PARTIAL_IMAGES.into());
-            "Previews of each picture, evenly spaced."
-        }
-        "style_tags" => "Stored with the task.",
+        "partial_images" => schema.maximum = Some(MAX_PARTIAL_IMAGES.into()),
         "style_tags[]" => {
             schema.min_length = Some(1);
             schema.max_length = Some(MAX_STYLE_TAG_BYTES);
-            ""
         }
-        "user" => {
-            schema.max_length = Some(MAX_USER_BYTES);
-            "The caller's own user; stored with the task."
-        }
+        "user" => schema.max_length = Some(MAX_USER_BYTES),
         "expires_after_seconds" => {
             schema.minimum = Some(0_u32.into());
             schema.maximum = Some(MAX_EXPIRES_AFTER_SECONDS.into());
+        }
+        "idempotency_key" => schema.max_length = Some(MAX_IDEMPOTENCY_KEY_BYTES),
+        "webhook.url" | "webhook_url" => {
+            schema.max_length = Some(MAX_WEBHOOK_URL_BYTES);
+            schema.pattern = Some("^https?://[!-~]*$".to_owned());
+        }
+        _ => {}
+    }
+}
+
+/// Empty for what explains itself.
+fn meaning(path: &str) -> &'static str {
+    match path {
+        "model" => "Name or alias of a model; the platform's default where it is left out.",
+        "prompt" => "What to draw. At most 4096 bytes of UTF-8.",
+        "negative_prompt" => "What to keep out. At most 4096 bytes of UTF-8.",
+        "width" | "height" => {
+            "Pixels, within the model's limits and a multiple of its step; 0 is the model's own."
+        }
+        "images" => "Pictures; 0 is 1. Picture i has seed + i.",
+        "seed" => "The same request and seed give the same pictures. Random where it is left out.",
+        "steps" => "Denoising steps, up to the model's limit; 0 is the model's own number.",
+        "guidance_scale" => "Up to the model's limit; 1 or less switches guidance off.",
+        "scheduler" => "The one that the model was published with where it is left out.",
+        "prompt_syntax" => "How prompt and negative prompt are read; `plain` where it is left out.",
+        "guidance_rescale" => "The share of the contrast that guidance adds which is taken back.",
+        "quality" => "`hd` needs a policy that allows it.",
+        "output_format" => "`png` where it is left out; `webp` is lossless.",
+        "output_compression" => "The quality of JPEG; 90 where it is left out.",
+        "partial_images" => "Previews of each picture, evenly spaced.",
+        "style_tags" => "Stored with the task.",
+        "user" => "The caller's own user; stored with the task.",
+        "expires_after_seconds" => {
             "How long the task may wait to begin; after that it fails with `deadline_exceeded`. 0 is no limit but the platform's own, some days."
         }
         "visible_label" => {
             "Whether each picture says in its corner that AI generated it. The platform may have it so in any case."
         }
-        "idempotency_key" => {
-            schema.max_length = Some(MAX_IDEMPOTENCY_KEY_BYTES);
-            "As the header Idempotency-Key of a single submission."
-        }
+        "idempotency_key" => "As the header Idempotency-Key of a single submission.",
         "webhook" => "Who is told of the task's end; not beside `webhook_url`.",
-        "webhook.url" | "webhook_url" => {
-            schema.max_length = Some(MAX_WEBHOOK_URL_BYTES);
-            schema.pattern = Some("^https?://[!-~]*$".to_owned());
-            if path == "webhook.url" {
-                "An absolute URL of a host on the public internet."
-            } else {
-                "`webhook.url` in short; not both."
-            }
-        }
+        "webhook.url" => "An absolute URL of a host on the public internet.",
+        "webhook_url" => "`webhook.url` in short; not both.",
         "webhook.events" => "Which ends; all where it is left out.",
         _ => "",
-    };
-    if !means.is_empty() {
-        schema.description = Some(means.to_owned());
     }
 }
 
