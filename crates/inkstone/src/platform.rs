@@ -21,6 +21,7 @@ use crate::environment;
 use crate::error::CliError;
 use crate::keys::AUTH_URL;
 use crate::place::{Held, Place, Running};
+use crate::starting::Starting;
 
 /// How long everything may take to become ready.
 const READY_LIMIT: Duration = Duration::from_secs(60);
@@ -28,10 +29,6 @@ const READY_LIMIT: Duration = Duration::from_secs(60);
 const STOP_GRACE: Duration = Duration::from_secs(20);
 /// Before a broker that would not start is tried again.
 const RESTART_PAUSE: Duration = Duration::from_secs(5);
-/// Where an operator says what callers know the platform by.
-const PUBLIC_URL: &str = "INKSTONE_ORCHESTRATOR__NOTICES__PUBLIC_URL";
-/// Where an operator says how submissions are stored. Here nobody has to: the broker is our own.
-const COMMIT: &str = "INKSTONE_ORCHESTRATOR__COMMIT__MANNER";
 /// Between looks at the broker's process and at the data's folders.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -63,17 +60,7 @@ pub(crate) struct Platform {
 impl Platform {
     /// Starts the broker and the services, waits until all are ready, and makes sure that there is a key.
     pub(crate) async fn start(place: Place, options: &Options) -> Result<Self, CliError> {
-        if let Some(running) = place.running() {
-            return Err(CliError::AlreadyRunning {
-                data: place.folder().to_owned(),
-                process: running.process,
-            });
-        }
-        // Before five services start that would go down again with the one that cannot listen.
-        drop(TcpListener::bind(options.listen).map_err(|source| {
-            let address = options.listen;
-            CliError::Listen { address, source }
-        })?);
+        may_start(&place, options)?;
         // All services are in this process, and so is what they keep secret.
         lifecycle::forbid_core_dumps().map_err(CliError::Runtime)?;
         environment::refuse_certificates(
@@ -84,23 +71,8 @@ impl Platform {
         let folder = place.folder();
         std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
         let lock = place.lock()?;
-        let telemetry = Telemetry::start(
-            "inkstone",
-            &TelemetrySettings {
-                log: options.log.clone(),
-                format: LogFormat::Text,
-                otlp_endpoint: options.otlp_endpoint.clone(),
-            },
-        )?;
-        let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
-        for variable in environment::of_no_service(names) {
-            let services = environment::SERVICES.join(", ");
-            tracing::warn!(
-                variable,
-                services,
-                "no service has this name; the variable is without effect"
-            );
-        }
+        let telemetry = start_telemetry(options)?;
+        warn_of_what_is_without_effect();
         let broker = start_broker(&place, options.sync_always).await?;
         let held = [place.folder().to_owned(), place.join("nats")];
         let held = held.into_iter().map(Held::of);
@@ -111,9 +83,10 @@ impl Platform {
             telemetry: &telemetry,
             services: Vec::new(),
             scheme: "http",
+            listen: options.listen,
             sync_always: options.sync_always,
         };
-        if let Err(error) = starting.all(options.listen, &models).await {
+        if let Err(error) = starting.all(&models).await {
             stop_services(&starting.services).await;
             return Err(error);
         }
@@ -244,6 +217,41 @@ impl Platform {
     }
 }
 
+/// What is better said before five services start that would go down again.
+fn may_start(place: &Place, options: &Options) -> Result<(), CliError> {
+    if let Some(running) = place.running() {
+        return Err(CliError::AlreadyRunning {
+            data: place.folder().to_owned(),
+            process: running.process,
+        });
+    }
+    let address = options.listen;
+    TcpListener::bind(address)
+        .map(drop)
+        .map_err(|source| CliError::Listen { address, source })
+}
+
+fn start_telemetry(options: &Options) -> Result<Telemetry, CliError> {
+    let settings = TelemetrySettings {
+        log: options.log.clone(),
+        format: LogFormat::Text,
+        otlp_endpoint: options.otlp_endpoint.clone(),
+    };
+    Ok(Telemetry::start("inkstone", &settings)?)
+}
+
+fn warn_of_what_is_without_effect() {
+    let names = std::env::vars_os().filter_map(|(name, _)| name.into_string().ok());
+    for variable in environment::of_no_service(names) {
+        let services = environment::SERVICES.join(", ");
+        tracing::warn!(
+            variable,
+            services,
+            "no service has this name; the variable is without effect"
+        );
+    }
+}
+
 async fn failure_of(services: &[Service]) -> TaskFailure {
     let failures = services
         .iter()
@@ -311,178 +319,4 @@ fn model_folders(named: &[PathBuf]) -> Result<Vec<PathBuf>, CliError> {
     }
     let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
     Ok(folders.iter().map(absolute).collect())
-}
-
-/// The services that run so far, and what each needs to start.
-struct Starting<'a> {
-    place: &'a Place,
-    broker_url: String,
-    telemetry: &'a Telemetry,
-    services: Vec<Service>,
-    /// What the public port speaks, once its settings are read.
-    scheme: &'static str,
-    /// Of the broker.
-    sync_always: bool,
-}
-
-impl Starting<'_> {
-    async fn all(&mut self, listen: SocketAddr, models: &[PathBuf]) -> Result<(), CliError> {
-        let telemetry = self.telemetry;
-        let path = |name: &str| self.place.join(name).display().to_string();
-        let free = || "127.0.0.1:0".to_owned();
-        let broker = || ("broker.url", self.broker_url.clone());
-        let admin = || ("process.admin_listen", free());
-        let storage = || ("storage.url", format!("file://{}", path("objects")));
-
-        let auth = settings::load(
-            None,
-            &[
-                broker(),
-                admin(),
-                ("grpc.listen", free()),
-                ("keys.key_file", path("auth/kek")),
-                ("keys.admin_token_file", path("auth/admin-token")),
-            ],
-        )?;
-        let bootstrap: Vec<String> = models
-            .iter()
-            .map(|m| format!("{:?}", m.display().to_string()))
-            .collect();
-        let registry = settings::load(
-            None,
-            &[
-                broker(),
-                admin(),
-                storage(),
-                ("grpc.listen", free()),
-                ("models.bootstrap", format!("[{}]", bootstrap.join(", "))),
-            ],
-        )?;
-        let common = [broker(), admin(), storage()];
-        let cache = path("cache");
-
-        let auth = started("auth", auth::start(auth, telemetry.clone()).await)?;
-        let auth_url = format!("http://{}", auth.address("grpc"));
-        self.services.push(auth);
-        let registry = model_registry::start(registry, telemetry.clone()).await;
-        let registry = started("model-registry", registry)?;
-        let registry_url = (
-            "registry.url",
-            format!("http://{}", registry.address("grpc")),
-        );
-        self.services.push(registry);
-
-        let [broker, admin, storage] = common;
-        let mut of_orchestrator = vec![
-            broker.clone(),
-            admin.clone(),
-            storage.clone(),
-            registry_url.clone(),
-            ("auth.url", auth_url.clone()),
-            ("grpc.listen", free()),
-            // The broker sets these aside on the disk; a laptop's may be small.
-            ("streams.task_max_size", "1GiB".to_owned()),
-            ("streams.dead_max_size", "64MiB".to_owned()),
-            ("intake.max_size", "64MiB".to_owned()),
-            ("notices.outcomes_max_size", "64MiB".to_owned()),
-            ("webhooks.max_size", "64MiB".to_owned()),
-            ("refunds.max_size", "16MiB".to_owned()),
-            ("audit.max_size", "64MiB".to_owned()),
-        ];
-        // What the environment says holds. A port that the system picks is not known before the gateway has it.
-        self.scheme = scheme_of(&settings::load(None, &[])?);
-        let given = std::env::var_os(PUBLIC_URL).is_some();
-        of_orchestrator.extend(public_url(self.scheme, listen, given));
-        if std::env::var_os(COMMIT).is_none() {
-            let manner = match self.sync_always {
-                true => "together",
-                false => "one_by_one",
-            };
-            of_orchestrator.push(("commit.manner", manner.to_owned()));
-        }
-        let orchestrator = settings::load(None, &of_orchestrator)?;
-        let orchestrator = orchestrator::start(orchestrator, telemetry.clone()).await;
-        let orchestrator = started("orchestrator", orchestrator)?;
-        let orchestrator_url = format!("http://{}", orchestrator.address("grpc"));
-        self.services.push(orchestrator);
-
-        let of_worker = [
-            broker,
-            admin.clone(),
-            storage.clone(),
-            registry_url.clone(),
-            ("worker.cache_dir", cache),
-        ];
-        let worker = settings::load(None, &of_worker)?;
-        let worker = started(
-            "gpu-worker",
-            gpu_worker::start(worker, telemetry.clone()).await,
-        )?;
-        self.services.push(worker);
-
-        let of_gateway = [
-            admin,
-            storage,
-            registry_url,
-            ("auth.url", auth_url),
-            ("orchestrator.url", orchestrator_url),
-            ("http.listen", listen.to_string()),
-        ];
-        let gateway = settings::load(None, &of_gateway)?;
-        let gateway = started("gateway", gateway::start(gateway, telemetry.clone()).await)?;
-        self.services.push(gateway);
-        Ok(())
-    }
-}
-
-/// What webhooks and notices call the platform by, where the operator says nothing and it is known.
-fn public_url(scheme: &str, listen: SocketAddr, given: bool) -> Option<(&'static str, String)> {
-    let known = !given && listen.port() != 0;
-    known.then(|| ("notices.public_url", format!("{scheme}://{listen}")))
-}
-
-fn scheme_of(gateway: &gateway::Settings) -> &'static str {
-    match gateway.http.tls.is_on() {
-        true => "https",
-        false => "http",
-    }
-}
-
-fn started<E>(service: &'static str, result: Result<Service, E>) -> Result<Service, CliError>
-where
-    E: std::error::Error + Send + Sync + 'static,
-{
-    result.map_err(|source| CliError::Start {
-        service,
-        source: Box::new(source),
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_public_port_with_a_certificate_is_announced_as_https() {
-        let gateway = |overrides: &[(&str, String)]| settings::load(None, overrides).unwrap();
-        assert_eq!(scheme_of(&gateway(&[])), "http");
-        let tls = [
-            ("http.tls.cert", "/c.pem".to_owned()),
-            ("http.tls.key", "/k.pem".to_owned()),
-        ];
-        assert_eq!(scheme_of(&gateway(&tls)), "https");
-    }
-
-    #[test]
-    fn what_the_operator_calls_the_platform_by_is_not_overruled() {
-        let listen = "127.0.0.1:8080".parse().unwrap();
-        let own = ("notices.public_url", "https://127.0.0.1:8080".to_owned());
-        assert_eq!(public_url("https", listen, false), Some(own));
-        assert_eq!(public_url("https", listen, true), None);
-        // Which port it will be is not known yet.
-        assert_eq!(
-            public_url("http", "127.0.0.1:0".parse().unwrap(), false),
-            None
-        );
-    }
 }
