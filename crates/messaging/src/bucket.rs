@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::log::{MAX_BATCH, direct_get};
-use crate::{Broker, BrokerError, Event};
+use crate::{Broker, BrokerError, Event, leader};
 
 /// How often a live copy is read anew, in case the watch missed something.
 const RECONCILE: Duration = Duration::from_secs(30);
@@ -229,6 +229,41 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
             .iter()
             .filter_map(|event| self.written(event))
             .collect())
+    }
+
+    /// Some of the last writes after `revision`, in the order of their revisions, and the one behind which to go on; `None` where there are no more. Any
+    /// replica answers [`written_since`](Self::written_since), a page from one and the next from another, which may lag: it has neither a key's
+    /// last write nor, behind `revision`, the one before that. So where an answer ends, whoever leads the bucket is asked what comes next. For
+    /// whoever must miss no key.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or the bucket has no leader just now.
+    pub async fn page_since(
+        &self,
+        revision: u64,
+    ) -> Result<(Vec<Written<T>>, Option<u64>), BrokerError> {
+        let mut page = self.written_since(revision).await?;
+        let seen = page.last().map_or(revision, |last| last.revision);
+        if page.len() >= MAX_BATCH {
+            return Ok((page, Some(seen)));
+        }
+        let Some(event) = self.next_at_leader(seen + 1).await? else {
+            return Ok((page, None));
+        };
+        page.extend(self.written(&event));
+        Ok((page, Some(event.sequence)))
+    }
+
+    /// The first write from `revision` on that is the last one of its key, as whoever leads the bucket has it.
+    async fn next_at_leader(&self, revision: u64) -> Result<Option<Event>, BrokerError> {
+        let filter = format!("$KV.{}.>", self.name);
+        let stream = &self.store.stream;
+        let found = stream.get_first_raw_message_by_subject(filter, revision);
+        match found.await {
+            Ok(found) => Ok(Some(leader::event(found))),
+            Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
+            Err(error) => Err(BrokerError::request("reading a bucket")(error)),
+        }
     }
 
     fn written(&self, event: &Event) -> Option<Written<T>> {

@@ -4,6 +4,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use async_nats::header::NATS_TIME_STAMP;
 use async_nats::jetstream::message::StreamMessage;
 use async_nats::jetstream::stream::LastRawMessageErrorKind;
 
@@ -22,12 +23,18 @@ pub struct Extent {
     pub last_at: SystemTime,
 }
 
-fn event(found: StreamMessage) -> Event {
+/// It tells when it was stored, as one from a direct get does.
+pub(crate) fn event(found: StreamMessage) -> Event {
+    let mut headers = found.headers;
+    let stored_at = jiff::Timestamp::from_nanosecond(found.time.unix_timestamp_nanos());
+    if let Ok(stored_at) = stored_at {
+        headers.insert(NATS_TIME_STAMP, stored_at.to_string());
+    }
     Event {
         subject: found.subject.to_string(),
         sequence: found.sequence,
         payload: found.payload,
-        headers: found.headers,
+        headers,
     }
 }
 

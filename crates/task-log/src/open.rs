@@ -114,14 +114,13 @@ impl TaskLog {
     }
 }
 
-/// Queues that exist, as many as one read returns, behind this write of BACKLOG; and behind which one to go on, `None` where these are all.
+/// Queues that exist, as many as one read returns, behind this write of BACKLOG; and behind which one to go on, `None` where these are all. A
+/// queue that is missed is one whose tasks the log lets go of, so it is no replica's word that there are no more.
 pub(crate) async fn next_queues(
     backlog: &Bucket<Touch>,
     since: u64,
 ) -> Result<(Vec<Queue>, Option<u64>), BrokerError> {
-    let written = backlog.written_since(since).await?;
-    let last = written.last().map(|last| last.revision);
-    let next = last.filter(|_| written.len() >= MAX_BATCH);
+    let (written, next) = backlog.page_since(since).await?;
     let there = written.iter().filter(|one| one.value.is_some());
     let queues = there.filter_map(|one| Queue::of_key(&one.key)).collect();
     Ok((queues, next))

@@ -4,7 +4,8 @@ use std::time::{Duration, SystemTime};
 
 use task_log::{Cursor, LetGo, Queue, TaskLog, TaskRef, Touch};
 
-use crate::support::{cancelled, scratch_log, submit_one, tenant};
+use crate::lagging::Lagging;
+use crate::support::{Bench, bench, cancelled, scratch_log, submit_one, tenant};
 
 async fn known(log: &TaskLog, tasks: &[TaskRef; 3]) -> [bool; 3] {
     let mut known = [false; 3];
@@ -78,4 +79,32 @@ async fn what_a_cursor_says_has_ended_is_not_looked_at_again() {
     let went = retention.let_go(in_an_hour(&log).await).await.unwrap();
     assert_eq!(went, LetGo::All);
     assert!(log.read(&tenant(), task.task).await.unwrap().is_none());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_a_lagging_replica_does_not_know_keeps_its_tasks() {
+    let Bench { server, log, .. } = bench().await;
+    let task = submit_one(&log).await;
+    let queue = Queue {
+        lane: task.lane.clone(),
+        tenant: task.tenant.clone(),
+    };
+    let backlog = log.backlog().await.unwrap();
+    backlog.put(&queue.key(), &Touch {}).await.unwrap();
+    let place = log.last_sequence().await.unwrap();
+    let retention = log.retention().await.unwrap();
+    let later = in_an_hour(&log).await;
+    let lagging = Lagging::of(&server, "KV_BACKLOG").await;
+    let looks = async {
+        let went = retention.let_go(later).await.unwrap();
+        assert_eq!(went, LetGo::UpTo(place));
+        log.end(&task, &cancelled()).await.unwrap();
+        let went = retention.let_go(later).await.unwrap();
+        assert_eq!(went, LetGo::All);
+    };
+    tokio::select! {
+        () = looks => {}
+        () = lagging.answer() => {}
+    }
+    assert!(!log.is_there(task.task).await.unwrap());
 }
