@@ -8,19 +8,31 @@
 //! which costs a read for each, and those are as many as the windows let through. One that has begun may end by itself meanwhile: it
 //! ends here half a tenth later, and a worker that still draws it hears of that.
 //!
-//! What has ended only now is not let go of at once: whoever is to hear of it, a webhook or a producer, is told from what was submitted.
+//! What has ended only now is not let go of at once, nor what lies behind it: whoever is to hear of it, a webhook or a producer, is told from what
+//! was submitted.
+//!
+//! An end is one more event in the log, and a log that is full takes none. So what could not be ended keeps nothing that lies before it: that goes,
+//! and makes room for the ends that are tried at the next look. Where nothing lies before it, some that ended long ago go from behind it.
+//!
+//! A task that [cannot be read](crate::unreadable) ends by its age, too: in WORK, or where it is what keeps the log from letting go.
 //!
 //! Every orchestrator does so by itself. Ending what another has ended is no error. What time it is says the broker.
 
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, UNIX_EPOCH};
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use futures::{StreamExt as _, TryStreamExt as _};
+use contract::{TaskId, TenantId};
+use futures::StreamExt as _;
 use lifecycle::Service;
 use task_log::deadline::Kept;
-use task_log::{Ended, LetGo, Out, Retention, TaskLog, TaskLogError};
+use task_log::{
+    Ended, Held, LetGo, Out, Record, Retention, StreamSettings, TaskLog, TaskLogError, TaskRef,
+    Unreadable,
+};
 
-use crate::sweeps;
+use crate::{sweeps, unreadable};
 
 /// Looks within the time for which a task is kept, so that one comes well before each limit is over ...
 const LOOKS: u32 = 200;
@@ -28,10 +40,17 @@ const LOOKS: u32 = 200;
 const SHORTEST: Duration = Duration::from_millis(250);
 /// ... and not less often than this.
 const LONGEST: Duration = Duration::from_secs(60);
-/// So many looks long nothing is let go of after a start, or after something had to be ended: then that was told.
+/// So many looks long nothing is let go of after a start, nor what had to be ended: then that was told.
 const TOLD_WITHIN: u32 = 5;
 /// Tasks that are looked at together.
 const AT_ONCE: usize = 8;
+/// After so many tasks that could not be ended a look ends no more, and after so many that could not be read it reads no more: each may have been
+/// waited for.
+const MAX_FAILED: usize = 64;
+/// Tasks that keep the log from letting go and are given up in one look. Each is looked for in all queues.
+const MAX_GIVEN_UP: usize = 8;
+/// Between two times that the log tells of tasks that cannot be read.
+const SAY_EVERY: Duration = Duration::from_secs(600);
 
 /// Looks at what workers have been handed, and at what the log has kept, for as long as the service runs.
 ///
@@ -40,92 +59,406 @@ const AT_ONCE: usize = 8;
 pub(crate) async fn start(
     service: &Service,
     log: &TaskLog,
-    kept: Kept,
+    streams: &StreamSettings,
 ) -> Result<(), TaskLogError> {
+    let kept = streams.kept();
     let Some(retention) = kept.retention() else {
         return Ok(());
     };
     let every = (retention / LOOKS).clamp(SHORTEST, LONGEST);
-    let keeper = Arc::new(log.retention().await?);
-    let log = log.clone();
-    let ended_at = Arc::new(Mutex::new(Instant::now()));
+    let told_within = every * TOLD_WITHIN;
+    let aged = Arc::new(Aged {
+        log: log.clone(),
+        keeper: log.retention().await?,
+        kept,
+        retention,
+        full_at: streams.task_max_size.bytes(),
+        told_within,
+        told: Mutex::new(Told {
+            all_from: Instant::now() + told_within,
+            ended: VecDeque::new(),
+            said: None,
+        }),
+    });
     sweeps::start(service, "aged", every, move || {
-        let (log, keeper, ended_at) = (log.clone(), keeper.clone(), ended_at.clone());
-        async move {
-            let ended = match sweep(&log, kept).await {
-                Ok(ended) => ended,
-                Err(error) => {
-                    let error = lifecycle::chain(&error);
-                    tracing::warn!(error, "tasks that are kept no longer are looked at again");
-                    // A cursor that an earlier version wrote does not tell of what was handed over: that has ended only now.
-                    return;
-                }
-            };
-            if !is_told(&ended_at, ended, every * TOLD_WITHIN) {
-                return;
-            }
-            if let Err(error) = let_go(&log, &keeper, retention).await {
-                let error = lifecycle::chain(&error);
-                tracing::warn!(error, "what is kept no longer stays for now");
-            }
-        }
+        let aged = aged.clone();
+        async move { aged.look().await }
     });
     Ok(())
 }
 
-/// Whether nothing has ended here for so long, by a look that found this.
-fn is_told(ended_at: &Mutex<Instant>, ended: bool, within: Duration) -> bool {
-    // Every change leaves it whole.
-    let mut ended_at = ended_at.lock().unwrap_or_else(|e| e.into_inner());
-    if ended {
-        *ended_at = Instant::now();
-    }
-    ended_at.elapsed() >= within
+struct Aged {
+    log: TaskLog,
+    keeper: Retention,
+    kept: Kept,
+    retention: Duration,
+    /// At how many bytes nothing new is accepted.
+    full_at: u64,
+    /// How long what has ended here stays.
+    told_within: Duration,
+    told: Mutex<Told>,
 }
 
-async fn let_go(
-    log: &TaskLog,
-    keeper: &Retention,
-    retention: Duration,
-) -> Result<(), TaskLogError> {
-    let Some(before) = log.time().await?.checked_sub(retention) else {
-        return Ok(());
-    };
-    if let LetGo::UpTo(place) = keeper.let_go(before).await? {
-        tracing::info!(
-            place,
-            "the log keeps more than streams.task_retention: a task from then has not ended"
+/// What others are told, and when.
+struct Told {
+    /// From then on what ended before this began was told.
+    all_from: Instant,
+    /// What has ended here lately: when, and where the first of them lies.
+    ended: VecDeque<(Instant, u64)>,
+    /// When tasks that cannot be read were last told of.
+    said: Option<Instant>,
+}
+
+impl Told {
+    fn note(&mut self, place: u64, now: Instant) {
+        self.ended.push_back((now, place));
+    }
+
+    /// Where what is told lies before; `None` when that is not known.
+    fn before(&mut self, now: Instant, within: Duration) -> Option<u64> {
+        let is_told = |at: Instant| now.saturating_duration_since(at) >= within;
+        while self.ended.front().is_some_and(|(at, _)| is_told(*at)) {
+            self.ended.pop_front();
+        }
+        let first = self.ended.iter().map(|(_, place)| *place).min();
+        (now >= self.all_from).then(|| first.unwrap_or(u64::MAX))
+    }
+}
+
+/// What came of looking at a task.
+enum Looked {
+    /// Nothing is to be done.
+    Stays,
+    /// It had to be ended, and lies here.
+    Ended(u64),
+    /// It had to be ended and has not, or so much failed before that it was not tried.
+    NotEnded(u64, Option<TaskLogError>),
+    /// It cannot be read, and is young enough to stay.
+    Unreadable(Box<Unreadable>),
+    /// The broker did not say, or did so little before that it was not asked.
+    NotRead(Option<TaskLogError>),
+}
+
+/// What came of looking at all that is in WORK.
+#[derive(Default)]
+struct Swept {
+    /// Where the first lies that was ended.
+    ended: Option<u64>,
+    /// Where the first lies that stays and may be old.
+    stays: Option<u64>,
+    not_ended: usize,
+    not_read: usize,
+    unreadable: usize,
+    /// The first of these.
+    first_unreadable: Option<Box<Unreadable>>,
+    error: Option<TaskLogError>,
+}
+
+/// What failed in one look.
+#[derive(Default)]
+struct Failed {
+    ends: AtomicUsize,
+    reads: AtomicUsize,
+}
+
+fn earlier(first: &mut Option<u64>, place: u64) {
+    *first = Some(first.map_or(place, |first| first.min(place)));
+}
+
+impl Swept {
+    fn note(mut self, looked: Looked) -> Self {
+        match looked {
+            Looked::Stays => {}
+            Looked::Ended(place) => earlier(&mut self.ended, place),
+            Looked::NotEnded(place, error) => {
+                self.not_ended += 1;
+                earlier(&mut self.stays, place);
+                self.error = error.or(self.error);
+            }
+            Looked::Unreadable(found) => {
+                self.unreadable += 1;
+                earlier(&mut self.stays, found.sequence);
+                let first = self.first_unreadable.as_ref();
+                if first.is_none_or(|first| found.sequence < first.sequence) {
+                    self.first_unreadable = Some(found);
+                }
+            }
+            Looked::NotRead(error) => {
+                self.not_read += 1;
+                self.error = error.or(self.error);
+            }
+        }
+        self
+    }
+
+    /// Says how much failed.
+    fn tell_failures(&self) {
+        let Some(error) = &self.error else {
+            return;
+        };
+        tracing::warn!(
+            not_ended = self.not_ended,
+            not_read = self.not_read,
+            error = lifecycle::chain(error),
+            "tasks that are kept no longer are looked at again"
         );
     }
-    Ok(())
+
+    /// Where what may go lies before, if those did that were told of; `None` where nobody knows.
+    fn bound(&self, told: u64) -> Option<u64> {
+        // Where it lies what was not read is not known, and a cursor that an earlier version wrote does not tell of what was handed over.
+        (self.not_read == 0).then(|| self.stays.map_or(told, |stays| stays.min(told)))
+    }
 }
 
-/// Whether there was something to be ended.
-async fn sweep(log: &TaskLog, kept: Kept) -> Result<bool, TaskLogError> {
-    let out = log.out().await?;
-    if out.is_empty() {
-        return Ok(false);
+impl Aged {
+    async fn look(&self) {
+        let swept = match self.sweep().await {
+            Ok(swept) => swept,
+            Err(error) => {
+                let error = lifecycle::chain(&error);
+                tracing::warn!(error, "tasks that are kept no longer are looked at again");
+                return;
+            }
+        };
+        swept.tell_failures();
+        self.tell_unreadable(&swept);
+        let bound = {
+            let (mut told, now) = (self.told(), Instant::now());
+            if let Some(place) = swept.ended {
+                told.note(place, now);
+            }
+            told.before(now, self.told_within)
+        };
+        let Some(bound) = bound.and_then(|told| swept.bound(told)) else {
+            return;
+        };
+        if let Err(error) = self.let_go(bound).await {
+            let error = lifecycle::chain(&error);
+            tracing::warn!(error, "what is kept no longer stays for now");
+        }
     }
-    let now = log.time().await?.duration_since(UNIX_EPOCH);
-    let now = now.unwrap_or_default();
-    let out = futures::stream::iter(out).map(|one| Ok(look_at(log, one, kept, now)));
-    let looks = out.try_buffer_unordered(AT_ONCE);
-    looks
-        .try_fold(false, async |some, ended| Ok(some || ended))
-        .await
+
+    fn told(&self) -> MutexGuard<'_, Told> {
+        // Every change leaves it whole.
+        self.told.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Ends what must end of what is in WORK.
+    async fn sweep(&self) -> Result<Swept, TaskLogError> {
+        let out = self.log.out().await?;
+        if out.is_empty() {
+            return Ok(Swept::default());
+        }
+        let now = self.log.time().await?;
+        let failed = Failed::default();
+        let looks = futures::stream::iter(out).map(|one| self.look_at(one, now, &failed));
+        let looks = looks.buffer_unordered(AT_ONCE);
+        let all = looks.fold(Swept::default(), async |all: Swept, one| all.note(one));
+        Ok(all.await)
+    }
+
+    async fn look_at(&self, out: Out, now: SystemTime, failed: &Failed) -> Looked {
+        let (Some(tenant), Some(id)) = (out.tenant, out.task) else {
+            return Looked::Stays;
+        };
+        if failed.reads.load(Ordering::Relaxed) >= MAX_FAILED {
+            return Looked::NotRead(None);
+        }
+        let read = match self.log.read(&tenant, id).await {
+            Ok(Some(record)) => record.task_ref().map(|task| Some((task, record))),
+            Ok(None) => Ok(None),
+            Err(error) => Err(error),
+        };
+        let looked = match read {
+            Ok(None) => Ok(Looked::Stays),
+            Ok(Some((task, record))) => Ok(self.end(&task, &record, now, failed).await),
+            Err(error) if error.is_unreadable() => {
+                self.look_at_unreadable(&tenant, id, now, failed).await
+            }
+            Err(error) => Err(error),
+        };
+        looked.unwrap_or_else(|error| {
+            failed.reads.fetch_add(1, Ordering::Relaxed);
+            Looked::NotRead(Some(error))
+        })
+    }
+
+    /// Ends a task if it must.
+    async fn end(
+        &self,
+        task: &TaskRef,
+        record: &Record,
+        now: SystemTime,
+        failed: &Failed,
+    ) -> Looked {
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let Some(end) = self.kept.overdue(record, since) else {
+            return Looked::Stays;
+        };
+        let place = record.sequence;
+        if failed.ends.load(Ordering::Relaxed) >= MAX_FAILED {
+            return Looked::NotEnded(place, None);
+        }
+        match self.log.end(task, &end).await {
+            Ok(Ended::First) => {
+                tracing::warn!(task = %task.task, "ended, for the log is about to let go of it");
+                Looked::Ended(place)
+            }
+            Ok(Ended::Already(_)) => Looked::Stays,
+            Err(error) => {
+                failed.ends.fetch_add(1, Ordering::Relaxed);
+                Looked::NotEnded(place, Some(error))
+            }
+        }
+    }
+
+    /// Ends a task that cannot be read, if it must: a worker that takes it up would do so before, but there may be none. By when the broker stored
+    /// it, for what it says itself nobody knows.
+    async fn look_at_unreadable(
+        &self,
+        tenant: &TenantId,
+        id: TaskId,
+        now: SystemTime,
+        failed: &Failed,
+    ) -> Result<Looked, TaskLogError> {
+        let Some(found) = self.log.unreadable(tenant, id).await? else {
+            return Ok(Looked::Stays);
+        };
+        let age = found.stored_at.and_then(|at| now.duration_since(at).ok());
+        if age.is_none_or(|age| age < self.retention) {
+            return Ok(Looked::Unreadable(Box::new(found)));
+        }
+        let place = found.sequence;
+        if failed.ends.load(Ordering::Relaxed) >= MAX_FAILED {
+            return Ok(Looked::NotEnded(place, None));
+        }
+        Ok(match unreadable::end(&self.log, &found, now).await {
+            Ok(()) => Looked::Ended(place),
+            Err(error) => {
+                failed.ends.fetch_add(1, Ordering::Relaxed);
+                Looked::NotEnded(place, Some(error))
+            }
+        })
+    }
+
+    /// Says that tasks in WORK cannot be read, now and then.
+    fn tell_unreadable(&self, swept: &Swept) {
+        metrics::gauge!(unreadable::METRIC, "place" => "work").set(swept.unreadable as f64);
+        let Some(first) = &swept.first_unreadable else {
+            return;
+        };
+        let (mut told, now) = (self.told(), Instant::now());
+        let said = told.said;
+        if said.is_some_and(|at| now.saturating_duration_since(at) < SAY_EVERY) {
+            return;
+        }
+        told.said = Some(now);
+        drop(told);
+        tracing::warn!(
+            task = %first.task.task,
+            tenant = %first.task.tenant,
+            sequence = first.sequence,
+            subject = first.subject,
+            error = lifecycle::chain(&first.error),
+            number = swept.unreadable,
+            "tasks in WORK cannot be read, of which this is the oldest: {}",
+            unreadable::WHAT_TO_DO
+        );
+    }
+
+    /// Lets go of what is old and lies before `bound`.
+    async fn let_go(&self, bound: u64) -> Result<(), TaskLogError> {
+        let now = self.log.time().await?;
+        let Some(before) = now.checked_sub(self.retention) else {
+            return Ok(());
+        };
+        let LetGo::UpTo(place) = self.keeper.let_go(before, bound).await? else {
+            return Ok(());
+        };
+        tracing::info!(
+            place,
+            "the log keeps more than streams.task_retention: a task from then has not ended, or did so just now"
+        );
+        if self.log.size().await? >= self.full_at {
+            let number = self.keeper.make_room(before, place).await?;
+            if number > 0 {
+                tracing::warn!(
+                    place,
+                    number,
+                    "the log is full: tasks that ended long ago were removed behind one that has not"
+                );
+            }
+        }
+        self.give_up_held(before, now).await
+    }
+
+    /// Gives up what keeps the log from letting go and cannot be read: where its dispatch is lost, nobody else comes to it.
+    async fn give_up_held(&self, before: SystemTime, now: SystemTime) -> Result<(), TaskLogError> {
+        let mut last = 0;
+        for _ in 0..MAX_GIVEN_UP {
+            let Some(Held {
+                place,
+                task: Some(task),
+            }) = self.keeper.held(before).await?
+            else {
+                break;
+            };
+            // Where a replica has not heard of its end so far.
+            if place <= last {
+                break;
+            }
+            last = place;
+            let found = self.log.unreadable(&task.tenant, task.task).await?;
+            let Some(found) = found else {
+                break;
+            };
+            unreadable::end(&self.log, &found, now).await?;
+            self.told().note(place, Instant::now());
+        }
+        Ok(())
+    }
 }
 
-/// Whether it had to be ended.
-async fn look_at(log: &TaskLog, out: Out, kept: Kept, now: Duration) -> Result<bool, TaskLogError> {
-    let (Some(tenant), Some(id)) = (out.tenant, out.task) else {
-        return Ok(false);
-    };
-    if let Some(record) = sweeps::readable(log, &tenant, id).await?
-        && let Some(end) = kept.overdue(&record, now)
-        && log.end(&record.task_ref()?, &end).await? == Ended::First
-    {
-        tracing::warn!(task = %id, "ended, for the log is about to let go of it");
-        return Ok(true);
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn what_has_ended_stays_until_it_was_told_and_what_lies_before_it_goes() {
+        let start = Instant::now();
+        let within = 5 * SECOND;
+        let mut told = Told {
+            all_from: start + within,
+            ended: VecDeque::new(),
+            said: None,
+        };
+        told.note(9, start + SECOND);
+        assert_eq!(told.before(start + 4 * SECOND, within), None, "a start");
+        told.note(7, start + 4 * SECOND);
+        told.note(30, start + 6 * SECOND);
+        assert_eq!(told.before(start + 6 * SECOND, within), Some(7));
+        assert_eq!(told.before(start + 10 * SECOND, within), Some(30));
+        assert_eq!(told.before(start + 11 * SECOND, within), Some(u64::MAX));
     }
-    Ok(false)
+
+    #[test]
+    fn what_could_not_be_ended_keeps_what_lies_behind_it_and_what_was_not_read_keeps_all() {
+        let error = || TaskLogError::Stopping;
+        let swept = Swept::default();
+        assert_eq!(swept.bound(u64::MAX), Some(u64::MAX));
+        let swept = swept
+            .note(Looked::NotEnded(12, Some(error())))
+            .note(Looked::NotEnded(8, None))
+            .note(Looked::Ended(3))
+            .note(Looked::Stays);
+        assert_eq!((swept.not_ended, swept.ended), (2, Some(3)));
+        assert!(swept.error.is_some());
+        assert_eq!(swept.bound(u64::MAX), Some(8));
+        assert_eq!(swept.bound(5), Some(5));
+        let swept = swept.note(Looked::NotRead(Some(error())));
+        assert_eq!(swept.bound(u64::MAX), None);
+    }
 }

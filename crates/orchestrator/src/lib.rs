@@ -11,6 +11,7 @@
 //! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](task_log::deadline);
 //! * [`deadlines`] ends what did not begin in time, however deep it lies;
 //! * [`aged`] ends what workers were handed and do not end, and has the log let go of what is old and has ended;
+//! * [`unreadable`] gives up what is stored and cannot be decoded;
 //! * [`estimate`] says how long a task waits (pure), going by what workers have [`ahead`] of it and by how fast they were seen to be
 //!   ([`throughput`]), both pure; [`waits`] tells its caller,
 //!   [`asking`] the orchestrator that knows;
@@ -56,6 +57,7 @@ mod settings;
 mod sweeps;
 mod tasks;
 mod throughput;
+mod unreadable;
 mod usage;
 mod waiting;
 mod waits;
@@ -141,7 +143,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         self::audit::start(&service, &broker, storage, &settings).await?;
     }
     deadlines::start(&service, &log);
-    aged::start(&service, &log, settings.streams.kept()).await?;
+    aged::start(&service, &log, &settings.streams).await?;
     retention::start(&service, &storage, &log, &settings.retention);
     let dry_run = settings.retention.dry_run;
     let inputs = inputs::Inputs::new(storage, &settings.inputs, dry_run);

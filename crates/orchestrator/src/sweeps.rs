@@ -52,8 +52,8 @@ pub(crate) fn tell(kind: &'static str, expired: &Expired) {
     );
 }
 
-/// A task, if the log has it and it can be read. One that cannot ends otherwise, when its queue comes to it or its worker gives it up, and
-/// must not keep the others from being looked at.
+/// A task, if the log has it and it can be read. One that cannot ends otherwise, when its queue comes to it, its worker gives it up or it is
+/// [too old](crate::aged), and must not keep the others from being looked at.
 pub(crate) async fn readable(
     log: &TaskLog,
     tenant: &TenantId,
@@ -61,7 +61,7 @@ pub(crate) async fn readable(
 ) -> Result<Option<Record>, TaskLogError> {
     match log.read(tenant, task).await {
         Ok(record) => Ok(record.filter(|record| record.task_ref().is_ok())),
-        Err(TaskLogError::Decode { .. } | TaskLogError::Id(_)) => Ok(None),
+        Err(error) if error.is_unreadable() => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -6,7 +6,7 @@
 use contract::task::{Dispatch, Phase, State, Submitted};
 use messaging::Replaced;
 
-use crate::{Record, TaskLog, TaskLogError, TaskRef, encode, streams, transition};
+use crate::{Record, TaskLog, TaskLogError, TaskRef, encode, record, streams, transition};
 
 /// A task that is to be handed to workers.
 #[derive(Debug, Clone)]
@@ -84,7 +84,8 @@ impl TaskLog {
     /// has none, the dispatch was lost.
     ///
     /// # Errors
-    /// When it is not known whether its dispatch is stored. Try again: it is there once, however often that is.
+    /// When it is not known whether its dispatch is stored. Try again: it is there once, however often that is. Or its record [cannot be
+    /// read](TaskLogError::is_unreadable), so nobody could carry it out; one that has ended needs not be read.
     pub async fn hand_over_again(
         &self,
         task: &TaskRef,
@@ -92,10 +93,12 @@ impl TaskLog {
         though_running: bool,
     ) -> Result<Missed, TaskLogError> {
         let events = self.events_at_leader(&task.tenant, task.task).await?;
-        let record = Record::from_events(&events)?.filter(|record| record.done.is_none());
+        if events.iter().any(record::is_end) {
+            return Ok(Missed::Over);
+        }
         let Some(Record {
             submitted, state, ..
-        }) = record
+        }) = Record::from_events(&events)?
         else {
             return Ok(Missed::Over);
         };

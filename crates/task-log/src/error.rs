@@ -27,6 +27,11 @@ pub enum TaskLogError {
 }
 
 impl TaskLogError {
+    /// Whether what is stored is not what this version reads, however often it is tried.
+    pub fn is_unreadable(&self) -> bool {
+        matches!(self, Self::Decode { .. } | Self::Id(_))
+    }
+
     /// Whether what was to be stored is not, for certain.
     pub fn is_not_stored(&self) -> bool {
         matches!(self, Self::Broker(BrokerError::NotStored { .. }))

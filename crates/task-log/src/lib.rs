@@ -28,6 +28,7 @@ mod retention;
 mod streams;
 mod time;
 pub mod transition;
+mod unreadable;
 mod watch;
 
 use std::sync::Arc;
@@ -48,8 +49,9 @@ pub use letters::{Found, Letter, LetterId, LetterKind, LetterName, Undecodable, 
 pub use listing::{Page, Wanted};
 pub use queue::{Cursor, Queue, Touch};
 pub use record::{Record, TaskRef, has_listeners};
-pub use retention::{LetGo, Retention};
+pub use retention::{Held, LetGo, Retention};
 pub use streams::{Out, StreamSettings, Work};
+pub use unreadable::Unreadable;
 pub use watch::{Ends, Update, Watch};
 
 /// What came of a submission.

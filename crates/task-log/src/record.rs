@@ -5,7 +5,7 @@ use contract::v1::{self, Feedback, TaskPhase};
 use contract::{Lane, TaskId, TenantId};
 use messaging::Event;
 
-use crate::{TaskLogError, decode, decode_end};
+use crate::{Queue, TaskLogError, decode, decode_end};
 
 /// Where a task's events are.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -61,6 +61,18 @@ pub(crate) const EVENTS: usize = 4;
 /// Whether `event` is a task's submission.
 pub(crate) fn is_submission(event: &Event) -> bool {
     event.subject.ends_with(".submitted")
+}
+
+/// Whether `event` is a task's end.
+pub(crate) fn is_end(event: &Event) -> bool {
+    event.subject.ends_with(".done")
+}
+
+/// Where the events of the task are whose event is at `subject`.
+pub(crate) fn place_of(subject: &str) -> Option<TaskRef> {
+    let Queue { lane, tenant } = Queue::of_subject(subject)?;
+    let task = task_of(subject)?;
+    Some(TaskRef { tenant, lane, task })
 }
 
 /// The task whose event is at `subject`.

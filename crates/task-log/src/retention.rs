@@ -5,18 +5,21 @@
 //! beginning of the log up to what is young enough, or to the first task that has not ended: it is found by the records of queues, for a queue
 //! with such a task has one in BACKLOG, and everything in front of its cursor's [`open_from`](Cursor::open_from) has ended.
 
+use std::ops::Range;
 use std::time::SystemTime;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use messaging::Bucket;
+use messaging::{Bucket, Event};
 
 use crate::open::next_queues;
-use crate::{Cursor, TaskLog, TaskLogError, Touch};
+use crate::{Cursor, TaskLog, TaskLogError, TaskRef, Touch, record};
 
 /// Queues that are looked at together.
 const AT_ONCE: usize = 8;
 /// Places that are removed by one request, so that none takes the broker long.
 const STRETCH: u64 = 65_536;
+/// Tasks that are removed by themselves in one turn.
+const ONE_BY_ONE: usize = 64;
 
 /// What came of letting go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,8 +27,17 @@ pub enum LetGo {
     /// All that is old enough is gone.
     All,
     /// All in front of this place is gone. A task lies there that is old enough and has not ended, or some that have and were not looked through: the
-    /// next turn goes on there.
+    /// next turn goes on there. Or whoever called wanted no more.
     UpTo(u64),
+}
+
+/// The first task that is old enough to go and may not have ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Held {
+    /// Where its submission lies.
+    pub place: u64,
+    /// Which task; `None` where its submission's subject names none.
+    pub task: Option<TaskRef>,
 }
 
 /// Lets go of what is old.
@@ -50,11 +62,78 @@ impl TaskLog {
 }
 
 impl Retention {
-    /// Removes what was stored before `time`, by the broker's clock, up to the first task that has not ended. Several may do so at once.
+    /// Removes what was stored before `time`, by the broker's clock, up to the first task that has not ended, and nothing at `bound` or behind it.
+    /// Several may do so at once.
     ///
     /// # Errors
     /// When the broker does not answer. Calling again goes on.
-    pub async fn let_go(&self, time: SystemTime) -> Result<LetGo, TaskLogError> {
+    pub async fn let_go(&self, time: SystemTime, bound: u64) -> Result<LetGo, TaskLogError> {
+        let Some(old) = self.old(time).await? else {
+            return Ok(LetGo::All);
+        };
+        let end = old.end.min(bound);
+        if end <= old.start {
+            return Ok(LetGo::UpTo(end));
+        }
+        let open = self.first_open_before(end).await?;
+        let open = open.map(|held| held.place);
+        let until = open.unwrap_or(end);
+        let mut gone = old.start;
+        while gone < until {
+            gone = until.min(gone.saturating_add(STRETCH));
+            self.log.tasks.remove_before(gone).await?;
+        }
+        let stays = open.or((end < old.end).then_some(end));
+        Ok(stays.map_or(LetGo::All, LetGo::UpTo))
+    }
+
+    /// The first task that was stored before `time`, by the broker's clock, and may not have ended: the log keeps it, and all behind it.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn held(&self, time: SystemTime) -> Result<Option<Held>, TaskLogError> {
+        match self.old(time).await? {
+            Some(old) => self.first_open_before(old.end).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Removes some tasks by themselves that ended before `time`, by the broker's clock, and whose ends lie behind `place`; how many. For a log that
+    /// is full: it has no room for an end either, so what has not ended at `place` would keep all that has for ever.
+    ///
+    /// # Errors
+    /// When the broker does not answer. Calling again goes on.
+    pub async fn make_room(&self, time: SystemTime, place: u64) -> Result<usize, TaskLogError> {
+        let ends = "inkstone.task.*.*.*.done";
+        let ends = self.log.tasks.from_sequence(ends, place, ONE_BY_ONE);
+        let ends = ends.await?;
+        let is_old = |end: &&Event| end.stored_at().is_some_and(|at| at < time);
+        let mut gone = 0;
+        for end in ends.iter().take_while(is_old) {
+            self.remove(end).await?;
+            gone += 1;
+        }
+        Ok(gone)
+    }
+
+    /// Removes what is there of a task that has ended like this; what was said of it since goes with what lies there.
+    async fn remove(&self, end: &Event) -> Result<(), TaskLogError> {
+        let tasks = &self.log.tasks;
+        if let Some(TaskRef { tenant, task, .. }) = record::place_of(&end.subject) {
+            let mut events = self.log.events(&tenant, task).await?;
+            events.retain(|event| event.sequence < end.sequence);
+            // Its submission first, its end last: otherwise it would be a task that has not ended, were nothing more removed.
+            events.sort_by_key(|event| !record::is_submission(event));
+            for event in &events {
+                tasks.remove(event.sequence).await?;
+            }
+        }
+        tasks.remove(end.sequence).await?;
+        Ok(())
+    }
+
+    /// The places of what was stored before `time`; `None` where there is nothing, or nobody knows.
+    async fn old(&self, time: SystemTime) -> Result<Option<Range<u64>>, TaskLogError> {
         let tasks = &self.log.tasks;
         let extent = tasks.extent().await?;
         let end = match extent.last_at < time {
@@ -62,22 +141,13 @@ impl Retention {
             // A replica that lags may know of nothing that is young enough: then it is not known where that begins.
             false => tasks.sequence_at("inkstone.task.>", time).await?,
         };
-        let Some(end) = end.filter(|end| *end > extent.first) else {
-            return Ok(LetGo::All);
-        };
-        let open = self.first_open(end).await?;
-        let until = open.unwrap_or(end);
-        let mut gone = extent.first;
-        while gone < until {
-            gone = until.min(gone.saturating_add(STRETCH));
-            tasks.remove_before(gone).await?;
-        }
-        Ok(open.map_or(LetGo::All, LetGo::UpTo))
+        let end = end.filter(|end| *end > extent.first);
+        Ok(end.map(|end| extent.first..end))
     }
 
     /// The first place before `end` at which a task lies that may not have ended.
-    async fn first_open(&self, end: u64) -> Result<Option<u64>, TaskLogError> {
-        let (mut first, mut revision) = (None::<u64>, Some(0));
+    async fn first_open_before(&self, end: u64) -> Result<Option<Held>, TaskLogError> {
+        let (mut first, mut revision) = (None::<Event>, Some(0));
         while let Some(since) = revision {
             let (queues, next) = next_queues(&self.backlog, since).await?;
             let looks: Vec<_> = queues
@@ -86,11 +156,14 @@ impl Retention {
                 .collect();
             let mut looks = futures::stream::iter(looks).buffer_unordered(AT_ONCE);
             while let Some(found) = looks.try_next().await? {
-                let found = found.map(|event| event.sequence);
-                first = first.into_iter().chain(found).min();
+                let both = first.into_iter().chain(found);
+                first = both.min_by_key(|event| event.sequence);
             }
             revision = next;
         }
-        Ok(first)
+        Ok(first.map(|event| Held {
+            place: event.sequence,
+            task: record::place_of(&event.subject),
+        }))
     }
 }

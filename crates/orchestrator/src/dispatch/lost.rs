@@ -13,6 +13,7 @@ use task_log::{Missed, Queue, TaskLog, TaskLogError, TaskRef};
 
 use super::unended::Missing;
 use super::{Answer, Dispatcher, task_of};
+use crate::unreadable;
 
 /// Tasks of which it is asked at once whether they have ended.
 const MAX_ASKED: usize = 64;
@@ -49,6 +50,8 @@ impl Dispatcher {
         for missing in self.unended.look(there, began, now, room) {
             self.ask(missing);
         }
+        let number = self.unended.unreadable();
+        metrics::gauge!(unreadable::METRIC, "place" => "lost").set(number as f64);
     }
 
     /// Asks for one, and hands it over again if it was lost.
@@ -70,23 +73,14 @@ impl Dispatcher {
     pub(super) fn asked(&mut self, Asked { task, result }: Asked) {
         self.asked -= 1;
         let now = Instant::now();
-        let task = task.task;
-        let missed = match result {
-            Ok(missed) => Some(missed),
+        match result {
+            Ok(missed) => self.know(task.task, missed, now),
+            Err(error) if error.is_unreadable() => self.cannot_be_read(&task, &error, now),
             Err(error) => {
-                let error = lifecycle::chain(&error);
+                let (task, error) = (task.task, lifecycle::chain(&error));
                 tracing::debug!(%task, error, "asking again whether it has ended");
-                None
+                self.unended.asked(task, None, now);
             }
-        };
-        if missed == Some(Missed::Dispatched) {
-            tracing::warn!(%task, "its dispatch was lost from WORK: it was handed over again");
-            metrics::counter!("inkstone_orchestrator_dispatched_again_total").increment(1);
-        }
-        self.unended.asked(task, missed, now);
-        if missed == Some(Missed::Over) {
-            // Its end was not heard: until now it kept its place.
-            self.is_due |= self.out.remove(task, now);
         }
         // After many ends that were not heard, or a purge, those that wait for an answer hold places.
         if self.mandate.borrow().is_sure(now)
@@ -94,6 +88,36 @@ impl Dispatcher {
         {
             self.ask(missing);
         }
+    }
+
+    /// What became of a task whose dispatch was missed.
+    fn know(&mut self, task: TaskId, missed: Missed, now: Instant) {
+        if missed == Missed::Dispatched {
+            tracing::warn!(%task, "its dispatch was lost from WORK: it was handed over again");
+            metrics::counter!("inkstone_orchestrator_dispatched_again_total").increment(1);
+        }
+        self.unended.asked(task, Some(missed), now);
+        if missed == Missed::Over {
+            // Its end was not heard: until now it kept its place.
+            self.is_due |= self.out.remove(task, now);
+        }
+    }
+
+    /// A task whose dispatch was lost and that nobody could carry out. It is told less and less often.
+    fn cannot_be_read(&mut self, task: &TaskRef, error: &TaskLogError, now: Instant) {
+        let Some((sequence, rest)) = self.unended.cannot_be_read(task.task, now) else {
+            return;
+        };
+        let (task, tenant, error) = (task.task, &task.tenant, lifecycle::chain(error));
+        tracing::warn!(
+            %task,
+            %tenant,
+            sequence,
+            error,
+            again_in = ?rest,
+            "its dispatch was lost from WORK, and it cannot be read: {}",
+            unreadable::WHAT_TO_DO
+        );
     }
 
     /// Reads on in what was handed over before its queue was opened here. One read at a time: nobody waits for this.

@@ -16,7 +16,6 @@ mod out;
 mod reading;
 mod round;
 mod unended;
-mod unreadable;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;

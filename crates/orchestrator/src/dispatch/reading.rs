@@ -9,10 +9,11 @@ use prost::Message as _;
 use task_log::deadline::Kept;
 use task_log::{Cursor, Queue, TaskLog, TaskLogError, Touch};
 
-use super::{Answer, Dispatcher, unreadable};
+use super::{Answer, Dispatcher};
 use crate::backlog::FORGET_AFTER;
 use crate::backlog::line::{Line, REST, Waiting};
 use crate::learning::Learned;
+use crate::unreadable;
 
 /// Heads in memory, of all queues together; more only where each queue has one.
 const MAX_HEADS: usize = 8192;
@@ -484,6 +485,7 @@ async fn bury_unreadable(event: &Event, log: &TaskLog) -> bool {
         subject = event.subject,
         "a submission cannot be decoded; see DEAD"
     );
-    let letter = unreadable::letter(&event.subject, &event.payload, log.now());
+    let reason = "the submission cannot be decoded".to_owned();
+    let letter = unreadable::letter(&event.subject, &event.payload, reason, log.now());
     unreadable::give_up(log, &letter).await
 }

@@ -321,8 +321,13 @@ impl Dispatcher {
 /// Ends a task that did not begin in time. One that was handed over before, by whoever had the queue until its cursor was last kept, has
 /// begun or is about to: it goes on.
 async fn end_expired(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed, TaskLogError> {
-    let record = log.read(&head.task.tenant, head.task.task).await?;
-    if record.is_some_and(|record| record.state.is_some()) {
+    let was_handed_over = match log.read(&head.task.tenant, head.task.task).await {
+        Ok(record) => record.is_some_and(|record| record.state.is_some()),
+        // Its submission could be, or it were no head. Whoever takes it up gives it up, or its age does.
+        Err(error) if error.is_unreadable() => true,
+        Err(error) => return Err(error),
+    };
+    if was_handed_over {
         return hand_over(log, head, weight).await;
     }
     let end = head.too_late(log.now());

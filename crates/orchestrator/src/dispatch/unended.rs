@@ -16,8 +16,8 @@ use crate::backlog::line::REST;
 const BEGUN: Duration = Duration::from_secs(30);
 /// A task whose dispatch is lost again and again is handed over less and less often, at least so often.
 const LONGEST_REST: Duration = Duration::from_secs(300);
-/// A task whose dispatch was lost more often than this keeps no place while it is not known what became of it: what takes dispatches off the queue
-/// again and again holds nobody else up.
+/// A task whose dispatch was lost more often than this, or that could not be read more often, keeps no place while it is not known what became of
+/// it: what takes dispatches off the queue again and again holds nobody else up.
 const LOST_WITH_A_PLACE: u32 = 3;
 /// With more tasks here, those of earlier times wait to be read.
 const MAX_TASKS: usize = 65_536;
@@ -36,6 +36,8 @@ struct One {
     not_before: Instant,
     /// Times that it was handed over again.
     again: u32,
+    /// Times in a row that it could not be read.
+    unreadable: u32,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +79,7 @@ impl Unended {
             asked: false,
             not_before: now,
             again: 0,
+            unreadable: 0,
         };
         self.tasks.insert(task, one);
         let kept = self.queues.entry(queue.clone()).or_default();
@@ -162,7 +165,13 @@ impl Unended {
     /// lost and is handed over again, and whoever is given its place meanwhile would be one too many then.
     pub(super) fn keeps_its_place(&self, task: TaskId) -> bool {
         let one = self.tasks.get(&task);
-        one.is_some_and(|one| one.again <= LOST_WITH_A_PLACE)
+        one.is_some_and(|one| one.again.max(one.unreadable) <= LOST_WITH_A_PLACE)
+    }
+
+    /// How many there are whose dispatches were lost and that cannot be read, as far as was asked.
+    pub(super) fn unreadable(&self) -> usize {
+        let all = self.tasks.values();
+        all.filter(|one| one.unreadable > 0).count()
     }
 
     /// WORK held these at some time after `began`. Up to `room` tasks of which it is to be asked whether they have ended: those that were
@@ -218,18 +227,37 @@ impl Unended {
             return;
         };
         one.asked = false;
+        if missed.is_some() {
+            one.unreadable = 0;
+        }
         match missed {
             Some(Missed::Over) => self.end(task),
             Some(Missed::Dispatched) => {
                 (one.since, one.missed) = (now, None);
-                let rest = REST.saturating_mul(2_u32.saturating_pow(one.again));
-                one.not_before = now + rest.min(LONGEST_REST);
+                one.not_before = now + rest_after(one.again);
                 one.again += 1;
             }
             Some(Missed::There) => (one.since, one.missed) = (now, None),
             Some(Missed::Running) | None => one.not_before = now + REST,
         }
     }
+
+    /// It was asked for, and cannot be read, so it cannot be handed over: it is asked for less and less often, until somebody has ended it. Where
+    /// its submission lies, and how long it rests.
+    pub(super) fn cannot_be_read(&mut self, task: TaskId, now: Instant) -> Option<(u64, Duration)> {
+        let one = self.tasks.get_mut(&task)?;
+        one.asked = false;
+        let rest = rest_after(one.unreadable);
+        one.not_before = now + rest;
+        one.unreadable = one.unreadable.saturating_add(1);
+        Some((one.sequence, rest))
+    }
+}
+
+/// How long a task rests with which it went wrong so many times before.
+fn rest_after(times: u32) -> Duration {
+    let rest = REST.saturating_mul(2_u32.saturating_pow(times));
+    rest.min(LONGEST_REST)
 }
 
 #[cfg(test)]
@@ -290,6 +318,32 @@ mod tests {
         all.asked(task, Some(Missed::Over), at(now));
         assert_eq!(all.first(&queue()), None);
         assert!(all.tasks.is_empty() && all.queues.is_empty());
+    }
+
+    #[test]
+    fn a_task_that_cannot_be_read_is_asked_for_less_and_less_often_and_holds_no_place() {
+        let (mut all, start) = (Unended::default(), Instant::now());
+        let (task, none) = (TaskId::random(), HashSet::new());
+        all.add(task, &queue(), 7, start);
+        let (mut rests, mut second) = (Vec::new(), 0);
+        while rests.len() < 12 {
+            second += 1;
+            let now = start + SECOND * second;
+            for _ in all.look(&none, now, now, 8) {
+                let (sequence, rest) = all.cannot_be_read(task, now).unwrap();
+                assert_eq!(sequence, 7);
+                rests.push(rest.as_secs());
+                assert_eq!(all.keeps_its_place(task), rests.len() <= 3);
+            }
+        }
+        assert_eq!(rests, [1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
+        assert_eq!(all.unreadable(), 1);
+        let now = start + SECOND * (second + 400);
+        assert_eq!(all.look(&none, now, now, 8).len(), 1);
+        all.asked(task, Some(Missed::Running), now);
+        assert_eq!(all.unreadable(), 0, "who wrote it was started");
+        all.asked(task, Some(Missed::Over), now);
+        assert_eq!(all.cannot_be_read(task, now), None);
     }
 
     #[test]

@@ -4,10 +4,12 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::time::{Duration, SystemTime};
 
-use contract::task::{Done, Phase, State, Submitted, done};
-use task_log::{StreamSettings, TaskRef, deadline};
+use bytes::Bytes;
+use contract::TaskId;
+use contract::task::{Cancelled, Done, Phase, State, Submitted, done};
+use task_log::{LetterName, StreamSettings, TaskRef, deadline};
 
-use crate::support::{Platform, stop, submitted, until};
+use crate::support::{LANE, Platform, stop, submitted, until};
 
 /// A task that was submitted so long ago, as its submission says.
 fn aged(days: f64) -> Submitted {
@@ -137,17 +139,22 @@ async fn what_waits_while_no_orchestrator_is_there_ends_when_one_comes_and_goes_
     stop(orchestrator).await;
 }
 
-/// How long the oldest task has waited, as the orchestrator whose admin address this is says.
-fn oldest_wait(admin: &str) -> Option<Duration> {
+/// A figure of the orchestrator whose admin address this is; `name` with its labels.
+fn figure(admin: &str, name: &str) -> Option<f64> {
     let mut connection = TcpStream::connect(admin).ok()?;
     let asked = "GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
     connection.write_all(asked.as_bytes()).ok()?;
     let mut answer = String::new();
     connection.read_to_string(&mut answer).ok()?;
-    let name = "inkstone_orchestrator_oldest_wait_seconds";
     let line = answer.lines().find(|line| line.starts_with(name))?;
     let value = line.trim_end().rsplit(' ').next()?;
-    Some(Duration::from_secs_f64(value.parse().ok()?))
+    value.parse().ok()
+}
+
+/// How long the oldest task has waited.
+fn oldest_wait(admin: &str) -> Option<Duration> {
+    let seconds = figure(admin, "inkstone_orchestrator_oldest_wait_seconds");
+    seconds.map(Duration::from_secs_f64)
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,5 +182,214 @@ async fn how_long_the_oldest_task_waits_is_told_before_it_ends_for_that() {
         oldest_wait(&admin) == Some(Duration::ZERO)
     })
     .await;
+    stop(orchestrator).await;
+}
+
+/// What was stored until now is older than this by the broker's clock when this returns.
+async fn grow_older_than(platform: &Platform, age: Duration) {
+    let late = platform.log.time().await.unwrap() + age;
+    until("its time is over", async || {
+        platform.log.time().await.unwrap() > late
+    })
+    .await;
+}
+
+/// An event of a task of this name, beside those of tasks.
+fn filler() -> String {
+    let task = TaskId::random();
+    format!("inkstone.task.filler.{LANE}.{task}.feedback")
+}
+
+/// Fills TASKS until not even the smallest event has room.
+async fn fill(platform: &Platform) {
+    let tasks = platform.broker.log("TASKS");
+    let mut size = 1 << 20;
+    while size > 0 {
+        let payload = Bytes::from(vec![0_u8; size]);
+        if tasks.put(&filler(), payload).await.is_err() {
+            size /= 2;
+        }
+    }
+}
+
+/// Settings of a log that is small and keeps little for long.
+const SMALL: [(&str, &str); 2] = [
+    ("streams.task_retention", "2s"),
+    ("streams.task_max_size", "1MiB"),
+];
+
+async fn small() -> Platform {
+    let platform = Platform::start().await;
+    let [(_, kept), (_, size)] = SMALL;
+    let streams = StreamSettings {
+        task_retention: kept.parse().unwrap(),
+        task_max_size: size.parse().unwrap(),
+        ..StreamSettings::small()
+    };
+    platform.log.ensure_streams(&streams).await.unwrap();
+    platform
+}
+
+async fn ended(platform: &Platform) -> TaskRef {
+    let task = platform.submit(&submitted("acme", "1")).await;
+    let cancelled = Done {
+        outcome: Some(done::Outcome::Cancelled(Cancelled::default())),
+        ..Done::default()
+    };
+    platform.log.end(&task, &cancelled).await.unwrap();
+    task
+}
+
+/// One that workers were handed, and that none has begun.
+async fn handed(platform: &Platform) -> TaskRef {
+    let event = submitted("acme", "1");
+    let task = platform.submit(&event).await;
+    let state = State {
+        phase: Phase::Scheduled.into(),
+        ..State::default()
+    };
+    platform.log.set_state(&task, &state).await.unwrap();
+    platform.log.dispatch(&event, 0, 1).await.unwrap();
+    task
+}
+
+/// The log is full and all in it is old; these end, and then the log lets go of all.
+async fn end_and_go(platform: &Platform, open: &[TaskRef], over: &[TaskRef]) {
+    fill(platform).await;
+    let refused = platform.log.submit(&submitted("acme", "1")).await;
+    assert!(refused.is_err(), "there is no room");
+    grow_older_than(platform, Duration::from_secs(4)).await;
+    let orchestrator = platform.orchestrator(&SMALL).await;
+    for task in open {
+        let end = end_of(platform, task).await;
+        assert!(deadline::has_expired(&end));
+    }
+    for task in open.iter().chain(over) {
+        until("the log has let go of it", async || {
+            !platform.log.is_there(task.task).await.unwrap()
+        })
+        .await;
+    }
+    let room = platform.log.size().await.unwrap();
+    assert!(room < 1 << 20, "{room} bytes are left");
+    stop(orchestrator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_log_lets_go_of_what_has_ended_and_so_has_room_for_the_ends_of_what_has_not() {
+    let platform = small().await;
+    let over = [ended(&platform).await];
+    let payload = Bytes::from(vec![0_u8; 1 << 20]);
+    let tasks = platform.broker.log("TASKS");
+    tasks.put(&filler(), payload).await.unwrap();
+    // More than are looked at together: one that cannot be ended keeps none from being tried.
+    let mut open = Vec::new();
+    for _ in 0..20 {
+        open.push(handed(&platform).await);
+    }
+    end_and_go(&platform, &open, &over).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_log_whose_first_task_has_not_ended_has_room_for_its_end_all_the_same() {
+    let platform = small().await;
+    // In WORK, and at the head of a queue.
+    let mut open = vec![handed(&platform).await];
+    open.push(platform.submit(&submitted("other", "1")).await);
+    let mut over = Vec::new();
+    for _ in 0..20 {
+        over.push(ended(&platform).await);
+    }
+    end_and_go(&platform, &open, &over).await;
+}
+
+/// Puts what nobody can decode in place of a task's state.
+async fn garble(platform: &Platform, task: &TaskRef) {
+    let TaskRef { tenant, lane, task } = task;
+    let subject = format!("inkstone.task.{tenant}.{lane}.{task}.state");
+    let tasks = platform.broker.log("TASKS");
+    let garbled = Bytes::from_static(b"\x7f");
+    tasks.put(&subject, garbled).await.unwrap();
+}
+
+/// It ends as one that was given up, with a copy of what cannot be decoded, and then goes.
+async fn is_given_up(platform: &Platform, task: &TaskRef) {
+    let end = end_of(platform, task).await;
+    let (code, message) = why(end);
+    assert_eq!(code, contract::ErrorCode::Internal.to_string());
+    assert!(message.contains("`state`"), "{message}");
+    let name: LetterName = format!("{}.{}", task.tenant, task.task).parse().unwrap();
+    let letter = platform.log.letter(&name).await.unwrap();
+    let letter = letter.unwrap().unwrap().says;
+    assert!(letter.subject.ends_with(".state"), "{}", letter.subject);
+    assert_eq!(letter.payload, b"\x7f");
+    until("the log has let go of it", async || {
+        !platform.log.is_there(task.task).await.unwrap()
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_cannot_be_read_and_that_no_worker_takes_ends_by_its_age_with_a_copy() {
+    let platform = Platform::start().await;
+    let kept = ("streams.task_retention", "2s");
+    let event = submitted("acme", "1");
+    let handed = platform.submit(&event).await;
+    garble(&platform, &handed).await;
+    platform.log.dispatch(&event, 0, 1).await.unwrap();
+    // One that was about to be handed over, and waits as its queue's head.
+    let waiting = platform.submit(&submitted("acme", "1")).await;
+    garble(&platform, &waiting).await;
+    // What lies behind them is held up by neither.
+    let behind = platform.submit(&submitted("acme", "1")).await;
+    grow_older_than(&platform, Duration::from_secs(4)).await;
+    let orchestrator = platform.orchestrator(&[kept]).await;
+    let (_, _, end) = tokio::join!(
+        is_given_up(&platform, &handed),
+        is_given_up(&platform, &waiting),
+        end_of(&platform, &behind),
+    );
+    assert!(deadline::has_expired(&end));
+    stop(orchestrator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_cannot_be_read_and_whose_dispatch_is_lost_is_counted_and_ends_by_its_age() {
+    let platform = Platform::start().await;
+    let admin = format!("127.0.0.1:{}", nats_server::free_port().unwrap());
+    let mut tasks = Vec::new();
+    for _ in 0..2 {
+        let task = platform.submit(&submitted("acme", "1")).await;
+        garble(&platform, &task).await;
+        tasks.push(task);
+    }
+    let settings = [
+        ("streams.task_retention", "20s"),
+        ("process.admin_listen", admin.as_str()),
+    ];
+    let orchestrator = platform.orchestrator(&settings).await;
+    until("both are handed over", async || {
+        platform.out().await.len() == 2
+    })
+    .await;
+    let number = |place: &str| {
+        let name = format!("inkstone_orchestrator_unreadable_tasks{{place=\"{place}\"}}");
+        figure(&admin, &name)
+    };
+    until("they are counted in WORK", async || {
+        number("work") == Some(2.0)
+    })
+    .await;
+    let work = platform.broker.queue("WORK");
+    assert_eq!(work.keep_last("inkstone.work.>", 0).await.unwrap(), 2);
+    until("they are counted as lost", async || {
+        number("lost") == Some(2.0)
+    })
+    .await;
+    tokio::join!(
+        is_given_up(&platform, &tasks[0]),
+        is_given_up(&platform, &tasks[1]),
+    );
+    until("neither is left", async || number("lost") == Some(0.0)).await;
     stop(orchestrator).await;
 }

@@ -2,10 +2,13 @@
 
 use std::time::{Duration, SystemTime};
 
-use task_log::{Cursor, LetGo, Queue, TaskLog, TaskRef, Touch};
+use contract::task::State;
+use task_log::{Cursor, Held, LetGo, Queue, TaskLog, TaskRef, Touch};
 
 use crate::lagging::Lagging;
 use crate::support::{Bench, bench, cancelled, scratch_log, submit_one, tenant};
+
+const ALL: u64 = u64::MAX;
 
 async fn known(log: &TaskLog, tasks: &[TaskRef; 3]) -> [bool; 3] {
     let mut known = [false; 3];
@@ -38,16 +41,16 @@ async fn what_is_old_goes_up_to_the_first_task_that_has_not_ended() {
     }
     let retention = log.retention().await.unwrap();
     let long_ago = log.time().await.unwrap() - Duration::from_secs(3600);
-    assert_eq!(retention.let_go(long_ago).await.unwrap(), LetGo::All);
+    assert_eq!(retention.let_go(long_ago, ALL).await.unwrap(), LetGo::All);
     assert_eq!(known(&log, &tasks).await, [true; 3], "nothing is so old");
 
     let open = log.read(&tenant(), tasks[1].task).await.unwrap().unwrap();
-    let went = retention.let_go(in_an_hour(&log).await).await.unwrap();
+    let went = retention.let_go(in_an_hour(&log).await, ALL).await.unwrap();
     assert_eq!(went, LetGo::UpTo(open.sequence));
     assert_eq!(known(&log, &tasks).await, [false, true, true]);
 
     log.end(&tasks[1], &cancelled()).await.unwrap();
-    let went = retention.let_go(in_an_hour(&log).await).await.unwrap();
+    let went = retention.let_go(in_an_hour(&log).await, ALL).await.unwrap();
     assert_eq!(went, LetGo::All);
     assert_eq!(known(&log, &tasks).await, [false; 3]);
     let next = submit_one(&log).await;
@@ -73,33 +76,75 @@ async fn what_a_cursor_says_has_ended_is_not_looked_at_again() {
     let retention = log.retention().await.unwrap();
     // It was handed over, and has not ended.
     put(place).await;
-    let went = retention.let_go(in_an_hour(&log).await).await.unwrap();
+    let went = retention.let_go(in_an_hour(&log).await, ALL).await.unwrap();
     assert_eq!(went, LetGo::UpTo(place));
     put(place + 1).await;
-    let went = retention.let_go(in_an_hour(&log).await).await.unwrap();
+    let went = retention.let_go(in_an_hour(&log).await, ALL).await.unwrap();
     assert_eq!(went, LetGo::All);
     assert!(log.read(&tenant(), task.task).await.unwrap().is_none());
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_queue_that_a_lagging_replica_does_not_know_keeps_its_tasks() {
-    let Bench { server, log, .. } = bench().await;
-    let task = submit_one(&log).await;
+async fn announce(log: &TaskLog, task: &TaskRef) {
     let queue = Queue {
         lane: task.lane.clone(),
         tenant: task.tenant.clone(),
     };
     let backlog = log.backlog().await.unwrap();
     backlog.put(&queue.key(), &Touch {}).await.unwrap();
-    let place = log.last_sequence().await.unwrap();
+}
+
+async fn place(log: &TaskLog, task: &TaskRef) -> u64 {
+    let record = log.read(&tenant(), task.task).await.unwrap();
+    record.unwrap().sequence
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_goes_from_the_bound_on_however_old_it_is_and_whether_or_not_it_has_ended() {
+    let (_server, log) = scratch_log().await;
+    let mut tasks = Vec::new();
+    for _ in 0..3 {
+        let task = submit_one(&log).await;
+        log.end(&task, &cancelled()).await.unwrap();
+        tasks.push(task);
+    }
+    let tasks: [TaskRef; 3] = tasks.try_into().unwrap();
+    announce(&log, &tasks[0]).await;
+    let bound = place(&log, &tasks[1]).await;
+    let retention = log.retention().await.unwrap();
+    let later = in_an_hour(&log).await;
+    for bound in [0, 1] {
+        let went = retention.let_go(later, bound).await.unwrap();
+        assert_eq!(went, LetGo::UpTo(bound));
+        assert_eq!(known(&log, &tasks).await, [true; 3]);
+    }
+    let went = retention.let_go(later, bound).await.unwrap();
+    assert_eq!(went, LetGo::UpTo(bound));
+    assert_eq!(known(&log, &tasks).await, [false, true, true]);
+    assert_eq!(retention.held(later).await.unwrap(), None, "all have ended");
+    let went = retention.let_go(later, ALL).await.unwrap();
+    assert_eq!(went, LetGo::All);
+    assert_eq!(known(&log, &tasks).await, [false; 3]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_queue_that_a_lagging_replica_does_not_know_keeps_its_tasks() {
+    let Bench { server, log, .. } = bench().await;
+    let task = submit_one(&log).await;
+    announce(&log, &task).await;
+    let place = place(&log, &task).await;
     let retention = log.retention().await.unwrap();
     let later = in_an_hour(&log).await;
     let lagging = Lagging::of(&server, "KV_BACKLOG").await;
+    let held = Held {
+        place,
+        task: Some(task.clone()),
+    };
     let looks = async {
-        let went = retention.let_go(later).await.unwrap();
+        assert_eq!(retention.held(later).await.unwrap(), Some(held));
+        let went = retention.let_go(later, ALL).await.unwrap();
         assert_eq!(went, LetGo::UpTo(place));
         log.end(&task, &cancelled()).await.unwrap();
-        let went = retention.let_go(later).await.unwrap();
+        let went = retention.let_go(later, ALL).await.unwrap();
         assert_eq!(went, LetGo::All);
     };
     tokio::select! {
@@ -107,4 +152,29 @@ async fn a_queue_that_a_lagging_replica_does_not_know_keeps_its_tasks() {
         () = lagging.answer() => {}
     }
     assert!(!log.is_there(task.task).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn room_is_made_of_what_ended_long_ago_behind_a_task_that_has_not_ended() {
+    let (_server, log) = scratch_log().await;
+    let mut tasks = Vec::new();
+    for _ in 0..3 {
+        tasks.push(submit_one(&log).await);
+    }
+    let tasks: [TaskRef; 3] = tasks.try_into().unwrap();
+    announce(&log, &tasks[0]).await;
+    log.set_state(&tasks[1], &State::default()).await.unwrap();
+    log.end(&tasks[1], &cancelled()).await.unwrap();
+    let open = place(&log, &tasks[0]).await;
+    let retention = log.retention().await.unwrap();
+    let long_ago = log.time().await.unwrap() - Duration::from_secs(3600);
+    assert_eq!(retention.make_room(long_ago, open).await.unwrap(), 0);
+    assert_eq!(known(&log, &tasks).await, [true; 3]);
+    let later = in_an_hour(&log).await;
+    let went = retention.let_go(later, ALL).await.unwrap();
+    assert_eq!(went, LetGo::UpTo(open));
+    assert_eq!(retention.make_room(later, open).await.unwrap(), 1);
+    assert_eq!(known(&log, &tasks).await, [true, false, true]);
+    assert_eq!(log.done(&tasks[1]).await.unwrap(), None, "nothing is left");
+    assert_eq!(retention.make_room(later, open).await.unwrap(), 0);
 }

@@ -273,3 +273,41 @@ async fn a_cursor_goes_when_nothing_of_its_queue_is_left_and_not_when_it_was_wri
     assert_eq!(cursors.written_since(0).await.unwrap().len(), 1);
     cursors.create(&gone.key(), &cursor(9)).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_cannot_be_read_is_not_handed_over_again_and_is_over_when_it_has_ended() {
+    let Bench {
+        server: _server,
+        broker,
+        log,
+    } = bench().await;
+    let event = submitted(TaskId::random());
+    log.submit(&event).await.unwrap();
+    let task = TaskRef::of(&event).unwrap();
+    let found = async || log.unreadable(&task.tenant, task.task).await.unwrap();
+    assert!(found().await.is_none(), "it can be read");
+    let TaskRef {
+        tenant,
+        lane,
+        task: id,
+    } = &task;
+    let state = format!("inkstone.task.{tenant}.{lane}.{id}.state");
+    let garbled: &[u8] = b"\x7f";
+    let tasks = broker.log("TASKS");
+    tasks.put(&state, garbled.into()).await.unwrap();
+    let error = log.hand_over_again(&task, 1, true).await.unwrap_err();
+    assert!(error.is_unreadable(), "{error:?}");
+    let record = found().await.unwrap();
+    assert_eq!((record.subject, &record.payload[..]), (state, garbled));
+    assert_eq!((&record.task, record.sequence), (&task, 1));
+    let age = log
+        .time()
+        .await
+        .unwrap()
+        .duration_since(record.stored_at.unwrap());
+    assert!(age.unwrap() < Duration::from_secs(60));
+    log.end(&task, &cancelled()).await.unwrap();
+    assert!(found().await.is_none(), "it has ended");
+    let over = log.hand_over_again(&task, 1, true).await.unwrap();
+    assert_eq!(over, Missed::Over);
+}
