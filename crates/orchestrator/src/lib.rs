@@ -5,7 +5,7 @@
 //!
 //! * [`callers`] says whom a call is for, by auth's word and not the gateway's;
 //! * [`admit`] says whether a request becomes a task, and exactly which (pure);
-//! * [`waiting`] and [`meter`] hold callers to what their policies allow at once and in a day;
+//! * [`waiting`] and [`meter`] hold callers to what their policies allow at once and in a day ([`allowed`]);
 //! * [`tasks`] is what callers can do with tasks;
 //! * [`backlog`] knows which queues there are, and holds the next few tasks of each;
 //! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](task_log::deadline);
@@ -27,6 +27,7 @@
 mod admit;
 mod aged;
 mod ahead;
+mod allowed;
 mod asking;
 mod audit;
 mod auth;

@@ -18,15 +18,16 @@ use task_log::{
 };
 
 use crate::admit;
+use crate::allowed::{Allowed, InDoubt};
 use crate::backlog::{Backlog, queue_of};
 use crate::error::{CallError, task_not_found};
 use crate::inputs::Inputs;
-use crate::meter::{Account, Charge, Meter};
+use crate::meter::{Account, Attempt, Charge, Meter};
 use crate::models::{self, Models};
 use crate::page::Asked;
 use crate::settings::SchedulingSettings;
 use crate::usage::{DayLimit, Use};
-use crate::waiting::{Place, Waiting};
+use crate::waiting::Waiting;
 use crate::waits::Waits;
 
 /// How long callers are asked to wait when a part that tasks need is down.
@@ -93,11 +94,11 @@ impl Tasks {
         }
         let none = Policy::default();
         let policy = caller.policy.as_ref().unwrap_or(&none);
-        let allowed = match Box::pin(self.allow(&submitted, policy)).await {
+        let keyed = !request.idempotency_key.is_empty();
+        let allowed = match Box::pin(self.allow(&submitted, policy, keyed)).await {
             Ok(allowed) => allowed,
             // Whoever asks again for what was accepted asks for nothing new.
             Err(refused) => {
-                let keyed = !request.idempotency_key.is_empty();
                 return match Box::pin(self.existing(&submitted, keyed)).await? {
                     Some(record) => Ok((self.waits.view(&record).await, true)),
                     None => Err(refused),
@@ -110,10 +111,10 @@ impl Tasks {
         let announced = self.backlog.announce(&queue).await;
         announced.map_err(TaskLogError::from)?;
         // From here on the task may be there, whatever is heard of it: an answer may be lost, and a caller may not wait for one.
-        let in_doubt = InDoubt(Some(allowed));
+        let in_doubt = InDoubt::new(allowed);
         let existing = match self.intake.submit(&submitted).await {
             Ok(Submission::Accepted) => {
-                drop(in_doubt);
+                in_doubt.made();
                 // Before it counts itself.
                 let before = self.waits.length(&place);
                 metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
@@ -219,12 +220,14 @@ impl Tasks {
         &self,
         submitted: &Submitted,
         policy: &Policy,
+        keyed: bool,
     ) -> Result<Allowed<'_>, CallError> {
         let tenant: TenantId = submitted.tenant.parse()?;
         let place = match policy.tasks_waiting.and_then(NonZeroU32::new) {
             Some(limit) => Some(self.waiting.enter(&tenant, limit).await?),
             None => None,
         };
+        let attempt = keyed.then(|| Attempt::of(submitted));
         let limit = DayLimit::of(policy);
         let charge = if limit.is_none() {
             None
@@ -232,10 +235,36 @@ impl Tasks {
             let ask = submitted.request.as_ref().map(Use::of);
             let policy = policy.name.clone();
             let account = Account { tenant, policy };
-            let charged = self.meter.charge(&account, limit, ask.unwrap_or_default());
-            Some(charged.await?)
+            let ask = ask.unwrap_or_default();
+            self.charge(&account, limit, ask, attempt.as_ref()).await?
         };
-        Ok(Allowed { place, charge })
+        Ok(Allowed {
+            place,
+            charge,
+            attempt,
+        })
+    }
+
+    /// Charges an account for an attempt; nothing where an earlier one of the same task was charged, and may not have been stored, and the day has no
+    /// more.
+    async fn charge(
+        &self,
+        account: &Account,
+        limit: DayLimit,
+        ask: Use,
+        attempt: Option<&Attempt>,
+    ) -> Result<Option<Charge>, CallError> {
+        let refused = match self.meter.charge(account, limit, ask).await {
+            Ok(charge) => return Ok(Some(charge)),
+            Err(refused) => refused,
+        };
+        if let Some(attempt) = attempt
+            && refused.code == ErrorCode::QuotaExceeded
+            && Box::pin(self.meter.join(account, ask, attempt)).await?
+        {
+            return Ok(None);
+        }
+        Err(refused.into())
     }
 
     /// The task that this submission made before, if it names itself and has.
@@ -446,43 +475,6 @@ impl Tasks {
         };
         // A wrong token must not tell whether the task is there.
         record.filter(right).ok_or_else(|| task_not_found(task))
-    }
-}
-
-/// What a submission has taken of what its caller may.
-struct Allowed<'a> {
-    place: Option<Place<'a>>,
-    charge: Option<Charge>,
-}
-
-impl Allowed<'_> {
-    /// The task is made.
-    fn used(self) {
-        if let Some(place) = self.place {
-            place.taken();
-        }
-        if let Some(charge) = self.charge {
-            charge.keep();
-        }
-    }
-}
-
-/// What a task uses while it is not known whether it was made. Dropped, it counts as used: a caller who makes its answers get lost must not
-/// get its pictures for nothing.
-struct InDoubt<'a>(Option<Allowed<'a>>);
-
-impl InDoubt<'_> {
-    /// It was not.
-    fn not_made(mut self) {
-        drop(self.0.take());
-    }
-}
-
-impl Drop for InDoubt<'_> {
-    fn drop(&mut self) {
-        if let Some(allowed) = self.0.take() {
-            allowed.used();
-        }
     }
 }
 

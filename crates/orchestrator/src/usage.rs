@@ -28,6 +28,18 @@ pub(crate) struct Day {
     /// The refunds that are taken from it and may not be known elsewhere so far.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub(crate) refunds: Vec<String>,
+    /// What is used for tasks of which it is not known whether they were stored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) doubts: Vec<Doubt>,
+}
+
+/// One charge, for whichever of some attempts to make a task was stored, if one was.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Doubt {
+    pub(crate) task: String,
+    pub(crate) charged: Use,
+    /// When each attempt was submitted, in nanoseconds since 1970.
+    pub(crate) at: Vec<u64>,
 }
 
 /// What a day may hold; none is no limit.
@@ -186,12 +198,18 @@ mod tests {
     }
 
     #[test]
-    fn a_days_record_is_read_by_and_from_versions_that_name_no_refunds() {
+    fn a_days_record_is_read_by_and_from_versions_that_name_no_refunds_and_no_doubts() {
         let old = serde_json::to_string(&used(3, 400)).unwrap();
         let mut day: Day = serde_json::from_str(&old).unwrap();
         assert_eq!((day.used, day.refunds.len()), (used(3, 400), 0));
+        assert!(day.doubts.is_empty());
         assert_eq!(serde_json::to_string(&day).unwrap(), old);
         day.refunds.push("task.1".to_owned());
+        day.doubts.push(Doubt {
+            task: "task".to_owned(),
+            charged: used(1, 100),
+            at: vec![u64::MAX],
+        });
         let new = serde_json::to_string(&day).unwrap();
         assert_eq!(serde_json::from_str::<Day>(&new).unwrap(), day);
         assert_eq!(serde_json::from_str::<Use>(&new).unwrap(), used(3, 400));

@@ -3,8 +3,10 @@
 //! The bucket `USAGE` has one record a day, policy and tenant: what is used or set aside. An orchestrator sets aside a little more
 //! than it needs, by compare and set, and charges from that without asking again; what it does not use it puts back after a while,
 //! and everything when it stops. One that is killed leaves what it had set aside as used, which is a small part of the day's. What
-//! tasks give back ([`refunds`]) goes into the record at once. Policies without such limits cost nothing.
+//! tasks give back ([`refunds`]) goes into the record at once, and so does what may have been charged for nothing ([`doubts`]). Policies without such
+//! limits cost nothing.
 
+mod doubts;
 mod refunds;
 
 use std::collections::HashMap;
@@ -17,9 +19,11 @@ use lifecycle::Service;
 use messaging::{Broker, BrokerError, Bucket};
 use settings::ByteSize;
 use task_log::TaskLog;
-use tokio::sync::Mutex as Turn;
+use tokio::sync::{Mutex as Turn, Notify};
 
 use crate::usage::{Day, DayLimit, Use};
+pub(crate) use doubts::Attempt;
+use doubts::Doubts;
 use refunds::{GivenBack, Refunds};
 
 /// The bucket of days.
@@ -79,6 +83,7 @@ struct Held {
     /// Held by whoever writes the record.
     turn: Turn<()>,
     refunds: Refunds,
+    doubts: Doubts,
 }
 
 impl Held {
@@ -126,6 +131,10 @@ impl Held {
 pub(crate) struct Meter {
     bucket: Bucket<Day>,
     refunds: Bucket<GivenBack>,
+    /// Tells which of several attempts was stored.
+    log: TaskLog,
+    /// Told when a charge is in doubt.
+    doubted: Arc<Notify>,
     accounts: Mutex<HashMap<Account, Arc<Held>>>,
     clock: Clock,
 }
@@ -163,6 +172,8 @@ impl Meter {
         Ok(Self {
             bucket: broker.patiently(open).await?,
             refunds: refunds::open(broker, refunds).await?,
+            log: TaskLog::new(broker.clone()),
+            doubted: Arc::default(),
             accounts: Mutex::default(),
             clock: Box::new(clock),
         })
@@ -177,6 +188,7 @@ impl Meter {
                 tokio::select! {
                     () = &mut stopping => break,
                     () = tokio::time::sleep(IDLE) => self.put_back(IDLE).await,
+                    () = self.doubted.notified() => self.put_back(IDLE).await,
                 }
             }
             // Calls that were begun go on, and may give back until the last of them has ended.
@@ -234,6 +246,7 @@ impl Meter {
                 }),
                 turn: Turn::default(),
                 refunds: Refunds::default(),
+                doubts: Doubts::new(self.doubted.clone()),
             })
         };
         accounts.entry(account.clone()).or_insert_with(new).clone()
@@ -262,7 +275,17 @@ impl Meter {
                 None => Default::default(),
             };
             let more = limit.set_aside(all.used, needed);
-            let more = more.map_err(|exceeded| exceeded.today(until_midnight))?;
+            let more = match more {
+                Ok(more) => more,
+                Err(exceeded) => {
+                    let doubts = !all.doubts.is_empty() || held.doubts.any();
+                    // In a box: hardly any needs it.
+                    if doubts && Box::pin(self.settle(account, held, day)).await? {
+                        continue;
+                    }
+                    return Err(exceeded.today(until_midnight));
+                }
+            };
             all.used = all.used.plus(more);
             let written = match revision {
                 None => self.bucket.create(&name, &all).await,
@@ -284,24 +307,34 @@ impl Meter {
         Err(Failure::unavailable(text, RETRY_AFTER))
     }
 
-    /// Puts back what accounts have set aside that were not used for `idle`, and forgets them.
+    /// Puts back what accounts have set aside that were not used for `idle`, and forgets them. Names what is in doubt.
     async fn put_back(&self, idle: Duration) {
         let all: Vec<_> = {
             let accounts = self.accounts();
-            let due = accounts.iter().filter(|(_, held)| held.is_due(idle));
+            let due = accounts
+                .iter()
+                .filter(|(_, held)| held.is_due(idle) || held.doubts.any());
             due.map(|(account, held)| (account.clone(), held.clone()))
                 .collect()
         };
         futures::stream::iter(all)
             .for_each_concurrent(CONCURRENCY, async |(account, held)| {
                 let _turn = held.turn.lock().await;
-                if let Err(error) = self.put_back_one(&account, &held, idle).await {
+                let put_back = async {
+                    // First: where an answer to that is lost, it is written in place of the same revision.
+                    self.name_doubts(&account, &held).await?;
+                    self.put_back_one(&account, &held, idle).await
+                };
+                if let Err(error) = put_back.await {
                     // It counts as used; nothing else is wrong.
                     tracing::debug!(%error, "what was set aside of a day is not put back");
                 }
                 // Two: the table's and ours. Who has another may be about to charge.
                 let mut accounts = self.accounts();
-                if Arc::strong_count(&held) <= 2 && held.spare().left == Use::default() {
+                if Arc::strong_count(&held) <= 2
+                    && held.spare().left == Use::default()
+                    && !held.doubts.any()
+                {
                     accounts.remove(&account);
                 }
             })
