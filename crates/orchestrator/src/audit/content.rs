@@ -1,13 +1,15 @@
 //! What is recorded of an event of the task log.
 
+use std::time::SystemTime;
+
 use ::audit::{Content, Event, Picture, Request, Task};
 use contract::task::{Done, StoredImage, Submitted, done};
 use prost_types::Timestamp;
 use storage::sha256_hex;
 use task_log::{Happened, What};
 
-/// The content of an event's record. `prompts`: with the words themselves.
-pub(super) fn of(happened: &Happened, prompts: bool) -> Content {
+/// The content of an event's record that is made `now`. `prompts`: with the words themselves.
+pub(super) fn of(happened: &Happened, prompts: bool, now: SystemTime) -> Content {
     let event = match &happened.what {
         What::Submitted(submitted) => Event::Submitted(Box::new(task(submitted, prompts))),
         What::Done(done) => ended(done),
@@ -16,7 +18,7 @@ pub(super) fn of(happened: &Happened, prompts: bool) -> Content {
         },
     };
     Content {
-        recorded: time(Some(&contract::now())),
+        recorded: time(Some(&now.into())),
         source: happened.sequence,
         tenant: happened.tenant.clone(),
         task: happened.task.clone(),

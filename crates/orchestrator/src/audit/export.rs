@@ -11,9 +11,10 @@ use ::audit::file::FileWriter;
 use bytes::Bytes;
 use messaging::{BrokerError, Bucket, Entry, Event, EventLog};
 use storage::{Key, Storage, sha256_hex};
+use task_log::TaskLog;
 
 use super::write::BLOCK_BYTES;
-use super::{AuditError, line, number, rest, subject, text};
+use super::{AuditError, TIME_GOOD_FOR, line, number, rest, subject, text};
 use crate::settings::AuditSettings;
 
 /// Blocks in one file.
@@ -36,6 +37,8 @@ pub(super) struct State {
 
 /// Puts blocks into files.
 pub(super) struct Exporter {
+    /// Tells the time, by which records are dated.
+    log: TaskLog,
     blocks: EventLog,
     state: Bucket<State>,
     storage: Storage,
@@ -45,12 +48,14 @@ pub(super) struct Exporter {
 
 impl Exporter {
     pub(super) fn new(
+        log: TaskLog,
         blocks: EventLog,
         state: Bucket<State>,
         storage: Storage,
         settings: &AuditSettings,
     ) -> Self {
         Self {
+            log,
             blocks,
             state,
             storage,
@@ -62,7 +67,7 @@ impl Exporter {
     /// Writes files until it is dropped.
     pub(super) async fn run(&self) {
         loop {
-            match self.turn(contract::clock::system_time()).await {
+            match self.look().await {
                 Ok(true) => continue,
                 Ok(false) => {}
                 // Another orchestrator does the same.
@@ -77,7 +82,13 @@ impl Exporter {
         }
     }
 
-    /// Writes one file if it is time for one; true when it did.
+    /// Writes one file if it is time for one by the broker's clock; true when it did.
+    pub(super) async fn look(&self) -> Result<bool, AuditError> {
+        let now = self.log.time_within(TIME_GOOD_FOR).await?;
+        self.turn(now).await
+    }
+
+    /// Writes one file if it is time for one `now`; true when it did.
     pub(super) async fn turn(&self, now: SystemTime) -> Result<bool, AuditError> {
         let Entry { value, revision } = match self.state.get(STATE).await? {
             Some(entry) => entry,

@@ -64,6 +64,8 @@ pub(crate) enum AuditError {
 const CONNECT_AGAIN: Duration = Duration::from_secs(1);
 /// The longest [`rest`].
 const MOST_REST: Duration = Duration::from_millis(50);
+/// How long what the broker said of the time is good: records are dated by its clock, and files are due by it.
+const TIME_GOOD_FOR: Duration = Duration::from_secs(5);
 
 /// Opens the stream, and starts to write the chain and to put it into files.
 ///
@@ -110,8 +112,9 @@ async fn keep(broker: &BrokerSettings, storage: Storage, settings: &AuditSetting
         tokio::time::sleep(CONNECT_AGAIN).await;
     };
     let blocks = broker.log(AUDIT);
-    let writer = write::Writer::new(TaskLog::new(broker), blocks.clone(), settings.prompts);
-    let exporter = export::Exporter::new(blocks, state, storage, settings);
+    let log = TaskLog::new(broker);
+    let writer = write::Writer::new(log.clone(), blocks.clone(), settings.prompts);
+    let exporter = export::Exporter::new(log, blocks, state, storage, settings);
     tokio::join!(writer.run(), exporter.run());
 }
 

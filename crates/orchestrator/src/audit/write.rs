@@ -8,7 +8,9 @@ use bytes::Bytes;
 use messaging::{BrokerError, EventLog, NewEvent, Replaced};
 use task_log::{Following, Happened, TaskLog, What};
 
-use super::{AuditError, BLOCKS, content, last_block, line, number, rest, subject, text};
+use super::{
+    AuditError, BLOCKS, TIME_GOOD_FOR, content, last_block, line, number, rest, subject, text,
+};
 
 /// Bytes after which a block takes no more records: half of what the broker takes in one message, and the largest record is far smaller.
 pub(super) const BLOCK_BYTES: usize = 512 * 1024;
@@ -83,9 +85,9 @@ fn at(happened: &Happened) -> Option<SystemTime> {
     SystemTime::try_from(at?).ok()
 }
 
-/// How old the last event is that was recorded, or that should be.
-fn behind(at: Option<SystemTime>) {
-    let age = at.and_then(|at| contract::clock::system_time().duration_since(at).ok());
+/// How old the last event is `now` that was recorded, or that should be.
+fn behind(at: Option<SystemTime>, now: SystemTime) {
+    let age = at.and_then(|at| now.duration_since(at).ok());
     if let Some(age) = age {
         behind_by(age);
     }
@@ -150,7 +152,10 @@ impl Writer {
         let was_full = kept.is_some();
         let block = match kept {
             Some(block) => block,
-            None => self.block(&mut here)?,
+            None => {
+                let now = self.log.time_within(TIME_GOOD_FOR).await?;
+                self.block(&mut here, now)?
+            }
         };
         if block.records > 0 {
             match self.append(&mut here, &block).await {
@@ -158,7 +163,7 @@ impl Writer {
                 Ok(false) => return Ok(Turn::Outrun),
                 // Nothing is read again meanwhile: where much waits, to begin anew costs the broker time in which nobody can submit.
                 Err(BrokerError::Full { .. }) => {
-                    full(&block, was_full);
+                    full(&block, was_full, self.log.now());
                     here.unsent = Some(block);
                     *place = Some(here);
                     return Ok(Turn::Full);
@@ -185,7 +190,7 @@ impl Writer {
         };
         here.block += 1;
         metrics::counter!("inkstone_orchestrator_audit_records_total").increment(block.records);
-        behind(block.at);
+        behind(block.at, self.log.now());
         if here.following.is_none() {
             // It is this one that writes.
             let last = here.read.back().map(|it| it.sequence);
@@ -212,8 +217,8 @@ impl Writer {
         Ok(true)
     }
 
-    /// A block with as much of what was read as fits.
-    fn block(&self, here: &mut Place) -> Result<Block, AuditError> {
+    /// A block with as much of what was read as fits, recorded `now`.
+    fn block(&self, here: &mut Place, now: SystemTime) -> Result<Block, AuditError> {
         // At once: a text that grows is copied into ever new memory, a fresh page for each.
         let room = here.read.len().saturating_mul(RECORD_BYTES);
         let mut text = String::with_capacity(room.min(BLOCK_BYTES + RECORD_BYTES));
@@ -221,7 +226,7 @@ impl Writer {
         while text.len() < BLOCK_BYTES
             && let Some(happened) = here.read.pop_front()
         {
-            let content = content::of(&happened, self.prompts);
+            let content = content::of(&happened, self.prompts, now);
             text.push_str(&here.chain.append(content)?);
             text.push('\n');
             records += 1;
@@ -263,8 +268,8 @@ impl Writer {
 }
 
 /// Says once that there is no room, and how far behind the chain is each time.
-fn full(block: &Block, was_full: bool) {
-    behind(block.at);
+fn full(block: &Block, was_full: bool, now: SystemTime) {
+    behind(block.at, now);
     metrics::counter!("inkstone_orchestrator_audit_errors_total").increment(1);
     if !was_full {
         tracing::warn!(

@@ -192,7 +192,8 @@ impl Notices {
     }
 
     async fn queue_webhook(&self, record: &Record, event: TaskEvent) -> Result<(), TaskLogError> {
-        let Some(delivery) = delivery(record, event, &self.public_url) else {
+        let now = self.log.now();
+        let Some(delivery) = delivery(record, event, &self.public_url, now) else {
             return Ok(());
         };
         let message = Outgoing {
@@ -262,8 +263,13 @@ pub(crate) fn event_of(phase: TaskPhase) -> Option<TaskEvent> {
     }
 }
 
-/// What a task's webhook is to be told of its end, if it wants to hear of it.
-fn delivery(record: &Record, event: TaskEvent, public_url: &str) -> Option<WebhookDelivery> {
+/// What a task's webhook is to be told of its end, if it wants to hear of it; `now` is when it ended where the end does not say.
+fn delivery(
+    record: &Record,
+    event: TaskEvent,
+    public_url: &str,
+    now: SystemTime,
+) -> Option<WebhookDelivery> {
     let submitted = &record.submitted;
     let webhook = submitted.request.as_ref()?.webhook.as_ref()?;
     let wanted = webhook.events.is_empty() || webhook.events().any(|wanted| wanted == event);
@@ -280,7 +286,7 @@ fn delivery(record: &Record, event: TaskEvent, public_url: &str) -> Option<Webho
         event: event.into(),
         url: webhook.url.clone(),
         body: body.to_vec(),
-        at: Some(at.unwrap_or_else(contract::now)),
+        at: Some(at.unwrap_or_else(|| now.into())),
     })
 }
 
@@ -338,7 +344,12 @@ mod tests {
         let told = |events: &[TaskEvent]| {
             let record = record(events);
             let event = event_of(record.phase()).unwrap();
-            delivery(&record, event, "https://images.example.com")
+            delivery(
+                &record,
+                event,
+                "https://images.example.com",
+                SystemTime::now(),
+            )
         };
         let all = told(&[]).unwrap();
         assert!(told(&[TaskEvent::Failed, TaskEvent::Cancelled]).is_some());
@@ -348,7 +359,8 @@ mod tests {
         assert_eq!(body["data"]["phase"], "cancelled");
         let mut none = record(&[]);
         none.submitted.request = Some(v1::SubmitTask::default());
-        assert!(delivery(&none, TaskEvent::Cancelled, "").is_none());
+        let now = SystemTime::now();
+        assert!(delivery(&none, TaskEvent::Cancelled, "", now).is_none());
     }
 
     #[test]
