@@ -1,6 +1,9 @@
 //! Objects that are put into a folder at the same time are written together, as databases commit in groups: all files, then their
 //! [flush](crate::flush), then their names, then one flush of each folder that they lie in. So one thread waits for the disk instead of one for each,
 //! and they share what it does. Whoever comes alone is written alone, at once.
+//!
+//! A disk may hang, and callers give up and try again. Of those that have gone nothing is kept, and only so much waits; more is refused, as by a store
+//! that is away.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::{self, File, OpenOptions};
@@ -23,6 +26,10 @@ const MAX_OBJECTS: usize = 32;
 const MAX_BYTES: usize = 8 << 20;
 /// Groups that are written at once: a second one begins where a whole one waits.
 const AT_ONCE: usize = 4;
+/// Objects that wait at most.
+const MAX_WAITING: usize = 1024;
+/// Bytes that wait at most, unless one object alone has more.
+const MAX_WAITING_BYTES: usize = 256 << 20;
 /// Names tried for a draft, before it is given up: others' drafts have the rest.
 const DRAFTS: usize = 1000;
 /// Folders that are known to be on the disk, of which as many are remembered. What is forgotten is flushed once more.
@@ -38,10 +45,58 @@ pub(crate) struct Writers {
 
 #[derive(Debug, Default)]
 struct Queue {
-    /// As many as wait for their answer.
+    /// As many as wait for their answer, [`MAX_WAITING`] at most.
     waiting: VecDeque<Waiting>,
     bytes: usize,
     at_work: usize,
+}
+
+/// Why an object is not written.
+#[derive(Debug, thiserror::Error)]
+enum Full {
+    #[error(
+        "{limit} objects wait to be written, the most that may: the disk is slow, or hangs; see to it, and try again"
+    )]
+    Objects { limit: usize },
+    #[error(
+        "{waiting} bytes wait to be written, and with {more} more they would be over the limit of {limit}: the disk is slow, or hangs; see to it, and try again"
+    )]
+    Bytes {
+        waiting: usize,
+        more: usize,
+        limit: usize,
+    },
+}
+
+impl Queue {
+    /// Lets go of those whose caller has gone.
+    fn let_go(&mut self) {
+        let mut bytes = 0;
+        self.waiting.retain(|one| {
+            let stays = !one.answer.is_closed();
+            if !stays {
+                bytes += one.payload.content_length();
+            }
+            stays
+        });
+        self.bytes -= bytes;
+    }
+
+    fn room_for(&self, more: usize) -> Result<(), Full> {
+        let (objects, waiting) = (self.waiting.len(), self.bytes);
+        if objects >= MAX_WAITING {
+            let limit = MAX_WAITING;
+            return Err(Full::Objects { limit });
+        }
+        if objects > 0 && waiting.saturating_add(more) > MAX_WAITING_BYTES {
+            return Err(Full::Bytes {
+                waiting,
+                more,
+                limit: MAX_WAITING_BYTES,
+            });
+        }
+        Ok(())
+    }
 }
 
 #[derive(Debug)]
@@ -69,13 +124,18 @@ impl Writers {
     /// the disk, and so are the folders on the way to it, whoever made them.
     ///
     /// # Errors
-    /// What the file system says.
+    /// What the file system says, or that too much waits.
     pub(crate) async fn write(
         self: &Arc<Self>,
         path: PathBuf,
         payload: PutPayload,
         options: PutOptions,
     ) -> io::Result<Extensions> {
+        // Dropped after what is waited for.
+        let mut caller = Caller {
+            writers: self,
+            waits: true,
+        };
         let (answer, answered) = oneshot::channel();
         let waiting = Waiting {
             path,
@@ -83,27 +143,32 @@ impl Writers {
             options,
             answer,
         };
-        if let Some(worker) = self.queue_up(waiting) {
+        if let Some(worker) = self.queue_up(waiting).map_err(io::Error::other)? {
             tokio::task::spawn_blocking(move || worker.work());
         }
         let given_up = |_| Err(io::Error::other("whoever wrote it has stopped"));
-        answered.await.unwrap_or_else(given_up)
+        let done = answered.await.unwrap_or_else(given_up);
+        caller.waits = false;
+        done
     }
 
     /// Gives back who is to come to work for it, unless who is at work will do it.
-    fn queue_up(self: &Arc<Self>, waiting: Waiting) -> Option<AtWork> {
+    fn queue_up(self: &Arc<Self>, waiting: Waiting) -> Result<Option<AtWork>, Full> {
         let mut queue = lock(&self.queue);
-        queue.bytes += waiting.payload.content_length();
+        let more = waiting.payload.content_length();
+        queue.room_for(more)?;
+        queue.bytes += more;
         queue.waiting.push_back(waiting);
         let whole = queue.waiting.len() >= MAX_OBJECTS || queue.bytes >= MAX_BYTES;
         let needed = queue.at_work == 0 || (whole && queue.at_work < AT_ONCE);
-        needed.then(|| {
-            queue.at_work += 1;
-            AtWork {
-                writers: Arc::clone(self),
-                unfinished: true,
-            }
-        })
+        if !needed {
+            return Ok(None);
+        }
+        queue.at_work += 1;
+        Ok(Some(AtWork {
+            writers: Arc::clone(self),
+            unfinished: true,
+        }))
     }
 
     /// Those that are next. Where there are none, who asks is not at work any more: whoever comes after that needs another.
@@ -155,6 +220,21 @@ impl Writers {
             let done = settled.and_then(|()| ReadBack::answer(&one.options, &one.path, size));
             // Whose caller has gone meanwhile needs none.
             let _ = one.answer.send(done);
+        }
+    }
+}
+
+/// One who waits for an object to be written. Gone without an answer, it takes along what was to be written, which would lie there for as long as the
+/// disk hangs.
+struct Caller<'a> {
+    writers: &'a Writers,
+    waits: bool,
+}
+
+impl Drop for Caller<'_> {
+    fn drop(&mut self) {
+        if self.waits {
+            lock(&self.writers.queue).let_go();
         }
     }
 }
@@ -332,151 +412,5 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::Duration;
-
-    use super::*;
-
-    fn scratch() -> (tempfile::TempDir, Arc<Writers>) {
-        let folder = tempfile::tempdir().unwrap();
-        let root = fs::canonicalize(folder.path()).unwrap();
-        (folder, Arc::new(Writers::new(root)))
-    }
-
-    fn waiting(
-        writers: &Writers,
-        name: &str,
-        payload: &'static [u8],
-    ) -> (Waiting, oneshot::Receiver<io::Result<Extensions>>) {
-        let (answer, answered) = oneshot::channel();
-        let one = Waiting {
-            path: writers.folders.root.join(name),
-            payload: PutPayload::from_static(payload),
-            options: PutOptions::default(),
-            answer,
-        };
-        (one, answered)
-    }
-
-    #[test]
-    fn those_who_come_while_one_is_at_work_are_next_together_up_to_a_whole_group() {
-        let (_folder, writers) = scratch();
-        let come = |payload| writers.queue_up(waiting(&writers, "x", payload).0);
-        let first = come(b"x").unwrap();
-        for _ in 1..MAX_OBJECTS - 1 {
-            assert!(come(b"x").is_none(), "one is at work");
-        }
-        let second = come(b"x").unwrap();
-        assert!(come(b"x").is_some(), "a whole group waits");
-        assert_eq!(writers.next().unwrap().len(), MAX_OBJECTS);
-        assert_eq!(writers.next().unwrap().len(), 1);
-        drop((first, second));
-    }
-
-    #[test]
-    fn a_group_has_no_more_bytes_than_it_may_unless_one_alone_has() {
-        static LARGE: [u8; MAX_BYTES + 1] = [0; MAX_BYTES + 1];
-        let (_folder, writers) = scratch();
-        let come = |payload| writers.queue_up(waiting(&writers, "x", payload).0);
-        let at_work = [
-            come(b"x"),
-            come(&LARGE),
-            come(&LARGE[..MAX_BYTES]),
-            come(b"x"),
-        ];
-        assert!(at_work.iter().filter(|one| one.is_some()).count() > 1);
-        let groups: Vec<usize> = (0..4).map(|_| writers.next().unwrap().len()).collect();
-        assert_eq!(groups, [1, 1, 1, 1]);
-    }
-
-    #[tokio::test]
-    async fn all_that_come_at_once_come_through_and_nothing_is_kept_of_them() {
-        let (folder, writers) = scratch();
-        let write = |number: u32| {
-            let path = writers
-                .folders
-                .root
-                .join(format!("a/{}/{number}", number % 3));
-            let payload = PutPayload::from(number.to_string());
-            writers.write(path, payload, PutOptions::default())
-        };
-        let written = futures::future::join_all((0..200).map(write)).await;
-        assert!(written.into_iter().all(|one| one.is_ok()));
-        for number in 0..200 {
-            let path = folder.path().join(format!("a/{}/{number}", number % 3));
-            assert_eq!(fs::read_to_string(path).unwrap(), number.to_string());
-        }
-        let drafts = fs::read_dir(folder.path().join("a/0")).unwrap();
-        assert_eq!(drafts.count(), 67);
-        // Whoever has answered the last one looks once more whether another has come.
-        let rest = async {
-            while lock(&writers.queue).at_work > 0 {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(10), rest)
-            .await
-            .unwrap();
-        let queue = lock(&writers.queue);
-        assert_eq!((queue.waiting.len(), queue.bytes), (0, 0));
-    }
-
-    #[test]
-    fn whoever_nobody_is_left_to_work_for_hears_of_it_and_the_next_is_worked_for() {
-        let (_folder, writers) = scratch();
-        let (one, mut answered) = waiting(&writers, "a/x", b"x");
-        // As when the runtime stops.
-        drop(writers.queue_up(one));
-        let closed = oneshot::error::TryRecvError::Closed;
-        assert_eq!(answered.try_recv().unwrap_err(), closed);
-        let (next, mut answered) = waiting(&writers, "a/x", b"x");
-        writers.queue_up(next).unwrap().work();
-        answered.try_recv().unwrap().unwrap();
-    }
-
-    #[test]
-    fn what_nobody_waits_for_any_more_is_not_written() {
-        let (folder, writers) = scratch();
-        let (one, answered) = waiting(&writers, "x", b"x");
-        drop(answered);
-        writers.queue_up(one).unwrap().work();
-        assert!(!folder.path().join("x").exists());
-    }
-
-    #[test]
-    fn a_folder_is_known_to_be_on_the_disk_once_all_that_holds_it_is_and_one_made_anew_is_not() {
-        let (_folder, writers) = scratch();
-        let folders = &writers.folders;
-        let inner = folders.root.join("a/b");
-        // Made by another process, which may not have flushed it.
-        fs::create_dir_all(&inner).unwrap();
-        let flushed = || {
-            let mut round = Round::new();
-            assert!(folders.settle(&inner, &mut round).is_ok());
-            let mut flushed: Vec<PathBuf> = round.into_keys().collect();
-            flushed.sort();
-            flushed
-        };
-        let all = [folders.root.clone(), folders.root.join("a"), inner.clone()];
-        assert_eq!(flushed(), all);
-        assert_eq!(flushed(), std::slice::from_ref(&inner));
-        // Held open, so that the new one does not get its inode within a tick of the clock.
-        let _held = File::open(&inner).unwrap();
-        fs::remove_dir(&inner).unwrap();
-        fs::create_dir(&inner).unwrap();
-        assert_eq!(flushed(), all[1..]);
-    }
-
-    #[test]
-    fn a_folder_that_cannot_be_flushed_is_an_error_for_each_that_lies_in_it() {
-        let (_folder, writers) = scratch();
-        let mut round = Round::new();
-        for _ in 0..2 {
-            let missing = writers.folders.root.join("missing");
-            let failed = writers.folders.settle(&missing, &mut round).unwrap_err();
-            let failed = io::Error::from(failed);
-            assert_eq!(failed.kind(), io::ErrorKind::NotFound);
-            assert!(failed.raw_os_error().is_some(), "{failed}");
-        }
-    }
-}
+#[path = "writers_tests.rs"]
+mod tests;
