@@ -138,6 +138,15 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
         }
     }
 
+    /// The present, by the clock of the broker that leads the bucket.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn time(&self) -> Result<SystemTime, BrokerError> {
+        let stream = format!("KV_{}", self.name);
+        crate::log::time(&self.broker, &stream).await
+    }
+
     /// Stores a value at a key that has none.
     ///
     /// # Errors

@@ -369,22 +369,7 @@ impl EventLog {
     /// # Errors
     /// When the broker does not answer.
     pub async fn time(&self) -> Result<SystemTime, BrokerError> {
-        #[derive(serde::Deserialize)]
-        struct Told {
-            ts: String,
-        }
-        const OPERATION: &str = "asking for the time";
-        if !self.broker.is_connected() {
-            return Err(self.broker.unreachable());
-        }
-        let subject = format!("STREAM.INFO.{}", self.stream);
-        let answer = self.broker.jetstream().request(subject, &()).await;
-        let told = match answer.map_err(BrokerError::request(OPERATION))? {
-            Response::Ok(Told { ts }) => ts,
-            Response::Err { error } => return Err(BrokerError::request(OPERATION)(error)),
-        };
-        let time = told.parse::<jiff::Timestamp>();
-        Ok(time.map_err(BrokerError::request(OPERATION))?.into())
+        time(&self.broker, self.stream).await
     }
 
     /// The sequence of the stream's last message.
@@ -455,6 +440,26 @@ async fn settled(
         }
         _ => Ok(Replaced::Refused),
     }
+}
+
+/// The present, by the clock of the broker that leads a stream.
+pub(crate) async fn time(broker: &Broker, stream: &str) -> Result<SystemTime, BrokerError> {
+    #[derive(serde::Deserialize)]
+    struct Told {
+        ts: String,
+    }
+    const OPERATION: &str = "asking for the time";
+    if !broker.is_connected() {
+        return Err(broker.unreachable());
+    }
+    let subject = format!("STREAM.INFO.{stream}");
+    let answer = broker.jetstream().request(subject, &()).await;
+    let told = match answer.map_err(BrokerError::request(OPERATION))? {
+        Response::Ok(Told { ts }) => ts,
+        Response::Err { error } => return Err(BrokerError::request(OPERATION)(error)),
+    };
+    let time = told.parse::<jiff::Timestamp>();
+    Ok(time.map_err(BrokerError::request(OPERATION))?.into())
 }
 
 /// Reads several events of a stream by one request.

@@ -81,6 +81,7 @@ struct Keeper {
     bucket: Bucket<SigningKeyRecord>,
     key_encryption: Arc<dyn KeyEncryption>,
     schedule: Schedule,
+    /// This instance's own.
     clock: Clock,
 }
 
@@ -156,14 +157,20 @@ impl Keeper {
         }
     }
 
-    /// Does what is due.
+    /// Does what is due, by the broker's clock: a key that an instance whose own is ahead removed too early would be gone for all.
     async fn look(&self, held: &BTreeMap<String, SigningKeyRecord>) -> Result<(), BrokerError> {
         let named = |(name, record): (&String, &SigningKeyRecord)| {
             Some((name.parse().ok()?, record.signs_from))
         };
-        let held = held.iter().filter_map(named).collect();
-        for due in due(&held, (self.clock)(), self.schedule) {
+        let held: BTreeMap<_, _> = held.iter().filter_map(named).collect();
+        let own = (self.clock)();
+        let now = Timestamp::try_from(self.bucket.time().await?).unwrap_or(own);
+        for due in due(&held, now, self.schedule) {
             match due {
+                // Else none signs here until a clock that is behind has come that far.
+                Due::Make(generation, signs_from) if held.is_empty() => {
+                    self.make(generation, signs_from.min(own)).await?;
+                }
                 Due::Make(generation, signs_from) => self.make(generation, signs_from).await?,
                 Due::Remove(generation) => {
                     self.bucket.delete(&name(generation)).await?;

@@ -42,6 +42,30 @@ async fn kids(instance: &mut Instance) -> Vec<String> {
 }
 
 #[tokio::test]
+async fn no_signing_key_is_made_or_removed_by_an_instance_for_its_own_clock() {
+    let bench = Bench::new();
+    let mut settings = bench.settings();
+    settings.tokens.rotate_every = "3h".parse().unwrap();
+    let mut one = bench.instance_with(settings.clone()).await;
+    let ids = kids(&mut one).await;
+    // Of this process, which has no other test in it.
+    contract::clock::set_offset(24 * 3600);
+    // It does what is due before it has started.
+    let mut ahead = bench.instance_with(settings).await;
+    assert_eq!(kids(&mut ahead).await, ids);
+}
+
+#[tokio::test]
+async fn the_first_instance_issues_tokens_at_once_though_its_clock_is_behind() {
+    contract::clock::set_offset(-3600);
+    let bench = Bench::new();
+    let mut one = bench.instance().await;
+    let made = one.create("prod-").await;
+    let issued = issue(&mut one, bearer(&made), 0).await.unwrap();
+    assert!(!issued.token.is_empty());
+}
+
+#[tokio::test]
 async fn a_token_of_one_instance_is_good_at_all_until_its_key_is_revoked() {
     let bench = Bench::new();
     // They start at the same moment, and agree on one key.
