@@ -278,6 +278,7 @@ fn worker(
         storage,
         engine: engine(settings, device)?,
         slots: Slots::new(settings.worker.slots),
+        pulled: pull::Pulled::default(),
         running: run::Running::default(),
         ack_wait: settings.worker.ack_wait.duration(),
         max_attempts: settings.worker.max_attempts,

@@ -1,10 +1,11 @@
 //! Pulling work for one model version, while there is room.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use lifecycle::Tasks;
-use messaging::Puller;
+use messaging::{BrokerError, Puller};
 use tokio_util::sync::CancellationToken;
 
 use crate::models::Served;
@@ -48,18 +49,16 @@ pub(crate) async fn pull(
 
 async fn keep_pulling(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>, puller: &Puller) {
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
+    let _pulled = worker.pulled.enter();
     loop {
         // Without keeping the room: a version that has nothing to do must not hold it from one that has.
         worker.slots.room().await;
-        match puller.one().await {
-            Ok(first) => {
-                backoff.reset();
-                if let Some(first) = first {
-                    // Before more are asked for: that takes a round trip.
-                    take(worker, tasks, served, first).await;
-                    take_more(worker, tasks, served, puller).await;
-                }
-            }
+        let pulled = match worker.pulled.is_alone() {
+            true => take_as_they_come(worker, tasks, served, puller).await,
+            false => take_one_and_more(worker, tasks, served, puller).await,
+        };
+        match pulled {
+            Ok(()) => backoff.reset(),
             Err(error) => {
                 let pause = backoff.pause();
                 tracing::debug!(error = chain(&error), ?pause, "pulling again");
@@ -67,6 +66,39 @@ async fn keep_pulling(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>,
             }
         }
     }
+}
+
+/// Nobody else takes the room: all of it is asked for at once, and each dispatch is begun when it comes, without a round trip for it.
+async fn take_as_they_come(
+    worker: &Arc<Worker>,
+    tasks: &Tasks,
+    served: &Arc<Served>,
+    puller: &Puller,
+) -> Result<(), BrokerError> {
+    let room = worker.slots.free().clamp(1, MOST_AT_ONCE);
+    let mut coming = puller.coming(room).await?;
+    while let Some(delivery) = coming.next().await? {
+        // A task that runs alone may have the room, or another version be served meanwhile.
+        if !take(worker, tasks, served, delivery).await || !worker.pulled.is_alone() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// Waits for one, and takes what else is there.
+async fn take_one_and_more(
+    worker: &Arc<Worker>,
+    tasks: &Tasks,
+    served: &Arc<Served>,
+    puller: &Puller,
+) -> Result<(), BrokerError> {
+    if let Some(first) = puller.one().await? {
+        // Before more are asked for: that takes a round trip.
+        take(worker, tasks, served, first).await;
+        take_more(worker, tasks, served, puller).await;
+    }
+    Ok(())
 }
 
 /// Takes what else is there, while there is room and much comes.
@@ -85,13 +117,13 @@ async fn take_more(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>, pu
 }
 
 /// Carries a delivery out, or gives it back when another version's took the last room meanwhile, or a task waits to run
-/// alone.
+/// alone. True when it is carried out.
 async fn take(
     worker: &Arc<Worker>,
     tasks: &Tasks,
     served: &Arc<Served>,
     delivery: messaging::Delivery,
-) {
+) -> bool {
     match worker.slots.take() {
         Some(room) => {
             let (worker, served) = (Arc::clone(worker), Arc::clone(served));
@@ -99,11 +131,37 @@ async fn take(
                 run::deliver(worker, served, delivery).await;
                 drop(room);
             });
+            true
         }
         None => {
             if let Err(error) = delivery.give_back(Duration::ZERO).await {
                 tracing::debug!(error = chain(&error), "comes again after the ack wait");
             }
+            false
         }
+    }
+}
+
+/// How many versions are pulled for.
+#[derive(Debug, Default)]
+pub(crate) struct Pulled(AtomicUsize);
+
+/// One of them, until this is dropped.
+struct Entered<'a>(&'a Pulled);
+
+impl Pulled {
+    fn enter(&self) -> Entered<'_> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Entered(self)
+    }
+
+    fn is_alone(&self) -> bool {
+        self.0.load(Ordering::Relaxed) == 1
+    }
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Ordering::Relaxed);
     }
 }

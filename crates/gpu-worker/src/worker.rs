@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Engine, Hung};
 use crate::fleet::Fleet;
 use crate::models::Learned;
+use crate::pull::Pulled;
 use crate::run::{Elsewhere, Missing, Running, Untold};
 use crate::settings::OutputSettings;
 use crate::slots::Slots;
@@ -60,6 +61,7 @@ pub(crate) struct Worker {
     pub(crate) storage: Storage,
     pub(crate) engine: Engine,
     pub(crate) slots: Slots,
+    pub(crate) pulled: Pulled,
     pub(crate) running: Running,
     pub(crate) ack_wait: Duration,
     pub(crate) max_attempts: u32,

@@ -30,7 +30,7 @@ pub use bucket::{Bucket, Change, Entry, Snapshot, Written};
 pub use group::{MAX_GROUP, Manner, NewEvent};
 pub use leader::Extent;
 pub use log::{Appended, Event, EventLog, MAX_BATCH, Page, Replaced};
-pub use queue::{Delivery, Outgoing, Puller, WorkQueue};
+pub use queue::{Coming, Delivery, Outgoing, Puller, WorkQueue};
 pub use reader::Reader;
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;

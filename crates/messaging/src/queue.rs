@@ -54,6 +54,34 @@ pub struct Delivery {
     ack_wait: Duration,
 }
 
+/// Messages that come one by one, see [`Puller::coming`].
+pub struct Coming {
+    broker: Broker,
+    messages: std::pin::Pin<Box<pull::Batch>>,
+    ack_wait: Duration,
+    /// A limit of our own: the server's last word may be lost with the connection.
+    until: tokio::time::Instant,
+}
+
+impl Coming {
+    /// The next one; none when all have come, or no others within a few seconds.
+    ///
+    /// # Errors
+    /// When the broker says that no others will come this way. Those that came are not touched by that.
+    pub async fn next(&mut self) -> Result<Option<Delivery>, BrokerError> {
+        let next = tokio::time::timeout_at(self.until, self.messages.next()).await;
+        match next {
+            Ok(Some(Ok(message))) => Ok(Some(Delivery {
+                broker: self.broker.clone(),
+                message,
+                ack_wait: self.ack_wait,
+            })),
+            Ok(Some(Err(error))) => Err(BrokerError::request("pulling work")(error)),
+            Ok(None) | Err(_) => Ok(None),
+        }
+    }
+}
+
 impl WorkQueue {
     pub(crate) fn new(broker: Broker, stream: &'static str) -> Self {
         Self { broker, stream }
@@ -255,6 +283,24 @@ impl Puller {
     /// As [`pull`](Self::pull).
     pub async fn one(&self) -> Result<Option<Delivery>, BrokerError> {
         Ok(self.request(1, Some(PULL_EXPIRES)).await?.pop())
+    }
+
+    /// Asks for up to `room` messages at once, which come one by one, each as soon as it is there: for who has the room to itself for a few
+    /// seconds. What is dropped before its end leaves what is on its way to its ack wait.
+    ///
+    /// # Errors
+    /// When the broker cannot be asked.
+    pub async fn coming(&self, room: usize) -> Result<Coming, BrokerError> {
+        let batch = self.consumer.batch().max_messages(room);
+        let messages = batch.expires(PULL_EXPIRES).messages().await;
+        let messages =
+            messages.map_err(BrokerError::request::<pull::BatchError>("pulling work"))?;
+        Ok(Coming {
+            broker: self.broker.clone(),
+            messages: Box::pin(messages),
+            ack_wait: self.ack_wait,
+            until: tokio::time::Instant::now() + PULL_EXPIRES + REQUEST_TIMEOUT,
+        })
     }
 
     /// Up to `room` messages that are there now, for who has one already. None where the broker cannot be asked: what is in hand is not given up for what is not.

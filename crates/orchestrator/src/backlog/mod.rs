@@ -26,7 +26,7 @@ use crate::schedule::Turns;
 use crate::throughput::Tally;
 use crate::waits::Queues;
 use line::Line;
-use pokes::{PAUSE, Pokes};
+use pokes::Pokes;
 
 /// How long a queue that was announced here is known to be known. Far less than [`FORGET_AFTER`].
 const ANNOUNCED_FOR: Duration = Duration::from_secs(10 * 60);
@@ -145,7 +145,7 @@ impl Backlog {
     pub(crate) async fn poke(&self, queue: &Queue) {
         let (was_empty, count) = {
             let mut pokes = lock(&self.0.pokes);
-            (pokes.is_empty(), pokes.note(queue, Instant::now()))
+            (pokes.next().is_none(), pokes.note(queue, Instant::now()))
         };
         if was_empty {
             self.0.noted.notify_one();
@@ -157,11 +157,13 @@ impl Backlog {
 
     async fn keep_telling(&self) {
         loop {
-            // Nobody is woken up a hundred times a second for nothing.
-            while lock(&self.0.pokes).is_empty() {
+            // Nobody is woken up hundreds of times a second for nothing.
+            let next = lock(&self.0.pokes).next();
+            let Some(next) = next else {
                 self.0.noted.notified().await;
-            }
-            tokio::time::sleep(PAUSE).await;
+                continue;
+            };
+            tokio::time::sleep_until(next.into()).await;
             let due = lock(&self.0.pokes).due(Instant::now());
             for (queue, count) in due {
                 self.tell(queue, count).await;
