@@ -9,6 +9,7 @@ mod connections;
 mod flate;
 mod frames;
 mod heads;
+mod messages;
 mod pictures;
 mod ssrf;
 

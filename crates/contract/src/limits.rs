@@ -36,6 +36,8 @@ pub const MAX_FEEDBACK_TAG_BYTES: usize = 64;
 pub const MAX_KEY_BYTES: usize = 256;
 /// Tasks on one page of a list.
 pub const MAX_PAGE_SIZE: u32 = 100;
+/// Phases that a list can name: each once, and each once more.
+pub const MAX_PHASES: usize = 2 * crate::words::PHASES.len();
 /// Tasks in one batch.
 pub const MAX_BATCH_TASKS: usize = 100;
 /// Values in one text of JSON, those in lists and objects included: each may take a hundred times its bytes in memory. The largest batch has

@@ -138,17 +138,16 @@ pub(crate) async fn submit(
     requests: Vec<Result<v1::SubmitTask, Failure>>,
 ) -> Result<(Vec<Answer>, Option<RateLimit>), Failure> {
     check_batch(requests.len())?;
+    // Before anything is waited for: what is refused may take many times its bytes in memory, and is let go of.
+    let valid = |task: v1::SubmitTask| validate(&task).map(|()| task);
+    let requests = requests.into_iter().map(|request| request.and_then(valid));
+    let requests: Vec<Result<v1::SubmitTask, Failure>> = requests.collect();
     // Before it is charged: what there is no room for costs its caller no more than the request.
     let _room = edge.platform.batch_room(&caller.tenant, &requests)?;
     let limit = edge.platform.charge_batch(caller, requests.len()).await?;
     let mut good = Vec::with_capacity(requests.len());
-    let check = |request: Result<v1::SubmitTask, Failure>| {
-        let task = request?;
-        validate(&task)?;
-        good.push(task);
-        Ok(())
-    };
-    let checked: Vec<Result<(), Failure>> = requests.into_iter().map(check).collect();
+    let sort = |request: Result<v1::SubmitTask, Failure>| request.map(|task| good.push(task));
+    let checked: Vec<Result<(), Failure>> = requests.into_iter().map(sort).collect();
     let mut submitted = edge.platform.submit_batch(caller, good).await?.into_iter();
     let answers = checked.into_iter().filter_map(|one| match one {
         Ok(()) => submitted.next(),

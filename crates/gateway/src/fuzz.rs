@@ -8,7 +8,7 @@ use prost::Message as _;
 
 use crate::json::{Fields, parse};
 use crate::query::Parameters;
-use crate::{auth, batch, dashscope, list, oip, openai, tasks};
+use crate::{auth, batch, dashscope, list, oip, openai, records, tasks};
 
 /// A reader's name, good inputs, and the reader: it says whether it took an input, and panics when it took what it may not.
 pub type Target = (&'static str, Vec<Vec<u8>>, Box<dyn Fn(&[u8]) -> bool>);
@@ -21,6 +21,7 @@ pub fn targets() -> Vec<Target> {
         target("headers", HEADERS, headers),
         target("query", QUERIES, query),
         binary("SubmitTask", messages(), submission),
+        binary("SubmitBatch", batches(), submissions),
     ];
     targets.extend(openai::fuzz::targets());
     targets.extend(dashscope::fuzz::targets());
@@ -231,11 +232,29 @@ fn messages() -> Vec<Vec<u8>> {
 fn submission(input: &[u8]) -> Result<(), Failure> {
     let unread = |_| Failure::invalid("message", "cannot be read");
     let bytes = Bytes::copy_from_slice(input);
-    // The same bytes are a batch of one as well: the tasks stand in the same field.
-    let batch = v1::SubmitBatchRequest::decode(bytes.clone()).map_err(unread)?;
+    let request = v1::SubmitRequest::decode(bytes).map_err(unread)?;
+    checked(&request.task.unwrap_or_default())
+}
+
+/// Of one task, and of as many as there may be.
+fn batches() -> Vec<Vec<u8>> {
+    // The tasks stand in the field that one stands in by itself.
+    let one = messages();
+    let most = one[0].repeat(limits::MAX_BATCH_TASKS);
+    one.into_iter().chain([most]).collect()
+}
+
+fn submissions(input: &[u8]) -> Result<(), Failure> {
+    let counted = records::check(records::SUBMIT_BATCH, input, 1000);
+    // Whatever pieces it comes in.
+    let pieces = records::check(records::SUBMIT_BATCH, input, 3);
+    assert_eq!(counted.is_ok(), pieces.is_ok());
+    counted?;
+    let unread = |_| Failure::invalid("message", "cannot be read");
+    let batch = v1::SubmitBatchRequest::decode(input).map_err(unread)?;
+    assert!(batch.tasks.len() <= limits::MAX_BATCH_TASKS);
     for task in &batch.tasks {
         let _ = checked(task);
     }
-    let request = v1::SubmitRequest::decode(bytes).map_err(unread)?;
-    checked(&request.task.unwrap_or_default())
+    Ok(())
 }

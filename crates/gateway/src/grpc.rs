@@ -23,13 +23,16 @@ use crate::error::StartError;
 use crate::models;
 use crate::oip::grpc::INFERENCE_SERVICE;
 use crate::platform::Reader;
+use crate::records::Counting;
 use crate::tasks::task_id;
 use crate::watch::Watch;
 
+/// What gRPC puts in front of a message, bytes: whether it is packed, and its length.
+pub(crate) const PREFIX_BYTES: u64 = 5;
 /// The largest message to what takes calls without a key, bytes.
 pub(crate) const SMALL_MESSAGE: usize = 4 * 1024;
 /// The same with what gRPC puts in front of it.
-pub(crate) const SMALL_REQUEST: ByteSize = ByteSize::of(SMALL_MESSAGE as u64 + 5);
+pub(crate) const SMALL_REQUEST: ByteSize = ByteSize::of(SMALL_MESSAGE as u64 + PREFIX_BYTES);
 /// The service's name in health checks and reflection.
 pub(crate) const IMAGE_SERVICE: &str = "inkstone.v1.ImageService";
 
@@ -40,9 +43,10 @@ pub(crate) struct Images {
 
 impl Images {
     /// The service. It sends what a picture needs, and takes no more than over HTTP.
-    pub(crate) fn server(edge: Arc<Edge>) -> ImageServiceServer<Self> {
+    pub(crate) fn server(edge: Arc<Edge>) -> Counting<ImageServiceServer<Self>> {
         let most = usize::try_from(edge.http.max_body.bytes()).unwrap_or(usize::MAX);
-        rpc::with_limits!(ImageServiceServer::new(Self { edge })).max_decoding_message_size(most)
+        let server = rpc::with_limits!(ImageServiceServer::new(Self { edge }));
+        Counting(server.max_decoding_message_size(most))
     }
 }
 
@@ -213,7 +217,7 @@ impl ImageService for Images {
 }
 
 fn page(page: v1::ListRequest) -> Result<v1::ListRequest, Failure> {
-    use contract::limits::{DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE};
+    use contract::limits::{DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MAX_PHASES};
     if page.page_size > MAX_PAGE_SIZE {
         let message = format!(
             "page_size must be at most {MAX_PAGE_SIZE}, not {}",
@@ -224,6 +228,10 @@ fn page(page: v1::ListRequest) -> Result<v1::ListRequest, Failure> {
     if v1::TaskPhase::try_from(page.phase).is_err() {
         let message = format!("phase has no value {} in this version", page.phase);
         return Err(Failure::invalid("phase", message));
+    }
+    if page.phases.len() > MAX_PHASES {
+        let message = format!("phases must be at most {MAX_PHASES}");
+        return Err(Failure::invalid("phases", message));
     }
     let page_size = if page.page_size == 0 {
         DEFAULT_PAGE_SIZE
@@ -247,5 +255,19 @@ mod tests {
         };
         assert_eq!(with(0).unwrap().page_size, 20);
         assert_eq!(with(101).unwrap_err().field.as_deref(), Some("page_size"));
+    }
+
+    #[test]
+    fn no_more_phases_are_asked_for_than_the_orchestrator_takes() {
+        let with = |count| {
+            page(v1::ListRequest {
+                phases: vec![v1::TaskPhase::Queued.into(); count],
+                ..Default::default()
+            })
+        };
+        let most = contract::limits::MAX_PHASES;
+        assert_eq!(with(most).unwrap().phases.len(), most);
+        let refused = with(most + 1).unwrap_err();
+        assert_eq!(refused.field.as_deref(), Some("phases"));
     }
 }

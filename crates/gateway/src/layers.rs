@@ -20,6 +20,7 @@ use crate::edge::Edge;
 use crate::heads;
 use crate::json;
 use crate::problem::{self, Dialect, Refused};
+use crate::records::MODEL_STREAM_INFER;
 use crate::room::{Class, Place, Room, Share};
 
 /// Carries a request's id in and out.
@@ -222,6 +223,26 @@ pub(crate) async fn arrived(
     Ok(Request::from_parts(head, Body::from(body?)))
 }
 
+/// Has the whole message of a call that has one before it is decoded, within the time that any body has. Whoever never ends one keeps its place
+/// no longer than that, however long pictures may take; and what a message becomes in memory is looked at as soon as it is there.
+pub(crate) async fn message(
+    State((edge, limit)): State<(Arc<Edge>, ByteSize)>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if request.uri().path() == MODEL_STREAM_INFER {
+        return next.run(request).await;
+    }
+    let (head, body) = request.into_parts();
+    match json::read_at_most(body, limit, &edge.http).await {
+        Ok(body) => {
+            let request = Request::from_parts(head, Body::from(body));
+            next.run(request).await
+        }
+        Err(failure) => Refused(failure).into_response(),
+    }
+}
+
 /// Refuses what anyone may ask for while too much of it is unread.
 pub(crate) async fn without_key(
     State(edge): State<Arc<Edge>>,
@@ -274,7 +295,43 @@ pub(crate) async fn only_json(request: Request, next: Next) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use axum::Router;
+    use axum::middleware::from_fn_with_state;
+    use bytes::Bytes;
+    use lifecycle::Service;
+    use tower::ServiceExt as _;
+
     use super::*;
+    use crate::edge::tests::edge;
+    use crate::records::MODEL_INFER;
+
+    async fn decoded() -> &'static str {
+        "decoded"
+    }
+
+    #[tokio::test]
+    async fn a_call_goes_on_when_its_message_is_there_whole_and_ends_when_it_does_not_come() {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let mut edge = edge(&service, &storage);
+        edge.http.request_timeout = Duration::from_millis(50).into();
+        let state = (Arc::new(edge), ByteSize::of(8));
+        let router = Router::new().fallback(decoded);
+        let router = router.layer(from_fn_with_state(state, message));
+        let refused = async |path: &str, body: Body| {
+            let request = axum::http::Request::post(path).body(body).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            let refused = response.extensions().get::<Refused>();
+            refused.map(|refused| refused.0.code)
+        };
+        let never = || Body::from_stream(futures::stream::pending::<Result<Bytes, axum::Error>>());
+        assert_eq!(refused(MODEL_INFER, Body::from("8 bytes.")).await, None);
+        let long = refused(MODEL_INFER, Body::from("9 bytes..")).await;
+        assert_eq!(long, Some(ErrorCode::PayloadTooLarge));
+        let late = refused(MODEL_INFER, never()).await;
+        assert_eq!(late, Some(ErrorCode::DeadlineExceeded));
+        // Of a stream each message comes when it comes.
+        assert_eq!(refused(MODEL_STREAM_INFER, never()).await, None);
+    }
 
     #[test]
     fn a_sane_request_id_is_kept_and_any_other_replaced() {

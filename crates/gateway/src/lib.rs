@@ -38,6 +38,7 @@ mod pictures;
 mod platform;
 mod problem;
 mod query;
+mod records;
 mod room;
 mod router;
 mod server;

@@ -147,6 +147,7 @@ fn oip_paths(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
 /// Everything that gRPC callers can reach.
 pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartError> {
     let (reporter, health) = tonic_health::server::health_reporter();
+    let largest = edge.http.max_body.plus(grpc::PREFIX_BYTES);
     let calls = Services::new(grpc::Images::server(edge.clone()))
         .into_axum_router()
         // As over HTTP: room first, because to verify a proof is work as well.
@@ -154,6 +155,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
             from_fn_with_state(edge.clone(), layers::grpc_deadline),
             from_fn_with_state(edge.clone(), layers::shed),
             from_fn_with_state(edge.clone(), auth::authenticate),
+            from_fn_with_state((edge.clone(), largest), layers::message),
         ));
     // Without a fallback of their own: the one of `calls`, behind the same door, answers what nobody knows.
     let open = Services::new(health.max_decoding_message_size(grpc::SMALL_MESSAGE))
@@ -183,6 +185,7 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
             from_fn_with_state(edge.clone(), layers::grpc_generation_deadline),
             from_fn_with_state(edge.clone(), oip::grpc::shed),
             from_fn_with_state(edge.clone(), oip::grpc::admit),
+            from_fn_with_state((edge.clone(), oip::grpc::MAX_REQUEST), layers::message),
         ))
         .reset_fallback();
     let all = calls.merge(open).merge(reflection).merge(inference).layer((

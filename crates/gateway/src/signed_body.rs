@@ -11,14 +11,12 @@ use contract::{ErrorCode, Failure};
 use settings::ByteSize;
 
 use crate::edge::Edge;
+use crate::grpc::PREFIX_BYTES;
 use crate::json;
 use crate::openai;
 use crate::problem::is_grpc;
 use crate::settings::HttpSettings;
 use crate::tokens;
-
-/// What gRPC puts in front of a message: whether it is compressed, and its length.
-const GRPC_PREFIX_BYTES: u64 = 5;
 
 /// The request of a tenant again, its body read and found to be the one that was signed; untouched where none was.
 ///
@@ -54,7 +52,7 @@ async fn compare(
 ) -> Result<Request, Failure> {
     let (head, body) = request.into_parts();
     let prefix = if is_grpc(&head.headers) {
-        GRPC_PREFIX_BYTES
+        PREFIX_BYTES
     } else {
         0
     };

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use aws_lc_rs::digest;
 use contract::Failure;
-use contract::limits::{DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE};
+use contract::limits::{DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MAX_PHASES};
 use contract::orchestrator::ListRequest;
 use contract::v1::TaskPhase;
 use contract::words::{PHASES, all};
@@ -13,8 +13,6 @@ use task_log::Wanted;
 
 /// Hexadecimal digits of the filters' digest in a token: enough to notice a token of another list, which is no secret.
 const DIGEST_CHARS: usize = 8;
-/// Phases that a list can name: each once, and each once more.
-const MAX_PHASES: usize = 2 * PHASES.len();
 
 /// One page, as it is asked for.
 #[derive(Debug, PartialEq, Eq)]

@@ -1,18 +1,17 @@
 //! Bodies that are too long, too deep, packed, or many at once.
 
-use std::io::{Cursor, Write as _};
+use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::{Duration, Instant};
 
 use e2e::Platform;
-use http_body_util::{BodyExt as _, Full};
-use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::flate::gzip_zeros;
+use super::messages::packed_messages;
 use super::{
     FRONT, PATIENCE, address, connect, exchange, head, read_answers, statuses, under_attack,
 };
@@ -98,52 +97,6 @@ fn packed(platform: &Platform) {
     let form = "content-type: multipart/form-data; boundary=b\r\ncontent-encoding: gzip";
     let (status, answer) = post(platform, EDITS, form, &bomb);
     assert_eq!(status, [415], "{answer}");
-}
-
-/// The same over gRPC, and messages that announce more than there is or may be.
-async fn packed_messages(platform: &Platform) {
-    let stream = tokio::net::TcpStream::connect(address(platform)).await;
-    let stream = TokioIo::new(stream.unwrap());
-    let shaken = hyper::client::conn::http2::handshake(TokioExecutor::new(), stream);
-    let (mut sender, connection) = shaken.await.unwrap();
-    let mut connections = JoinSet::new();
-    connections.spawn(connection);
-    let bomb = gzip_zeros(20 << 20);
-    let least = bomb.len() as u32;
-    for (coding, flag, announced) in [
-        ("gzip", 1, least),
-        ("deflate", 1, least),
-        ("zstd", 1, least),
-        ("identity", 1, least),
-        ("identity", 0, 1 << 30),
-        ("identity", 0, u32::MAX),
-        ("identity", 77, least),
-    ] {
-        let mut body = vec![flag];
-        body.extend(announced.to_be_bytes());
-        body.extend(&bomb);
-        let path = "/inkstone.v1.ImageService/Submit";
-        let request = hyper::Request::post(format!("{}{path}", platform.url()))
-            .header("content-type", "application/grpc")
-            .header("te", "trailers")
-            .header("grpc-encoding", coding)
-            .header("authorization", platform.authorization())
-            .body(Full::new(Cursor::new(body)));
-        let answer = sender.send_request(request.unwrap()).await.unwrap();
-        let first = answer.headers().get("grpc-status").cloned();
-        let rest = answer.into_body().collect().await.unwrap();
-        let last = rest
-            .trailers()
-            .and_then(|trailers| trailers.get("grpc-status"));
-        let status = first.or(last.cloned()).unwrap();
-        // UNIMPLEMENTED where it is packed, OUT_OF_RANGE where it is too long, INTERNAL where it is no message at all.
-        let expected = match (coding, flag) {
-            ("identity", 0) => "11",
-            ("identity", _) => "13",
-            _ => "12",
-        };
-        assert_eq!(status, expected, "{coding} {flag} {announced}");
-    }
 }
 
 fn deep(platform: &Platform) {

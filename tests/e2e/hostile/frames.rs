@@ -9,7 +9,7 @@ use e2e::Platform;
 use super::{FRONT, PATIENCE, connect, under_attack};
 
 const DATA: u8 = 0;
-const HEADERS: u8 = 1;
+pub(super) const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
@@ -17,14 +17,14 @@ const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub(super) const END_HEADERS: u8 = 4;
 
 /// Frames that a flood consists of: far more than any limit, little enough to be sent in a moment.
 const FLOOD: u32 = 50_000;
 /// Floods of the same kind at once.
 const CONNECTIONS: usize = 4;
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub(super) fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
     let mut frame = length[1..].to_vec();
     frame.extend([kind, flags]);
@@ -63,7 +63,7 @@ fn request(path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     head("GET", path, more)
 }
 
-fn head(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
+pub(super) fn head(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
     let known = [
         (":method", method),
         (":scheme", "http"),
@@ -78,7 +78,7 @@ fn head(method: &str, path: &str, more: &[(&str, &str)]) -> Vec<u8> {
 }
 
 /// A connection on which both sides have said that they speak HTTP/2.
-fn open(platform: &Platform) -> TcpStream {
+pub(super) fn open(platform: &Platform) -> TcpStream {
     let mut stream = connect(platform);
     let mut hello = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec();
     hello.extend(frame(SETTINGS, 0, 0, &[]));
@@ -177,7 +177,7 @@ async fn floods(
 }
 
 /// Reads until so many answers have ended.
-fn read_ends(stream: &mut TcpStream, wanted: usize) {
+pub(super) fn read_ends(stream: &mut TcpStream, wanted: usize) {
     let mut ended = 0;
     while ended < wanted {
         let mut head = [0; 9];

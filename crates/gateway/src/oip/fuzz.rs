@@ -10,6 +10,7 @@ use prost::Message as _;
 use super::request::{Asked, plan};
 use super::{json, protobuf};
 use crate::fuzz::{Target, binary, checked};
+use crate::records;
 
 pub(crate) fn targets() -> [Target; 2] {
     [
@@ -84,6 +85,7 @@ fn messages() -> Vec<Vec<u8>> {
 }
 
 fn message(input: &[u8]) -> Result<(), Failure> {
+    records::check(records::MODEL_INFER, input, 1000)?;
     let unread = |_| Failure::invalid("message", "cannot be read");
     let request = ModelInferRequest::decode(input).map_err(unread)?;
     planned(&protobuf::decode(request)?)

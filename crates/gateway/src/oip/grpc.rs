@@ -22,6 +22,7 @@ use contract::inference::{
 };
 use contract::{ErrorCode, Failure};
 use futures::stream::{self, Stream};
+use settings::ByteSize;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::Instrument as _;
@@ -32,14 +33,17 @@ use super::protobuf;
 use crate::auth::{self, identify, proof_of_message};
 use crate::crowd::Network;
 use crate::edge::{Edge, OpenStream};
-use crate::grpc::{SMALL_REQUEST, caller};
+use crate::grpc::{PREFIX_BYTES, SMALL_REQUEST, caller};
 use crate::layers;
 use crate::models::allowed;
+use crate::records::{Counting, MODEL_STREAM_INFER};
 use crate::room::Class;
 use crate::tasks::idempotency_key;
 
-/// Bytes of one request: ten prompts and what goes with them. Empty tensors take a hundred times their bytes in memory.
+/// Bytes of one request: ten prompts and what goes with them.
 const MAX_REQUEST_BYTES: usize = 256 * 1024;
+/// The same with what gRPC puts in front of it.
+pub(crate) const MAX_REQUEST: ByteSize = ByteSize::of(MAX_REQUEST_BYTES as u64 + PREFIX_BYTES);
 /// Bytes of all pictures of one answer: what one message carries.
 const MAX_ANSWER_BYTES: u64 = 32 * 1024 * 1024;
 /// How long an assertion that a stream was opened with is surely good: half of its time was left at least, and that of tokens may be short.
@@ -54,9 +58,9 @@ pub(crate) struct Inference {
 
 impl Inference {
     /// The service. It sends what pictures need.
-    pub(crate) fn server(edge: Arc<Edge>) -> GrpcInferenceServiceServer<Self> {
-        rpc::with_limits!(GrpcInferenceServiceServer::new(Self { edge }))
-            .max_decoding_message_size(MAX_REQUEST_BYTES)
+    pub(crate) fn server(edge: Arc<Edge>) -> Counting<GrpcInferenceServiceServer<Self>> {
+        let server = rpc::with_limits!(GrpcInferenceServiceServer::new(Self { edge }));
+        Counting(server.max_decoding_message_size(MAX_REQUEST_BYTES))
     }
 }
 
@@ -66,9 +70,6 @@ const OPEN: [&str; 3] = [
     "/inference.GRPCInferenceService/ServerReady",
     "/inference.GRPCInferenceService/ServerMetadata",
 ];
-
-/// A stream of requests.
-const STREAM: &str = "/inference.GRPCInferenceService/ModelStreamInfer";
 
 /// Refuses what there is no room for; the server's own state is told whatever is unread, to whoever has asked for it whole.
 pub(crate) async fn shed(
@@ -94,7 +95,7 @@ pub(crate) async fn admit(
     if OPEN.contains(&request.uri().path()) {
         return layers::grpc_deadline(State(edge), request, next).await;
     }
-    if request.uri().path() == STREAM
+    if request.uri().path() == MODEL_STREAM_INFER
         && let Err(failure) = check_stream(request.headers())
     {
         return auth::refuse(failure);
