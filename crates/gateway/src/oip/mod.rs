@@ -13,6 +13,7 @@ pub(crate) mod grpc;
 pub(crate) mod http;
 mod infer;
 mod json;
+mod keys;
 mod model;
 mod protobuf;
 mod request;

@@ -5,6 +5,7 @@ use contract::v1::OutputFormat;
 use contract::words::{FORMATS, PROMPT_SYNTAXES, QUALITIES, SCHEDULERS, Words, all, meaning};
 use contract::{Failure, v1, validate};
 
+use super::keys;
 use super::model::{IMAGE, INPUTS, Kind, OUTPUTS};
 use super::tensor::{Tensor, Values, invalid};
 use crate::json::shorten;
@@ -49,12 +50,7 @@ pub(super) fn plan(asked: &Asked, idempotency_key: &str) -> Result<Plan, Failure
         let mut task = inputs.task(i)?;
         task.model.clone_from(&asked.model);
         task.output_format = format.into();
-        task.idempotency_key = match (idempotency_key, i) {
-            ("", _) => String::new(),
-            (key, 0) => key.to_owned(),
-            // Each picture is a task of its own, so each needs a key of its own.
-            (key, i) => format!("{key}/{i}"),
-        };
+        task.idempotency_key = keys::of_picture(idempotency_key, i);
         validate(&task).map_err(renamed)?;
         tasks.push(task);
     }
@@ -366,11 +362,19 @@ mod tests {
         assert_eq!((cat.steps, dog.steps), (4, 4));
         assert_eq!((cat.images, cat.guidance_scale), (1, Some(2.5)));
         assert_eq!(dog.scheduler(), v1::Scheduler::Euler);
-        assert_eq!(
-            (cat.idempotency_key.as_str(), dog.idempotency_key.as_str()),
-            ("k", "k/1")
-        );
+        assert_eq!(cat.idempotency_key, "k");
+        assert_eq!(dog.idempotency_key, keys::of_picture("k", 1));
         assert_eq!(plan.outputs, ["IMAGE", "SEED", "TASK_ID"]);
+    }
+
+    #[test]
+    fn a_batch_may_have_as_long_a_key_as_a_picture_alone() {
+        let long = "k".repeat(contract::limits::MAX_IDEMPOTENCY_KEY_BYTES);
+        let batch = asked(vec![texts("PROMPT", &["p"; MAX_IMAGES as usize])]);
+        assert_eq!(
+            plan(&batch, &long).unwrap().tasks.len(),
+            MAX_IMAGES as usize
+        );
     }
 
     #[test]
