@@ -317,6 +317,10 @@ mod tests {
             let folder = &text[text.len() - 2..];
             Key::stored(&format!("images/{folder}/{text}-0.png")).unwrap()
         };
+        let put_away = |task: &Submitted| {
+            let text = &task.task_id;
+            Key::stored(&format!("checkpoints/{text}/1-5")).unwrap()
+        };
         let named = |key: Key| StoredImage {
             key: key.to_string(),
             ..StoredImage::default()
@@ -349,7 +353,7 @@ mod tests {
                 other(task),
                 old(task),
                 undigested(task),
-                Key::checkpoint(id(task), 1, 5),
+                put_away(task),
             ] {
                 storage.put(&key, Bytes::from_static(b"x")).await.unwrap();
             }
@@ -371,7 +375,7 @@ mod tests {
         }
         left.sort();
         let mut expected = vec![
-            Key::checkpoint(id(&open), 1, 5).to_string(),
+            put_away(&open).to_string(),
             image(&open, 0).to_string(),
             image(&open, 1).to_string(),
             other(&open).to_string(),

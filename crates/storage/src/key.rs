@@ -51,9 +51,13 @@ impl Key {
         ))
     }
 
-    /// A task's engine snapshots after `step` steps, as its `attempt`-th attempt had them.
+    /// A new place for a task's engine snapshots after `step` steps, as its `attempt`-th attempt had them: no two are the same.
+    ///
+    /// An attempt that was handed back does not count, so that its number comes again; and a worker that was taken for dead removes what it has
+    /// stored. Keys ended with the step once, and [`stored`](Self::stored) takes them.
     pub fn checkpoint(task: TaskId, attempt: u32, step: u32) -> Self {
-        Self(format!("{CHECKPOINTS}/{task}/{attempt}-{step}"))
+        let unique = TaskId::random();
+        Self(format!("{CHECKPOINTS}/{task}/{attempt}-{step}-{unique}"))
     }
 
     /// A model's file by its SHA-256 in lower-case hex; `None` when it is not one.
@@ -196,6 +200,7 @@ mod tests {
         for key in [
             image(task, 3).as_str(),
             Key::checkpoint(task, 1, 20).as_str(),
+            &format!("checkpoints/{text}/1-20"),
             &format!("images/{text}/3.png"),
             &format!("images/{folder}/{text}-3.png"),
             &format!("images/{folder}/{text}-3.0123456789abcdef.png"),
@@ -241,9 +246,9 @@ mod tests {
     }
 
     #[test]
-    fn checkpoints_of_two_attempts_never_meet() {
+    fn checkpoints_never_meet_though_an_attempts_number_comes_again() {
         let task = TaskId::random();
-        let (first, second) = (Key::checkpoint(task, 1, 20), Key::checkpoint(task, 2, 20));
+        let (first, second) = (Key::checkpoint(task, 1, 20), Key::checkpoint(task, 1, 20));
         assert_ne!(first, second);
         assert_eq!(Key::stored(first.as_str()), Some(first));
     }
