@@ -1,6 +1,8 @@
 //! A stream as a work queue: publish once by message id, pull with room, heartbeat while working.
 
-use std::time::{Duration, SystemTime};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer};
@@ -15,6 +17,8 @@ use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 
 /// How long one pull waits for messages before it is asked again.
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
+/// Of an ack wait, what may pass without a word: the broker began to count before the message came.
+const LAPSED_TENTHS: u32 = 9;
 const OPENING: &str = "opening a queue";
 const ACKNOWLEDGING: &str = "acknowledging work";
 
@@ -52,6 +56,10 @@ pub struct Delivery {
     broker: Broker,
     message: jetstream::Message,
     ack_wait: Duration,
+    /// When the broker was last told that it goes on; it came then, at first.
+    told: Mutex<Instant>,
+    /// Stays, once an ack wait has passed without a word.
+    lapsed: AtomicBool,
 }
 
 /// Messages that come one by one, see [`Puller::coming`].
@@ -340,6 +348,8 @@ impl Puller {
                     broker: self.broker.clone(),
                     message,
                     ack_wait: self.ack_wait,
+                    told: Mutex::new(Instant::now()),
+                    lapsed: AtomicBool::new(false),
                 }),
                 Err(error) if deliveries.is_empty() => {
                     return Err(BrokerError::request("pulling work")(error));
@@ -417,9 +427,22 @@ impl Delivery {
         if !self.broker.is_connected() {
             return;
         }
-        if let Err(error) = self.message.ack_with(AckKind::Progress).await {
-            tracing::debug!(error, "a heartbeat was not sent");
+        // Before it counts as told: a process that slept for longer may be too late.
+        self.has_lapsed();
+        match self.message.ack_with(AckKind::Progress).await {
+            Ok(()) => *self.told.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now(),
+            Err(error) => tracing::debug!(error, "a heartbeat was not sent"),
         }
+    }
+
+    /// Whether an ack wait, or nearly that, has once passed without a [heartbeat](Self::heartbeat), by a clock that goes on while the process is stopped:
+    /// another may have the message since, and the broker takes the word of whoever ever had it.
+    pub fn has_lapsed(&self) -> bool {
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.elapsed() > self.ack_wait / 10 * LAPSED_TENTHS {
+            self.lapsed.store(true, Ordering::Relaxed);
+        }
+        self.lapsed.load(Ordering::Relaxed)
     }
 
     /// Takes the message off the queue, confirmed by the server.

@@ -61,6 +61,7 @@ pub(crate) async fn deliver(worker: Arc<Worker>, served: Arc<Served>, delivery: 
         // A worker that stops hands back at once: another has room.
         let settlement = dispatched(&worker, &served, &delivery).await;
         let settlement = settlement.unwrap_or(Settlement::GiveBack(Duration::ZERO));
+        let settlement = unless_lapsed(settlement, delivery.has_lapsed());
         let settled = match settlement {
             Settlement::Ack => delivery.ack().await,
             Settlement::GiveBack(delay) => delivery.give_back(delay).await,
@@ -76,6 +77,18 @@ pub(crate) async fn deliver(worker: Arc<Worker>, served: Arc<Served>, delivery: 
         }
     };
     delivery.heartbeat(work).instrument(span).await;
+}
+
+/// What the broker is told by a worker that may not have been heard from for an ack wait, such as one that was stopped: to give back what
+/// another has by now would hand it to a third. Where nobody has it, it comes again after the ack wait. That a task has ended is true all the same.
+fn unless_lapsed(settlement: Settlement, lapsed: bool) -> Settlement {
+    match settlement {
+        Settlement::GiveBack(_) if lapsed => {
+            tracing::info!("not given back: another worker may have it by now");
+            Settlement::Leave
+        }
+        settlement => settlement,
+    }
 }
 
 async fn dispatched(
@@ -386,6 +399,14 @@ mod tests {
     use contract::task::{Cancelled, Succeeded};
 
     use super::*;
+
+    #[test]
+    fn who_was_not_heard_from_for_an_ack_wait_gives_nothing_back_and_acknowledges_ends() {
+        let back = Settlement::GiveBack(Duration::from_secs(1));
+        assert_eq!(unless_lapsed(back, true), Settlement::Leave);
+        assert_eq!(unless_lapsed(back, false), back);
+        assert_eq!(unless_lapsed(Settlement::Ack, true), Settlement::Ack);
+    }
 
     #[test]
     fn of_what_was_drawn_twice_the_pictures_stay_that_the_end_names() {

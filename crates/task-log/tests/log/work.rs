@@ -48,6 +48,24 @@ async fn a_dispatch_is_queued_once_and_comes_back_when_it_is_not_acknowledged() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn who_let_an_ack_wait_pass_knows_that_another_may_have_the_work_whatever_it_says_later() {
+    let (_server, log) = scratch_log().await;
+    let event = submitted(TaskId::random());
+    log.dispatch(&event, 0, 1).await.unwrap();
+    let work = work_of_the_model(&log, Duration::from_secs(2)).await;
+    let mut first = work.pull(1).await.unwrap();
+    let asleep = first.remove(0);
+    assert!(!asleep.has_lapsed());
+    let mut second = work.pull(1).await.unwrap();
+    let awake = second.remove(0);
+    assert_eq!(awake.deliveries(), 2);
+    assert!(asleep.has_lapsed() && !awake.has_lapsed());
+    asleep.still_working().await;
+    assert!(asleep.has_lapsed());
+    awake.ack().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_back_at_once_comes_back_after_its_delay_and_not_after_the_ack_wait() {
     let (_server, log) = scratch_log().await;
     let mut left = 20;
