@@ -237,6 +237,22 @@ impl TaskLog {
         }
     }
 
+    /// Where a task stands, and the place of that in the log, as the stream's leader has it: for who was refused and must know by whom. `None`
+    /// where it never left the backlog.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or what it has cannot be decoded.
+    pub async fn state_at_leader(
+        &self,
+        task: &TaskRef,
+    ) -> Result<Option<(State, u64)>, TaskLogError> {
+        let found = self.tasks.last_at_leader(&task.subject("state")).await?;
+        let Some(event) = found else {
+            return Ok(None);
+        };
+        Ok(Some((decode("state", &event.payload)?, event.sequence)))
+    }
+
     /// Keeps what a caller says of a task, in place of what it said before.
     ///
     /// # Errors

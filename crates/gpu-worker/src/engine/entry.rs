@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use diffusion::{Latents, Progress, Request};
@@ -14,7 +15,7 @@ use super::model::Job;
 use super::plan::{Bucket, Candidate};
 use super::previews::preview_steps;
 use super::shares::{Flow, Shares};
-use super::{Drawn, EngineError, Seen, Start};
+use super::{Begin, Drawn, EngineError, Seen};
 
 /// How far a picture is, and what of it is in memory.
 pub(super) enum Stage {
@@ -41,6 +42,8 @@ pub(super) struct Entry {
     /// `None` once the decoder is to answer, or has.
     pub(super) outcome: Option<oneshot::Sender<Result<Drawn, EngineError>>>,
     pub(super) progress: watch::Sender<Progress>,
+    /// Set when it was put away and begins anew all the same.
+    anew: Arc<AtomicBool>,
     pub(super) index: u32,
     /// How many previews it was to have in all.
     wanted: u32,
@@ -53,13 +56,14 @@ pub(super) struct Entry {
 
 impl Entry {
     /// A picture that waits. `last_step` counts as its last, so that it does not push in before others of its task.
-    pub(super) fn new(
-        start: Start,
-        progress: watch::Sender<Progress>,
-        outcome: oneshot::Sender<Result<Drawn, EngineError>>,
-        rank: Rank,
-        last_step: u64,
-    ) -> Self {
+    pub(super) fn new(begin: Begin, rank: Rank, last_step: u64) -> Self {
+        let Begin {
+            start,
+            progress,
+            outcome,
+            anew,
+            ..
+        } = begin;
         let needs = start.model.needs(&start.request);
         Self {
             model: start.model,
@@ -70,6 +74,7 @@ impl Entry {
             flow: start.flow,
             outcome: Some(outcome),
             progress,
+            anew,
             index: start.index,
             wanted: start.previews,
             previews: VecDeque::new(),
@@ -159,6 +164,8 @@ impl Entry {
                 let error = unusable.err().map(|error| lifecycle::chain(&error));
                 let error = error.unwrap_or_else(|| "it is of another request".to_owned());
                 tracing::warn!(index = self.index, error, "begins anew");
+                // Before its progress is told.
+                self.anew.store(true, Ordering::Relaxed);
                 self.begin_anew()?
             }
         };

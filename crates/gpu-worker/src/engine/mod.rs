@@ -32,7 +32,7 @@ mod watchdog;
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -204,6 +204,7 @@ pub(crate) struct Picture {
     id: u64,
     // Dropped first: the engine must find the claim gone when it is woken.
     progress: watch::Receiver<Progress>,
+    anew: Arc<AtomicBool>,
     _engine: WakeOnDrop,
 }
 
@@ -232,6 +233,7 @@ struct Begin {
     start: Start,
     progress: watch::Sender<Progress>,
     outcome: oneshot::Sender<Result<Drawn, EngineError>>,
+    anew: Arc<AtomicBool>,
 }
 
 impl Engine {
@@ -349,17 +351,20 @@ impl Engine {
         let (id, flow) = (self.number(), start.flow);
         let (progress, watched) = watch::channel(Progress { step: 0, steps: 0 });
         let (outcome, result) = oneshot::channel();
+        let anew = Arc::new(AtomicBool::new(false));
         let begin = Box::new(Begin {
             id,
             start,
             progress,
             outcome,
+            anew: Arc::clone(&anew),
         });
         let sent = self.commands.send(Command::Begin(begin)).await;
         sent.map_err(|_| self.gone_for(flow))?;
         let picture = Picture {
             id,
             progress: watched,
+            anew,
             _engine: WakeOnDrop(self.commands.clone()),
         };
         Ok((picture, result))
@@ -419,6 +424,11 @@ impl Picture {
     /// As [`Hung`] names it.
     pub(crate) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Whether it was put away, and the engine could not go on from that.
+    pub(crate) fn began_anew(&self) -> bool {
+        self.anew.load(Ordering::Relaxed)
     }
 
     /// Its progress, to be followed.

@@ -186,15 +186,10 @@ impl Stepper {
     }
 
     fn take_in(&mut self, begin: Begin) {
-        let Begin {
-            id,
-            start,
-            progress,
-            outcome,
-        } = begin;
-        let rank = Rank::new(start.flow.weight(), self.began.elapsed());
+        let id = begin.id;
+        let rank = Rank::new(begin.start.flow.weight(), self.began.elapsed());
         // As if just stepped: a newcomer does not push in before others of its task.
-        let entry = Entry::new(start, progress, outcome, rank, self.steps);
+        let entry = Entry::new(begin, rank, self.steps);
         self.entries.insert(id, entry);
     }
 

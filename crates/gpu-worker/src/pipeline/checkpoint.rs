@@ -10,7 +10,7 @@ use prost::Message as _;
 use storage::{Key, Storage, StorageError, sha256_hex};
 use task_log::TaskLogError;
 
-use super::TaskJob;
+use super::{NodeError, StateWritten, TaskJob};
 use crate::engine::Picture;
 use crate::retry::{Stopped, unless_stopped, until_stopped};
 use lifecycle::chain;
@@ -21,6 +21,8 @@ const MAX_BYTES: u64 = 256 << 20;
 const READ_LIMIT: Duration = Duration::from_secs(30);
 /// How long writing one may take before the task goes on without it.
 const WRITE_LIMIT: Duration = Duration::from_secs(10);
+/// Checkpoints of a task that may be stored at a time before another is: more than one only where the log did not say what became of their states.
+const MOST_OBJECTS: usize = 4;
 
 /// Why a checkpoint was not written.
 #[derive(Debug, thiserror::Error)]
@@ -52,6 +54,20 @@ enum LoadError {
     Stopped(#[from] Stopped),
 }
 
+impl LoadError {
+    /// Whether nobody can go on from it, however often it is read.
+    fn is_for_good(&self) -> bool {
+        match self {
+            Self::Key(_) | Self::Digest | Self::Decode(_) | Self::Pictures { .. } => true,
+            Self::Read(error) => matches!(
+                error,
+                StorageError::Missing { .. } | StorageError::TooLarge { .. }
+            ),
+            Self::Away { .. } | Self::Stopped(_) => false,
+        }
+    }
+}
+
 /// The snapshots that the task's state names, one a picture; `None` when there are none or they cannot be used, which
 /// costs time and nothing else.
 ///
@@ -64,19 +80,54 @@ pub(super) async fn load(
     let Some(checkpoint) = job.state.checkpoint.as_ref() else {
         return Ok(None);
     };
+    let step = checkpoint.step;
     match read(job, checkpoint, pictures).await {
         Ok(snapshots) => {
-            tracing::info!(step = checkpoint.step, "goes on from a checkpoint");
+            tracing::info!(step, "goes on from a checkpoint");
+            job.put_away_at = step;
             Ok(Some(snapshots))
         }
         Err(LoadError::Stopped(stopped)) => Err(stopped),
         Err(error) => {
-            tracing::warn!(error = chain(&error), "begins anew");
-            if let Some(run) = job.state.runs.last_mut() {
-                run.from_step = 0;
+            tracing::warn!(error = chain(&error), step, "begins anew");
+            begin_anew(job);
+            // What is only away is worth keeping, until this run has taken one.
+            if error.is_for_good() {
+                job.state.checkpoint = None;
             }
             Ok(None)
         }
+    }
+}
+
+/// Nothing counts as put away by this run, so that its first checkpoint is taken as that of a task that never had one.
+fn begin_anew(job: &mut TaskJob) {
+    job.put_away_at = 0;
+    if let Some(run) = job.state.runs.last_mut() {
+        run.from_step = 0;
+    }
+}
+
+/// Lets go of what the engine could not go on from, such as another version's snapshots: where that is so of all that the checkpoint has, the next
+/// state does not name it, and the next checkpoint is due as if there had been none.
+pub(super) fn let_go_of_unusable(job: &mut TaskJob, pictures: &[Picture]) {
+    let mut any = false;
+    for (index, (planned, picture)) in job.planned.iter_mut().zip(pictures).enumerate() {
+        if planned.resume.is_some() && picture.began_anew() {
+            planned.resume = None;
+            any = true;
+            if let Some(there) = job.put_away.get_mut(index) {
+                *there = false;
+            }
+        }
+    }
+    if !any {
+        return;
+    }
+    job.put_away_at = 0;
+    if !job.put_away.contains(&true) {
+        begin_anew(job);
+        job.state.checkpoint = None;
     }
 }
 
@@ -121,48 +172,56 @@ fn step_of_all(pictures: &[Picture]) -> u32 {
 }
 
 /// Whether each picture has, on average, been taken so many steps further than it was last put away.
-pub(super) fn is_due(job: &TaskJob, pictures: &[Picture], steps: Option<u32>) -> bool {
-    let put_away = job.state.checkpoint.as_ref();
-    let before = put_away.map_or(0, |checkpoint| checkpoint.step);
-    let further = step_of_all(pictures).saturating_sub(before);
+pub(super) fn is_due(job: &mut TaskJob, pictures: &[Picture], steps: Option<u32>) -> bool {
+    let_go_of_unusable(job, pictures);
+    let further = step_of_all(pictures).saturating_sub(job.put_away_at);
     steps.is_some_and(|steps| further >= steps.saturating_mul(pictures.len() as u32))
 }
 
 /// Puts the task away as it is now, unless it is no further than when it was last put away. Waits for the step that is
 /// being taken. Best effort: a task without a checkpoint is only slower to recover.
-pub(super) async fn save(job: &mut TaskJob, pictures: &[Picture]) {
+///
+/// # Errors
+/// When another worker has the task by now.
+pub(super) async fn save(job: &mut TaskJob, pictures: &[Picture]) -> Result<(), NodeError> {
+    let_go_of_unusable(job, pictures);
     // Before the snapshots: then they are at least as far as the number says.
     let step = step_of_all(pictures);
-    let before = job.state.checkpoint.as_ref();
-    if before.map_or(0, |checkpoint| checkpoint.step) >= step {
-        return;
+    if job.put_away_at >= step {
+        return Ok(());
     }
     // All between the same two steps. One that the engine has no longer has failed, and its task with it.
     let snapshots = tokio::select! {
         // Nor does a thread that hangs answer.
-        _ = job.worker.hangs() => return,
+        _ = job.worker.hangs() => return Ok(()),
         snapshots = job.worker.engine.snapshots(pictures) => snapshots,
     };
     let Some(snapshots) = snapshots else {
-        return;
+        return Ok(());
     };
     if loses(&job.put_away, &snapshots) {
         tracing::debug!(
             step,
             "the last checkpoint stays: a picture that is done has none in this one"
         );
-        return;
+        return Ok(());
     }
     let put_away = snapshots.iter().map(|bytes| !bytes.is_empty()).collect();
     let file = CheckpointFile { snapshots };
     match tokio::time::timeout(WRITE_LIMIT, write(job, step, &file)).await {
         Ok(Ok(())) => {
             job.put_away = put_away;
+            job.put_away_at = step;
             tracing::debug!(step, "put away");
+        }
+        Ok(Err(error @ SaveError::TakenOver)) => {
+            tracing::warn!(error = chain(&error), step, "left to it");
+            return Err(NodeError::TakenOver);
         }
         Ok(Err(error)) => tracing::warn!(error = chain(&error), "no checkpoint was taken"),
         Err(_) => tracing::warn!(limit = ?WRITE_LIMIT, "no checkpoint was taken in time"),
     }
+    Ok(())
 }
 
 /// Whether a picture would be lost that the last checkpoint has: one that is done, and that there was no room to keep.
@@ -173,14 +232,22 @@ fn loses(before: &[bool], now: &[Vec<u8>]) -> bool {
 
 /// The object first, then the state that names it, and only then goes what the state named before.
 async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<(), SaveError> {
+    if job.objects.len() >= MOST_OBJECTS {
+        // What is known to have stood, once more: none of the states that nobody has answered for can stand after it.
+        let state = job.state.clone();
+        stand(job, state).await?;
+    }
     let data = Bytes::from(file.encode_to_vec());
     let sha256 = sha256_hex(&data);
-    // Under the attempt: a worker that was taken for dead and wakes up writes beside its successor's, never over it.
+    // A key of its own: a worker that was taken for dead and wakes up writes beside its successor's, never over it.
     let key = Key::checkpoint(job.task.task, job.state.attempt, step);
     forget_half_written(job).await;
     let half = HalfWritten::begin(&job.worker.storage, key.clone(), data);
     let stored = job.half_written.insert(half).stored().await;
     stored.map_err(SaveError::Store)?;
+    // From here on a state may name it, whatever is heard of that.
+    job.half_written = None;
+    job.objects.push(key.clone());
     let state = State {
         checkpoint: Some(Checkpoint {
             step,
@@ -190,30 +257,55 @@ async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<()
         at: Some(job.worker.log.now().into()),
         ..job.state.clone()
     };
-    // Once another worker has the task, this one was taken for dead: its state would stand in place of its successor's.
-    let written = job.write_state(&state).await.map_err(SaveError::State)?;
-    job.state_sequence = written.ok_or(SaveError::TakenOver)?;
-    job.half_written = None;
-    let before = std::mem::replace(&mut job.state, state);
-    if let Some(key) = before
-        .checkpoint
-        .and_then(|before| Key::stored(&before.key))
-    {
-        job.worker.forget(&[key]).await;
-    }
-    Ok(())
+    stand(job, state).await
 }
 
-/// Removes what the task was last put away as, once it has ended. Best effort.
+/// Writes a state. What it does not name goes only when it is known to stand: a state before it whose answer was lost may have stood until then, and
+/// whoever took the task over from that goes on from what it names.
+async fn stand(job: &mut TaskJob, state: State) -> Result<(), SaveError> {
+    let written = job.write_state(&state).await.map_err(SaveError::State)?;
+    match written {
+        StateWritten::Stored(sequence) => {
+            job.state_sequence = sequence;
+            job.state = state;
+            forget_unnamed(job, &job.state).await;
+            let named = named(&job.state);
+            job.objects.retain(|key| named.as_ref() == Some(key));
+            Ok(())
+        }
+        // Its state would stand in place of its successor's.
+        StateWritten::TakenOver(stands) => {
+            if let Some(stands) = stands {
+                forget_unnamed(job, &stands).await;
+            }
+            Err(SaveError::TakenOver)
+        }
+    }
+}
+
+/// What a state names to go on from.
+pub(super) fn named(state: &State) -> Option<Key> {
+    let checkpoint = state.checkpoint.as_ref();
+    checkpoint.and_then(|checkpoint| Key::stored(&checkpoint.key))
+}
+
+/// Removes what this run knows of and a state does not name that stands in the log, whoever wrote it after this run's own. Best effort.
+pub(crate) async fn forget_unnamed(job: &TaskJob, stands: &State) {
+    let named = named(stands);
+    let objects = job.objects.iter();
+    let unnamed = objects.filter(|key| named.as_ref() != Some(*key));
+    let unnamed: Vec<Key> = unnamed.cloned().collect();
+    job.worker.forget(&unnamed).await;
+}
+
+/// Removes all that the task may have been put away as, once it has ended. Best effort.
 pub(crate) async fn remove(job: &mut TaskJob) {
     forget_half_written(job).await;
-    let named = job.state.checkpoint.as_ref();
-    if let Some(key) = named.and_then(|checkpoint| Key::stored(&checkpoint.key)) {
-        job.worker.forget(&[key]).await;
-    }
+    let objects = std::mem::take(&mut job.objects);
+    job.worker.forget(&objects).await;
 }
 
-/// An object whose state is not known to be written: if it was, a task that is taken up again begins anew.
+/// An object that was not stored whole, as far as is known: no state names it.
 async fn forget_half_written(job: &mut TaskJob) {
     let Some(half) = &mut job.half_written else {
         return;

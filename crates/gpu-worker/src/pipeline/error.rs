@@ -69,6 +69,9 @@ pub(crate) enum NodeError {
         /// How long that is.
         patience: Duration,
     },
+    /// Another worker's state stands in the log: this one was taken for dead.
+    #[error("another worker has the task by now")]
+    TakenOver,
     /// The worker was asked to stop.
     #[error(transparent)]
     Stopped(#[from] Stopped),
@@ -98,7 +101,10 @@ impl NodeError {
             Self::OffRuntime { .. } | Self::Source(_) => Verdict::Retry,
             Self::Hung(_) | Self::TimedOut { .. } => Verdict::Retry,
             Self::StoreAway { .. } | Self::SourceAway { .. } => Verdict::LeaveToAnother,
-            Self::Stopped(Stopped) | Self::HungWithAnother(_) => Verdict::HandBack,
+            // Of one that was taken over there is nothing to hand back; no fault of the task's either.
+            Self::Stopped(Stopped) | Self::HungWithAnother(_) | Self::TakenOver => {
+                Verdict::HandBack
+            }
         }
     }
 }

@@ -42,7 +42,10 @@ impl PipelineNode for Inference {
             outcomes.push(outcome);
         }
         drop(seen);
-        let drawn = follow(job, flow, &pictures, outcomes, &mut previews).await?;
+        let drawn = follow(job, flow, &pictures, outcomes, &mut previews).await;
+        // However it came out: a task that rests does not name what nobody can go on from.
+        checkpoint::let_go_of_unusable(job, &pictures);
+        let drawn = drawn?;
         // A picture's previews come before the picture: none is still to come.
         while let Ok(preview) = previews.try_recv() {
             tell_preview(job, preview).await;
@@ -101,7 +104,7 @@ async fn follow(
             // Before all else: a thread that hangs takes no checkpoint.
             hung = worker.hangs() => return Err(of_hung(hung, pictures)),
             () = stop.cancelled() => {
-                checkpoint::save(job, pictures).await;
+                checkpoint::save(job, pictures).await?;
                 return Err(Stopped.into());
             }
             next = outcomes.next() => match next {
@@ -112,14 +115,14 @@ async fn follow(
             },
             Some(preview) = previews.recv() => tell_preview(job, preview).await,
             _ = tell.tick() => tell_progress(job, pictures, &mut told).await,
-            _ = save.tick(), if every.is_some() => checkpoint::save(job, pictures).await,
+            _ = save.tick(), if every.is_some() => checkpoint::save(job, pictures).await?,
             () = stepped(&mut watched), if steps.is_some() => {
                 if checkpoint::is_due(job, pictures, steps) {
-                    checkpoint::save(job, pictures).await;
+                    checkpoint::save(job, pictures).await?;
                 }
             }
             () = sleep_until(deadline), if limit.is_some() => {
-                checkpoint::save(job, pictures).await;
+                checkpoint::save(job, pictures).await?;
                 return Err(NodeError::TimedOut { limit: limit.unwrap_or_default() });
             }
         }

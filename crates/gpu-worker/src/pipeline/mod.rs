@@ -21,6 +21,7 @@ use contract::task::{State, StoredImage};
 use contract::v1::SubmitTask;
 use diffusion::{Request, RgbImage};
 use imaging::{Encoding, Format};
+use storage::Key;
 use task_log::{TaskLogError, TaskRef};
 use tracing::Instrument as _;
 
@@ -56,16 +57,20 @@ pub(crate) struct TaskJob {
     pub(crate) request: SubmitTask,
     /// Its lane's weight.
     weight: u32,
-    /// As last written to the log.
+    /// As last known to be written to the log, but for a checkpoint that is of no use: the next one does not name that.
     pub(crate) state: State,
     /// The place of that in the log.
     pub(crate) state_sequence: u64,
     /// Whether nobody hears of its end unasked.
     pub(crate) without_listeners: bool,
-    /// A checkpoint that is being written, or was not written whole.
+    /// A checkpoint whose object is being written, or was not written whole: no state names it.
     half_written: Option<checkpoint::HalfWritten>,
+    /// Checkpoints whose objects may be there. If the state in the log names one of this run or before, it is among them.
+    objects: Vec<Key>,
     /// Which pictures the checkpoint has that the state names, in index order; empty when there is none.
     put_away: Vec<bool>,
+    /// Steps, over all pictures, of the checkpoint that this run went on from or has taken last.
+    put_away_at: u32,
     /// Set by `Preprocess`: how files are written.
     encoding: Encoding,
     /// Set by `Preprocess`: one a picture, in index order.
@@ -78,6 +83,14 @@ pub(crate) struct TaskJob {
     files: Vec<postprocess::File>,
     /// Set by `Output`, in index order.
     pub(crate) images: Vec<StoredImage>,
+}
+
+/// What came of a state that a run wrote.
+pub(crate) enum StateWritten {
+    /// It stands in the log, at this place.
+    Stored(u64),
+    /// Another worker has the task; what stands there, if that is known.
+    TakenOver(Option<Box<State>>),
 }
 
 /// One picture before it is drawn.
@@ -98,6 +111,7 @@ impl TaskJob {
         weight: u32,
         state: State,
     ) -> Self {
+        let objects = checkpoint::named(&state).into_iter().collect();
         Self {
             worker: Arc::clone(worker),
             served: Arc::clone(served),
@@ -108,7 +122,9 @@ impl TaskJob {
             state_sequence: 0,
             without_listeners: false,
             half_written: None,
+            objects,
             put_away: Vec::new(),
+            put_away_at: 0,
             encoding: Encoding {
                 format: Format::Png,
                 quality: preprocess::DEFAULT_QUALITY,
@@ -123,29 +139,27 @@ impl TaskJob {
 }
 
 impl TaskJob {
-    /// Writes a state in place of this run's own last one. `None` when another worker's stands there by now.
+    /// Writes a state in place of this run's own last one.
     ///
     /// # Errors
-    /// When neither is known.
-    pub(crate) async fn write_state(&self, state: &State) -> Result<Option<u64>, TaskLogError> {
+    /// When it is not known what stands there.
+    pub(crate) async fn write_state(&self, state: &State) -> Result<StateWritten, TaskLogError> {
         let log = &self.worker.log;
         let after = self.state_sequence;
+        if let Some(sequence) = log.replace_state(&self.task, state, after).await? {
+            return Ok(StateWritten::Stored(sequence));
+        }
+        // One of its own may have been stored after nobody waited for it any more. A replica that lags would make it another's.
+        let found = log.state_at_leader(&self.task).await?;
+        // One from before this run says nothing of who has the task now.
+        let Some((stands, after)) = found.filter(|(_, sequence)| *sequence > after) else {
+            return Ok(StateWritten::TakenOver(None));
+        };
+        if stands.worker != self.worker.name || stands.attempt != self.state.attempt {
+            return Ok(StateWritten::TakenOver(Some(Box::new(stands))));
+        }
         let written = log.replace_state(&self.task, state, after).await?;
-        if written.is_some() {
-            return Ok(written);
-        }
-        // One of its own may have been stored after nobody waited for it any more.
-        let Some(record) = log.read(&self.task.tenant, self.task.task).await? else {
-            return Ok(None);
-        };
-        let own = |stands: State| {
-            stands.worker == self.worker.name && stands.attempt == self.state.attempt
-        };
-        if !record.state.is_some_and(own) {
-            return Ok(None);
-        }
-        log.replace_state(&self.task, state, record.state_sequence)
-            .await
+        Ok(written.map_or(StateWritten::TakenOver(None), StateWritten::Stored))
     }
 }
 

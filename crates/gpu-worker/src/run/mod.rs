@@ -31,7 +31,7 @@ use tracing::Instrument as _;
 
 use crate::metrics;
 use crate::models::Served;
-use crate::pipeline::{self, TaskJob, checkpoint};
+use crate::pipeline::{self, NodeError, StateWritten, TaskJob, checkpoint};
 use crate::retry::{Stopped, until_stopped};
 use crate::worker::Worker;
 use lifecycle::chain;
@@ -258,6 +258,8 @@ async fn run(
     let (outcome, settlement) = match result {
         // The attempt did not come out, so nothing follows from how. Dropping the pipeline has already told the engine to forget the pictures.
         Err(done) => ("ended_elsewhere", ended_elsewhere(&mut job, &done).await),
+        // Nor here. Its successor has a later delivery, and goes on from what the log names.
+        Ok(Err(NodeError::TakenOver)) => ("taken_over", Settlement::Leave),
         Ok(result) => finish(&mut job, delivery, result).await,
     };
     metrics::task(&served.name, outcome, pictures, started.elapsed());
@@ -358,8 +360,11 @@ async fn rest(
     };
     history::end(&mut state, over, reason);
     let written = match job.write_state(&state).await {
-        Ok(Some(_)) => Written::Stored,
-        Ok(None) => {
+        Ok(StateWritten::Stored(_)) => {
+            checkpoint::forget_unnamed(job, &state).await;
+            Written::Stored
+        }
+        Ok(StateWritten::TakenOver(_)) => {
             tracing::info!("another worker has it by now");
             Written::Refused
         }

@@ -42,10 +42,14 @@ impl Process {
 
     /// Asks it to stop.
     async fn terminate(mut self) -> ExitStatus {
-        let pid = self.0.id().to_string();
-        let asked = Command::new("kill").args(["-TERM", &pid]).status();
-        assert!(asked.unwrap().success());
+        self.signal("-TERM");
         self.ends().await
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.0.id().to_string();
+        let sent = Command::new("kill").args([signal, &pid]).status();
+        assert!(sent.unwrap().success());
     }
 
     async fn ends(&mut self) -> ExitStatus {
@@ -138,6 +142,35 @@ async fn a_killed_worker_costs_no_more_than_the_steps_since_its_last_checkpoint(
     assert_eq!((&*runs[0].end, &*runs[0].device), ("lost", "cpu"));
     assert_eq!((of(&runs[1]).0, of(&runs[1]).2), (second, put_away));
     assert_eq!((&*runs[1].end, runs[1].attempt), ("ended", 2));
+}
+
+#[tokio::test]
+async fn a_worker_that_was_stopped_for_longer_than_the_ack_wait_leaves_its_task_to_whoever_has_it()
+{
+    let platform = Platform::start().await;
+    let settings = [
+        ("worker.ack_wait", "2s"),
+        ("engine.checkpoint_every", "300ms"),
+    ];
+    let first = Process::start(&platform, "first", &settings);
+    let undisturbed = platform
+        .pictures(&platform.submit(large(3, 60)).await)
+        .await;
+    let task = platform.submit(large(3, 60)).await;
+    let state = async || platform.record(&task).await.state.unwrap_or_default();
+    until("it is put away", async || {
+        state().await.checkpoint.is_some()
+    })
+    .await;
+    first.signal("-STOP");
+    let _second = Process::start(&platform, "second", &settings);
+    until("another has it", async || state().await.worker == "second").await;
+    first.signal("-CONT");
+    assert_eq!(platform.pictures(&task).await[0].1, undisturbed[0].1);
+    let done = platform.record(&task).await.done.unwrap();
+    assert_eq!((done.worker.as_str(), done.attempt), ("second", 2));
+    platform.work_is_settled().await;
+    assert!(platform.dead_letters().await.is_empty());
 }
 
 #[tokio::test]
