@@ -22,6 +22,15 @@ const MISHAPS: Mishaps = Mishaps {
     deaths: 1,
     taken_for_dead: 2,
     stops: 1,
+    lost_answers: 0,
+};
+
+/// One delivery to a second worker while the first is alive, a stop, a cancel, and a state of whose writing no answer comes.
+const UNANSWERED: Mishaps = Mishaps {
+    deaths: 0,
+    taken_for_dead: 1,
+    stops: 1,
+    lost_answers: 1,
 };
 
 /// How many of these states can never come to an end, whatever happens; and one of them.
@@ -57,11 +66,12 @@ fn fingerprint_of(state: &World) -> u64 {
     hasher.finish()
 }
 
-#[test]
-fn every_order_of_events_keeps_the_invariants_and_can_come_to_an_end() {
+/// Visits every state that can be reached.
+fn check(mishaps: Mishaps) {
     let life = Life {
-        mishaps: MISHAPS,
+        mishaps,
         guarded: true,
+        hasty: false,
     };
     let began = Instant::now();
     let (recorder, states) = StateRecorder::new_with_accessor();
@@ -84,14 +94,38 @@ fn every_order_of_events_keeps_the_invariants_and_can_come_to_an_end() {
 }
 
 #[test]
+fn every_order_of_events_keeps_the_invariants_and_can_come_to_an_end() {
+    check(MISHAPS);
+}
+
+#[test]
+fn a_worker_that_does_not_hear_whether_its_state_was_stored_keeps_them_too() {
+    check(UNANSWERED);
+}
+
+#[test]
 fn a_state_that_is_written_over_whatever_stands_there_is_found_to_be_wrong() {
     let life = Life {
         mishaps: MISHAPS,
         guarded: false,
+        hasty: false,
     };
     let wrong = BTreeSet::from([properties::NEWEST_STATE, properties::ATTEMPTS]);
     let enough = HasDiscoveries::AllOf(wrong.clone());
     let checker = life.checker().threads(2).finish_when(enough);
     let found = checker.spawn_bfs().join().discoveries();
     assert!(wrong.iter().all(|name| found.contains_key(name)));
+}
+
+#[test]
+fn a_checkpoint_that_goes_before_a_later_state_is_known_to_stand_is_found_to_be_wrong() {
+    let life = Life {
+        mishaps: UNANSWERED,
+        guarded: true,
+        hasty: true,
+    };
+    let enough = HasDiscoveries::AllOf(BTreeSet::from([properties::CHECKPOINT]));
+    let checker = life.checker().threads(2).finish_when(enough);
+    let found = checker.spawn_bfs().join().discoveries();
+    assert!(found.contains_key(properties::CHECKPOINT));
 }

@@ -30,6 +30,8 @@ pub(crate) struct Life {
     pub(crate) mishaps: Mishaps,
     /// Whether a state is written only in place of the one that its writer read or wrote last.
     pub(crate) guarded: bool,
+    /// Whether a checkpoint whose state nobody answered for is removed before a later state is known to stand.
+    pub(crate) hasty: bool,
 }
 
 /// One thing that happens.
@@ -42,6 +44,11 @@ pub(crate) enum Act {
     /// It does what comes next.
     Goes(usize),
     PutsAway(usize),
+    /// The state that names its checkpoint is stored or not; it does not hear of that.
+    HearsNothing {
+        worker: usize,
+        stored: bool,
+    },
     ComesOut(usize, CameOut),
     Dies(usize),
     Canceller,
@@ -79,6 +86,15 @@ impl Model for Life {
             if world.left.deaths > 0 {
                 acts.push(Act::Dies(number));
             }
+            if let At::PuttingAway(_) = worker.at
+                && world.left.lost_answers > 0
+            {
+                let hears_nothing = |stored| Act::HearsNothing {
+                    worker: number,
+                    stored,
+                };
+                acts.extend([true, false].map(hears_nothing));
+            }
             if let At::Running(run) = worker.at {
                 acts.push(Act::PutsAway(number));
                 acts.push(Act::ComesOut(number, CameOut::Failed));
@@ -109,7 +125,10 @@ impl Model for Life {
             Act::Deliver(worker) => deliver(&mut world, worker),
             Act::AckWaitPasses => ack_wait_passes(&mut world)?,
             Act::Goes(worker) => self.go(&mut world, worker),
-            Act::PutsAway(worker) => put_away(&mut world, worker)?,
+            Act::PutsAway(worker) => self.put_away(&mut world, worker)?,
+            Act::HearsNothing { worker, stored } => {
+                self.hear_nothing(&mut world, worker, stored)?;
+            }
             Act::ComesOut(worker, came_out) => comes_out(&mut world, worker, came_out)?,
             Act::Dies(worker) => {
                 world.left.deaths -= 1;
@@ -180,7 +199,7 @@ impl Life {
                 world.pictures = true;
                 left_by(run, CameOut::Drawn)
             }
-            At::PuttingAway(run) => At::Running(self.name_checkpoint(world, run)),
+            At::PuttingAway(run) => self.name_checkpoint(world, run),
             At::WritingEnd { run, ending } => {
                 let own = End::By(run.map_or(0, |run| run.number), ending);
                 if world.end(own) == own {
@@ -233,35 +252,73 @@ impl Life {
                     version: world.version,
                     step: checkpoint.map_or(0, |checkpoint| checkpoint.step),
                     checkpoint,
+                    unsure: None,
                 })
             }
         }
     }
 
-    /// `gpu-worker/src/pipeline/checkpoint.rs`, `write`, after the object was stored.
-    fn name_checkpoint(&self, world: &mut World, run: Run) -> Run {
-        let checkpoint = Checkpoint {
-            attempt: run.attempt,
-            step: run.step,
+    /// `gpu-worker/src/pipeline/checkpoint.rs`, `write`: the object.
+    fn put_away(&self, world: &mut World, worker: usize) -> Option<()> {
+        let At::Running(run) = world.workers[worker].at else {
+            return None;
         };
-        let stands = Stands {
-            running: true,
-            attempt: run.attempt,
-            checkpoint: Some(checkpoint),
-            run: run.number,
-        };
-        if !world.replace(run.version, stands, self.guarded) {
-            world.checkpoints &= !checkpoint.bit();
-            return run;
+        if run.checkpoint.map_or(0, |checkpoint| checkpoint.step) >= run.step {
+            return None;
         }
-        if let Some(before) = run.checkpoint {
-            world.checkpoints &= !before.bit();
+        if self.hasty
+            && let Some(unsure) = run.unsure
+        {
+            world.checkpoints &= !unsure.bit();
         }
-        Run {
+        world.checkpoints |= run.puts_away().bit();
+        world.workers[worker].at = At::PuttingAway(run);
+        Some(())
+    }
+
+    /// The same, `stand`, after the object was stored.
+    fn name_checkpoint(&self, world: &mut World, run: Run) -> At {
+        let checkpoint = run.puts_away();
+        let stored = self.write(world, run, names(run, checkpoint));
+        // It has read what stands there where it was refused.
+        let known = [run.checkpoint, run.unsure, Some(checkpoint)];
+        world.forget_unnamed(known.into_iter().flatten());
+        if !stored {
+            return At::Settling(Settlement::Leave);
+        }
+        At::Running(Run {
             version: world.version,
             checkpoint: Some(checkpoint),
+            unsure: None,
             ..run
+        })
+    }
+
+    /// The same, when no answer comes.
+    fn hear_nothing(&self, world: &mut World, worker: usize, stored: bool) -> Option<()> {
+        let At::PuttingAway(run) = world.workers[worker].at else {
+            return None;
+        };
+        world.left.lost_answers -= 1;
+        let checkpoint = run.puts_away();
+        if stored && !world.replace(run.version, names(run, checkpoint), self.guarded) {
+            return None;
         }
+        world.workers[worker].at = At::Running(Run {
+            unsure: Some(checkpoint),
+            ..run
+        });
+        Some(())
+    }
+
+    /// `gpu-worker/src/pipeline/mod.rs`, `write_state`.
+    fn write(&self, world: &mut World, run: Run, stands: Stands) -> bool {
+        if world.replace(run.version, stands, self.guarded) {
+            return true;
+        }
+        let is_own = world.stands.is_some_and(|stands| stands.run == run.number);
+        let version = world.version;
+        is_own && world.replace(version, stands, self.guarded)
     }
 
     fn rest(&self, world: &mut World, run: Run, attempts: u32) -> At {
@@ -271,7 +328,8 @@ impl Life {
             checkpoint: run.checkpoint,
             run: run.number,
         };
-        let written = if world.replace(run.version, stands, self.guarded) {
+        let written = if self.write(world, run, stands) {
+            world.forget_unnamed(run.unsure);
             if attempts < run.attempt {
                 world.seen.handed_back += 1;
             }
@@ -280,6 +338,16 @@ impl Life {
             Written::Refused
         };
         At::Settling(after_rest(std::time::Duration::ZERO, written))
+    }
+}
+
+/// The state that names a checkpoint.
+fn names(run: Run, checkpoint: Checkpoint) -> Stands {
+    Stands {
+        running: true,
+        attempt: run.attempt,
+        checkpoint: Some(checkpoint),
+        run: run.number,
     }
 }
 
@@ -325,22 +393,6 @@ fn ack_wait_passes(world: &mut World) -> Option<()> {
     if holder.at != At::Nothing && holder.message == message.number {
         world.left.taken_for_dead = world.left.taken_for_dead.checked_sub(1)?;
     }
-    Some(())
-}
-
-fn put_away(world: &mut World, worker: usize) -> Option<()> {
-    let At::Running(run) = world.workers[worker].at else {
-        return None;
-    };
-    if run.checkpoint.map_or(0, |checkpoint| checkpoint.step) >= run.step {
-        return None;
-    }
-    let checkpoint = Checkpoint {
-        attempt: run.attempt,
-        step: run.step,
-    };
-    world.checkpoints |= checkpoint.bit();
-    world.workers[worker].at = At::PuttingAway(run);
     Some(())
 }
 

@@ -9,6 +9,7 @@ use crate::world::{Canceller, End, MAX_ATTEMPTS, World};
 pub(crate) const NEWEST_STATE: &str =
     "the state is the latest run's: one taken for dead changes nothing";
 pub(crate) const ATTEMPTS: &str = "attempts are bounded";
+pub(crate) const CHECKPOINT: &str = "a checkpoint that the state names is there";
 
 type Holds = fn(&Life, &World) -> bool;
 
@@ -37,7 +38,7 @@ pub(crate) fn all() -> Vec<Property<Life>> {
             let stands = world.stands.map_or(0, |stands| stands.run);
             stands == world.seen.runs
         }),
-        ("a checkpoint that the state names is there", |_, world| {
+        (CHECKPOINT, |_, world| {
             let named = world.stands.and_then(|stands| stands.checkpoint);
             world.done.is_some() || named.is_none_or(|one| world.checkpoints & one.bit() != 0)
         }),

@@ -20,6 +20,8 @@ pub(crate) struct Mishaps {
     pub(crate) taken_for_dead: u8,
     /// A worker is asked to stop, and is started again; or the store takes nothing from it, and it leaves the task to another.
     pub(crate) stops: u8,
+    /// A worker hears nothing of the state that names its checkpoint, which is stored or not.
+    pub(crate) lost_answers: u8,
 }
 
 /// The task's `state` event.
@@ -72,6 +74,18 @@ pub(crate) struct Run {
     pub(crate) version: u8,
     pub(crate) step: u8,
     pub(crate) checkpoint: Option<Checkpoint>,
+    /// A checkpoint that a state of its own may name, of which it heard nothing.
+    pub(crate) unsure: Option<Checkpoint>,
+}
+
+impl Run {
+    /// What it is put away as now.
+    pub(crate) fn puts_away(&self) -> Checkpoint {
+        Checkpoint {
+            attempt: self.attempt,
+            step: self.step,
+        }
+    }
 }
 
 /// What a worker is at. Between any two of these it may die, or be overtaken.
@@ -199,6 +213,16 @@ impl World {
         self.stands = Some(stands);
         self.version += 1;
         true
+    }
+
+    /// Removes those objects that the state does not name.
+    pub(crate) fn forget_unnamed(&mut self, known: impl IntoIterator<Item = Checkpoint>) {
+        let named = self.stands.and_then(|stands| stands.checkpoint);
+        for checkpoint in known {
+            if named != Some(checkpoint) {
+                self.checkpoints &= !checkpoint.bit();
+            }
+        }
     }
 
     /// Creates the end, and says which one counts.
