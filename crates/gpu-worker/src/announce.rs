@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use contract::fleet::{BUCKET, MAX_AGE, WorkerRecord};
 use messaging::{Broker, BrokerError, Bucket};
 
+use crate::metrics;
 use crate::models::{Models, Status};
 use crate::worker::Worker;
 use lifecycle::chain;
@@ -30,6 +31,7 @@ impl Announcer {
         let mut every = tokio::time::interval(SOON);
         let mut bucket: Option<Bucket<WorkerRecord>> = None;
         let mut said: Option<(WorkerRecord, Instant)> = None;
+        let mut place = Place::default();
         loop {
             tokio::select! {
                 () = self.worker.stop.cancelled() => break,
@@ -42,13 +44,16 @@ impl Announcer {
             {
                 continue;
             }
-            match announce(&broker, &mut bucket, &record).await {
+            match announce(&broker, &mut bucket, &record, &mut place).await {
                 Ok(()) => said = Some((record, now)),
                 Err(error) => tracing::debug!(error = chain(&error), "not announced"),
             }
         }
+        // A namesake's record is not this worker's to take back.
         if let Some(bucket) = bucket
-            && let Err(error) = bucket.delete(&self.worker.name).await
+            && let Some(revision) = place.revision
+            && !place.is_shared
+            && let Err(error) = bucket.delete_at(&self.worker.name, revision).await
         {
             tracing::debug!(error = chain(&error), "the record vanishes by its age");
         }
@@ -77,6 +82,17 @@ impl Announcer {
     }
 }
 
+/// Where a worker's record stands.
+#[derive(Debug, Default)]
+struct Place {
+    /// Whether this worker has ever written there.
+    is_begun: bool,
+    /// Of what it has written last, if it was told.
+    revision: Option<u64>,
+    /// Whether another process has written there since this one began to.
+    is_shared: bool,
+}
+
 fn serves_the_same(before: &WorkerRecord, now: &WorkerRecord) -> bool {
     before.models == now.models && before.loading == now.loading
 }
@@ -85,12 +101,35 @@ async fn announce(
     broker: &Broker,
     bucket: &mut Option<Bucket<WorkerRecord>>,
     record: &WorkerRecord,
+    place: &mut Place,
 ) -> Result<(), BrokerError> {
     let bucket = match bucket {
         Some(bucket) => bucket,
         None => bucket.insert(broker.bucket(BUCKET, MAX_AGE).await?),
     };
-    bucket.put(&record.name, record).await.map(drop)
+    // Whoever cannot be read is no reason to say nothing.
+    let found = bucket.get(&record.name).await.ok().flatten();
+    match (place.revision.take(), found) {
+        // A copy that lags may show an older one.
+        (Some(own), Some(found)) if found.revision > own => {
+            place.is_shared = true;
+            metrics::namesake();
+            tracing::error!(
+                name = record.name,
+                device = found.value.device,
+                "another worker has this name: each may take the other's tasks for its own; give each its own worker.name"
+            );
+        }
+        (None, Some(found)) if !place.is_begun => tracing::warn!(
+            name = record.name,
+            device = found.value.device,
+            "a worker of this name was there a moment ago: one that was killed, or one that still runs"
+        ),
+        _ => {}
+    }
+    place.is_begun = true;
+    place.revision = Some(bucket.put(&record.name, record).await?);
+    Ok(())
 }
 
 /// A name that no other worker has: the machine's, and a few random characters.

@@ -105,6 +105,11 @@ pub(crate) fn hung(thread: &'static str) {
     metrics::counter!("inkstone_worker_hung_total", "thread" => thread).increment(1);
 }
 
+/// Another worker has announced itself by this one's name.
+pub(crate) fn namesake() {
+    metrics::counter!("inkstone_worker_namesakes_total").increment(1);
+}
+
 /// A node of the pipeline was passed.
 pub(crate) fn node(name: &'static str, took: Duration) {
     metrics::histogram!("inkstone_worker_node_seconds", "node" => name).record(took.as_secs_f64());

@@ -176,3 +176,22 @@ async fn a_worker_is_in_the_fleet_while_it_runs() {
     stop(worker).await;
     assert_eq!(fleet.get("painter").await.unwrap(), None);
 }
+
+#[tokio::test]
+async fn a_worker_that_stops_does_not_take_a_namesake_out_of_the_fleet() {
+    let platform = Platform::start().await;
+    let first = platform.worker(&[("worker.name", "painter")]).await;
+    let age = std::time::Duration::from_secs(15);
+    let fleet: Bucket<WorkerRecord> = platform.broker.bucket("WORKERS", age).await.unwrap();
+    let slots = async || {
+        let record = fleet.get("painter").await.unwrap();
+        record.map(|entry| entry.value.slots)
+    };
+    until("it is there", async || slots().await.is_some()).await;
+    let namesake = [("worker.name", "painter"), ("worker.slots", "7")];
+    let second = platform.worker(&namesake).await;
+    until("its namesake is", async || slots().await == Some(7)).await;
+    stop(first).await;
+    assert!(slots().await.is_some(), "it stays");
+    stop(second).await;
+}
