@@ -234,7 +234,11 @@ fn loses(before: &[bool], now: &[Vec<u8>]) -> bool {
 async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<(), SaveError> {
     if job.objects.len() >= MOST_OBJECTS {
         // What is known to have stood, once more: none of the states that nobody has answered for can stand after it.
-        let state = job.state.clone();
+        let state = State {
+            // Other bytes: it must not be taken for what stood there before.
+            at: Some(job.worker.log.now().into()),
+            ..job.state.clone()
+        };
         stand(job, state).await?;
     }
     let data = Bytes::from(file.encode_to_vec());
