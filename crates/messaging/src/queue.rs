@@ -344,13 +344,9 @@ impl Puller {
         let until = tokio::time::Instant::now() + limit;
         while let Ok(Some(message)) = tokio::time::timeout_at(until, messages.next()).await {
             match message {
-                Ok(message) => deliveries.push(Delivery {
-                    broker: self.broker.clone(),
-                    message,
-                    ack_wait: self.ack_wait,
-                    told: Mutex::new(Instant::now()),
-                    lapsed: AtomicBool::new(false),
-                }),
+                Ok(message) => {
+                    deliveries.push(Delivery::new(self.broker.clone(), message, self.ack_wait));
+                }
                 Err(error) if deliveries.is_empty() => {
                     return Err(BrokerError::request("pulling work")(error));
                 }
@@ -362,6 +358,17 @@ impl Puller {
 }
 
 impl Delivery {
+    /// A message that has just come.
+    fn new(broker: Broker, message: jetstream::Message, ack_wait: Duration) -> Self {
+        Self {
+            broker,
+            message,
+            ack_wait,
+            told: Mutex::new(Instant::now()),
+            lapsed: AtomicBool::new(false),
+        }
+    }
+
     /// What was published.
     pub fn payload(&self) -> &Bytes {
         &self.message.payload
