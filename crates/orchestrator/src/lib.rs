@@ -18,7 +18,7 @@
 //! * [`dispatch`] carries that out, from the backlog in TASKS to the workers' queue WORK;
 //! * [`partitions`] says whose queues this orchestrator does so for, where there are several;
 //! * [`letters`] lets operators look at what was given up, and try it again;
-//! * [`audit`] records who asked for what, [`retention`] lets go of what has expired;
+//! * [`audit`] records who asked for what, [`retention`] lets go of what has expired, [`leftovers`] of what killed processes left;
 //! * [`intake`] takes submissions from NATS producers, [`notices`] tells them, and webhooks, what became of tasks.
 //!
 //! Invariants kept here: **I1** (accepted means stored), **I2** with a cancel as one of the possible ends, **I6** (a fixed number
@@ -43,6 +43,7 @@ mod grpc;
 mod inputs;
 mod intake;
 mod learning;
+mod leftovers;
 mod letters;
 mod meter;
 mod models;
@@ -146,6 +147,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     deadlines::start(&service, &log);
     aged::start(&service, &log, &settings.streams).await?;
     retention::start(&service, &storage, &log, &settings.retention);
+    leftovers::start(&service, &storage, &log, &settings.retention);
     let dry_run = settings.retention.dry_run;
     let inputs = inputs::Inputs::new(storage, &settings.inputs, dry_run);
     inputs::start(&service, inputs.clone(), log.clone(), &settings.inputs);

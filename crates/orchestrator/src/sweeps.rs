@@ -28,7 +28,12 @@ pub(crate) struct Expired {
 impl Expired {
     /// One of so many bytes goes.
     pub(crate) fn count(&self, bytes: u64) {
-        self.objects.fetch_add(1, Ordering::Relaxed);
+        self.count_all(1, bytes);
+    }
+
+    /// So many of so many bytes together go.
+    pub(crate) fn count_all(&self, objects: u64, bytes: u64) {
+        self.objects.fetch_add(objects, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 

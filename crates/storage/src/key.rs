@@ -15,6 +15,8 @@ pub(crate) const IMAGES: &str = "images";
 pub(crate) const CHECKPOINTS: &str = "checkpoints";
 /// Where models' files lie.
 const ARTIFACTS: &str = "artifacts";
+/// How keys begin that the store is probed with.
+const PROBE: &str = "probe-";
 
 /// How a minute names a folder: ISO 8601, basic format, UTC.
 const MINUTE: &str = "%Y%m%dT%H%M";
@@ -118,7 +120,14 @@ impl Key {
 
     pub(crate) fn probe() -> Self {
         // Probes of different processes must not meet.
-        Self(format!("probe-{}", TaskId::random()))
+        Self(format!("{PROBE}{}", TaskId::random()))
+    }
+
+    /// The key of a probe, this process's or another's; `None` for everything else.
+    pub(crate) fn of_probe(text: &str) -> Option<Self> {
+        let id = text.strip_prefix(PROBE)?;
+        let made = id.parse::<TaskId>().is_ok();
+        made.then(|| Self(text.to_owned()))
     }
 
     /// The key as text.

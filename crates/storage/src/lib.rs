@@ -4,6 +4,7 @@
 //! idempotent: a key holds all of an object or none of it, and writing it again changes nothing. Keys are derived, never
 //! chosen, so a retry overwrites the same bytes and nothing else (invariant I3).
 
+mod drafts;
 mod drawn;
 mod durable;
 mod faults;
@@ -11,11 +12,12 @@ mod flush;
 mod inputs;
 mod key;
 mod open;
+mod probe;
 mod upload;
 mod whole;
 mod writers;
 
-use std::path::PathBuf;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -24,7 +26,9 @@ use object_store::path::Path;
 use object_store::prefix::PrefixStore;
 use object_store::{ObjectStore, ObjectStoreExt as _, PutPayload};
 use secrecy::{ExposeSecret as _, SecretString};
+use tokio::sync::Mutex;
 
+pub use drafts::{Drafts, Left};
 pub use drawn::{Drawn, Kind};
 pub use faults::FaultPlan;
 pub use inputs::Aged;
@@ -144,6 +148,10 @@ pub enum StorageError {
 #[derive(Clone)]
 pub struct Storage {
     store: Arc<dyn ObjectStore>,
+    /// Where objects lie, if that is a folder.
+    folder: Option<Arc<FilePath>>,
+    /// What this store is [probed](Self::probe) with, by one at a time.
+    probing: Arc<Mutex<Key>>,
 }
 
 impl Storage {
@@ -155,14 +163,16 @@ impl Storage {
         let url = || StorageError::Url {
             url: settings.url.clone(),
         };
+        let mut folder = None;
         let store: Arc<dyn ObjectStore> = match settings.url.split_once("://") {
             Some(("file", path)) if path.starts_with('/') => {
                 let path = PathBuf::from(path);
-                let folder = |source| StorageError::Folder {
+                let not_made = |source| StorageError::Folder {
                     path: path.clone(),
                     source,
                 };
-                std::fs::create_dir_all(&path).map_err(folder)?;
+                std::fs::create_dir_all(&path).map_err(not_made)?;
+                folder = Some(Arc::from(path.as_path()));
                 // Pictures must survive what the log survives, and a power loss with `sync_always` is part of that.
                 Arc::new(durable::Durable::open(&path).map_err(StorageError::Open)?)
             }
@@ -173,14 +183,19 @@ impl Storage {
             }
             _ => return Err(url()),
         };
+        let opened = Self {
+            store,
+            folder,
+            probing: Arc::new(Mutex::new(Key::probe())),
+        };
         if settings.faults.as_os_str().is_empty() {
-            return Ok(Self { store });
+            return Ok(opened);
         }
         if !settings.url.starts_with("file://") {
             return Err(StorageError::Faults);
         }
-        let store = Arc::new(faults::Faulty::new(store, settings.faults.clone()));
-        Ok(Self { store })
+        let store = Arc::new(faults::Faulty::new(opened.store, settings.faults.clone()));
+        Ok(Self { store, ..opened })
     }
 
     /// Stores an object whole, in place of one with the same key.
@@ -246,25 +261,6 @@ impl Storage {
         match self.store.delete(&path(key)).await {
             Ok(()) | Err(object_store::Error::NotFound { .. }) => Ok(()),
             Err(source) => Err(request("removing", key)(source)),
-        }
-    }
-
-    /// Writes a small object, reads it back and removes it: the only honest way to know that there is room.
-    ///
-    /// # Errors
-    /// When any of it fails, for instance because a disk is full.
-    pub async fn probe(&self) -> Result<(), StorageError> {
-        // Large enough to need a block of its own on a full disk.
-        const PROBE_BYTES: usize = 64 * 1024;
-        let key = Key::probe();
-        let data = Bytes::from(vec![0x5a; PROBE_BYTES]);
-        self.put(&key, data.clone()).await?;
-        let read = self.get(&key, PROBE_BYTES as u64).await;
-        self.delete(&key).await?;
-        if read? == data {
-            Ok(())
-        } else {
-            Err(StorageError::ReadBack)
         }
     }
 }
@@ -354,14 +350,6 @@ mod tests {
                 ..
             }
         ));
-    }
-
-    #[tokio::test]
-    async fn a_probe_leaves_nothing_behind() {
-        let (folder, storage) = scratch();
-        storage.probe().await.unwrap();
-        let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().collect();
-        assert!(left.is_empty(), "{left:?}");
     }
 
     #[test]
