@@ -25,6 +25,10 @@ const AGAIN: Duration = Duration::from_millis(500);
 /// Tasks that the one with many has open.
 const MANY: usize = 40;
 
+/// Of these, one in so many must begin within so many seconds less one: about as long as they wait, so that deadlines race with begins.
+const EXPIRES: u64 = 6;
+const LONGEST_EXPIRY: u64 = 16;
+
 /// How a caller behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Manner {
@@ -170,7 +174,11 @@ impl Caller {
         let mut open = VecDeque::new();
         while !self.stopped() {
             if open.len() < MANY {
-                let picture = self.picture(&[12, 30], &[1, 2]);
+                let mut picture = self.picture(&[12, 30], &[1, 2]);
+                if self.random.once_in(EXPIRES) {
+                    let seconds = self.random.between(1, LONGEST_EXPIRY);
+                    picture["expires_after_seconds"] = seconds.into();
+                }
                 match self.submit(&picture, None) {
                     Some(task) => open.push_back(task),
                     None => std::thread::sleep(AGAIN),

@@ -185,6 +185,17 @@ impl Cluster {
         self.run(name)
     }
 
+    /// Has the clock of an instance be wrong by so many seconds from its next start on.
+    pub(crate) fn set_clock(&mut self, name: &str, skew: i64) {
+        let environment = &mut self.instance_mut(name).environment;
+        for (_, value) in environment
+            .iter_mut()
+            .filter(|(key, _)| key.ends_with(settings::CLOCK))
+        {
+            *value = skew.to_string();
+        }
+    }
+
     /// Asks an instance to end.
     pub(crate) fn terminate(&mut self, name: &str) {
         let instance = self.instance_mut(name);

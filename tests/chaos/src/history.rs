@@ -156,6 +156,9 @@ pub enum Happened {
         images: u32,
         /// All that a picture follows from: prompt, seed, steps, size. Tasks with the same have the same pictures.
         look: String,
+        /// How long it may wait to begin, in seconds; 0 is for as long as it takes.
+        #[serde(default)]
+        expires_after_s: u32,
     },
     /// Where it stands.
     State {
@@ -176,6 +179,9 @@ pub enum Happened {
         code: String,
         /// Of a success.
         images: Vec<Picture>,
+        /// Whether it says when the task was begun.
+        #[serde(default)]
+        begun: bool,
         /// A digest of the event as it is stored: tells two ends apart.
         digest: String,
     },

@@ -44,6 +44,10 @@ const INSTANCE_RESTS: u64 = 4_000;
 /// How many of the processes have clocks that are wrong, one in so many, and by how many seconds at most.
 const SKEWED: u64 = 3;
 const SKEW: u64 = 90;
+/// How many of those that are ended come again with another clock, one in so many, and the part of the seed that these are drawn from: none of a
+/// caller's.
+const JUMPING: u64 = 3;
+const JUMPS: u64 = 1_000;
 
 /// One thing that goes wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -164,6 +168,9 @@ pub struct Plan {
     pub skews: BTreeMap<String, i64>,
     /// In order of time. All have ended when the clients end.
     pub strikes: Vec<Strike>,
+    /// By how many seconds the clock of a process is wrong from then on that a strike has ended, by the strike's place.
+    #[serde(default)]
+    pub jumps: BTreeMap<usize, i64>,
     /// Whether everything is restarted then, one after the other, while the clients go on.
     #[serde(default)]
     pub rolling: bool,
@@ -199,6 +206,7 @@ impl Plan {
             seed,
             length_ms,
             skews: skews(&mut random),
+            jumps: jumps(seed, &strikes),
             strikes,
             rolling: true,
         }
@@ -209,12 +217,30 @@ fn skews(random: &mut Random) -> BTreeMap<String, i64> {
     let mut skews = BTreeMap::new();
     for instance in INSTANCES {
         if random.once_in(SKEWED) {
-            let by = random.between(1, SKEW + 1) as i64;
-            let by = if random.once_in(2) { by } else { -by };
-            skews.insert(instance.to_owned(), by);
+            skews.insert(instance.to_owned(), skew(&mut random));
         }
     }
     skews
+}
+
+fn skew(random: &mut Random) -> i64 {
+    let by = random.between(1, SKEW + 1) as i64;
+    if random.once_in(2) { by } else { -by }
+}
+
+/// A process that comes again may find that its machine's clock was set meanwhile: for its peers it jumps. Drawn beside all else, so that
+/// the strikes of a seed are what they were.
+fn jumps(seed: u64, strikes: &[Strike]) -> BTreeMap<usize, i64> {
+    let mut random = Random::part(seed, JUMPS);
+    let ends =
+        |strike: &Strike| matches!(strike.fault, Fault::Kill { .. } | Fault::Terminate { .. });
+    let mut jumps = BTreeMap::new();
+    for (number, _) in strikes.iter().enumerate().filter(|(_, one)| ends(one)) {
+        if random.once_in(JUMPING) {
+            jumps.insert(number, skew(&mut random));
+        }
+    }
+    jumps
 }
 
 /// From when on each part may have its next fault.
@@ -327,6 +353,19 @@ mod tests {
         let plan: Plan = serde_json::from_str(text).unwrap();
         assert_eq!(plan.strikes[2].fault, Fault::StopNode { node: 2 });
         assert!(!plan.rolling);
+        assert!(plan.jumps.is_empty());
+    }
+
+    #[test]
+    fn clocks_jump_where_a_process_comes_again_and_nowhere_else() {
+        let plan = draw(1, 60);
+        assert!(plan.jumps.len() > 10, "{}", plan.jumps.len());
+        for (&number, by) in &plan.jumps {
+            let fault = &plan.strikes[number].fault;
+            let ends = matches!(fault, Fault::Kill { .. } | Fault::Terminate { .. });
+            assert!(ends, "{fault:?}");
+            assert!((1..=SKEW).contains(&by.unsigned_abs()));
+        }
     }
 
     #[test]

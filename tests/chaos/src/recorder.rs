@@ -119,6 +119,7 @@ fn submitted(submitted: &Submitted) -> Happened {
     let request = submitted.request.clone().unwrap_or_default();
     Happened::Submitted {
         images: request.images,
+        expires_after_s: request.expires_after_seconds,
         look: format!(
             "{:?} seed {} steps {} {}x{} images {}",
             request.prompt,
@@ -141,6 +142,7 @@ fn state(state: State) -> Happened {
 }
 
 fn ended(done: Done, payload: &[u8]) -> Happened {
+    let begun = done.started_at.is_some();
     let (outcome, code, images) = match done.outcome {
         Some(done::Outcome::Succeeded(succeeded)) => {
             let picture = |image: contract::task::StoredImage| Picture {
@@ -159,6 +161,7 @@ fn ended(done: Done, payload: &[u8]) -> Happened {
         outcome: outcome.to_owned(),
         code,
         images,
+        begun,
         digest: sha256_hex(payload),
     }
 }

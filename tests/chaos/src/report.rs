@@ -27,6 +27,7 @@ pub fn report(outcome: &Outcome) -> String {
     for (kind, count) in kinds {
         let _ = writeln!(text, "{count:>10}  {kind}");
     }
+    let _ = writeln!(text, "{:>10}  clocks that jump", plan.jumps.len());
     let _ = writeln!(text, "\nseen:");
     for (figure, value) in &outcome.verdict.figures {
         let _ = writeln!(text, "{value:>10}  {figure}");

@@ -209,6 +209,9 @@ async fn damage(plan: &Plan, cluster: &mut Cluster, history: &History) -> Result
         open = still;
         for (_, number, node) in over {
             let of = plan.strikes[number].fault.clone();
+            if let (Some(&by), Some(instance)) = (plan.jumps.get(&number), of.instance()) {
+                cluster.set_clock(instance, by);
+            }
             end(&of, node, cluster)?;
             history.note(
                 "chaos",

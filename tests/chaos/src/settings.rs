@@ -10,6 +10,8 @@ use crate::checker::Rules;
 pub(crate) const OBJECTS: &str = "objects";
 /// Where processes look which requests to it are to fail.
 pub(crate) const FAULTS: &str = "store-faults.json";
+/// By how many seconds a process's clock is wrong, behind its service's name.
+pub(crate) const CLOCK: &str = "PROCESS__CLOCK_OFFSET";
 /// The policy of all callers.
 pub(crate) const POLICY: &str = "dev";
 /// Pictures that a tenant may have drawn in a day: so many, and more for each minute that the run takes, to a limit. More than these machines
@@ -27,6 +29,8 @@ pub(crate) const REQUESTS_PER_SECOND: u64 = 200;
 const WINDOW: usize = 6;
 /// Times that a task is taken up. More workers die here than in a life.
 const MAX_ATTEMPTS: u32 = 20;
+/// `worker.ack_wait`: no sooner is a task taken up again whose worker is not heard of.
+const ACK_WAIT_MS: u64 = 5_000;
 const CHECKPOINT_EVERY_MS: u64 = 1_000;
 /// The step that is under way when the interval is over, and then the time to write the checkpoint: an object on this disk and a state on two of
 /// three brokers. Runs that shared two cores with compilers drew 0.9 s again at most, interval and all; twice the interval on top is for
@@ -56,6 +60,7 @@ pub(crate) fn rules(polite: &str, length_ms: u64) -> Rules {
         overtakers: 3 * WINDOW,
         left_by_a_kill: images_per_day(length_ms) / PART_SET_ASIDE + MOST_OF_A_TASK,
         write_ms: WRITE_MS,
+        attempt_ms: ACK_WAIT_MS,
     }
 }
 
@@ -97,7 +102,7 @@ pub(crate) fn environment(
     let address = |port: u16| format!("127.0.0.1:{port}");
     let mut settings = vec![
         ("PROCESS__ADMIN_LISTEN", address(ports.1)),
-        ("PROCESS__CLOCK_OFFSET", skew.to_string()),
+        (CLOCK, skew.to_string()),
         ("PROCESS__SHUTDOWN_GRACE", format!("{}s", grace_s(service))),
     ];
     if let Some(url) = urls.get("broker") {
@@ -166,7 +171,7 @@ fn own(name: &str, service: &str, text: &impl Fn(&str) -> String) -> Vec<(&'stat
         "gpu-worker" => vec![
             ("WORKER__NAME", name.to_owned()),
             ("WORKER__CACHE_DIR", text(&format!("cache/{name}"))),
-            ("WORKER__ACK_WAIT", "5s".to_owned()),
+            ("WORKER__ACK_WAIT", format!("{ACK_WAIT_MS}ms")),
             ("WORKER__MAX_ATTEMPTS", MAX_ATTEMPTS.to_string()),
             (
                 "ENGINE__CHECKPOINT_EVERY",

@@ -1,13 +1,13 @@
 //! Nobody is charged for a task that does not exist, and for none twice.
 //!
-//! A task is charged when it is accepted, and one that is cancelled is given back (ADR 22); an orchestrator that is killed leaves what it had
+//! A task is charged when it is accepted, and one that is cancelled, or does not begin in time, is given back (ADR 22); an orchestrator that is killed leaves what it had
 //! set aside, or was about to give back, as used. So what was charged lies between what the tasks that were not cancelled asked for and that
 //! and what the disturbances left. How much that may be is counted for each disturbance of an orchestrator or of the broker; what was
 //! charged in peace, when nothing explains a difference, is judged to the picture.
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Calm, Disturbed, Evidence, Log, Verdict, heard_by_task};
+use super::{Calm, Disturbed, EXPIRED, Evidence, Log, Verdict, heard_by_task};
 use crate::history::{Entry, Happened, TaskEvent, What};
 use crate::plan::Fault;
 
@@ -33,9 +33,9 @@ pub(super) fn check(evidence: &Evidence, log: &Log, verdict: &mut Verdict) {
         *most = images.max(*most);
         if task
             .done
-            .is_some_and(|done| is_cancelled(&done.event.event))
+            .is_some_and(|done| is_given_back(&done.event.event))
         {
-            verdict.count("pictures cancelled", images);
+            verdict.count("pictures cancelled or expired", images);
             if given_back.contains(id) && !evidence.over_midnight {
                 continue;
             }
@@ -94,7 +94,7 @@ fn in_peace(evidence: &Evidence, log: &Log, verdict: &mut Verdict) {
         let images = u64::from(*images);
         if task
             .done
-            .is_some_and(|done| is_cancelled(&done.event.event))
+            .is_some_and(|done| is_given_back(&done.event.event))
         {
             let figure = match taken_up.contains(id) {
                 true => "pictures cancelled in peace, taken up",
@@ -122,8 +122,17 @@ fn is_doubtful(entry: &Entry) -> bool {
     }
 }
 
-fn is_cancelled(event: &Happened) -> bool {
-    matches!(event, Happened::Done { outcome, .. } if outcome == "cancelled")
+/// Nothing is charged for a task that was cancelled, or that did not begin in time.
+fn is_given_back(event: &Happened) -> bool {
+    match event {
+        Happened::Done {
+            outcome,
+            code,
+            begun,
+            ..
+        } => outcome == "cancelled" || (code == EXPIRED && !begun),
+        _ => false,
+    }
 }
 
 /// The tasks that a worker was heard to take up.
@@ -260,6 +269,23 @@ mod tests {
             evidence.entries.push(entry(at, "harness", what));
         }
         assert_eq!(losses(&evidence), 2 * 2 + 2);
+    }
+
+    #[test]
+    fn a_task_that_did_not_begin_in_time_and_is_charged_is_found() {
+        let mut evidence = good();
+        with_another(&mut evidence, "task-2", failed("task-2", EXPIRED));
+        if let Happened::Submitted {
+            expires_after_s, ..
+        } = &mut evidence.log[3].event.event
+        {
+            *expires_after_s = 5;
+        }
+        let end = What::Event(event("task-2", failed("task-2", EXPIRED)));
+        evidence.entries.push(entry(90, "listener", end));
+        assert_eq!(super::super::check(&evidence).violations, []);
+        evidence.charged.insert(TENANT.to_owned(), 2);
+        assert_eq!(violated(&evidence), CHARGED);
     }
 
     fn calm() -> Evidence {

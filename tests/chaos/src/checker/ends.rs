@@ -1,9 +1,13 @@
 //! Every accepted task ends exactly once, and the same submission twice is one task (invariants I1 and I2).
+//!
+//! A task may fail because its attempts are used up, where faults used them up: each that was there while the task lived costs it one, and
+//! one that lasts another each time that the task can have been taken up again meanwhile.
 
 use std::collections::BTreeMap;
 
-use super::{Evidence, Log, Verdict, all_ends};
+use super::{EXPIRED, Evidence, Log, Verdict, all_ends};
 use crate::history::{Happened, What};
+use crate::plan::Fault;
 
 const ONCE: &str = "every accepted task ends exactly once";
 const ONE_TASK: &str = "the same submission twice is one task";
@@ -53,11 +57,79 @@ pub(super) fn check(evidence: &Evidence, log: &Log, verdict: &mut Verdict) {
         };
         if let Happened::Done { outcome, code, .. } = &done.event.event {
             verdict.count(outcome, 1);
-            if outcome == "failed" && code != EXHAUSTED {
+            if outcome != "failed" || code == EXPIRED {
+                continue;
+            }
+            if code != EXHAUSTED {
                 verdict.violated(FAILED, format!("{id} failed with {code}"));
+                continue;
+            }
+            let (cost, most) = (cost(evidence, id), u64::from(evidence.rules.max_attempts));
+            if cost < most {
+                let text = format!("{id} used up {most} attempts, of which faults explain {cost}");
+                verdict.violated(FAILED, text);
             }
         }
     }
+}
+
+/// Attempts that a task can have lost to faults. More than it did: whom a fault struck is not looked at, and the platform may need until it has settled
+/// to be itself again. That is all there can be, for a task that was taken from its worker is taken up again after the ack wait, and one that failed
+/// rests for as long on average; what a worker hands back that is asked to end costs none, unless that it does is not stored.
+fn cost(evidence: &Evidence, task: &str) -> u64 {
+    let rules = &evidence.rules;
+    let (first, last) = life(evidence, task);
+    let first = first.saturating_sub(rules.settle_ms);
+    let of_span = |from: u64, until: u64| {
+        let (from, until) = (from.max(first), until.min(last));
+        let lasted = until.checked_sub(from);
+        lasted.map_or(0, |lasted| 1 + lasted / rules.attempt_ms.max(1))
+    };
+    let mut open: BTreeMap<usize, u64> = BTreeMap::new();
+    let mut cost = 0;
+    for entry in &evidence.entries {
+        let at = entry.at_ms;
+        match &entry.what {
+            What::Ended { .. } => cost += u64::from((first..=last).contains(&at)),
+            What::Strike { begins, of, .. }
+                if matches!(of, Fault::Kill { .. } | Fault::Terminate { .. }) =>
+            {
+                // It is over at once; what was there is gone and comes again as another.
+                cost += u64::from(*begins && (first..=last).contains(&at));
+            }
+            What::Strike {
+                number,
+                begins: true,
+                ..
+            } => {
+                open.insert(*number, at);
+            }
+            What::Strike { number, .. } => {
+                let from = open.remove(number);
+                cost += from.map_or(0, |from| of_span(from, at + rules.settle_ms));
+            }
+            _ => {}
+        }
+    }
+    let unended = open.into_values();
+    cost + unended.map(|from| of_span(from, last)).sum::<u64>()
+}
+
+/// From when a task was first heard of until its end was.
+fn life(evidence: &Evidence, task: &str) -> (u64, u64) {
+    let (mut first, mut last) = (None, None);
+    for entry in &evidence.entries {
+        let ended = match &entry.what {
+            What::Accepted { task: of, .. } if of == task => false,
+            What::Event(event) if event.task == task => {
+                matches!(event.event, Happened::Done { .. })
+            }
+            _ => continue,
+        };
+        first = first.or(Some(entry.at_ms));
+        last = last.or(ended.then_some(entry.at_ms));
+    }
+    (first.unwrap_or(0), last.unwrap_or(u64::MAX))
 }
 
 #[cfg(test)]
@@ -107,18 +179,62 @@ mod tests {
 
     #[test]
     fn a_failure_that_no_death_explains_is_found() {
-        for (code, found) in [(EXHAUSTED, false), ("internal", true)] {
-            let mut evidence = good();
-            let mut end = cancelled("task-2");
-            if let Happened::Done {
-                outcome, code: of, ..
-            } = &mut end
-            {
-                (*outcome, *of) = ("failed".to_owned(), code.to_owned());
+        for (code, kills, found) in [
+            (EXHAUSTED, 3, false),
+            (EXHAUSTED, 2, true),
+            ("internal", 3, true),
+        ] {
+            let mut evidence = exhausted(code);
+            for number in 0..kills {
+                let instance = "gpu-worker-1".to_owned();
+                strikes(
+                    &mut evidence,
+                    number,
+                    Fault::Kill { instance },
+                    (1_000, 2_000),
+                );
             }
-            with_another(&mut evidence, "task-2", end);
-            evidence.charged.insert(TENANT.to_owned(), 2);
+            assert_eq!(!super::super::check(&evidence).violations.is_empty(), found);
+            if found {
+                assert_eq!(violated(&evidence), FAILED);
+            }
+        }
+    }
+
+    /// A task that lives from 500 ms to 30 s and fails.
+    fn exhausted(code: &str) -> Evidence {
+        let mut evidence = good();
+        with_another(&mut evidence, "task-2", failed("task-2", code));
+        evidence.charged.insert(TENANT.to_owned(), 2);
+        for (at, what) in [(500, submitted()), (30_000, failed("task-2", code))] {
+            let what = What::Event(event("task-2", what));
+            evidence.entries.push(entry(at, "listener", what));
+        }
+        evidence
+    }
+
+    fn strikes(evidence: &mut Evidence, number: usize, of: Fault, (from, until): (u64, u64)) {
+        for (at, begins) in [(from, true), (until, false)] {
+            let what = strike(number, begins, of.clone());
+            evidence.entries.push(entry(at, "harness", what));
+        }
+        evidence.entries.sort_by_key(|entry| entry.at_ms);
+    }
+
+    #[test]
+    fn a_fault_that_lasts_explains_an_attempt_for_each_time_the_task_can_have_been_taken_up() {
+        let stop = || Fault::Stop {
+            instance: "gpu-worker-1".to_owned(),
+        };
+        // With what settles after it, five seconds and ten.
+        for (until, found) in [(1_000, true), (6_000, false)] {
+            let mut evidence = exhausted(EXHAUSTED);
+            strikes(&mut evidence, 0, stop(), (1_000, until));
             assert_eq!(!super::super::check(&evidence).violations.is_empty(), found);
         }
+        // It came after the task's end.
+        let mut evidence = exhausted(EXHAUSTED);
+        strikes(&mut evidence, 0, stop(), (31_000, 60_000));
+        assert_eq!(violated(&evidence), FAILED);
     }
 }

@@ -4,6 +4,7 @@
 //! generous: a machine that is slow is no violation.
 
 mod charge;
+mod deadline;
 mod ends;
 mod fairness;
 mod order;
@@ -91,12 +92,18 @@ pub struct Rules {
     /// How long an orchestrator waits for a write, in milliseconds: one after the other, for one tenant.
     #[serde(default = "five_seconds")]
     pub write_ms: u64,
+    /// The shortest time after which a fault that lasts can cost a task another attempt, in milliseconds.
+    #[serde(default = "five_seconds")]
+    pub attempt_ms: u64,
 }
 
 /// What all runs had before it was written down.
 fn five_seconds() -> u64 {
     5_000
 }
+
+/// What a task fails with that did not begin in time.
+const EXPIRED: &str = "deadline_exceeded";
 
 /// What did not hold.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -143,6 +150,7 @@ pub fn check(evidence: &Evidence) -> Verdict {
     let mut verdict = Verdict::default();
     let log = Log::of(evidence);
     ends::check(evidence, &log, &mut verdict);
+    deadline::check(evidence, &log, &mut verdict);
     results::check(evidence, &log, &mut verdict);
     order::check(evidence, &log, &mut verdict);
     rework::check(evidence, &mut verdict);

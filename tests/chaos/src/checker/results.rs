@@ -20,6 +20,7 @@ pub(super) fn check(evidence: &Evidence, log: &Log, verdict: &mut Verdict) {
         let Happened::Submitted {
             images: asked,
             look,
+            ..
         } = &submitted.event.event
         else {
             continue;

@@ -20,6 +20,7 @@ pub(crate) fn submitted() -> Happened {
     Happened::Submitted {
         images: 1,
         look: "a cat".to_owned(),
+        expires_after_s: 0,
     }
 }
 
@@ -45,6 +46,7 @@ pub(crate) fn succeeded(task: &str) -> Happened {
         outcome: "succeeded".to_owned(),
         code: String::new(),
         images: vec![picture(task)],
+        begun: true,
         digest: format!("end of {task}"),
     }
 }
@@ -54,8 +56,20 @@ pub(crate) fn cancelled(task: &str) -> Happened {
         outcome: "cancelled".to_owned(),
         code: String::new(),
         images: Vec::new(),
+        begun: false,
         digest: format!("end of {task}"),
     }
+}
+
+pub(crate) fn failed(task: &str, code: &str) -> Happened {
+    let mut end = cancelled(task);
+    if let Happened::Done {
+        outcome, code: of, ..
+    } = &mut end
+    {
+        (*outcome, *of) = ("failed".to_owned(), code.to_owned());
+    }
+    end
 }
 
 pub(crate) fn entry(at_ms: u64, who: &str, what: What) -> Entry {
@@ -132,6 +146,7 @@ pub(crate) fn good() -> Evidence {
             overtakers: 2,
             left_by_a_kill: 10,
             write_ms: 5_000,
+            attempt_ms: 5_000,
         },
     }
 }
