@@ -1,14 +1,16 @@
 //! What lies there at the end of a run: in the log, in the object store, and on the days of its tenants.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use audit::{Chain, Head};
 use messaging::Broker;
 use serde_json::Value;
 use storage::sha256_hex;
 
-use crate::checker::{Evidence, Object};
+use crate::checker::{Evidence, Left, Object};
 use crate::cluster::Cluster;
 use crate::error::ChaosError;
 use crate::history::History;
@@ -34,10 +36,16 @@ pub(crate) async fn gather(
     if pictures.is_dir() {
         read_objects(&root, &pictures, &mut objects)?;
     }
+    let charged = charged(broker).await?;
+    // Some seconds after the last end: what a worker removes then is gone.
+    let mut left = Left::default();
+    look_beside(&root, &root, &mut left)?;
+    audited(&root.join("audit"), &mut left)?;
     Ok(Evidence {
         log: recorder::log(broker).await?,
         objects,
-        charged: charged(broker).await?,
+        charged,
+        left: Some(left),
         entries: history.entries(),
         ..Evidence::default()
     })
@@ -66,6 +74,70 @@ fn read_objects(
         };
         objects.insert(key.display().to_string(), object);
     }
+    Ok(())
+}
+
+/// What lies in a folder; services still write and remove there.
+fn listed(folder: &Path) -> Result<Vec<PathBuf>, ChaosError> {
+    let file = |source| ChaosError::File {
+        path: folder.to_owned(),
+        source,
+    };
+    let entries = match std::fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.map_err(file)?,
+    };
+    let paths = entries.map(|entry| entry.map(|entry| entry.path()));
+    paths.collect::<Result<_, _>>().map_err(file)
+}
+
+/// Probes, drafts and checkpoints below a folder.
+fn look_beside(root: &Path, folder: &Path, left: &mut Left) -> Result<(), ChaosError> {
+    for path in listed(folder)? {
+        if path.is_dir() {
+            look_beside(root, &path, left)?;
+            continue;
+        }
+        let key = path.strip_prefix(root).unwrap_or(&path).to_string_lossy();
+        let draft = key.rsplit_once('#');
+        if draft.is_some_and(|(_, number)| number.bytes().all(|b| b.is_ascii_digit())) {
+            left.drafts += 1;
+        } else if key.starts_with("probe-") {
+            left.probes += 1;
+        } else if let Some(("checkpoints", key)) = key.split_once('/')
+            && let Some((task, _)) = key.split_once('/')
+        {
+            left.checkpoints.insert(task.to_owned());
+        }
+    }
+    Ok(())
+}
+
+/// Reads the files of the audit chain as one, as `inkstone audit verify` does.
+fn audited(folder: &Path, left: &mut Left) -> Result<(), ChaosError> {
+    let mut files = Vec::new();
+    for day in listed(folder)? {
+        files.extend(listed(&day)?);
+    }
+    files.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "jsonl")
+    });
+    // A name begins with its first record's number, in twenty digits.
+    files.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
+    let mut chain = Chain::after(Head::genesis());
+    for path in files {
+        let data = std::fs::read(&path).map_err(|source| ChaosError::File {
+            path: path.clone(),
+            source,
+        })?;
+        if let Err(error) = audit::file::check(&mut chain, &data, |_| ()) {
+            let error = lifecycle::chain(&error);
+            left.broken = Some(format!("{}: {error}", path.display()));
+            break;
+        }
+    }
+    left.records = chain.head().sequence;
     Ok(())
 }
 

@@ -165,6 +165,8 @@ fn own(name: &str, service: &str, text: &impl Fn(&str) -> String) -> Vec<(&'stat
             let mut settings: Vec<_> = small.map(|key| (key, "16MiB".to_owned())).into();
             settings.push(("STREAMS__TASK_MAX_SIZE", "256MiB".to_owned()));
             settings.push(("AUDIT__MAX_SIZE", "32MiB".to_owned()));
+            // So that there are files when a short run is over.
+            settings.push(("AUDIT__EXPORT_EVERY", "10s".to_owned()));
             settings.push(("SCHEDULING__WINDOW", WINDOW.to_string()));
             settings
         }

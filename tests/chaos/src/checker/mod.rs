@@ -7,6 +7,7 @@ mod charge;
 mod deadline;
 mod ends;
 mod fairness;
+mod left;
 mod order;
 mod results;
 mod rework;
@@ -33,6 +34,9 @@ pub struct Evidence {
     pub objects: BTreeMap<String, Object>,
     /// Pictures that each tenant was charged for.
     pub charged: BTreeMap<String, u64>,
+    /// What else lay in the object store then; none in evidence of before it was looked at.
+    #[serde(default)]
+    pub left: Option<Left>,
     /// What was done in peace, when everything had been mended; none where that was left out.
     #[serde(default)]
     pub calm: Option<Calm>,
@@ -41,6 +45,21 @@ pub struct Evidence {
     pub over_midnight: bool,
     /// What the platform was told.
     pub rules: Rules,
+}
+
+/// What lies in the object store beside pictures.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Left {
+    /// Objects with which processes ask whether the store is well.
+    pub probes: u64,
+    /// Files that were to become objects.
+    pub drafts: u64,
+    /// The tasks of which there is a checkpoint.
+    pub checkpoints: BTreeSet<String>,
+    /// Records of the audit chain, up to the first that is wrong.
+    pub records: u64,
+    /// What is wrong with the audit chain.
+    pub broken: Option<String>,
 }
 
 /// The phase in which nothing is disturbed and charges are judged to the picture.
@@ -157,6 +176,7 @@ pub fn check(evidence: &Evidence) -> Verdict {
     fairness::check(evidence, &mut verdict);
     charge::check(evidence, &log, &mut verdict);
     rolling::check(evidence, &mut verdict);
+    left::check(evidence, &log, &mut verdict);
     verdict.violations.sort();
     verdict.violations.dedup();
     verdict

@@ -135,6 +135,7 @@ pub(crate) fn good() -> Evidence {
         )]
         .into(),
         charged: [(TENANT.to_owned(), 1)].into(),
+        left: None,
         calm: None,
         over_midnight: false,
         rules: Rules {
