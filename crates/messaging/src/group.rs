@@ -9,7 +9,7 @@ use async_nats::jetstream::response::Response;
 use bytes::Bytes;
 use futures::future::join_all;
 
-use crate::log::{EXPECTED_SUBJECT, trace_headers};
+use crate::append::{EXPECTED_SUBJECT, trace_headers};
 use crate::{Appended, BrokerError, Event, EventLog, REQUEST_TIMEOUT};
 
 const BATCH_ID: &str = "Nats-Batch-Id";

@@ -7,6 +7,7 @@
 //! Two facts shape it. A publish that times out is ambiguous: it may have been stored, so appends read back
 //! before they report. And `ack()` is silent, so acknowledgements here are confirmed by the server.
 
+mod append;
 mod bucket;
 mod group;
 mod leader;
@@ -25,11 +26,12 @@ use async_nats::jetstream::stream::{Config, Republish};
 use bytes::Bytes;
 use futures::{Stream, StreamExt as _};
 
+pub use append::{Appended, Replaced};
 pub use async_nats::jetstream::stream::RetentionPolicy;
 pub use bucket::{Bucket, Change, Entry, Snapshot, Written};
 pub use group::{MAX_GROUP, Manner, NewEvent};
 pub use leader::Extent;
-pub use log::{Appended, Event, EventLog, MAX_BATCH, Page, Replaced};
+pub use log::{Event, EventLog, MAX_BATCH, Page};
 pub use queue::{Coming, Delivery, Outgoing, Puller, WorkQueue};
 pub use reader::Reader;
 

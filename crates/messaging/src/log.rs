@@ -1,23 +1,17 @@
-//! A stream as a log of keyed events: create-only or last-one-counts per subject.
+//! A stream as a log of keyed events: how they are read and removed. How they are written is in `append`.
 
 use std::time::SystemTime;
 
 use async_nats::HeaderMap;
-use async_nats::jetstream::context::{PublishError, PublishErrorKind};
-use async_nats::jetstream::message::PublishMessage;
 use async_nats::jetstream::response::Response;
 use async_nats::jetstream::stream::DeleteMessageErrorKind;
 use bytes::Bytes;
 use futures::StreamExt as _;
 
-use crate::group::NewEvent;
 use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 
-/// To which subjects `Nats-Expected-Last-Subject-Sequence` looks (nats-server 2.11); the client library has no name for it.
-pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
 /// In answers: how many events that match are still to come.
 const PENDING: &str = "Nats-Num-Pending";
-const APPENDING: &str = "appending an event";
 /// The most events that one read returns.
 pub const MAX_BATCH: usize = 512;
 
@@ -26,24 +20,6 @@ pub const MAX_BATCH: usize = 512;
 pub struct EventLog {
     pub(crate) broker: Broker,
     pub(crate) stream: &'static str,
-}
-
-/// What came of a create-only append.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Appended {
-    /// It is stored now.
-    Created,
-    /// Something was there first: its payload.
-    Exists(Bytes),
-}
-
-/// What came of putting an event in another's place, or behind it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Replaced {
-    /// It is stored, at this place in the stream.
-    Stored(u64),
-    /// Another one was there.
-    Refused,
 }
 
 /// One stored event.
@@ -95,114 +71,6 @@ impl EventLog {
         Self { broker, stream }
     }
 
-    /// Stores an event unless there is something at any subject of its family. The stream's acknowledgement has been seen when
-    /// this returns. An answer that got lost is settled by reading back.
-    ///
-    /// # Errors
-    /// [`BrokerError::NotStored`] when it is not; any other when that is not known. Then it may still be: the caller must be ready to find it.
-    pub async fn create(&self, event: &NewEvent) -> Result<Appended, BrokerError> {
-        if !self.broker.is_connected() {
-            return Err(BrokerError::not_stored(APPENDING)(
-                self.broker.unreachable(),
-            ));
-        }
-        let message = PublishMessage::build()
-            .payload(event.payload.clone())
-            .headers(event.headers.clone())
-            .expected_last_subject_sequence(0)
-            .header(EXPECTED_SUBJECT, event.family.as_str());
-        let Err(error) = self.publish(&event.subject, message).await else {
-            return Ok(Appended::Created);
-        };
-        let ambiguous = match error.kind() {
-            PublishErrorKind::WrongLastSequence => false,
-            PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => true,
-            // Nobody listens at the stream's subjects, as between two of its leaders; or the client has not sent it.
-            PublishErrorKind::StreamNotFound
-            | PublishErrorKind::MaxAckPending
-            | PublishErrorKind::MaxPayloadExceeded => {
-                return Err(BrokerError::not_stored(APPENDING)(error));
-            }
-            _ => return Err(BrokerError::request(APPENDING)(error)),
-        };
-        // In a box: hardly any needs it, and hundreds of these are under way at once.
-        match Box::pin(self.last(&event.family)).await? {
-            Some(found) if ambiguous && found.payload == event.payload => Ok(Appended::Created),
-            Some(found) => Ok(Appended::Exists(found.payload)),
-            None => Err(BrokerError::request(APPENDING)(error)),
-        }
-    }
-
-    /// Stores `payload` at `subject`, in place of what was there.
-    ///
-    /// # Errors
-    /// When it is not known to be stored.
-    pub async fn put(&self, subject: &str, payload: Bytes) -> Result<(), BrokerError> {
-        let message = PublishMessage::build()
-            .payload(payload)
-            .headers(trace_headers());
-        let stored = self.publish(subject, message).await;
-        stored
-            .map(drop)
-            .map_err(BrokerError::request("writing an event"))
-    }
-
-    /// Stores `payload` at `subject` in place of the event with the sequence `after`, 0 for none; no payload is ever written twice.
-    /// An answer that got lost is settled by reading back.
-    ///
-    /// # Errors
-    /// When it is not known to be stored. Try again: one that was stored is found.
-    pub async fn replace(
-        &self,
-        subject: &str,
-        payload: Bytes,
-        after: u64,
-    ) -> Result<Replaced, BrokerError> {
-        let message = PublishMessage::build()
-            .payload(payload.clone())
-            .headers(trace_headers())
-            .expected_last_subject_sequence(after);
-        match self.publish(subject, message).await {
-            Ok(sequence) => Ok(Replaced::Stored(sequence)),
-            Err(error) => settled(error, &payload, after, self.last(subject)).await,
-        }
-    }
-
-    /// Stores an event behind the one with the sequence `after`, 0 for none, if that is the last of its family; no payload is ever written
-    /// twice. An answer that got lost is settled by reading back the family's last event: where that is a later one, this one counts as refused.
-    ///
-    /// # Errors
-    /// [`BrokerError::Full`] where there is no room. Any other when it is not known to be stored. It may still be: the caller must be ready to
-    /// find it.
-    pub async fn append(&self, event: &NewEvent, after: u64) -> Result<Replaced, BrokerError> {
-        let message = PublishMessage::build()
-            .payload(event.payload.clone())
-            .headers(event.headers.clone())
-            .expected_last_subject_sequence(after)
-            .header(EXPECTED_SUBJECT, event.family.as_str());
-        match self.publish(&event.subject, message).await {
-            Ok(sequence) => Ok(Replaced::Stored(sequence)),
-            Err(error) if crate::is_full(&error) => Err(BrokerError::Full {
-                stream: self.stream,
-            }),
-            Err(error) => settled(error, &event.payload, after, self.newest(&event.family)).await,
-        }
-    }
-
-    async fn publish(&self, subject: &str, message: PublishMessage) -> Result<u64, PublishError> {
-        // Without a connection the client would keep the message and send it later, when whoever waited has been told
-        // that it failed: an accepted task that nobody knows of.
-        if !self.broker.is_connected() {
-            return Err(PublishErrorKind::BrokenPipe.into());
-        }
-        let message = message.expected_stream(self.stream);
-        let sent = self
-            .broker
-            .jetstream()
-            .send_publish(subject.to_owned(), message);
-        sent.await?.await.map(|stored| stored.sequence)
-    }
-
     /// The last event at `subject`, which may hold wildcards.
     ///
     /// # Errors
@@ -221,7 +89,7 @@ impl EventLog {
     }
 
     /// The last event at all the subjects that `filter` matches, however many they are.
-    async fn newest(&self, filter: &str) -> Result<Option<Event>, BrokerError> {
+    pub(crate) async fn newest(&self, filter: &str) -> Result<Option<Event>, BrokerError> {
         let request = serde_json::json!({ "last_by_subj": filter });
         let place = format!("$JS.API.DIRECT.GET.{}", self.stream);
         self.ask(place, Bytes::from(request.to_string())).await
@@ -421,27 +289,6 @@ impl EventLog {
     }
 }
 
-/// What came of a write behind `after` that was refused, or whose answer got lost: `found` looks where it would be.
-async fn settled(
-    error: PublishError,
-    payload: &Bytes,
-    after: u64,
-    found: impl Future<Output = Result<Option<Event>, BrokerError>>,
-) -> Result<Replaced, BrokerError> {
-    let ambiguous = match error.kind() {
-        PublishErrorKind::WrongLastSequence => false,
-        PublishErrorKind::TimedOut | PublishErrorKind::BrokenPipe => true,
-        _ => return Err(BrokerError::request("writing an event")(error)),
-    };
-    match found.await? {
-        Some(found) if found.payload == *payload => Ok(Replaced::Stored(found.sequence)),
-        found if ambiguous && found.as_ref().map_or(0, |found| found.sequence) <= after => {
-            Err(BrokerError::request("writing an event")(error))
-        }
-        _ => Ok(Replaced::Refused),
-    }
-}
-
 /// The present, by the clock of the broker that leads a stream.
 pub(crate) async fn time(broker: &Broker, stream: &str) -> Result<SystemTime, BrokerError> {
     #[derive(serde::Deserialize)]
@@ -519,10 +366,4 @@ pub(crate) fn event(message: async_nats::Message) -> Result<Event, BrokerError> 
             source: "subject or sequence is missing".into(),
         }),
     }
-}
-
-pub(crate) fn trace_headers() -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    telemetry::inject(|name, value| headers.insert(name, value));
-    headers
 }

@@ -12,7 +12,7 @@ use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
 use futures::StreamExt as _;
 
-use crate::log::trace_headers;
+use crate::append::trace_headers;
 use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 
 /// How long one pull waits for messages before it is asked again.

@@ -3,6 +3,7 @@
 use contract::TaskId;
 use contract::task::{Phase, State};
 
+use crate::lagging::Lagging;
 use crate::support::{Bench, bench, scratch_log, submit_one, tenant};
 
 fn running(worker: &str, attempt: u32) -> State {
@@ -51,6 +52,37 @@ async fn a_state_whose_answer_was_lost_is_found_when_it_is_written_again() {
     let again = log.replace_state(&task, &state, 0).await.unwrap();
     assert_eq!(again, written);
     assert!(written.is_some());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_state_whose_answer_was_lost_is_found_where_a_replica_lags_and_is_not_taken_for_anothers()
+{
+    let Bench {
+        server,
+        broker: _broker,
+        log,
+    } = bench().await;
+    let task = submit_one(&log).await;
+    let scheduled = State {
+        phase: Phase::Scheduled.into(),
+        ..State::default()
+    };
+    let before = log.replace_state(&task, &scheduled, 0).await.unwrap();
+    let before = before.unwrap();
+    let state = running("one", 1);
+    let written = log.replace_state(&task, &state, before).await.unwrap();
+    assert!(written.is_some());
+    let lagging = Lagging::of(&server, "TASKS").await;
+    let tries = async {
+        let again = log.replace_state(&task, &state, before).await;
+        assert_eq!(again.unwrap(), written);
+        let late = log.replace_state(&task, &running("late", 1), before).await;
+        assert_eq!(late.unwrap(), None);
+    };
+    tokio::select! {
+        () = lagging.answer() => {}
+        () = tries => {}
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
