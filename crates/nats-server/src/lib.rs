@@ -4,6 +4,7 @@
 //! There is no in-memory imitation of the broker anywhere in Inkstone; this is the alternative.
 
 mod cluster;
+mod lagging;
 
 use std::fs;
 use std::io;

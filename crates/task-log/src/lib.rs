@@ -134,6 +134,19 @@ impl TaskLog {
         Record::from_events(&self.events(tenant, task).await?)
     }
 
+    /// The same, as the log's leader has it. For whoever would do what cannot be undone because of something that the log does not hold: the replica that
+    /// [`read`](Self::read) hears from may not have heard of it.
+    ///
+    /// # Errors
+    /// As for [`read`](Self::read), and when the log has no leader just now.
+    pub async fn read_at_leader(
+        &self,
+        tenant: &TenantId,
+        task: TaskId,
+    ) -> Result<Option<Record>, TaskLogError> {
+        Record::from_events(&self.events_at_leader(tenant, task).await?)
+    }
+
     /// The last of each of a task's events, none when this tenant has no such task. A replica that lags may not have heard of a task that was
     /// submitted a moment ago: its word that there is none is not taken, the stream's leader is asked.
     async fn events(&self, tenant: &TenantId, task: TaskId) -> Result<Vec<Event>, TaskLogError> {

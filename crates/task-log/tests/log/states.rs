@@ -123,3 +123,22 @@ async fn the_leader_tells_the_last_event_whatever_its_lane_and_that_there_is_non
     assert!(log.is_there(task.task).await.unwrap());
     assert!(!log.is_there(TaskId::random()).await.unwrap());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_tells_what_a_replica_that_lags_has_not_heard_of() {
+    let Bench {
+        server,
+        broker: _broker,
+        log,
+    } = bench().await;
+    let task = submit_one(&log).await;
+    let state = running("one", 1);
+    log.set_state(&task, &state).await.unwrap();
+    server
+        .lag("TASKS", "inkstone.task.*.*.*.submitted")
+        .unwrap();
+    let read = log.read(&tenant(), task.task).await.unwrap();
+    assert_eq!(read.unwrap().state, None, "it lags");
+    let read = log.read_at_leader(&tenant(), task.task).await.unwrap();
+    assert_eq!(read.unwrap().state, Some(state));
+}
