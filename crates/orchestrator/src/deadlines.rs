@@ -14,7 +14,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use futures::{StreamExt as _, TryStreamExt as _};
 use lifecycle::Service;
 use messaging::MAX_BATCH;
-use task_log::{Due, Ended, TaskLog, TaskLogError, deadline, slot_of};
+use task_log::{Due, Ended, Record, TaskLog, TaskLogError, TaskRef, deadline, slot_of};
 
 use crate::sweeps;
 
@@ -108,11 +108,77 @@ impl Deadlines {
     async fn look_at(&self, due: Due, now: Duration) -> Result<(), TaskLogError> {
         if let Some(task) = &due.task
             && let Some(record) = sweeps::readable(&self.log, &task.tenant, task.task).await?
+            && deadline::overdue(&record, now).is_some()
+            // A replica that lags may not have heard that it has begun.
+            && let Some(record) = self.at_leader(task).await?
             && let Some(end) = deadline::overdue(&record, now)
             && self.log.end(&record.task_ref()?, &end).await? == Ended::First
         {
             tracing::debug!(task = %task.task, "too late to begin");
         }
         self.log.forget_due(&due).await
+    }
+
+    /// A task as the log's leader has it, if it can be read.
+    async fn at_leader(&self, task: &TaskRef) -> Result<Option<Record>, TaskLogError> {
+        match self.log.read_at_leader(&task.tenant, task.task).await {
+            Err(error) if error.is_unreadable() => Ok(None),
+            answer => answer,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::TaskId;
+    use contract::task::{Phase, State, Submitted};
+    use contract::v1::SubmitTask;
+
+    use super::*;
+    use crate::sweeps::tests::place;
+
+    #[tokio::test]
+    async fn a_task_that_began_in_time_goes_on_though_a_replica_has_not_heard_of_it() {
+        let (log, _storage, (server, _folder)) = place().await;
+        let at = log.time().await.unwrap();
+        let event = || Submitted {
+            task_id: TaskId::random().to_string(),
+            tenant: "acme".to_owned(),
+            lane: "standard-image".to_owned(),
+            at: Some(at.into()),
+            request: Some(SubmitTask {
+                expires_after_seconds: 1,
+                ..SubmitTask::default()
+            }),
+            ..Submitted::default()
+        };
+        let (drawn, waiting) = (event(), event());
+        for one in [&drawn, &waiting] {
+            log.submit(one).await.unwrap();
+            log.note_deadline(one).await.unwrap();
+        }
+        let by = deadline::deadline(&drawn).unwrap();
+        let [drawn, waiting] = [&drawn, &waiting].map(|one| TaskRef::of(one).unwrap());
+        let state = State {
+            phase: Phase::Running.into(),
+            attempt: 1,
+            started_at: Some(at.into()),
+            ..State::default()
+        };
+        log.set_state(&drawn, &state).await.unwrap();
+        server
+            .lag("TASKS", "inkstone.task.*.*.*.submitted")
+            .unwrap();
+        let deadlines = Deadlines::new(log.clone());
+        let later = by + Duration::from_secs(1);
+        deadlines.look(slot_of(by), later).await.unwrap();
+        let end = async |task: &TaskRef| {
+            let record = log.read_at_leader(&task.tenant, task.task).await;
+            record.unwrap().unwrap().done
+        };
+        assert_eq!(end(&drawn).await, None);
+        let expired = end(&waiting).await.unwrap();
+        assert!(deadline::has_expired(&expired), "{expired:?}");
+        assert!(log.due(slot_of(by), 1).await.unwrap().is_empty());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use futures::FutureExt as _;
-use task_log::{Handed, Handover, Queue, TaskLog, TaskLogError};
+use task_log::{Handed, Handover, Queue, Record, TaskLog, TaskLogError, TaskRef};
 use tracing::Instrument as _;
 
 use super::out::Own;
@@ -321,17 +321,25 @@ impl Dispatcher {
 /// Ends a task that did not begin in time. One that was handed over before, by whoever had the queue until its cursor was last kept, has
 /// begun or is about to: it goes on.
 async fn end_expired(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed, TaskLogError> {
-    let was_handed_over = match log.read(&head.task.tenant, head.task.task).await {
-        Ok(record) => record.is_some_and(|record| record.state.is_some()),
-        // Its submission could be, or it were no head. Whoever takes it up gives it up, or its age does.
-        Err(error) if error.is_unreadable() => true,
-        Err(error) => return Err(error),
-    };
-    if was_handed_over {
+    let TaskRef { tenant, task, .. } = &head.task;
+    // A replica that lags may not have heard of it: where it knows of nothing, the log's leader says whether there was nothing.
+    if has_state(log.read(tenant, *task).await)?
+        || has_state(log.read_at_leader(tenant, *task).await)?
+    {
         return hand_over(log, head, weight).await;
     }
     let end = head.too_late(log.now());
     log.end(&head.task, &end).await.map(|_| Handed::Ended)
+}
+
+/// Whether a task that was read was handed over before.
+fn has_state(read: Result<Option<Record>, TaskLogError>) -> Result<bool, TaskLogError> {
+    match read {
+        Ok(record) => Ok(record.is_some_and(|record| record.state.is_some())),
+        // Its submission could be, or it were no head. Whoever takes it up gives it up, or its age does.
+        Err(error) if error.is_unreadable() => Ok(true),
+        Err(error) => Err(error),
+    }
 }
 
 async fn hand_over(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed, TaskLogError> {
@@ -348,4 +356,56 @@ async fn hand_over(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed,
         submitted: head.submitted.clone(),
     };
     log.hand_over(to).instrument(span).await
+}
+
+#[cfg(test)]
+mod tests {
+    use contract::TaskId;
+    use contract::task::Submitted;
+    use contract::v1::SubmitTask;
+    use task_log::deadline::{self, Kept};
+
+    use super::*;
+    use crate::sweeps::tests::place;
+
+    #[tokio::test]
+    async fn a_task_that_was_handed_over_goes_on_though_a_replica_has_not_heard_of_it() {
+        let (log, _storage, (server, _folder)) = place().await;
+        let at = log.time().await.unwrap();
+        let event = || Submitted {
+            task_id: TaskId::random().to_string(),
+            tenant: "acme".to_owned(),
+            lane: "standard-image".to_owned(),
+            model: "demo".to_owned(),
+            model_version: "1".to_owned(),
+            at: Some(at.into()),
+            request: Some(SubmitTask {
+                expires_after_seconds: 1,
+                ..SubmitTask::default()
+            }),
+            ..Submitted::default()
+        };
+        let mut heads = Vec::new();
+        for sequence in [1, 2] {
+            let event = event();
+            log.submit(&event).await.unwrap();
+            let kept = Kept::new(Duration::ZERO);
+            heads.push(Waiting::of(&event, sequence, 1, None, kept).unwrap());
+        }
+        let handed = hand_over(&log, &heads[0], 1).await.unwrap();
+        assert_eq!(handed, Handed::Dispatched);
+        server
+            .lag("TASKS", "inkstone.task.*.*.*.submitted")
+            .unwrap();
+        let mut ends = Vec::new();
+        for (head, outcome) in heads.iter().zip([Handed::Already, Handed::Ended]) {
+            let came_out = end_expired(&log, head, 1).await.unwrap();
+            assert_eq!(came_out, outcome);
+            let TaskRef { tenant, task, .. } = &head.task;
+            let record = log.read_at_leader(tenant, *task).await.unwrap();
+            ends.push(record.unwrap().done);
+        }
+        assert_eq!(ends[0], None);
+        assert!(ends[1].as_ref().is_some_and(deadline::has_expired));
+    }
 }
