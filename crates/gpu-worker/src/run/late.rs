@@ -11,6 +11,7 @@ use contract::task::{Done, Submitted};
 use task_log::transition::Settlement;
 use task_log::{TaskRef, deadline};
 
+use super::reading::read_at_leader;
 use crate::retry::{Stopped, until_stopped};
 use crate::worker::Worker;
 use lifecycle::chain;
@@ -68,8 +69,8 @@ async fn time(worker: &Worker, good_for: Duration) -> Result<SystemTime, Stopped
     .await
 }
 
-/// Ends a task whose time to begin is over, if it is. This machine's own clock is not asked: one that is behind would have begun what is too
-/// late.
+/// Ends a task whose time to begin is over, if it is and the log's leader knows of nobody who has begun it. This machine's own clock is not asked: one
+/// that is behind would have begun what is too late.
 pub(super) async fn expire(
     worker: &Worker,
     task: &TaskRef,
@@ -80,6 +81,18 @@ pub(super) async fn expire(
     };
     let now = time(worker, GOOD_FOR).await?;
     if now.duration_since(UNIX_EPOCH).unwrap_or_default() < deadline {
+        return Ok(None);
+    }
+    let has_begun = match read_at_leader(worker, task).await? {
+        Ok(record) => {
+            let state = record.and_then(|record| record.state);
+            state.is_some_and(|state| state.started_at.is_some())
+        }
+        // Another version wrote something since.
+        Err(_) => true,
+    };
+    if has_begun {
+        // Its state is another than was read, so it is not taken up here.
         return Ok(None);
     }
     let within = deadline.saturating_sub(deadline::submitted_at(submitted));

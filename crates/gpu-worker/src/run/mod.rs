@@ -44,10 +44,10 @@ pub(crate) use late::Untold;
 use late::expire;
 use letters::{bury, unreadable};
 pub(crate) use missing::Missing;
-use reading::{TIME_GOOD_FOR, look, read};
+use reading::{TIME_GOOD_FOR, is_exhausted, look, read};
 pub(crate) use running::Running;
 
-/// Between two looks for a task that is not in the log.
+/// Between two looks for a task that is not in the log, or not as it was told to be.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
 /// A task that is carried out for longer is listened for, so that one that was cancelled is not drawn to its end. To subscribe for each short one
 /// would cost the broker more than what is drawn in vain.
@@ -147,6 +147,10 @@ async fn dispatched(
                 Err(settlement) => return Ok(settlement),
             };
             run(worker, served, delivery, task, *weight, record, attempt).await
+        }
+        // A replica that lags told so.
+        (Decision::Exhausted { .. }, Some(_)) if !is_exhausted(worker, &task).await? => {
+            Ok(Settlement::GiveBack(LOOK_AGAIN))
         }
         (Decision::Exhausted { attempts }, Some(record)) => {
             let reason = format!(

@@ -4,6 +4,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use contract::task::{Dispatch, Submitted};
 use messaging::Delivery;
+use task_log::transition::{Decision, Known, decide};
 use task_log::{Record, TaskLogError, TaskRef, deadline};
 
 use super::late;
@@ -63,6 +64,30 @@ pub(super) async fn read(worker: &Worker, task: &TaskRef) -> Result<Found, Stopp
         worker.missing.found(task.task);
     }
     Ok(found)
+}
+
+/// The same, as the log's leader has it: a replica that lags may not have heard of what another worker wrote.
+pub(super) async fn read_at_leader(worker: &Worker, task: &TaskRef) -> Result<Found, Stopped> {
+    until_stopped(&worker.stop, "asking the log's leader", || async {
+        match worker.log.read_at_leader(&task.tenant, task.task).await {
+            Err(error @ TaskLogError::Broker(_)) => Err(error),
+            answer => Ok(answer),
+        }
+    })
+    .await
+}
+
+/// Whether the task was taken up as often as it may be, by the log's leader. One whose worker handed it back was taken up once less.
+pub(super) async fn is_exhausted(worker: &Worker, task: &TaskRef) -> Result<bool, Stopped> {
+    Ok(match read_at_leader(worker, task).await? {
+        Ok(record) => {
+            let known = record.as_ref().map(Known::from);
+            let decision = decide(known, false, worker.max_attempts);
+            matches!(decision, Decision::Exhausted { .. })
+        }
+        // The next one to whom it comes gives it up for that.
+        Err(_) => false,
+    })
 }
 
 /// Whether nobody had the dispatch before and it was queued a short time ago, both by the broker's clock: this machine's may be wrong.

@@ -8,6 +8,7 @@ mod ends;
 mod failures;
 mod full;
 mod interruptions;
+mod lagging;
 mod processes;
 mod support;
 mod told;
