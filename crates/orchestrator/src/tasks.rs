@@ -105,6 +105,8 @@ impl Tasks {
                 };
             }
         };
+        // What it is given back on: the day may have turned since it was dated.
+        submitted.charged_day = allowed.charge.as_ref().map_or(0, Charge::day);
         let place = TaskRef::of(&submitted)?;
         let queue = queue_of(&place);
         // Before it is stored: a task in a queue that nobody knows would wait for ever.
@@ -341,6 +343,7 @@ impl Tasks {
                 true => String::new(),
                 false => policy.name.clone(),
             },
+            charged_day: 0,
         })
     }
 

@@ -147,6 +147,11 @@ pub(crate) struct Charge {
 }
 
 impl Charge {
+    /// The day that is charged, counted from 1970-01-01.
+    pub(crate) fn day(&self) -> u64 {
+        self.day
+    }
+
     /// What it was charged for is there.
     pub(crate) fn keep(mut self) {
         self.charged = Use::default();

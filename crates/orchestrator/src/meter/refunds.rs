@@ -80,8 +80,7 @@ impl Meter {
             return Ok(());
         };
         let policy = submitted.charged_to.clone();
-        let at = submitted.at.unwrap_or_default().seconds;
-        let day = u64::try_from(at).unwrap_or(0) / DAY;
+        let day = day_of(submitted);
         if policy.is_empty() || day != (self.clock)() / DAY {
             return Ok(());
         }
@@ -233,6 +232,15 @@ struct Written {
     new: Vec<String>,
     /// Those that it could not name any more.
     no_room: Vec<String>,
+}
+
+/// The day on which a task was charged. An earlier version did not say it, and then it is that of the submission.
+fn day_of(submitted: &Submitted) -> u64 {
+    let at = submitted.at.unwrap_or_default().seconds;
+    match submitted.charged_day {
+        0 => u64::try_from(at).unwrap_or(0) / DAY,
+        day => day,
+    }
 }
 
 /// A task's refund. When it was submitted is in it, because an id may come again: the log can let go of a task before [`KEPT`] is over, and

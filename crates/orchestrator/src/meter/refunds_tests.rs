@@ -8,7 +8,8 @@ use contract::v1::SubmitTask;
 use nats_server::NatsServer;
 
 use super::super::tests::{
-    NOON, ROOM, account, broker, charge, images, noon, place, place_of_two, record, stored, used,
+    NOON, ROOM, account, broker, charge, images, limit, noon, place, place_of_two, record, stored,
+    used,
 };
 use super::*;
 
@@ -66,6 +67,27 @@ async fn what_is_given_back_can_be_charged_again_here_and_elsewhere() {
     charge(&one, &acme, 3, 1).await.unwrap();
     charge(&one, &acme, 3, 1).await.unwrap_err();
     charge(&two, &acme, 3, 1).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_task_that_was_dated_before_midnight_and_charged_after_it_is_given_back_on_the_day_that_was_charged()
+ {
+    let (_server, meter) = place().await;
+    let acme = account("acme", "prod");
+    let charged = meter.charge(&acme, limit(1), images(1)).await.unwrap();
+    let today = charged.day();
+    charged.keep();
+    let dated = |days: u64, charged_day| {
+        let mut task = task(&format!("t-{days}-{charged_day}"));
+        task.at.as_mut().unwrap().seconds -= (days * DAY).cast_signed();
+        task.charged_day = charged_day;
+        task
+    };
+    meter.refund(&dated(0, today - 1)).await.unwrap();
+    meter.refund(&dated(1, 0)).await.unwrap();
+    charge(&meter, &acme, 1, 1).await.unwrap_err();
+    meter.refund(&dated(1, today)).await.unwrap();
+    charge(&meter, &acme, 1, 1).await.unwrap();
 }
 
 #[tokio::test]
