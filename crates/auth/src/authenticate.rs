@@ -21,7 +21,7 @@ use crate::limiter::Limiter;
 use crate::policy::{self, PolicyRecord};
 use crate::proof::{self, Proof};
 use crate::receipt::Receipt;
-use crate::replay::Nonces;
+use crate::replay::{Nonces, Seen};
 use crate::store::KeyRecord;
 use crate::tokens::Tokens;
 use crate::webhook::Message;
@@ -108,7 +108,10 @@ impl Authenticator {
         if let Proof::SignatureV2(signature) = proof {
             let (app_key, nonce) = (&key.app_key, &signature.nonce);
             let used = self.nonces.refuse_used(app_key, nonce, &receipt.claim);
-            within(deadline, REPLAYS, used).await?;
+            // … nor does a tenant that must wait for minutes.
+            if within(deadline, REPLAYS, used).await? == Seen::Never {
+                self.nonces.admit(&key.tenant)?;
+            }
         }
         let rate = policy.rate();
         let now = self.limiter.now();
@@ -135,8 +138,8 @@ impl Authenticator {
         }?;
         // … and a key over its limit fills no cache that others need.
         if let Proof::SignatureV2(signature) = proof {
-            let (app_key, nonce) = (&admitted.key.app_key, &signature.nonce);
-            let taken = self.nonces.take(app_key, nonce, &receipt.claim);
+            let (key, nonce) = (&admitted.key, &signature.nonce);
+            let taken = self.nonces.take(key, nonce, &receipt.claim);
             within(deadline, REPLAYS, taken).await?;
         }
         Ok(admitted)
@@ -311,6 +314,11 @@ impl Authenticator {
     /// Lets go of what idle keys no longer need. Call it now and then.
     pub(crate) fn forget_idle(&self) {
         self.limiter.forget_idle(self.limiter.now());
+    }
+
+    /// Looks at how full the cache of nonces is. Call it now and then.
+    pub(crate) async fn look_at_nonces(&self) {
+        self.nonces.look().await;
     }
 
     /// How many keys are accepted at present.

@@ -293,9 +293,8 @@ async fn only_what_holds_uses_a_nonce_up_and_a_key_over_its_limit_uses_up_none()
         unreachable!()
     };
     let nonces = &bench.authenticator.nonces;
-    let app_key = &bench.made.record.app_key;
     nonces
-        .take(app_key, &signature.nonce, &Claim::default())
+        .take(&bench.made.record, &signature.nonce, &Claim::default())
         .await
         .unwrap();
 }

@@ -12,6 +12,7 @@ use rpc::RpcError;
 use crate::key_encryption::KeyEncryptionError;
 use crate::kms::KmsSetupError;
 use crate::limit::Rate;
+use crate::replay::REMEMBERED;
 pub use crate::secret_file::SecretFileError;
 use crate::tokens::SHORTEST;
 
@@ -109,6 +110,24 @@ pub(crate) enum AuthError {
         #[source]
         source: BrokerError,
     },
+    /// It cannot be remembered.
+    #[error(
+        "there is no room for nonces of signature v2 just now; try again with a new one in {} s, or send a token or a key as \
+         Authorization: Bearer",
+        seconds_up(*retry_after)
+    )]
+    ReplayCacheFull {
+        retry_after: Duration,
+        #[source]
+        source: BrokerError,
+    },
+    /// One tenant has its part of what can be remembered.
+    #[error(
+        "of the requests signed with v2 that the platform remembers, the last {} s', your tenant has made as many as may be left for \
+         all others; try again with a new nonce in {} s, or send a token or a key as Authorization: Bearer",
+        REMEMBERED.as_secs(), seconds_up(*retry_after)
+    )]
+    TooManyNonces { retry_after: Duration },
     /// What auth depends on does not answer in time.
     #[error("{what} just now; try again")]
     Slow { what: &'static str },
@@ -203,6 +222,8 @@ impl AuthError {
             Self::Nonce | Self::ContentDigest | Self::Target => "malformed",
             Self::Replayed => "replayed",
             Self::ReplayCache { .. } => "replay_cache",
+            Self::ReplayCacheFull { .. } => "replay_cache_full",
+            Self::TooManyNonces { .. } => "too_many_nonces",
             Self::Slow { .. } => "slow",
             Self::Lifetime { .. } => "lifetime",
             Self::TokenForToken => "token_for_token",
@@ -229,4 +250,9 @@ impl AuthError {
 /// In whole milliseconds, never too short.
 pub(crate) fn millis_up(time: Duration) -> u64 {
     u64::try_from(time.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+/// In whole seconds, never too short.
+fn seconds_up(time: Duration) -> u64 {
+    time.as_secs() + u64::from(time.subsec_nanos() > 0)
 }

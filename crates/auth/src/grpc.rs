@@ -413,6 +413,13 @@ fn failure(error: &AuthError) -> Failure {
         AuthError::ReplayCache { .. } | AuthError::Slow { .. } => {
             Failure::unavailable(error.to_string(), RETRY_STORE)
         }
+        AuthError::ReplayCacheFull { retry_after, .. } => {
+            Failure::unavailable(error.to_string(), *retry_after)
+        }
+        AuthError::TooManyNonces { retry_after } => Failure {
+            retry_after: Some(*retry_after),
+            ..Failure::new(ErrorCode::RateLimited, error.to_string())
+        },
         AuthError::NotValid { header } => unauthenticated(header),
         AuthError::SignatureV1Off { .. } => unauthenticated("X-Signature"),
         AuthError::Lifetime { .. } => Failure::invalid("lifetime_seconds", error.to_string()),

@@ -37,6 +37,7 @@ mod lease;
 mod limit;
 mod limiter;
 mod metrics;
+mod nonce_room;
 mod policies;
 mod policies_grpc;
 mod policy;
@@ -311,6 +312,10 @@ fn keep_up(service: &Service, broker: Broker, check: Check, authenticator: Arc<A
         loop {
             metrics::active_keys(authenticator.active_keys());
             authenticator.forget_idle();
+            tokio::select! {
+                () = &mut stopping => return Ok::<(), BrokerError>(()),
+                () = authenticator.look_at_nonces() => {}
+            }
             tokio::select! {
                 () = &mut stopping => return Ok::<(), BrokerError>(()),
                 () = tokio::time::sleep(UPKEEP) => {}

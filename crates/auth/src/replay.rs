@@ -3,7 +3,8 @@
 //!
 //! It fails closed. A nonce counts as fresh only when the broker has confirmed that this request, and no other, stored it:
 //! without a broker, or when the stream is full, signature v2 is refused. A cache that forgets to make room, or is skipped
-//! when it cannot be reached, would be no cache at all to someone who waits for that.
+//! when it cannot be reached, would be no cache at all to someone who waits for that. So that no tenant fills it for all others,
+//! each has [as much as is left](crate::nonce_room).
 
 use std::time::Duration;
 
@@ -11,12 +12,14 @@ use aws_lc_rs::{digest, rand};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use contract::AppKey;
 use contract::limits::MAX_CLOCK_SKEW_SECONDS;
+use contract::{AppKey, TenantId};
 use messaging::{Appended, Broker, BrokerError, EventLog, NewEvent, RetentionPolicy, StreamSpec};
 
 use crate::error::AuthError;
+use crate::nonce_room::NonceRoom;
 use crate::receipt::Claim;
+use crate::store::KeyRecord;
 
 /// The stream of nonces.
 const STREAM: &str = "NONCES";
@@ -35,10 +38,24 @@ const DUPLICATES: Duration = Duration::from_secs(1);
 /// The nonces that were used.
 pub(crate) enum Nonces {
     /// Shared by all instances.
-    Stream(Box<EventLog>),
+    Stream(Box<Shared>),
     /// For tests of what lies around it.
     #[cfg(test)]
     Memory(std::sync::Mutex<std::collections::HashSet<String>>),
+}
+
+/// Whether a nonce that may be used is there already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Seen {
+    Never,
+    /// Used up by the same claim.
+    BySame,
+}
+
+/// The stream, and who has how much of it.
+pub(crate) struct Shared {
+    log: EventLog,
+    room: NonceRoom,
 }
 
 impl Nonces {
@@ -60,7 +77,34 @@ impl Nonces {
             republish: None,
         };
         broker.ensure_stream(&spec).await?;
-        Ok(Self::Stream(Box::new(broker.log(STREAM))))
+        let (log, room) = (broker.log(STREAM), NonceRoom::new(max_bytes.unsigned_abs()));
+        room.see(log.fill().await?);
+        Ok(Self::Stream(Box::new(Shared { log, room })))
+    }
+
+    /// Looks at what the stream holds. Call it now and then.
+    pub(crate) async fn look(&self) {
+        match self {
+            Self::Stream(shared) => match shared.log.fill().await {
+                Ok(fill) => shared.room.see(fill),
+                // What was stored from here is counted all the same.
+                Err(error) => tracing::debug!(%error, "what the replay cache holds is not known"),
+            },
+            #[cfg(test)]
+            Self::Memory(_) => {}
+        }
+    }
+
+    /// Refuses a tenant that has as many nonces here as are left for all others.
+    pub(crate) fn admit(&self, tenant: &TenantId) -> Result<(), AuthError> {
+        match self {
+            Self::Stream(shared) => {
+                let admitted = shared.room.admit(tenant);
+                admitted.map_err(|retry_after| AuthError::TooManyNonces { retry_after })
+            }
+            #[cfg(test)]
+            Self::Memory(_) => Ok(()),
+        }
     }
 
     /// Refuses a nonce that is known to have been used. What this lets through may still be a replay, if the two come at
@@ -71,33 +115,35 @@ impl Nonces {
         app_key: &AppKey,
         nonce: &str,
         claim: &Claim,
-    ) -> Result<(), AuthError> {
+    ) -> Result<Seen, AuthError> {
         let name = name(app_key, nonce);
-        let used = match self {
-            Self::Stream(log) => {
-                let last = log.last(&subject(&name)).await.map_err(unknown)?;
-                last.is_some_and(|used| claim.bytes() != Some(used.payload))
+        let seen = match self {
+            Self::Stream(shared) => {
+                let last = shared.log.last(&subject(&name)).await.map_err(unknown)?;
+                match last {
+                    None => Some(Seen::Never),
+                    Some(used) => (claim.bytes() == Some(used.payload)).then_some(Seen::BySame),
+                }
             }
             #[cfg(test)]
-            Self::Memory(used) => used.lock().unwrap().contains(&name),
+            Self::Memory(used) => {
+                let fresh = !used.lock().unwrap().contains(&name);
+                fresh.then_some(Seen::Never)
+            }
         };
-        if used {
-            Err(AuthError::Replayed)
-        } else {
-            Ok(())
-        }
+        seen.ok_or(AuthError::Replayed)
     }
 
     /// Uses a nonce up, for all instances. What is shown again with the same claim has used it up itself.
     pub(crate) async fn take(
         &self,
-        app_key: &AppKey,
+        key: &KeyRecord,
         nonce: &str,
         claim: &Claim,
     ) -> Result<(), AuthError> {
-        let name = name(app_key, nonce);
+        let name = name(&key.app_key, nonce);
         let fresh = match self {
-            Self::Stream(log) => {
+            Self::Stream(shared) => {
                 // Of this attempt alone: when the broker's answer is lost, reading back tells ours from another's.
                 let mut random = [0; NAME_BYTES];
                 rand::fill(&mut random).map_err(|_| AuthError::NoRandomness)?;
@@ -106,9 +152,20 @@ impl Nonces {
                     .unwrap_or_else(|| Bytes::copy_from_slice(&random));
                 let subject = subject(&name);
                 let event = NewEvent::new(subject.clone(), subject, mine.clone());
-                match log.create(&event).await.map_err(unknown)? {
-                    Appended::Created => true,
-                    Appended::Exists(there) => there == mine,
+                match shared.log.create(&event).await {
+                    Ok(Appended::Created) => {
+                        shared.room.stored(&key.tenant);
+                        true
+                    }
+                    Ok(Appended::Exists(there)) => there == mine,
+                    Err(source) if source.is_full() => {
+                        let retry_after = shared.room.full_for();
+                        return Err(AuthError::ReplayCacheFull {
+                            retry_after,
+                            source,
+                        });
+                    }
+                    Err(source) => return Err(unknown(source)),
                 }
             }
             #[cfg(test)]

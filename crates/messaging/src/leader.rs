@@ -23,6 +23,17 @@ pub struct Extent {
     pub last_at: SystemTime,
 }
 
+/// How much a stream holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fill {
+    /// Its events.
+    pub messages: u64,
+    /// What they take.
+    pub bytes: u64,
+    /// When the broker stored the oldest of them, by its own clock; none where there are none.
+    pub oldest_at: Option<SystemTime>,
+}
+
 /// It tells when it was stored, as one from a direct get does.
 pub(crate) fn event(found: StreamMessage) -> Event {
     let mut headers = found.headers;
@@ -38,6 +49,12 @@ pub(crate) fn event(found: StreamMessage) -> Event {
     }
 }
 
+/// The time that a stream names. Of one that never had an event it is long before ours.
+fn at(nanos: i128) -> SystemTime {
+    let nanos = u64::try_from(nanos).unwrap_or_default();
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)
+}
+
 impl EventLog {
     /// Where the stream begins and ends, as its leader has it.
     ///
@@ -47,12 +64,29 @@ impl EventLog {
         let stream = self.broker.jetstream().get_stream(self.stream).await;
         let stream = stream.map_err(BrokerError::request(OPERATION))?;
         let state = &stream.cached_info().state;
-        // Of a stream that never had an event it is a time long before.
-        let nanos = u64::try_from(state.last_timestamp.unix_timestamp_nanos()).unwrap_or_default();
         Ok(Extent {
             first: state.first_sequence.max(1),
             last: state.last_sequence,
-            last_at: SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos),
+            last_at: at(state.last_timestamp.unix_timestamp_nanos()),
+        })
+    }
+
+    /// How much the stream holds, as its leader has it.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or the stream has no leader just now.
+    pub async fn fill(&self) -> Result<Fill, BrokerError> {
+        if !self.broker.is_connected() {
+            return Err(self.broker.unreachable());
+        }
+        let stream = self.broker.jetstream().get_stream(self.stream).await;
+        let stream = stream.map_err(BrokerError::request(OPERATION))?;
+        let state = &stream.cached_info().state;
+        let oldest_at = at(state.first_timestamp.unix_timestamp_nanos());
+        Ok(Fill {
+            messages: state.messages,
+            bytes: state.bytes,
+            oldest_at: (state.messages > 0).then_some(oldest_at),
         })
     }
 

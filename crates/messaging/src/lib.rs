@@ -30,7 +30,7 @@ pub use append::{Appended, Replaced};
 pub use async_nats::jetstream::stream::RetentionPolicy;
 pub use bucket::{Bucket, Change, Entry, Snapshot, Written};
 pub use group::{MAX_GROUP, Manner, NewEvent};
-pub use leader::Extent;
+pub use leader::{Extent, Fill};
 pub use log::{Event, EventLog, MAX_BATCH, Page};
 pub use queue::{Coming, Delivery, Outgoing, Puller, WorkQueue};
 pub use reader::Reader;
@@ -152,6 +152,11 @@ pub enum BrokerError {
 }
 
 impl BrokerError {
+    /// Whether the broker had no room: nothing is stored then.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full { .. }) || is_full(self)
+    }
+
     fn request<E: Into<Cause>>(operation: &'static str) -> impl FnOnce(E) -> Self {
         move |source| Self::Request {
             operation,

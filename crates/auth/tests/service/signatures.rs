@@ -6,9 +6,14 @@ use std::time::{Duration, UNIX_EPOCH};
 use aws_lc_rs::{digest, hmac};
 use contract::ErrorCode;
 use contract::auth::authenticate_request::Proof;
-use contract::auth::{CreateKeyResponse, Receipt, SignatureV2};
+use contract::auth::{CreateKeyRequest, CreateKeyResponse, Receipt, SignatureV2};
+use messaging::{Broker, BrokerSettings};
 
-use crate::bench::{Bench, app_key, now, until};
+use crate::bench::{Bench, Instance, app_key, new_key, now, until};
+
+const MINUTES_10: Duration = Duration::from_secs(600);
+/// For how long a nonce is kept, and the ten seconds that are forgotten together.
+const MINUTES_11: Duration = Duration::from_secs(670);
 
 static NEXT: AtomicU64 = AtomicU64::new(0);
 
@@ -36,6 +41,19 @@ pub(crate) fn signed_v2(made: &CreateKeyResponse, at: i64, nonce: &str) -> Proof
         path: "/v1/models".to_owned(),
         query: String::new(),
     })
+}
+
+async fn create_for(instance: &mut Instance, tenant: &str) -> CreateKeyResponse {
+    let request = instance.admin(CreateKeyRequest {
+        tenant: tenant.to_owned(),
+        ..new_key("dev-")
+    });
+    instance
+        .keys
+        .create_key(request)
+        .await
+        .unwrap()
+        .into_inner()
 }
 
 #[tokio::test]
@@ -104,18 +122,29 @@ async fn a_full_cache_of_nonces_refuses_v2_with_a_wait_and_nothing_else() {
     settings.signatures.replay_cache_size = "4KiB".parse().unwrap();
     let mut instance = bench.instance_with(settings).await;
     let made = instance.create("dev-").await;
+    let newcomer = create_for(&mut instance, "umbra").await;
     let first = signed_v2(&made, now(), &nonce());
     instance.authenticate(first.clone()).await.unwrap();
-    let full = async || {
-        let fresh = signed_v2(&made, now(), &nonce());
-        match instance.authenticate(fresh).await {
-            Err(refused) if refused.code == ErrorCode::Unavailable => Some(refused),
-            _ => None,
+    // No tenant can, so all the others together have filled it.
+    let settings = BrokerSettings::new(bench.broker.url(), "10s".parse().unwrap());
+    let broker = Broker::connect(&settings, "test").await.unwrap();
+    let log = broker.log("NONCES");
+    let mut fitted = 0;
+    loop {
+        let subject = format!("inkstone.nonce.{fitted}");
+        if log.put(&subject, vec![0; 64].into()).await.is_err() {
+            break;
         }
-    };
-    let (refused, _) = until(Duration::from_secs(20), full).await;
-    assert!(refused.retry_after.is_some());
-    assert!(refused.message.contains("new nonce"), "{refused}");
+        fitted += 1;
+        assert!(fitted < 100, "it must be full by now");
+    }
+    let fresh = signed_v2(&newcomer, now(), &nonce());
+    let refused = instance.authenticate(fresh).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unavailable, "{refused}");
+    // The oldest is seconds old, of the eleven minutes that it is kept.
+    let wait = refused.retry_after.unwrap();
+    assert!(MINUTES_10 < wait && wait <= MINUTES_11, "{wait:?}");
+    assert!(refused.message.contains("no room"), "{refused}");
     // Nothing was forgotten to make room, and those who need no nonce go on.
     let refused = instance.authenticate(first).await.unwrap_err();
     assert!(refused.message.contains("used before"), "{refused}");
@@ -124,6 +153,56 @@ async fn a_full_cache_of_nonces_refuses_v2_with_a_wait_and_nothing_else() {
         instance.authenticate(bearer).await.ok()
     };
     until(Duration::from_secs(5), bearer).await;
+}
+
+#[tokio::test]
+async fn a_tenant_fills_half_of_the_cache_hears_when_its_nonces_are_forgotten_and_another_is_let_in()
+ {
+    let bench = Bench::new();
+    let mut settings = bench.settings();
+    settings.signatures.replay_cache_size = "8KiB".parse().unwrap();
+    let mut instance = bench.instance_with(settings).await;
+    // A tenant has the keys that it has: each within its rate, and together too many.
+    let mut keys = Vec::new();
+    for _ in 0..4 {
+        keys.push(instance.create("dev-").await);
+    }
+    let other = create_for(&mut instance, "umbra").await;
+    let (mut let_in, mut next) = (0, 0);
+    let full = async || {
+        let key = &keys[next % keys.len()];
+        next += 1;
+        match instance.authenticate(signed_v2(key, now(), &nonce())).await {
+            Ok(_) => let_in += 1,
+            // A key's own limit is over within a second.
+            Err(refused) if refused.retry_after < Some(Duration::from_secs(10)) => {}
+            Err(refused) => return Some(refused),
+        }
+        None
+    };
+    let (refused, _) = until(Duration::from_secs(20), full).await;
+    assert_eq!(refused.code, ErrorCode::RateLimited, "{refused}");
+    assert_eq!(refused.rate_limit, None, "it is no key's rate");
+    let wait = refused.retry_after.unwrap();
+    assert!(MINUTES_10 < wait && wait <= MINUTES_11, "{wait:?}");
+    // Half of those that fit, which are about 23.
+    assert!((9..=16).contains(&let_in), "{let_in}");
+    for key in &keys {
+        // What they take is measured meanwhile, so that a few more may fit.
+        let refused = async || {
+            let signed = signed_v2(key, now(), &nonce());
+            let refused = instance.authenticate(signed).await.err()?;
+            refused.message.contains("your tenant").then_some(())
+        };
+        until(Duration::from_secs(20), refused).await;
+    }
+    // Others find room, and so does the tenant itself by what leaves no nonce.
+    for _ in 0..3 {
+        let signed = signed_v2(&other, now(), &nonce());
+        instance.authenticate(signed).await.unwrap();
+    }
+    let bearer = crate::bench::bearer(&keys[0]);
+    instance.authenticate(bearer).await.unwrap();
 }
 
 #[tokio::test]
