@@ -3,7 +3,7 @@
 #
 # FOLDER gets a copy of docker/nats, a password for each service, for an operator and for each tenant's producers
 # (FOLDER/<user>.password), and passwords.conf and tenants.conf, which tell the broker. Passwords that are there are kept, and
-# so is nats-server.conf, so it may run again with more tenants: name all of them, then
+# so are nats-server.conf and the key of what it stores (store-key.conf), so it may run again with more tenants: name all of them, then
 # `nats-server --signal reload` (`reload=PID` where several run). What the services need to know is printed, for a shell's `eval`.
 set -euo pipefail
 umask 077
@@ -39,6 +39,13 @@ for user in $services operator "${@/#/producers-}"; do
     make_password "$user"
 done
 if [ ! -s "$folder/nats-server.conf" ]; then
+    # First: the configuration takes it in.
+    if [ ! -s "$folder/store-key.conf" ]; then
+        openssl rand -hex 32 >"$folder/store-key.new"
+        sed 's/.*/key: "&"/' "$folder/store-key.new" >"$folder/store-key.conf.new"
+        mv "$folder/store-key.conf.new" "$folder/store-key.conf"
+        rm "$folder/store-key.new"
+    fi
     # Whole: nats-server would take it from where it is started, and begin an empty store elsewhere.
     store=$(printf %s "$folder/jetstream" | sed 's/[|&\\]/\\&/g')
     sed "s|store_dir: \"jetstream\"|store_dir: \"$store\"|" "$from/nats-server.conf" >"$folder/nats-server.conf.new"

@@ -10,6 +10,7 @@ use messaging::{Broker, BrokerError, Outgoing, Puller};
 use serde_json::{Value, json};
 
 use crate::hook::Hook;
+use crate::signing::headers as sign_v2;
 
 /// So that what a killed orchestrator held comes back soon.
 pub(crate) const SOON: [(&str, &str); 1] = [("INKSTONE_ORCHESTRATOR__INTAKE__ACK_WAIT", "2s")];
@@ -83,6 +84,32 @@ pub(crate) fn picture(seed: u64) -> Value {
 async fn send(producer: &Producer, id: &str, body: &Value) -> u64 {
     let message = producer.message(id, body.to_string().into_bytes(), true);
     producer.publish(message).await.unwrap()
+}
+
+/// A token for the platform's key.
+pub(crate) fn token(platform: &Platform) -> String {
+    let request = e2e::agent().post(format!("{}/v1/token", platform.url()));
+    let request = request.header("authorization", platform.authorization());
+    let mut answer = request.send_json(json!({})).unwrap();
+    let issued: Value = answer.body_mut().read_json().unwrap();
+    issued["access_token"].as_str().unwrap().to_owned()
+}
+
+/// A request in JSON that the platform's key signs with v2.
+pub(crate) fn signed(
+    platform: &Platform,
+    producer: &Producer,
+    id: &str,
+    nonce: &str,
+    body: &Value,
+) -> Outgoing {
+    let body = body.to_string().into_bytes();
+    let target = ["PUBLISH", "inkstone.intake.acme", ""];
+    let signature = sign_v2(&platform.signing, nonce, target, &body);
+    let mut message = producer.message(id, body, true);
+    message.headers.retain(|(name, _)| *name != "Authorization");
+    message.headers.extend(signature);
+    message
 }
 
 /// Over gRPC, what a message of the id `both` with [`picture`] 7 asks for.
@@ -326,6 +353,36 @@ async fn a_message_that_waits_for_a_place_is_charged_once_however_often_it_comes
     let waiting = tasks.depth("inkstone.intake.*").await.unwrap();
     assert_eq!(waiting, [("inkstone.intake.acme".to_owned(), 9)]);
     assert_eq!(heard.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn where_no_key_is_to_lie_on_the_brokers_disk_who_sends_one_hears_what_to_show_instead() {
+    let services = ["auth", "model-registry", "orchestrator", "gateway"];
+    let no_keys = ("INKSTONE_ORCHESTRATOR__INTAKE__BEARER_KEYS", "false");
+    let platform = Platform::start_services(&services, &[SOON[0], no_keys], false).await;
+    let mut producer = Producer::new(&platform).await;
+    send(&producer, "key", &picture(1)).await;
+    producer.authorization = format!("Bearer {}", token(&platform));
+    send(&producer, "token", &picture(2)).await;
+    let message = signed(
+        &platform,
+        &producer,
+        "signed",
+        "nonce-of-a-producer",
+        &picture(3),
+    );
+    producer.publish(message).await.unwrap();
+    let mut heard = Heard::new();
+    producer.hear(&mut heard, |heard| heard.len() >= 3).await;
+    for reference in ["token", "signed"] {
+        let accepted = (reference.to_owned(), "task.accepted".to_owned());
+        assert!(heard.contains_key(&accepted), "{heard:?}");
+    }
+    let refused = &heard[&("key".to_owned(), "task.refused".to_owned())]["error"];
+    assert_eq!(refused["code"], "unauthenticated", "{refused}");
+    assert_eq!(refused["field"], "Authorization", "{refused}");
+    let told = refused["message"].as_str().unwrap();
+    assert!(told.contains("v2") && told.contains("/v1/token"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,7 +1,8 @@
 //! A platform that logs all that it can, callers that prove themselves in every way there is, rightly and wrongly, and then a
 //! search through everything that was written for every secret that was used, in every form that it could have been written in.
 
-use std::collections::HashMap;
+mod search;
+
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener};
@@ -11,122 +12,16 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use aws_lc_rs::hmac;
 use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
+use base64::engine::general_purpose::STANDARD_NO_PAD;
 use contract::v1::{ListModelsRequest, SubmitTask};
 use e2e::{LIMIT, Platform, SERVICES};
 use serde_json::{Value, json};
 
+use self::search::{Kept, Search, Secret, assert_none, secret};
+use crate::hook::Hook;
+use crate::intake::{Heard, Producer, picture, signed, token};
 use crate::signing::headers as sign_v2;
 use crate::{assert_whole, short_picture};
-
-/// Bytes by which a form is looked up; no secret has fewer.
-const PREFIX: usize = 8;
-
-/// What must not be found.
-struct Secret {
-    what: &'static str,
-    bytes: Vec<u8>,
-    /// Whether the platform keeps it by design: then only what it tells is searched, not what it stores.
-    stored: bool,
-}
-
-fn secret(what: &'static str, text: impl AsRef<[u8]>) -> Secret {
-    let bytes = text.as_ref().to_vec();
-    assert!(bytes.len() >= 16, "{what} is too short to be looked for");
-    Secret {
-        what,
-        bytes,
-        stored: false,
-    }
-}
-
-/// The forms in which bytes may have been written: as they are, in hexadecimal, as a list of numbers, in base64 wherever they
-/// began in what was encoded; and as what they stand for, where they are digits themselves.
-fn forms(bytes: &[u8]) -> Vec<Vec<u8>> {
-    let mut plain = vec![bytes.to_vec()];
-    plain.extend(hex::decode(bytes));
-    plain.extend(URL_SAFE_NO_PAD.decode(bytes));
-    let mut all = Vec::new();
-    for bytes in plain {
-        all.push(hex::encode(&bytes).into_bytes());
-        all.push(hex::encode_upper(&bytes).into_bytes());
-        let numbers = bytes.iter().map(u8::to_string).collect::<Vec<_>>();
-        all.push(numbers.join(", ").into_bytes());
-        all.push(numbers.join(",").into_bytes());
-        for before in 0..3 {
-            let padded = [&vec![0; before], &bytes[..]].concat();
-            // What the neighbours of the secret have a part in, at both ends, is not its own.
-            let (first, last) = ((before * 8).div_ceil(6), padded.len() * 8 / 6);
-            for engine in [STANDARD_NO_PAD, URL_SAFE_NO_PAD] {
-                all.push(engine.encode(&padded).into_bytes()[first..last].to_vec());
-            }
-        }
-        all.push(bytes);
-    }
-    all
-}
-
-/// Finds secrets in one pass, whatever their number.
-struct Search<'a> {
-    secrets: &'a [Secret],
-    by_prefix: HashMap<[u8; PREFIX], Vec<(usize, Vec<u8>)>>,
-    /// Whether any form begins with these two bytes: nearly no place in a file comes beyond it.
-    begins: Vec<bool>,
-}
-
-impl<'a> Search<'a> {
-    fn new(secrets: &'a [Secret]) -> Self {
-        let mut by_prefix: HashMap<_, Vec<_>> = HashMap::new();
-        let mut begins = vec![false; 1 << 16];
-        for (index, secret) in secrets.iter().enumerate() {
-            for form in forms(&secret.bytes) {
-                begins[usize::from(u16::from_le_bytes([form[0], form[1]]))] = true;
-                let prefix = form[..PREFIX].try_into().unwrap();
-                by_prefix.entry(prefix).or_default().push((index, form));
-            }
-        }
-        Self {
-            secrets,
-            by_prefix,
-            begins,
-        }
-    }
-
-    /// What is found, and where.
-    fn within(&self, text: &[u8]) -> Vec<(&'a Secret, usize)> {
-        let mut found = Vec::new();
-        for (at, window) in text.windows(PREFIX).enumerate() {
-            if !self.begins[usize::from(u16::from_le_bytes([window[0], window[1]]))] {
-                continue;
-            }
-            for (index, form) in self.by_prefix.get(window).into_iter().flatten() {
-                if text[at..].starts_with(form) {
-                    found.push((&self.secrets[*index], at));
-                }
-            }
-        }
-        found
-    }
-}
-
-#[test]
-fn the_search_finds_a_secret_in_every_form() {
-    let secrets = [secret("it", "a-secret-that-was-told")];
-    let search = Search::new(&secrets);
-    let told = "a-secret-that-was-told";
-    let list = format!("{:?}", told.as_bytes());
-    for text in [
-        format!("x={told}."),
-        hex::encode(format!("x{told}y")),
-        format!("Bytes {list}"),
-        STANDARD_NO_PAD.encode(format!("{told}.")),
-        STANDARD_NO_PAD.encode(format!("1{told}.")),
-        URL_SAFE_NO_PAD.encode(format!("12{told}")),
-    ] {
-        assert!(!search.within(text.as_bytes()).is_empty(), "{text}");
-    }
-    assert!(search.within(b"a-secret-that-was-tol").is_empty());
-}
 
 /// A receiver of traces that keeps whatever is sent to it, and answers only so much that all of it is sent.
 struct Traces {
@@ -336,6 +231,47 @@ async fn use_key(caller: &mut Caller<'_>, key: &(String, String), bearer: &str) 
     secrets
 }
 
+/// Submits over NATS in every way, is told of an end by a webhook, and lists what was secret about it. The platform's own key signs with
+/// v2, so all of it must stay as secret as over HTTP; what another shows as it is lies in INTAKE.
+async fn publish(platform: &Platform, hook: &Hook) -> Vec<Secret> {
+    let mut producer = Producer::new(platform).await;
+    let mut body = picture(9);
+    body["webhook_url"] = hook.url().into();
+    let nonce = "nonce-of-the-producer";
+    let message = signed(platform, &producer, "signed", nonce, &body);
+    producer.publish(message).await.unwrap();
+    let other = platform.create_key("dev-", "acme").await;
+    let other_token = token(platform);
+    let send = async |producer: &Producer, id: &str| {
+        let body = picture(10).to_string().into_bytes();
+        let message = producer.message(id, body, true);
+        producer.publish(message).await.unwrap();
+    };
+    producer.authorization = format!("Bearer {}", other.bearer);
+    send(&producer, "bearer").await;
+    producer.authorization = format!("Bearer {other_token}");
+    send(&producer, "token").await;
+    let mut heard = Heard::new();
+    let ends = |heard: &Heard| {
+        let ended = |id: &str| heard.contains_key(&(id.to_owned(), "task.succeeded".to_owned()));
+        ["signed", "bearer", "token"].into_iter().all(ended)
+    };
+    producer.hear(&mut heard, ends).await;
+    hook.wait_for(1);
+    let app_key = other.key.unwrap().app_key;
+    let webhook = platform.webhook_secret(&platform.signing.0).await;
+    let webhook = webhook.strip_prefix("whsec_").unwrap();
+    let webhook = STANDARD_NO_PAD.decode(webhook.trim_end_matches('='));
+    let (_, bearer) = other.bearer.split_once(&format!("{app_key}_")).unwrap();
+    let (_, token) = other_token.rsplit_once('.').unwrap();
+    vec![
+        secret("webhook secret", webhook.unwrap()),
+        secret("secret of a producer's key", other.secret),
+        secret("bearer key of a producer", bearer).kept(Kept::InIntake),
+        secret("token of a producer", token).kept(Kept::InIntake),
+    ]
+}
+
 /// Every file below a folder, but for these.
 fn files(folder: &Path, but: &[PathBuf], all: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
@@ -348,24 +284,9 @@ fn files(folder: &Path, but: &[PathBuf], all: &mut Vec<PathBuf>) {
     }
 }
 
-fn assert_none(search: &Search<'_>, place: &str, text: &[u8], stores: bool) {
-    let found = search
-        .within(text)
-        .into_iter()
-        .find(|(secret, _)| !(stores && secret.stored));
-    if let Some((secret, at)) = found {
-        let around = &text[at.saturating_sub(200)..text.len().min(at + 100)];
-        panic!(
-            "the {} is in {place}: {}",
-            secret.what,
-            String::from_utf8_lossy(around)
-        );
-    }
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn no_secret_is_in_logs_stores_metrics_answers_traces_or_crashes() {
-    let traces = Traces::start();
+    let (traces, hook) = (Traces::start(), Hook::start());
     let endpoint = format!("http://{}", traces.address);
     let mut settings = Vec::new();
     for service in SERVICES {
@@ -376,10 +297,8 @@ async fn no_secret_is_in_logs_stores_metrics_answers_traces_or_crashes() {
         settings.push((format!("{prefix}LOG"), "trace"));
         settings.push((format!("{prefix}OTLP_ENDPOINT"), endpoint.as_str()));
     }
-    let settings: Vec<_> = settings
-        .iter()
-        .map(|(name, value)| (name.as_str(), *value))
-        .collect();
+    let settings = settings.iter().map(|(name, value)| (name.as_str(), *value));
+    let settings: Vec<_> = settings.chain(Hook::REACHABLE).collect();
     let mut platform = Platform::start_with(&settings).await;
     let (key, bearer) = (platform.signing.clone(), platform.authorization());
     let bearer = bearer.strip_prefix("Bearer ").unwrap().to_owned();
@@ -389,6 +308,7 @@ async fn no_secret_is_in_logs_stores_metrics_answers_traces_or_crashes() {
     };
     let mut secrets = use_key(&mut caller, &key, &bearer).await;
     let mut answers = caller.answers;
+    secrets.extend(publish(&platform, &hook).await);
     let task = platform
         .submit(SubmitTask {
             seed: Some(8),
@@ -400,10 +320,7 @@ async fn no_secret_is_in_logs_stores_metrics_answers_traces_or_crashes() {
     assert_whole(&platform, &task);
     // What a picture's address carries is kept with its task and told to its tenant, and is nobody else's.
     let (_, token) = task.images[0].path.split_once("token=").unwrap();
-    secrets.push(Secret {
-        stored: true,
-        ..secret("access token of a task", token)
-    });
+    secrets.push(secret("access token of a task", token).kept(Kept::Stored));
     let picture = format!("{}{}", platform.url(), task.images[0].path);
     assert_eq!(e2e::agent().get(picture).call().unwrap().status(), 200);
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contract::limits::MAX_CLOCK_SKEW_SECONDS;
+use contract::proof::is_token;
 use futures::FutureExt as _;
 use jiff::Timestamp;
 use secrecy::{ExposeSecret as _, SecretString};
@@ -13,7 +14,7 @@ use crate::key_encryption::LocalKey;
 use crate::proof::{Proof, SignatureV1, check_clock};
 use crate::sealed::Key;
 use crate::signature_v2::{SignatureV2, canonical_query};
-use crate::tokens::{Ring, Tokens, is_token};
+use crate::tokens::{Ring, Tokens};
 
 /// A reader's name, good inputs, and the reader: it says whether it took an input, and panics when it took what it may not.
 pub type Target = (&'static str, Vec<Vec<u8>>, Box<dyn Fn(&[u8]) -> bool>);

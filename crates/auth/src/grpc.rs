@@ -15,6 +15,7 @@ use contract::auth::{
     TokenKey, VouchRequest, VouchResponse, authenticate_answer,
 };
 use contract::limits::MAX_BATCH_TASKS;
+use contract::proof::is_token;
 use contract::{AppKey, ErrorCode, Failure};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
@@ -38,7 +39,7 @@ use crate::policy::{self, PolicyRecord};
 use crate::proof::{Proof, SignatureV1};
 use crate::receipt::{Claim, Receipt};
 use crate::signature_v2::SignatureV2;
-use crate::tokens::{self, Assertions, PublicKey, Tokens};
+use crate::tokens::{Assertions, PublicKey, Tokens};
 use crate::webhook::Message;
 
 /// What a caller is told to wait when the broker does not do its part.
@@ -345,7 +346,7 @@ fn decode_proof(message: ProofMessage) -> Proof {
             path: message.path,
             query: message.query,
         }),
-        ProofMessage::Bearer(text) if tokens::is_token(&text) => Proof::Token(text.into()),
+        ProofMessage::Bearer(text) if is_token(&text) => Proof::Token(text.into()),
         ProofMessage::Bearer(text) => Proof::Bearer(text.into()),
     }
 }

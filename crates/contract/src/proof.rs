@@ -85,6 +85,11 @@ impl Proven {
     }
 }
 
+/// Whether a bearer text is meant as a token: three parts, as no key has.
+pub fn is_token(bearer: &str) -> bool {
+    bearer.bytes().filter(|b| *b == b'.').count() == 2
+}
+
 fn refused<T>(message: impl Into<String>) -> Result<T, Failure> {
     Err(Failure::new(ErrorCode::Unauthenticated, message))
 }

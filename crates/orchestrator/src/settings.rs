@@ -157,6 +157,8 @@ pub struct CallerSettings {
 pub struct IntakeSettings {
     /// Whether they are taken.
     pub enabled: bool,
+    /// Whether they may show a key as it is.
+    pub bearer_keys: bool,
     /// One message, headers included.
     pub max_message_size: ByteSize,
     /// Messages that wait, in all.

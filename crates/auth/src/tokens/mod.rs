@@ -65,11 +65,6 @@ pub(crate) struct Tokens {
     pub(crate) clock: Clock,
 }
 
-/// Whether a bearer text is meant as a token: three parts, as no key has.
-pub(crate) fn is_token(bearer: &str) -> bool {
-    bearer.bytes().filter(|b| *b == b'.').count() == 2
-}
-
 impl Tokens {
     /// Makes a token for a proven key; without `lifetime` it lives as long as any may.
     pub(crate) fn issue(

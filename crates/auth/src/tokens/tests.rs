@@ -1,3 +1,4 @@
+use contract::proof::is_token;
 use jiff::Timestamp;
 use jsonwebtoken::{DecodingKey, EncodingKey};
 use proptest::prelude::*;

@@ -6,7 +6,7 @@ use std::collections::HashMap;
 use contract::auth::authenticate_request::Proof;
 use contract::json::{Fields, submission_with_key};
 use contract::limits::MAX_IDEMPOTENCY_KEY_BYTES;
-use contract::proof::Proven;
+use contract::proof::{Proven, is_token};
 use contract::v1::SubmitTask;
 use contract::{ErrorCode, Failure, TaskId, TenantId, validate};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -91,6 +91,24 @@ impl Message {
             json: format.unwrap_or(false),
             request,
         })
+    }
+}
+
+/// Refuses a key that is shown as it is: it lies in the stream until the message is answered, and on the broker's disk for longer.
+///
+/// # Errors
+/// Unauthenticated, with what to show instead.
+pub(crate) fn refuse_key(proof: &Proof) -> Result<(), Failure> {
+    match proof {
+        Proof::Bearer(bearer) if !is_token(bearer) => Err(Failure {
+            field: Some("Authorization".to_owned()),
+            ..Failure::new(
+                ErrorCode::Unauthenticated,
+                "this platform takes no keys over NATS, for the broker would store them: sign the message with v2, or exchange the \
+                 key for a token (POST /v1/token) and send that as Authorization: Bearer",
+            )
+        }),
+        _ => Ok(()),
     }
 }
 

@@ -85,6 +85,25 @@ fn a_key_may_be_of_any_visible_characters_wherever_it_stands() {
 }
 
 #[test]
+fn only_a_key_that_is_shown_as_it_is_is_one_that_the_broker_would_store() {
+    let payload = request().encode_to_vec();
+    let shown = |headers: &[(&str, &str)]| refuse_key(&read(headers, &payload).proof.unwrap());
+    let refused = shown(&[BEARER]).unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unauthenticated);
+    assert_eq!(refused.field.as_deref(), Some("Authorization"));
+    assert!(refused.message.contains("/v1/token"), "{refused}");
+    // Nor by another name: whatever is no token may be a key.
+    shown(&[("authorization", "bearer ink_dev.a_b")]).unwrap_err();
+    shown(&[("Authorization", "Bearer head.claims.signature")]).unwrap();
+    let signature = [
+        ("X-App-Key", "dev-a"),
+        ("X-Timestamp", "1"),
+        ("X-Signature", "ff"),
+    ];
+    shown(&signature).unwrap();
+}
+
+#[test]
 fn a_signed_message_is_the_same_task_however_often_it_is_published() {
     let payload = request().encode_to_vec();
     let digest = hex::encode(digest::digest(&digest::SHA256, &payload));

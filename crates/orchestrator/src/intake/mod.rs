@@ -202,6 +202,9 @@ impl Intake {
         }
         let unproven = |failure| (failure, Came::Unproven);
         let proof = message.proof.clone().map_err(unproven)?;
+        if !self.settings.bearer_keys {
+            message::refuse_key(&proof).map_err(unproven)?;
+        }
         let receipt = Receipt {
             at: Some(since_epoch_as_time(taken).into()),
             claim: format!("{} {sequence} {taken}", exchange::INTAKE),
