@@ -10,76 +10,36 @@ mod flate;
 mod frames;
 mod heads;
 mod messages;
+mod neighbour;
 mod pictures;
 mod ssrf;
 
 use std::future::Future;
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use e2e::Platform;
 
+use self::neighbour::Neighbour;
+
 /// All but the worker: nobody draws here.
 const FRONT: [&str; 4] = ["auth", "model-registry", "orchestrator", "gateway"];
-/// Between two requests of the neighbour; its key lets 50 a second through.
-const PAUSE: Duration = Duration::from_millis(50);
 /// For an answer of the gateway's to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
-
-/// A caller who behaves: each of its requests comes on a new connection and must be answered.
-struct Neighbour {
-    stop: Arc<AtomicBool>,
-    thread: JoinHandle<(usize, Vec<String>)>,
-}
-
-impl Neighbour {
-    fn start(platform: &Platform) -> Self {
-        let stop = Arc::new(AtomicBool::new(false));
-        let (told, url, bearer) = (stop.clone(), platform.url(), platform.authorization());
-        let thread = std::thread::spawn(move || {
-            let (mut served, mut refused) = (0, Vec::new());
-            // One request at least, and one after the attack.
-            loop {
-                let last = told.load(Ordering::Relaxed);
-                let headers = [("authorization", bearer.as_str())];
-                match e2e::get(&format!("{url}/v1/models"), &headers) {
-                    Ok((200, _)) => served += 1,
-                    other => refused.push(format!("{other:?}")),
-                }
-                if last {
-                    return (served, refused);
-                }
-                std::thread::sleep(PAUSE);
-            }
-        });
-        Self { stop, thread }
-    }
-
-    fn finish(self) -> usize {
-        self.stop.store(true, Ordering::Relaxed);
-        let (served, refused) = self.thread.join().unwrap();
-        assert!(
-            refused.is_empty(),
-            "the neighbour was not served: {refused:?}"
-        );
-        served
-    }
-}
 
 /// Lets an attack run. The most memory that the gateway has had grows by `mib` at most, all is well with it afterwards, and the
 /// neighbour is served meanwhile.
 async fn under_attack(platform: &Platform, name: &str, mib: u64, attack: impl Future<Output = ()>) {
     let memory = |field| platform.process_status("gateway", field) / 1024;
     let before = memory("VmHWM");
-    let neighbour = Neighbour::start(platform);
+    let neighbour = Neighbour::start(platform).await;
     attack.await;
-    let served = neighbour.finish();
+    let (served, accepted) = neighbour.finish();
     let grown = memory("VmHWM").saturating_sub(before);
-    println!("{name}: {grown} MiB more at most, the neighbour was served {served} times");
+    println!(
+        "{name}: {grown} MiB more at most, the neighbour was served {served} times, and {accepted} of its tasks accepted"
+    );
     assert!(
         grown <= mib,
         "{name}: memory grew by {grown} MiB, which may be {mib}"
