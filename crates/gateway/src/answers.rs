@@ -235,8 +235,9 @@ mod tests {
 
     async fn member() -> Member {
         let crowd = Arc::new(Crowd::new(1, 1));
-        let room = crowd.room().await;
-        crowd.join(room, [127, 0, 0, 1].into()).unwrap()
+        let address = [127, 0, 0, 1].into();
+        let room = crowd.room(address).await.unwrap();
+        crowd.join(room, address).unwrap()
     }
 
     #[tokio::test]

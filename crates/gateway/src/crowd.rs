@@ -1,10 +1,11 @@
 //! Who is connected: how many in all, how many from one address, and who makes way when everyone wants to be.
 //!
 //! A full house costs those who want nothing: the connections that have been without a request for longest are closed, so
-//! that clients which open thousands and say nothing, or dribble, keep nobody out.
+//! that clients which open thousands and say nothing, or dribble, keep nobody out. Where nobody is quiet, whoever has the most
+//! connections gives one up to a newcomer that has fewer, so that clients which keep thousands busy keep nobody out either.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -21,6 +22,10 @@ const LEAST_QUIET: Duration = Duration::from_secs(1);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// Of an IPv6 address, what tells networks apart: one holder has all that follows.
 const IPV6_NETWORK_BITS: u32 = 64;
+/// … and what tells sites apart: one holder may have all networks of one.
+const IPV6_SITE_BITS: u32 = 48;
+/// Connections of one site, in those that one network may have. Several holders may share one.
+const NETWORKS_PER_SITE: u32 = 2;
 
 /// All connections.
 pub(crate) struct Crowd {
@@ -34,8 +39,15 @@ pub(crate) struct Crowd {
 #[derive(Default)]
 struct Inside {
     next: u64,
-    lines: HashMap<u64, Arc<Line>>,
+    lines: HashMap<u64, Held>,
     addresses: HashMap<Network, u32>,
+    sites: HashMap<Network, u32>,
+}
+
+/// A connection and where it comes from.
+struct Held {
+    site: Network,
+    line: Arc<Line>,
 }
 
 /// What counts as one address: of IPv6, a whole network, because one holder has all of it. Among the extensions of each
@@ -85,46 +97,44 @@ impl Crowd {
 
     /// Whether an address has fewer connections than one may have. Cheap, and without a say in whether there is room.
     pub(crate) fn may_join(&self, address: IpAddr) -> bool {
-        let network = Network::of(address);
-        let count = self.inside().addresses.get(&network).copied();
-        let may = count.unwrap_or(0) < self.most_per_address;
+        let may = self.has_share(&self.inside(), Network::of(address));
         if !may {
             refused();
         }
         may
     }
 
-    /// Waits for room for one more; where there is none, makes some.
-    pub(crate) async fn room(&self) -> OwnedSemaphorePermit {
+    /// Whether a network has fewer connections than one may have, and so has its site.
+    fn has_share(&self, inside: &Inside, network: Network) -> bool {
+        let most_per_site = self.most_per_address.saturating_mul(NETWORKS_PER_SITE);
+        count(&inside.addresses, network) < self.most_per_address
+            && count(&inside.sites, network.site()) < most_per_site
+    }
+
+    /// Waits for room for one more from an address; where there is none, makes some. None where the address has as many as anyone
+    /// and nobody is quiet: whoever waits here keeps those behind it waiting, who may have fewer.
+    pub(crate) async fn room(&self, address: IpAddr) -> Option<OwnedSemaphorePermit> {
+        let site = Network::of(address).site();
         loop {
             if let Ok(room) = self.room.clone().try_acquire_owned() {
-                return room;
+                return Some(room);
             }
-            self.make_way(self.began.elapsed());
+            if !self.make_way(self.began.elapsed(), site) && !self.inside().may_wait(site) {
+                refused();
+                return None;
+            }
             let room = self.room.clone().acquire_owned();
             // Only closing the semaphore could fail it, and nobody does.
             if let Ok(Ok(room)) = tokio::time::timeout(LOOK_AGAIN, room).await {
-                return room;
+                return Some(room);
             }
         }
     }
 
-    /// Asks those to leave that have been quiet for longest; `now` is the time since the crowd began.
-    fn make_way(&self, now: Duration) {
+    /// Asks some to leave for one more from a site, and says whether there is anyone to ask; `now` is the time since the crowd began.
+    fn make_way(&self, now: Duration, site: Network) -> bool {
         let inside = self.inside();
-        let quiet = inside
-            .lines
-            .values()
-            .filter_map(|line| Some((line.quiet_for(now)?, line)));
-        let quiet =
-            quiet.filter(|(quiet, line)| *quiet >= LEAST_QUIET && !line.makes_way.is_cancelled());
-        let mut quiet: Vec<_> = quiet.collect();
-        quiet.sort_unstable_by_key(|(quiet, _)| std::cmp::Reverse(*quiet));
-        for (_, line) in quiet.into_iter().take(LEAVERS) {
-            metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => "crowded")
-                .increment(1);
-            line.makes_way.cancel();
-        }
+        inside.quiet_leave(now) || inside.largest_gives_one_up(site)
     }
 
     /// Lets a client in, unless its address has as many connections as one may have.
@@ -135,16 +145,21 @@ impl Crowd {
     ) -> Option<Member> {
         let network = Network::of(address);
         let line = Arc::new(Line::new(self.began));
+        let site = network.site();
         let mut inside = self.inside();
-        let count = inside.addresses.entry(network).or_insert(0);
-        if *count >= self.most_per_address {
+        if !self.has_share(&inside, network) {
             refused();
             return None;
         }
-        *count += 1;
+        *inside.addresses.entry(network).or_insert(0) += 1;
+        *inside.sites.entry(site).or_insert(0) += 1;
         let number = inside.next;
         inside.next += 1;
-        inside.lines.insert(number, line.clone());
+        let held = Held {
+            site,
+            line: line.clone(),
+        };
+        inside.lines.insert(number, held);
         metrics::gauge!("inkstone_gateway_connections").increment(1);
         Some(Member {
             crowd: self.clone(),
@@ -167,6 +182,72 @@ impl Crowd {
     }
 }
 
+impl Inside {
+    /// Asks those to leave that have been quiet for longest, and says whether there are any.
+    fn quiet_leave(&self, now: Duration) -> bool {
+        let lines = self.lines.values().map(|held| &held.line);
+        let quiet = lines.filter_map(|line| Some((line.quiet_for(now)?, line)));
+        let quiet =
+            quiet.filter(|(quiet, line)| *quiet >= LEAST_QUIET && !line.makes_way.is_cancelled());
+        let mut quiet: Vec<_> = quiet.collect();
+        quiet.sort_unstable_by_key(|(quiet, _)| std::cmp::Reverse(*quiet));
+        for (_, line) in quiet.iter().take(LEAVERS) {
+            line.leave();
+        }
+        !quiet.is_empty()
+    }
+
+    /// Asks a connection of the site to leave that has the most, if it then still has as many as the newcomer's site: the one that was
+    /// active longest ago, and one with a request under way only where all have.
+    fn largest_gives_one_up(&self, newcomer: Network) -> bool {
+        let fair = count(&self.sites, newcomer) + 1;
+        // Mostly that is all there is to see, while one who has many wants more.
+        if self.sites.values().all(|count| *count <= fair) {
+            return false;
+        }
+        let mut staying: HashMap<Network, (u32, &Line)> = HashMap::new();
+        for held in self.lines.values() {
+            let line: &Line = &held.line;
+            if line.makes_way.is_cancelled() {
+                continue;
+            }
+            let (count, idlest) = staying.entry(held.site).or_insert((0, line));
+            *count += 1;
+            if line.activity() < idlest.activity() {
+                *idlest = line;
+            }
+        }
+        match staying.into_values().max_by_key(|(count, _)| *count) {
+            Some((count, idlest)) if count > fair => {
+                idlest.leave();
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether a newcomer may wait though nobody has to make way for it: when nobody who comes later could do better, or all are its
+    /// own.
+    fn may_wait(&self, site: Network) -> bool {
+        let own = count(&self.sites, site);
+        own == 0 || self.sites.len() == 1
+    }
+}
+
+fn count(counts: &HashMap<Network, u32>, of: Network) -> u32 {
+    counts.get(&of).copied().unwrap_or(0)
+}
+
+/// Takes one away again.
+fn uncount(counts: &mut HashMap<Network, u32>, of: Network) {
+    if let Some(count) = counts.get_mut(&of) {
+        *count -= 1;
+        if *count == 0 {
+            counts.remove(&of);
+        }
+    }
+}
+
 /// Counts a connection that its address is not let have.
 fn refused() {
     metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => "address")
@@ -185,12 +266,8 @@ impl Drop for Member {
         metrics::gauge!("inkstone_gateway_connections").decrement(1);
         let mut inside = self.crowd.inside();
         inside.lines.remove(&self.number);
-        if let Some(count) = inside.addresses.get_mut(&self.network) {
-            *count -= 1;
-            if *count == 0 {
-                inside.addresses.remove(&self.network);
-            }
-        }
+        uncount(&mut inside.addresses, self.network);
+        uncount(&mut inside.sites, self.network.site());
     }
 }
 
@@ -230,6 +307,17 @@ impl Line {
         self.under_way.load(Ordering::Relaxed) == 0
     }
 
+    /// The less, the sooner it may make way: whether a request is under way, and when the last one ended.
+    fn activity(&self) -> (bool, u64) {
+        (!self.is_quiet(), self.quiet_since.load(Ordering::Relaxed))
+    }
+
+    fn leave(&self) {
+        metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => "crowded")
+            .increment(1);
+        self.makes_way.cancel();
+    }
+
     /// For how long nothing has been under way; none if something is. `now` is the time since the crowd began.
     fn quiet_for(&self, now: Duration) -> Option<Duration> {
         if !self.is_quiet() {
@@ -264,13 +352,21 @@ impl Network {
     pub(crate) fn of(address: IpAddr) -> Self {
         Self(match address.to_canonical() {
             IpAddr::V4(address) => address.into(),
-            IpAddr::V6(address) => {
-                let network =
-                    address.to_bits() >> (128 - IPV6_NETWORK_BITS) << (128 - IPV6_NETWORK_BITS);
-                std::net::Ipv6Addr::from_bits(network).into()
-            }
+            IpAddr::V6(address) => first_bits(address, IPV6_NETWORK_BITS).into(),
         })
     }
+
+    /// What it is a part of, and one holder may have all of; of IPv4 it is the address itself.
+    fn site(self) -> Self {
+        Self(match self.0 {
+            IpAddr::V4(address) => address.into(),
+            IpAddr::V6(address) => first_bits(address, IPV6_SITE_BITS).into(),
+        })
+    }
+}
+
+fn first_bits(address: Ipv6Addr, bits: u32) -> Ipv6Addr {
+    Ipv6Addr::from_bits(address.to_bits() >> (128 - bits) << (128 - bits))
 }
 
 impl std::fmt::Display for Network {
@@ -280,83 +376,5 @@ impl std::fmt::Display for Network {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn address(text: &str) -> IpAddr {
-        text.parse().unwrap()
-    }
-
-    async fn join(crowd: &Arc<Crowd>, from: &str) -> Option<Member> {
-        let room = crowd.room().await;
-        crowd.join(room, address(from))
-    }
-
-    #[tokio::test]
-    async fn one_address_has_its_share_and_gets_it_back() {
-        let crowd = Arc::new(Crowd::new(10, 2));
-        let first = join(&crowd, "10.0.0.1").await;
-        let second = join(&crowd, "::ffff:10.0.0.1").await;
-        assert!(first.is_some() && second.is_some());
-        assert!(join(&crowd, "10.0.0.1").await.is_none());
-        assert!(join(&crowd, "10.0.0.2").await.is_some());
-        drop(first);
-        assert!(join(&crowd, "10.0.0.1").await.is_some());
-        drop(second);
-        assert!(crowd.inside().addresses.len() <= 2 && crowd.inside().lines.is_empty());
-    }
-
-    #[test]
-    fn a_whole_network_of_ipv6_is_one_address() {
-        let network = |text| Network::of(address(text));
-        assert_eq!(network("2001:db8::1"), network("2001:db8::ffff:2"));
-        assert_ne!(network("2001:db8::1"), network("2001:db8:0:1::1"));
-        assert_ne!(network("10.0.0.1"), network("10.0.0.2"));
-    }
-
-    #[tokio::test]
-    async fn in_a_full_house_the_longest_quiet_make_way_and_no_one_who_is_served() {
-        let crowd = Arc::new(Crowd::new(3, 3));
-        let served = join(&crowd, "10.0.0.1").await.unwrap();
-        let _request = served.line.begin();
-        let quiet = join(&crowd, "10.0.0.1").await.unwrap();
-        let young = join(&crowd, "10.0.0.1").await.unwrap();
-        young.line.quiet_since.store(9_500, Ordering::Relaxed);
-        crowd.make_way(Duration::from_secs(10));
-        let leaves = |member: &Member| member.line.makes_way.is_cancelled();
-        assert_eq!(
-            [leaves(&served), leaves(&quiet), leaves(&young)],
-            [false, true, false]
-        );
-        drop(quiet);
-        assert!(join(&crowd, "10.0.0.2").await.is_some());
-    }
-
-    #[tokio::test]
-    async fn whoever_has_its_share_is_turned_away_from_a_full_house_before_anyone_makes_way() {
-        let crowd = Arc::new(Crowd::new(2, 1));
-        let one = join(&crowd, "10.0.0.1").await.unwrap();
-        let two = join(&crowd, "10.0.0.2").await.unwrap();
-        assert!(!crowd.may_join(address("10.0.0.1")));
-        assert!(crowd.may_join(address("10.0.0.3")));
-        assert!(!one.line.makes_way.is_cancelled() && !two.line.makes_way.is_cancelled());
-        drop(one);
-        assert!(crowd.may_join(address("10.0.0.1")));
-    }
-
-    #[tokio::test]
-    async fn a_connection_is_quiet_from_the_end_of_its_last_request() {
-        let crowd = Arc::new(Crowd::new(3, 3));
-        let member = join(&crowd, "10.0.0.1").await.unwrap();
-        member.line.quiet_since.store(7_000, Ordering::Relaxed);
-        let later = Duration::from_secs(10);
-        assert_eq!(member.line.quiet_for(later), Some(Duration::from_secs(3)));
-        let (one, two) = (member.line.begin(), member.line.begin());
-        drop(one);
-        assert_eq!(member.line.quiet_for(later), None);
-        drop(two);
-        let quiet = member.line.quiet_for(later).unwrap();
-        assert!(quiet > Duration::from_secs(3), "{quiet:?}");
-        assert_eq!(member.line.asked(), 2);
-    }
-}
+#[path = "crowd_tests.rs"]
+mod tests;

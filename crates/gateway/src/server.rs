@@ -105,7 +105,8 @@ async fn accept(
             if !edge.crowd.may_join(address.ip()) {
                 return Ok(None);
             }
-            Ok(Some((stream, address.ip(), edge.crowd.room().await)))
+            let room = edge.crowd.room(address.ip()).await;
+            Ok(room.map(|room| (stream, address.ip(), room)))
         };
         let next: Option<io::Result<_>> = stop.run_until_cancelled(next).await;
         match next {

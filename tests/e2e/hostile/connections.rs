@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::time::{Duration, Instant};
 
 use e2e::Platform;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 use tokio::task::JoinSet;
 
@@ -92,6 +92,69 @@ async fn ten_thousand_connections_with_half_a_head_each_keep_nobody_out() {
     for reason in ["address", "crowded"] {
         assert!(closed.contains(&format!("reason=\"{reason}\"")), "{closed}");
     }
+}
+
+/// Asks for what needs no key, again and again, and comes back whenever its connection is closed.
+async fn keep_busy(from: Ipv4Addr, to: SocketAddr) {
+    const PAUSE: Duration = Duration::from_millis(300);
+    const COME_BACK: Duration = Duration::from_millis(200);
+    loop {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((from, 0).into()).unwrap();
+        if let Ok(mut stream) = socket.connect(to).await {
+            let ask = b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n";
+            while stream.write_all(ask).await.is_ok()
+                && matches!(stream.read(&mut [0; 4096]).await, Ok(1..))
+            {
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+        tokio::time::sleep(COME_BACK).await;
+    }
+}
+
+/// How many connections the gateway has closed for this reason.
+fn closed(platform: &Platform, reason: &str) -> u64 {
+    let metrics = platform.metrics("gateway");
+    let mut lines = metrics.lines().filter(|line| {
+        line.starts_with("inkstone_gateway_connections_closed_total")
+            && line.contains(&format!("reason=\"{reason}\""))
+    });
+    let count = lines.next().and_then(|line| line.rsplit(' ').next());
+    count.map_or(0, |count| count.parse().unwrap())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_house_full_of_busy_connections_from_four_addresses_keeps_nobody_out() {
+    const ADDRESSES: u8 = 4;
+    /// More than each may have, so that no place stays free.
+    const EACH: usize = 80;
+    /// Places that busy connections have given up: the neighbour has asked about as often in the full house.
+    const GIVEN_UP: u64 = 40;
+    let few = [
+        ("INKSTONE_GATEWAY__HTTP__MAX_CONNECTIONS", "256"),
+        ("INKSTONE_GATEWAY__HTTP__MAX_CONNECTIONS_PER_ADDRESS", "64"),
+    ];
+    let platform = Platform::start_services(&FRONT, &few, false).await;
+    let to = address(&platform);
+    under_attack(&platform, "busy connections", 32, async {
+        let mut busy = JoinSet::new();
+        for number in 0..usize::from(ADDRESSES) * EACH {
+            let host = 1 + number % usize::from(ADDRESSES);
+            busy.spawn(keep_busy(Ipv4Addr::new(127, 0, 4, host as u8), to));
+        }
+        let began = Instant::now();
+        loop {
+            let given_up = tokio::task::block_in_place(|| closed(&platform, "crowded"));
+            if given_up >= GIVEN_UP {
+                break;
+            }
+            let waited = began.elapsed();
+            assert!(waited < PATIENCE, "{given_up} made way in {waited:?}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
