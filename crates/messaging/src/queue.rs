@@ -79,11 +79,10 @@ impl Coming {
     pub async fn next(&mut self) -> Result<Option<Delivery>, BrokerError> {
         let next = tokio::time::timeout_at(self.until, self.messages.next()).await;
         match next {
-            Ok(Some(Ok(message))) => Ok(Some(Delivery {
-                broker: self.broker.clone(),
-                message,
-                ack_wait: self.ack_wait,
-            })),
+            Ok(Some(Ok(message))) => {
+                let delivery = Delivery::new(self.broker.clone(), message, self.ack_wait);
+                Ok(Some(delivery))
+            }
             Ok(Some(Err(error))) => Err(BrokerError::request("pulling work")(error)),
             Ok(None) | Err(_) => Ok(None),
         }
