@@ -217,7 +217,7 @@ fn skews(random: &mut Random) -> BTreeMap<String, i64> {
     let mut skews = BTreeMap::new();
     for instance in INSTANCES {
         if random.once_in(SKEWED) {
-            skews.insert(instance.to_owned(), skew(&mut random));
+            skews.insert(instance.to_owned(), skew(random));
         }
     }
     skews

@@ -91,9 +91,11 @@ fn cost(evidence: &Evidence, task: &str) -> u64 {
         let at = entry.at_ms;
         match &entry.what {
             What::Ended { .. } => cost += u64::from((first..=last).contains(&at)),
-            What::Strike { begins, of, .. }
-                if matches!(of, Fault::Kill { .. } | Fault::Terminate { .. }) =>
-            {
+            What::Strike {
+                begins,
+                of: Fault::Kill { .. } | Fault::Terminate { .. },
+                ..
+            } => {
                 // It is over at once; what was there is gone and comes again as another.
                 cost += u64::from(*begins && (first..=last).contains(&at));
             }
