@@ -79,11 +79,16 @@ impl Tasks {
         F: Future<Output = ()> + Send + 'static,
     {
         let service = self.service;
-        self.track(task, async move {
-            if let Err(panic) = AssertUnwindSafe(future).catch_unwind().await {
-                tracing::error!(service, task, "panicked: {}", panic_text(&*panic));
-            }
-        });
+        // Not in a block of its own, which would have room for the future twice.
+        let ended = AssertUnwindSafe(future).catch_unwind();
+        self.track(
+            task,
+            ended.map(move |ended| {
+                if let Err(panic) = ended {
+                    tracing::error!(service, task, "panicked: {}", panic_text(&*panic));
+                }
+            }),
+        );
     }
 
     #[allow(clippy::disallowed_methods)] // The one place where tasks are born.

@@ -76,7 +76,8 @@ pub(crate) async fn deliver(worker: Arc<Worker>, served: Arc<Served>, delivery: 
             );
         }
     };
-    delivery.heartbeat(work).instrument(span).await;
+    // In a box, as what carries a task out is below: it is large, and would be copied whole at each turn on its way to where it runs.
+    delivery.heartbeat(Box::pin(work)).instrument(span).await;
 }
 
 /// What the broker is told by a worker that may not have been heard from for an ack wait, such as one that was stopped: to give back what
@@ -146,7 +147,8 @@ async fn dispatched(
                 Ok(alone) => alone,
                 Err(settlement) => return Ok(settlement),
             };
-            run(worker, served, delivery, task, *weight, record, attempt).await
+            let run = run(worker, served, delivery, task, *weight, record, attempt);
+            Box::pin(run).await
         }
         // A replica that lags told so.
         (Decision::Exhausted { .. }, Some(_)) if !is_exhausted(worker, &task).await? => {

@@ -67,7 +67,10 @@ fn fingerprint_of(state: &World) -> u64 {
 }
 
 /// Visits every state that can be reached.
-#[allow(clippy::print_stdout, reason = "how much was visited, in a test's output")]
+#[allow(
+    clippy::print_stdout,
+    reason = "how much was visited, in a test's output"
+)]
 fn check(mishaps: Mishaps) {
     let life = Life {
         mishaps,
