@@ -1,56 +1,241 @@
-//! Answers on their way out: the bytes of them that wait for clients to read, and for how long a client may read none.
+//! Answers on their way out: the bytes of them that wait for clients to read, and what becomes of those that are not read.
+//!
+//! The connection takes an answer as its client lets it, which over HTTP/2 each answer's own window does: a client that reads some of its
+//! answers may leave others for ever. So each is looked at by itself, by a clock that nobody has to be asked for, and one that stands still
+//! is given up: what the connection has not been handed of it is dropped at once, and its room is free again.
 
-use std::io;
+use std::collections::HashMap;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::task::{Context, Poll, ready};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use axum::body::Body;
 use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 
 use crate::crowd::{Line, UnderWay};
-use crate::unread::{Addressee, Unread};
+use crate::unread::{Unread, Whose};
 
 /// What is written in one piece and so small that sockets take it: not worth counting.
 const SMALL: usize = 4 * 1024;
-/// What a client must read at least, of what waits for it, to be one that reads.
-const LEAST_READ: u64 = 64 * 1024;
+/// What the connection is handed at a time. Each piece is a copy, so that one which is not read does not keep all the rest in memory.
+const PIECE: usize = 8 * 1024;
+/// What a connection may still have in its hands of answers that were given up, bytes; more, and it is closed.
+pub(crate) const MOST_LEFT: u64 = 128 * 1024;
+/// What a client is told of an answer that was given up, where it can still be told anything.
+const GIVEN_UP: &str = "the answer was given up, because its client did not read it";
 
-/// Where an answer's bytes are counted while they wait.
+/// The answers of a connection that are not gone yet, each by where it is in memory.
+#[derive(Default)]
+pub(crate) struct Answers(Mutex<HashMap<usize, Weak<Account>>>);
+
+impl Answers {
+    fn all(&self) -> MutexGuard<'_, HashMap<usize, Weak<Account>>> {
+        // Every change leaves it whole.
+        self.0.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Gives up those of which their client has taken nothing for as long as `limit`.
+    pub(crate) fn give_up_stuck(&self, limit: Duration, now: Instant) {
+        let all: Vec<_> = self.all().values().filter_map(Weak::upgrade).collect();
+        for account in all {
+            account.judge(limit, now);
+        }
+    }
+}
+
+/// One answer, as its connection and its room see it.
 struct Account {
     line: Arc<Line>,
-    _under_way: Option<UnderWay>,
     unread: Arc<Unread>,
-    whose: Option<Addressee>,
+    whose: Whose,
+    state: Mutex<State>,
+    handed: Mutex<Handed>,
+}
+
+enum State {
+    Going(Going),
+    /// It has not been said yet.
+    GivenUp,
+    Over,
+}
+
+/// What has not been handed to the connection.
+struct Going {
+    body: Body,
+    /// Of a frame that has come.
+    rest: Bytes,
+    /// Bytes of that frame, which is in memory while any of it is here.
+    counted: u64,
+    /// Whoever waits for more of a body that has none just now: then its client owes nothing.
+    waits: Option<Waker>,
+}
+
+/// What has been.
+struct Handed {
+    bytes: u64,
+    /// How often any was asked for or taken.
+    moves: u64,
+    /// Those at a look, and when that was.
+    seen: (u64, Instant),
+    given_up: bool,
+    under_way: Option<UnderWay>,
+}
+
+impl Account {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A body that panics is asked for nothing more.
+        self.state.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn handed(&self) -> MutexGuard<'_, Handed> {
+        // Every change leaves it whole.
+        self.handed.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn count(&self, bytes: u64) {
+        self.unread.add(&self.whose, bytes);
+        self.line.unread.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    fn discount(&self, bytes: u64) {
+        self.unread.take_away(&self.whose, bytes);
+        self.line.unread.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes that the connection has asked for more.
+    fn moved(&self) {
+        self.handed().moves += 1;
+    }
+
+    fn judge(&self, limit: Duration, now: Instant) {
+        let owes = match self.state.try_lock() {
+            Ok(state) => matches!(&*state, State::Going(going) if going.waits.is_none()),
+            // More of it is asked for at this moment.
+            Err(_) => return,
+        };
+        let mut handed = self.handed();
+        let (moves, since) = handed.seen;
+        if (!owes && handed.bytes == 0) || handed.moves != moves {
+            handed.seen = (handed.moves, now);
+            return;
+        }
+        let stuck = !handed.given_up && now.duration_since(since) >= limit;
+        drop(handed);
+        if stuck {
+            self.give_up();
+        }
+    }
+
+    /// Drops what is held of it, and counts nothing of it any more but what the connection has left.
+    fn give_up(&self) {
+        let mut state = self.state();
+        let going = if matches!(*state, State::Going(_)) {
+            std::mem::replace(&mut *state, State::GivenUp)
+        } else {
+            State::Over
+        };
+        drop(state);
+        let mut handed = self.handed();
+        handed.given_up = true;
+        let under_way = handed.under_way.take();
+        self.unread.take_away(&self.whose, handed.bytes);
+        self.line.left.fetch_add(handed.bytes, Ordering::Relaxed);
+        drop(handed);
+        drop(under_way);
+        if let State::Going(mut going) = going {
+            self.discount(going.counted);
+            if let Some(waits) = going.waits.take() {
+                waits.wake();
+            }
+        }
+        metrics::counter!("inkstone_gateway_answers_given_up_total").increment(1);
+    }
+}
+
+impl Drop for Account {
+    fn drop(&mut self) {
+        self.line
+            .answers
+            .all()
+            .remove(&std::ptr::from_ref(self).addr());
+    }
 }
 
 /// The body of an answer. It keeps its request under way until the connection has let go of the last byte, if it is known whom it is for:
 /// nobody without a key keeps a connection in a full house by leaving a stream open, or its last bytes unread.
 pub(crate) struct Answer {
-    body: Body,
     account: Arc<Account>,
 }
 
 impl Answer {
-    /// `to`: if it is known.
-    pub(crate) fn new(
-        body: Body,
-        under_way: UnderWay,
-        unread: Arc<Unread>,
-        to: Option<Addressee>,
-    ) -> Self {
+    pub(crate) fn new(body: Body, under_way: UnderWay, unread: Arc<Unread>, whose: Whose) -> Self {
+        let line = under_way.line().clone();
+        let handed = Handed {
+            bytes: 0,
+            moves: 0,
+            seen: (0, Instant::now()),
+            given_up: false,
+            under_way: whose.to.is_some().then_some(under_way),
+        };
+        let going = Going {
+            body,
+            rest: Bytes::new(),
+            counted: 0,
+            waits: None,
+        };
         let account = Arc::new(Account {
-            line: under_way.line().clone(),
-            _under_way: to.is_some().then_some(under_way),
+            line,
             unread,
-            whose: to,
+            whose,
+            state: Mutex::new(State::Going(going)),
+            handed: Mutex::new(handed),
         });
-        Self { body, account }
+        let known = Arc::downgrade(&account);
+        let place = Arc::as_ptr(&account).addr();
+        account.line.answers.all().insert(place, known);
+        Self { account }
+    }
+}
+
+impl Going {
+    /// The next frame as it is handed on: a piece of one that is long.
+    fn hand_on(
+        &mut self,
+        account: &Arc<Account>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if self.rest.is_empty() {
+            self.waits = None;
+            let frame = match Pin::new(&mut self.body).poll_frame(context) {
+                Poll::Pending => {
+                    self.waits = Some(context.waker().clone());
+                    return Poll::Pending;
+                }
+                Poll::Ready(Some(Ok(frame))) => frame,
+                Poll::Ready(other) => return Poll::Ready(other),
+            };
+            let data = match frame.into_data() {
+                Ok(data) => data,
+                Err(other) => return Poll::Ready(Some(Ok(other))),
+            };
+            if data.len() <= SMALL {
+                return Poll::Ready(Some(Ok(Frame::data(data))));
+            }
+            self.counted = data.len() as u64;
+            account.count(self.counted);
+            self.rest = data;
+        }
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        let piece = Waiting::bytes(&piece, account);
+        if self.rest.is_empty() {
+            self.rest = Bytes::new();
+            account.discount(std::mem::take(&mut self.counted));
+        }
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
 
@@ -59,39 +244,69 @@ impl HttpBody for Answer {
     type Error = axum::Error;
 
     fn poll_frame(
-        mut self: Pin<&mut Self>,
+        self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        let counted = |bytes| Waiting::bytes(bytes, &self.account);
-        Poll::Ready(frame.map(|frame| frame.map(|frame| frame.map_data(counted))))
+        let account = &self.account;
+        account.moved();
+        let mut state = account.state();
+        if matches!(*state, State::GivenUp) {
+            *state = State::Over;
+            return Poll::Ready(Some(Err(axum::Error::new(GIVEN_UP))));
+        }
+        let State::Going(going) = &mut *state else {
+            return Poll::Ready(None);
+        };
+        let next = going.hand_on(account, context);
+        if matches!(next, Poll::Ready(None)) {
+            *state = State::Over;
+        }
+        next
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &*self.account.state() {
+            State::Going(going) => going.rest.is_empty() && going.body.is_end_stream(),
+            State::GivenUp => false,
+            State::Over => true,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let mut all = SizeHint::new();
+        if let State::Going(going) = &*self.account.state() {
+            let (rest, body) = (going.rest.len() as u64, going.body.size_hint());
+            if let Some(most) = body.upper() {
+                all.set_upper(most.saturating_add(rest));
+            }
+            all.set_lower(body.lower().saturating_add(rest));
+        }
+        all
     }
 }
 
-/// Bytes that are counted for as long as anyone has them.
+impl Drop for Answer {
+    fn drop(&mut self) {
+        let state = std::mem::replace(&mut *self.account.state(), State::Over);
+        if let State::Going(going) = state {
+            self.account.discount(going.counted);
+        }
+    }
+}
+
+/// A piece of an answer that is counted for as long as the connection has it.
 struct Waiting {
-    bytes: Bytes,
+    bytes: Box<[u8]>,
     account: Arc<Account>,
 }
 
 impl Waiting {
-    fn bytes(bytes: Bytes, account: &Arc<Account>) -> Bytes {
-        if bytes.len() <= SMALL {
-            return bytes;
-        }
-        let length = bytes.len() as u64;
-        account.unread.add(account.whose.as_ref(), length);
-        account.line.unread.fetch_add(length, Ordering::Relaxed);
+    fn bytes(piece: &[u8], account: &Arc<Account>) -> Bytes {
+        let length = piece.len() as u64;
+        account.count(length);
+        account.handed().bytes += length;
         Bytes::from_owner(Self {
-            bytes,
+            bytes: piece.into(),
             account: account.clone(),
         })
     }
@@ -105,188 +320,18 @@ impl AsRef<[u8]> for Waiting {
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        let length = self.bytes.len() as u64;
-        let account = &self.account;
-        account.unread.take_away(account.whose.as_ref(), length);
+        let (account, length) = (&self.account, self.bytes.len() as u64);
+        let mut handed = account.handed();
+        handed.bytes -= length;
+        handed.moves += 1;
         account.line.unread.fetch_sub(length, Ordering::Relaxed);
-    }
-}
-
-/// A connection's stream that notes what the client's side of it takes.
-pub(crate) struct Noted<S> {
-    stream: S,
-    line: Arc<Line>,
-}
-
-impl<S> Noted<S> {
-    pub(crate) fn new(stream: S, line: Arc<Line>) -> Self {
-        Self { stream, line }
-    }
-
-    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        self.line
-            .blocked
-            .store(written.is_pending(), Ordering::Relaxed);
-        if let Poll::Ready(Ok(bytes)) = &written {
-            self.line
-                .written
-                .fetch_add(*bytes as u64, Ordering::Relaxed);
+        if handed.given_up {
+            account.line.left.fetch_sub(length, Ordering::Relaxed);
+        } else {
+            account.unread.take_away(&account.whose, length);
         }
-        written
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Noted<S> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(context, buffer)
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Noted<S> {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(context, bytes);
-        self.note(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        pieces: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(context, pieces);
-        self.note(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(context)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(context)
-    }
-}
-
-/// How long a client is borne that has answers to read and reads none.
-#[derive(Debug)]
-pub(crate) struct Pace {
-    /// When to look next.
-    pub(crate) next: Instant,
-    limit: Duration,
-    since: Instant,
-    written: u64,
-}
-
-impl Pace {
-    pub(crate) fn new(limit: Duration, now: Instant) -> Self {
-        Self {
-            next: now + limit / 2,
-            limit,
-            since: now,
-            written: 0,
-        }
-    }
-
-    /// Whether the client reads too little: `written` is what it has taken so far, `owes` whether more waits for it.
-    pub(crate) fn is_too_slow(&mut self, owes: bool, written: u64, now: Instant) -> bool {
-        self.next = now + self.limit / 2;
-        if !owes || written.saturating_sub(self.written) >= LEAST_READ {
-            (self.since, self.written) = (now, written);
-            return false;
-        }
-        now.duration_since(self.since) >= self.limit
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use axum::body::to_bytes;
-    use http_body_util::BodyExt as _;
-
-    use super::*;
-    use crate::crowd::{Crowd, Member};
-    use crate::unread::tests::{tenant, token, unread};
-
-    #[test]
-    fn a_client_that_reads_is_borne_and_one_that_does_not_is_not() {
-        let (start, second) = (Instant::now(), Duration::from_secs(1));
-        let at = |seconds: u32| start + second * seconds;
-        let mut pace = Pace::new(second * 30, start);
-        assert_eq!(pace.next, at(15));
-        // Nothing to read.
-        assert!(!pace.is_too_slow(false, 10, at(15)));
-        assert!(!pace.is_too_slow(true, 10, at(30)));
-        // Slow, but it reads.
-        assert!(!pace.is_too_slow(true, 10 + LEAST_READ, at(40)));
-        assert!(!pace.is_too_slow(true, 20 + LEAST_READ, at(55)));
-        assert!(pace.is_too_slow(true, 30 + LEAST_READ, at(70)));
-    }
-
-    async fn member() -> Member {
-        let crowd = Arc::new(Crowd::new(1, 1));
-        let address = [127, 0, 0, 1].into();
-        let room = crowd.room(address).await.unwrap();
-        crowd.join(room, address).unwrap()
-    }
-
-    #[tokio::test]
-    async fn bytes_count_as_unread_until_the_last_piece_of_them_is_gone() {
-        let member = member().await;
-        let cases = [
-            (Some(tenant("a")), [100_000, 0, 0]),
-            (Some(token("a")), [0, 100_000, 0]),
-            (None, [0, 0, 100_000]),
-        ];
-        for (to, counted) in cases {
-            let unread = unread();
-            let body = Body::from(vec![7; 100_000]);
-            let mut answer = Answer::new(body, member.line.begin(), unread.clone(), to);
-            let frame = answer.frame().await.unwrap().unwrap();
-            let bytes = frame.into_data().unwrap();
-            drop(answer);
-            let piece = bytes.slice(5..6);
-            drop(bytes);
-            assert_eq!((unread.waiting(), member.line.owes()), (counted, true));
-            drop(piece);
-            assert_eq!((unread.waiting(), member.line.owes()), ([0; 3], false));
-            assert!(unread.knows_nobody());
-        }
-    }
-
-    #[tokio::test]
-    async fn small_answers_pass_as_they_are() {
-        let (member, unread) = (member().await, unread());
-        let body = Body::from("ok");
-        let to = Some(tenant("a"));
-        let answer = Answer::new(body, member.line.begin(), unread.clone(), to);
-        let bytes = to_bytes(Body::new(answer), 10).await.unwrap();
-        assert_eq!((&bytes[..], unread.waiting()), (&b"ok"[..], [0; 3]));
-    }
-
-    #[tokio::test]
-    async fn an_answer_keeps_its_request_under_way_if_it_is_known_whom_it_is_for() {
-        let member = member().await;
-        for (to, keeps) in [
-            (Some(tenant("a")), true),
-            (Some(token("a")), true),
-            (None, false),
-        ] {
-            let request = member.line.begin();
-            let answer = Answer::new(Body::from("ok"), request, unread(), to);
-            assert_eq!(!member.line.is_quiet(), keeps);
-            drop(answer);
-            assert!(member.line.is_quiet());
-        }
-    }
-}
+mod tests;

@@ -14,6 +14,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
+use crate::answers::{Answers, MOST_LEFT};
+
 /// How many make way at once.
 const LEAVERS: usize = 32;
 /// The quiet that no connection is closed for: a request is on its way in less.
@@ -66,6 +68,10 @@ pub(crate) struct Line {
     pub(crate) written: AtomicU64,
     /// Bytes of answers that it has not taken yet.
     pub(crate) unread: AtomicU64,
+    /// Those that were given up, of these.
+    pub(crate) left: AtomicU64,
+    /// What is on its way out.
+    pub(crate) answers: Answers,
     /// The socket takes no more for now.
     pub(crate) blocked: AtomicBool,
     /// Cancelled when it has to make way.
@@ -280,6 +286,8 @@ impl Line {
             quiet_since: AtomicU64::new(millis(began.elapsed())),
             written: AtomicU64::new(0),
             unread: AtomicU64::new(0),
+            left: AtomicU64::new(0),
+            answers: Answers::default(),
             blocked: AtomicBool::new(false),
             makes_way: CancellationToken::new(),
         }
@@ -300,6 +308,11 @@ impl Line {
     /// Whether the client has answers to read that it does not read, as far as can be seen from here.
     pub(crate) fn owes(&self) -> bool {
         self.unread.load(Ordering::Relaxed) > 0 || self.blocked.load(Ordering::Relaxed)
+    }
+
+    /// Whether the client has left more of answers that were given up than a connection is borne with.
+    pub(crate) fn leaves_too_much(&self) -> bool {
+        self.left.load(Ordering::Relaxed) > MOST_LEFT
     }
 
     /// Whether no request is under way.

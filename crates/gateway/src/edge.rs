@@ -114,6 +114,7 @@ impl Edge {
                 http.max_unread_bytes,
                 http.tenant_share,
                 http.max_unread_bytes_without_key,
+                (http.max_connections_per_address, http.max_connections),
             )),
             http: http.clone(),
         }

@@ -102,6 +102,7 @@ pub(crate) async fn get(
         query.nothing_else(&["token"])?;
         Ok((task, index, token))
     };
+    let from = from.map(|Extension(network)| network);
     let (task, index, token) = match read.await {
         Ok(read) => read,
         Err(failure) => return Refused(failure).into_response(),
@@ -112,7 +113,7 @@ pub(crate) async fn get(
             Err(failure) => return Refused(failure).into_response(),
         };
         let reader = Reader::Token(&token);
-        let share = match admitted(&edge, &reader, task) {
+        let share = match admitted(&edge, &reader, task, from) {
             Ok(share) => share,
             Err(failure) => return Refused(failure).into_response(),
         };
@@ -126,16 +127,13 @@ pub(crate) async fn get(
     }
     // A signed body is not looked at: no body has a say in which picture it is.
     let known = match auth::proven_by(&method, &uri, &headers) {
-        Ok(proven) => {
-            let from = from.map(|Extension(network)| network);
-            auth::identify(&edge, proven.proof, Class::Read, from).await
-        }
+        Ok(proven) => auth::identify(&edge, proven.proof, Class::Read, from).await,
         Err(failure) => Err(failure),
     };
     match known {
         Ok((caller, limit)) => {
             let reader = Reader::Tenant(&caller);
-            let share = match admitted(&edge, &reader, task) {
+            let share = match admitted(&edge, &reader, task, from) {
                 Ok(share) => share,
                 Err(failure) => return auth::refuse(failure),
             };
@@ -161,8 +159,14 @@ fn search(edge: &Edge, task: TaskId) -> Result<(Place, Share), Failure> {
     Ok((place, share))
 }
 
-/// One more of those that a tenant, or whoever has a task's tokens, may read at once, unless it leaves too much unread.
-fn admitted(edge: &Edge, reader: &Reader<'_>, task: TaskId) -> Result<Share, Failure> {
+/// One more of those that a tenant, or whoever has a task's tokens, may read at once, unless it leaves too much unread, or whoever reads
+/// by tokens from the same address does.
+fn admitted(
+    edge: &Edge,
+    reader: &Reader<'_>,
+    task: TaskId,
+    from: Option<Network>,
+) -> Result<Share, Failure> {
     let room = edge.room(Class::Read);
     match *reader {
         Reader::Tenant(caller) => {
@@ -172,7 +176,7 @@ fn admitted(edge: &Edge, reader: &Reader<'_>, task: TaskId) -> Result<Share, Fai
         // Whose task it is is not known here. One picture that all the world looks at leaves room for others.
         Reader::Token(_) => {
             let task = task.to_string();
-            edge.unread.admit_by_token(&task)?;
+            edge.unread.admit_by_token(&task, from)?;
             room.share_by_token(&task)
         }
     }

@@ -249,7 +249,8 @@ pub(crate) async fn without_key(
     request: Request,
     next: Next,
 ) -> Response {
-    match edge.unread.admit_without_key() {
+    let from = request.extensions().get::<Network>().copied();
+    match edge.unread.admit_without_key(from) {
         Ok(()) => next.run(request).await,
         Err(failure) => Refused(failure).into_response(),
     }

@@ -34,6 +34,7 @@ mod models;
 mod oip;
 mod openai;
 mod openapi;
+mod pace;
 mod pictures;
 mod platform;
 mod problem;

@@ -287,7 +287,7 @@ mod tests {
     use super::*;
     use crate::crowd::Network;
     use crate::edge::tests::edge;
-    use crate::unread::Addressee;
+    use crate::unread::tests::tenant;
 
     #[tokio::test]
     async fn the_document_is_the_same_whenever_it_is_made() {
@@ -347,9 +347,8 @@ mod tests {
     async fn probes_over_grpc_are_answered_while_too_much_is_unread_and_other_calls_are_refused() {
         let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
         let edge = Arc::new(edge(&service, &storage));
-        let tenant = Addressee::Tenant("one".into());
         edge.unread
-            .add(Some(&tenant), edge.http.max_unread_bytes.bytes() + 1);
+            .add(&tenant("one"), edge.http.max_unread_bytes.bytes() + 1);
         let (router, _reporter) = grpc(&edge).unwrap();
         // Of a refusal the status is in the head.
         let refused = async |path: &str| {

@@ -25,15 +25,16 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::ServiceExt as _;
 
-use crate::answers::{Answer, Noted, Pace};
+use crate::answers::Answer;
 use crate::bodies::{self, Arriving};
 use crate::body_room::Sender;
 use crate::crowd::{Member, Network, UnderWay};
 use crate::edge::Edge;
 use crate::error::StartError;
+use crate::pace::{Noted, Pace};
 use crate::problem::is_grpc;
 use crate::settings::{HttpSettings, HttpTlsSettings};
-use crate::unread::Addressee;
+use crate::unread::{Addressee, Whose};
 
 /// For the last bytes of answers, after everything that waits has been told that the gateway stops.
 const LAST_WORDS: Duration = Duration::from_secs(1);
@@ -197,7 +198,8 @@ where
     let mut serving = pin!(server.serve_connection(stream, service));
     let stop = edge.tasks.stop_token();
     let mut patience = Patience::new(&edge.http);
-    let mut pace = Pace::new(edge.http.read_timeout.duration(), Instant::now());
+    let read_timeout = edge.http.read_timeout.duration();
+    let mut pace = Pace::new(read_timeout, Instant::now());
     let mut closing = false;
     let last_words = async {
         edge.drained.cancelled().await;
@@ -238,8 +240,10 @@ where
                 }
             }
             () = tokio::time::sleep_until(pace.next) => {
-                let written = line.written.load(Ordering::Relaxed);
-                if pace.is_too_slow(line.owes(), written, Instant::now()) {
+                let (written, now) = (line.written.load(Ordering::Relaxed), Instant::now());
+                // Of a connection that reads some of its answers, those that it does not read.
+                line.answers.give_up_stuck(read_timeout, now);
+                if line.leaves_too_much() || pace.is_too_slow(line.owes(), written, now) {
                     metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => "slow_reader").increment(1);
                     return;
                 }
@@ -274,7 +278,8 @@ async fn carry(
     }
     let unread = edge.unread.clone();
     let to = response.extensions_mut().remove::<Addressee>();
-    Ok(response.map(|body| Answer::new(body, under_way, unread, to)))
+    let whose = Whose { to, from };
+    Ok(response.map(|body| Answer::new(body, under_way, unread, whose)))
 }
 
 fn protocols(http: &HttpSettings) -> auto::Builder<TokioExecutor> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use e2e::Platform;
 
-use super::{FRONT, PATIENCE, connect, under_attack};
+use super::{FRONT, PATIENCE, PAUSE, connect, under_attack};
 
 const DATA: u8 = 0;
 pub(super) const HEADERS: u8 = 1;
@@ -190,6 +190,37 @@ pub(super) fn read_ends(stream: &mut TcpStream, wanted: usize) {
     }
 }
 
+/// Asks for health on so many streams, gives each answer its window, and reads them all.
+fn read_health(stream: &mut TcpStream, streams: &mut impl Iterator<Item = u32>, count: usize) {
+    let head = request("/healthz", &[]);
+    let ask = |id| {
+        let mut piece = frame(HEADERS, END_HEADERS | END_STREAM, id, &head);
+        piece.extend(frame(WINDOW_UPDATE, 0, id, &65_535_u32.to_be_bytes()));
+        piece
+    };
+    let asked: Vec<u8> = streams.by_ref().take(count).flat_map(ask).collect();
+    stream.write_all(&asked).unwrap();
+    read_ends(stream, count);
+}
+
+/// Reads until the gateway takes a stream back.
+fn read_reset(stream: &mut TcpStream, wanted: u32) {
+    loop {
+        let mut head = [0; 9];
+        stream.read_exact(&mut head).unwrap();
+        let [length, id] = [
+            [0, head[0], head[1], head[2]],
+            [head[5], head[6], head[7], head[8]],
+        ]
+        .map(u32::from_be_bytes);
+        let mut payload = vec![0; length as usize];
+        stream.read_exact(&mut payload).unwrap();
+        if (head[3], id) == (RST_STREAM, wanted) {
+            return;
+        }
+    }
+}
+
 /// Numbers of streams that a client opens.
 fn streams() -> impl Iterator<Item = u32> {
     (0..FLOOD).map(|i| 2 * i + 1)
@@ -334,4 +365,60 @@ async fn what_anyone_may_ask_for_keeps_nobody_out_when_it_is_never_asked_to_the_
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_that_are_never_read_are_given_up_though_their_connection_reads_others() {
+    /// What the connection is handed of each stays with it: of so many it is little enough for the connection to be borne.
+    const STUCK: u32 = 8;
+    /// Answers about health that are read at a time: more of them in a second than a client must read.
+    const READ: usize = 100;
+    let settings = [
+        (
+            "INKSTONE_GATEWAY__HTTP__MAX_UNREAD_BYTES_WITHOUT_KEY",
+            "64KiB",
+        ),
+        ("INKSTONE_GATEWAY__HTTP__READ_TIMEOUT", "2s"),
+    ];
+    let platform = Platform::start_services(&FRONT, &settings, false).await;
+    let page = || {
+        e2e::get(&format!("{}/docs", platform.url()), &[])
+            .unwrap()
+            .0
+    };
+    let attack = || {
+        let mut streams = streams();
+        let mut stream = open(&platform);
+        // No answer has a window (RFC 9113, 6.5.2), and all of them together have one that never ends.
+        let mut hello = frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+        hello.extend(frame(WINDOW_UPDATE, 0, 0, &(1_u32 << 30).to_be_bytes()));
+        stream.write_all(&hello).unwrap();
+        let head = request("/openapi.json", &[]);
+        for id in streams.by_ref().take(STUCK as usize) {
+            let ask = frame(HEADERS, END_HEADERS | END_STREAM, id, &head);
+            stream.write_all(&ask).unwrap();
+        }
+        for (what, status) in [("fill no room", 503), ("keep their room", 200)] {
+            let began = Instant::now();
+            while page() != status {
+                assert!(began.elapsed() < PATIENCE, "answers left unread {what}");
+                read_health(&mut stream, &mut streams, READ);
+                std::thread::sleep(PAUSE);
+            }
+        }
+        // The connection is as good as before; what was given up is told where there is a window for it.
+        read_health(&mut stream, &mut streams, READ);
+        for id in (0..STUCK).map(|i| 2 * i + 1) {
+            let window = frame(WINDOW_UPDATE, 0, id, &(1_u32 << 20).to_be_bytes());
+            stream.write_all(&window).unwrap();
+            read_reset(&mut stream, id);
+        }
+        read_health(&mut stream, &mut streams, READ);
+    };
+    under_attack(&platform, "answers left unread", 32, async {
+        tokio::task::block_in_place(attack);
+    })
+    .await;
+    let metrics = platform.metrics("gateway");
+    assert!(!metrics.contains("reason=\"slow_reader\""), "{metrics}");
 }
