@@ -4,6 +4,7 @@
 // What was measured, for whoever runs them by hand.
 #![allow(clippy::print_stdout)]
 
+mod answers;
 mod bodies;
 mod connections;
 mod flate;

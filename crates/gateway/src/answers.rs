@@ -16,6 +16,7 @@ use bytes::Bytes;
 use hyper::body::{Body as HttpBody, Frame, SizeHint};
 use tokio::time::Instant;
 
+use crate::carried::Carried;
 use crate::crowd::{Line, UnderWay};
 use crate::unread::{Unread, Whose};
 
@@ -72,6 +73,8 @@ struct Going {
     counted: u64,
     /// Whoever waits for more of a body that has none just now: then its client owes nothing.
     waits: Option<Waker>,
+    /// Room for what the body is made of, until its bytes are counted by themselves.
+    carried: Option<Carried>,
 }
 
 /// What has been.
@@ -161,7 +164,7 @@ impl Drop for Account {
         self.line
             .answers
             .all()
-            .remove(&std::ptr::from_ref(self).addr());
+            .remove(&std::ptr::from_ref::<Self>(self).addr());
     }
 }
 
@@ -172,7 +175,14 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    pub(crate) fn new(body: Body, under_way: UnderWay, unread: Arc<Unread>, whose: Whose) -> Self {
+    /// `carried`: the room that what it is made of has taken, if that was much.
+    pub(crate) fn new(
+        body: Body,
+        under_way: UnderWay,
+        unread: Arc<Unread>,
+        whose: Whose,
+        carried: Option<Carried>,
+    ) -> Self {
         let line = under_way.line().clone();
         let handed = Handed {
             bytes: 0,
@@ -186,6 +196,7 @@ impl Answer {
             rest: Bytes::new(),
             counted: 0,
             waits: None,
+            carried,
         };
         let account = Arc::new(Account {
             line,
@@ -223,10 +234,12 @@ impl Going {
                 Err(other) => return Poll::Ready(Some(Ok(other))),
             };
             if data.len() <= SMALL {
+                self.carried = None;
                 return Poll::Ready(Some(Ok(Frame::data(data))));
             }
             self.counted = data.len() as u64;
             account.count(self.counted);
+            self.carried = None;
             self.rest = data;
         }
         let piece = self.rest.split_to(self.rest.len().min(PIECE));

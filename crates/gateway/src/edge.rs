@@ -12,13 +12,14 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::body_room::BodyRoom;
+use crate::carried::{self, CarriedRoom};
 use crate::crowd::{Crowd, Network};
 use crate::platform::Platform;
 use crate::room::{self, Class, Place, Room, Share};
 use crate::settings::{HttpSettings, Settings};
 use crate::unread::Unread;
 
-/// Pictures of callers that are decoded at once: one takes a core, and up to 16 bytes a pixel for a moment.
+/// Pictures that are decoded at once, callers' and those of answers in pixels: one takes a core, and up to 16 bytes a pixel for a moment.
 const MAX_DECODES: usize = 4;
 /// Streams over gRPC that callers without a key have open: health as it changes, and reflection.
 const MAX_STREAMS_WITHOUT_KEY: u32 = 256;
@@ -45,12 +46,14 @@ pub(crate) struct Edge {
     pub(crate) searches_by_token: Room,
     /// For streams that anyone may open.
     pub(crate) streams_without_key: Room,
-    /// Turns at decoding pictures that callers have sent.
+    /// Turns at decoding pictures.
     pub(crate) decodes: Arc<Semaphore>,
     /// Who is connected.
     pub(crate) crowd: Arc<Crowd>,
     /// Room for the bytes of bodies that arrive.
     pub(crate) bodies: Arc<BodyRoom>,
+    /// Room for answers with pictures inside, while they are made.
+    pub(crate) carried: Arc<CarriedRoom>,
     /// Bytes of answers that are on their way out.
     pub(crate) unread: Arc<Unread>,
 }
@@ -110,6 +113,11 @@ impl Edge {
                 http.max_connections_per_address,
             )),
             bodies: Arc::new(BodyRoom::new(http)),
+            carried: Arc::new(CarriedRoom::new(
+                http.max_carried_bytes,
+                http.tenant_share,
+                carried::MOST_WAIT,
+            )),
             unread: Arc::new(Unread::new(
                 http.max_unread_bytes,
                 http.tenant_share,

@@ -18,6 +18,7 @@ use tonic_reflection::server::v1alpha;
 use tracing::Instrument as _;
 
 use crate::batch;
+use crate::carried;
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::models;
@@ -195,15 +196,18 @@ impl ImageService for Images {
         let request = request.into_inner();
         let task = task_id(&request.task_id)?;
         let reader = Reader::Tenant(&caller);
-        let picture = self
-            .edge
-            .platform
-            .picture(reader, task, request.index)
-            .await?;
-        Ok(Response::new(v1::GetImageResponse {
+        let platform = &self.edge.platform;
+        let found = platform.find_picture(reader, task, request.index).await?;
+        let room = &self.edge.carried;
+        let room = room.room(&caller.tenant, found.info.size_bytes, carried::OF_ANSWER);
+        let carried = room.await?;
+        let picture = platform.read_picture(found).await?;
+        let mut response = Response::new(v1::GetImageResponse {
             info: Some(picture.info),
             data: picture.data.into(),
-        }))
+        });
+        response.extensions_mut().insert(carried);
+        Ok(response)
     }
 
     async fn list_models(

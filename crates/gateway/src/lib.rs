@@ -13,6 +13,7 @@ mod auth;
 mod batch;
 mod bodies;
 mod body_room;
+mod carried;
 mod cors;
 mod counts;
 mod crowd;

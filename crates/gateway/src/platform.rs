@@ -305,7 +305,15 @@ impl Platform {
         task: TaskId,
         index: u32,
     ) -> Result<Picture, Failure> {
-        let Found { info, key } = self.find_picture(reader, task, index).await?;
+        let found = self.find_picture(reader, task, index).await?;
+        self.read_picture(found).await
+    }
+
+    /// Reads a picture.
+    pub(crate) async fn read_picture(
+        &self,
+        Found { info, key }: Found,
+    ) -> Result<Picture, Failure> {
         let read = self.storage.get(&key, MAX_PICTURE_BYTES).await;
         let data = read.map_err(unreadable)?;
         Ok(Picture { info, data })

@@ -28,6 +28,7 @@ use tower::ServiceExt as _;
 use crate::answers::Answer;
 use crate::bodies::{self, Arriving};
 use crate::body_room::Sender;
+use crate::carried::Carried;
 use crate::crowd::{Member, Network, UnderWay};
 use crate::edge::Edge;
 use crate::error::StartError;
@@ -279,7 +280,8 @@ async fn carry(
     let unread = edge.unread.clone();
     let to = response.extensions_mut().remove::<Addressee>();
     let whose = Whose { to, from };
-    Ok(response.map(|body| Answer::new(body, under_way, unread, whose)))
+    let carried = response.extensions_mut().remove::<Carried>();
+    Ok(response.map(|body| Answer::new(body, under_way, unread, whose, carried)))
 }
 
 fn protocols(http: &HttpSettings) -> auto::Builder<TokioExecutor> {

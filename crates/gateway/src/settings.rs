@@ -56,6 +56,8 @@ pub struct HttpSettings {
     pub max_unread_bytes: ByteSize,
     /// The same of what anyone may have.
     pub max_unread_bytes_without_key: ByteSize,
+    /// Bytes that answers with pictures inside take while they are made.
+    pub max_carried_bytes: ByteSize,
     /// For requests that answer at once.
     pub request_timeout: Millis,
     /// For requests that wait for pictures.
@@ -80,7 +82,7 @@ pub struct HttpSettings {
     pub max_concurrent_generations: u32,
     /// Requests under way that do not.
     pub max_concurrent_reads: u32,
-    /// What one tenant may hold of them, of streams, of uploads and of the bytes of bodies and of what is not read, in percent.
+    /// What one tenant may hold of them, of streams, of uploads and of the bytes of bodies, of answers that are made and of what is not read, in percent.
     pub tenant_share: u32,
     /// Open streams of events.
     pub max_event_streams: u32,
@@ -237,6 +239,10 @@ impl settings::Settings for Settings {
             let rule = "must be at least http.max_upload and at most 1TiB";
             return Err(Self::invalid("http.max_body_bytes", rule));
         }
+        if !(1..=MOST_BODY_BYTES).contains(&http.max_carried_bytes.bytes()) {
+            let rule = "must be at least 1B and at most 1TiB";
+            return Err(Self::invalid("http.max_carried_bytes", rule));
+        }
         Ok(())
     }
 }
@@ -285,6 +291,8 @@ mod tests {
             ("tls.check_every", "0s"),
             ("tls.cut_after", "59m"),
             ("http.max_body_bytes", "1MiB"),
+            ("http.max_carried_bytes", "0B"),
+            ("http.max_carried_bytes", "2048GiB"),
             ("http.read_timeout", "0s"),
             ("http.max_connections_per_address", "0"),
             ("http.cors.allow_origins", "[\"studio.example.com\"]"),

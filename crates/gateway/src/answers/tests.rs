@@ -12,12 +12,13 @@ const LIMIT: Duration = Duration::from_secs(30);
 
 async fn member() -> Member {
     let crowd = Arc::new(Crowd::new(1, 1));
-    let room = crowd.room().await;
-    crowd.join(room, IpAddr::from([127, 0, 0, 1])).unwrap()
+    let address = IpAddr::from([127, 0, 0, 1]);
+    let room = crowd.room(address).await.unwrap();
+    crowd.join(room, address).unwrap()
 }
 
 fn answer(body: Body, member: &Member, unread: &Arc<Unread>, whose: Whose) -> Answer {
-    Answer::new(body, member.line.begin(), unread.clone(), whose)
+    Answer::new(body, member.line.begin(), unread.clone(), whose, None)
 }
 
 /// The next piece of an answer.

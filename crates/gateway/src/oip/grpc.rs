@@ -31,6 +31,7 @@ use super::infer::infer;
 use super::model::{EXTENSIONS, PLATFORM, find};
 use super::protobuf;
 use crate::auth::{self, identify, proof_of_message};
+use crate::carried::Carried;
 use crate::crowd::Network;
 use crate::edge::{Edge, OpenStream};
 use crate::grpc::{PREFIX_BYTES, SMALL_REQUEST, caller};
@@ -117,16 +118,16 @@ fn check_stream(headers: &HeaderMap) -> Result<(), Failure> {
     Err(Failure::invalid("idempotency_key", message))
 }
 
-/// Draws one request of a caller; beside the answer what is left of its limit, if more was charged.
+/// Draws one request of a caller; beside the answer what is left of its limit, if more was charged, and the room of the pictures inside.
 async fn answer(
     edge: &Arc<Edge>,
     caller: &Caller,
     idempotency_key: &str,
     request: ModelInferRequest,
-) -> Result<(ModelInferResponse, Option<RateLimit>), Failure> {
+) -> Result<(ModelInferResponse, Option<RateLimit>, Option<Carried>), Failure> {
     let asked = protobuf::decode(request)?;
-    let (answer, limit) = infer(edge, caller, asked, idempotency_key, MAX_ANSWER_BYTES).await?;
-    Ok((protobuf::encode(answer), limit))
+    let drawn = infer(edge, caller, asked, idempotency_key, MAX_ANSWER_BYTES).await?;
+    Ok((protobuf::encode(drawn.answer), drawn.limit, drawn.carried))
 }
 
 /// Who opened a stream, with a word of auth's on it that lasts: its first request may come long after that.
@@ -171,8 +172,8 @@ impl Answering {
                     }
                 };
                 let answer = answer(&self.edge, &caller, "", request).await;
-                // Its headers are sent, so there is no place for what is left.
-                answer.map(|(response, _)| response)
+                // Its headers are sent, so there is no place for what is left; and it is written out, and counted by itself, in this moment.
+                answer.map(|(response, _, _)| response)
             };
             Some(Ok(protobuf::streamed(answered.await, id)))
         };
@@ -260,10 +261,14 @@ impl GrpcInferenceService for Inference {
     ) -> Result<Response<ModelInferResponse>, Status> {
         let caller = caller(&request)?;
         let key = idempotency_key(request.metadata().as_ref())?;
-        let (answer, limit) = answer(&self.edge, &caller, &key, request.into_inner()).await?;
+        let (answer, limit, carried) =
+            answer(&self.edge, &caller, &key, request.into_inner()).await?;
         let mut response = Response::new(answer);
         // For the layer that tells the caller what is left.
         response.extensions_mut().insert(limit);
+        if let Some(carried) = carried {
+            response.extensions_mut().insert(carried);
+        }
         Ok(response)
     }
 

@@ -281,9 +281,13 @@ pub(crate) async fn infer_model(
     let (mut asked, binary) = decode(&body, json_bytes)?;
     let path = named(path);
     (asked.model, asked.version) = (path.model, path.version);
-    let (answer, limit) = infer(&edge, &caller, asked, &key, MAX_ANSWER_BYTES).await?;
-    let mut response = encode(answer, &binary)?;
+    let drawn = infer(&edge, &caller, asked, &key, MAX_ANSWER_BYTES).await?;
+    let mut response = encode(drawn.answer, &binary)?;
+    let extensions = response.extensions_mut();
     // For the layer that tells the caller what is left.
-    response.extensions_mut().insert(limit);
+    extensions.insert(drawn.limit);
+    if let Some(carried) = drawn.carried {
+        extensions.insert(carried);
+    }
     Ok(response)
 }

@@ -11,8 +11,10 @@ use tokio::time::Instant;
 use super::model::{self, IMAGE, SEED, TASK_ID};
 use super::request::{self, Asked, IMAGE_FORMAT, Plan};
 use super::tensor::write_texts;
+use crate::carried::{Carried, OF_ANSWER};
 use crate::edge::Edge;
 use crate::models;
+use crate::pictures::in_turn;
 use crate::tasks::task_id;
 use crate::waiting;
 
@@ -68,15 +70,24 @@ impl Content {
     }
 }
 
+/// An answer, and what goes with it.
+pub(super) struct Drawn {
+    pub(super) answer: Answer,
+    /// What is left of the caller's limit, if more was charged.
+    pub(super) limit: Option<RateLimit>,
+    /// The room that the pictures inside have, if there are any.
+    pub(super) carried: Option<Carried>,
+}
+
 /// Draws what was asked for and waits for it, as long as a generation may take. Pictures have `most_bytes` together at most.
-/// Beside the answer what is left of the caller's limit, if more was charged. Dropped before its end, it cancels its tasks.
+/// Dropped before its end, it cancels its tasks.
 pub(super) async fn infer(
     edge: &Arc<Edge>,
     caller: &Caller,
     asked: Asked,
     idempotency_key: &str,
     most_bytes: u64,
-) -> Result<(Answer, Option<RateLimit>), Failure> {
+) -> Result<Drawn, Failure> {
     let deadline = Instant::now() + edge.http.generation_timeout.duration();
     let plan = request::plan(&asked, idempotency_key)?;
     if !asked.version.is_empty() {
@@ -106,18 +117,20 @@ pub(super) async fn infer(
     let [first, ..] = images[..] else {
         return Err(broken("a task that succeeded has no picture"));
     };
-    check_size(&images, raw, most_bytes)?;
-    let files = drawn
-        .iter()
-        .map(|task| async { waiting::picture(edge, caller, task_id(&task.id)?, 0).await });
-    let mut files = Some(try_join_all(files).await?);
+    let bytes = check_size(&images, raw, most_bytes)?;
+    let (mut files, mut carried) = (None, None);
+    if outputs.contains(&IMAGE) {
+        let room = edge.carried.room(&caller.tenant, bytes, OF_ANSWER);
+        carried = Some(room.await?);
+        files = Some(read(edge, caller, &drawn).await?);
+    }
     let mut answer = Vec::with_capacity(outputs.len());
     let count = drawn.len() as i64;
     for name in outputs {
         let (shape, content) = match (name, files.take()) {
             (IMAGE, Some(files)) if raw => {
                 let shape = vec![count, i64::from(first.height), i64::from(first.width), 3];
-                (shape, Content::Pixels(pixels(files, first).await?))
+                (shape, Content::Pixels(pixels(edge, files, first).await?))
             }
             (IMAGE, Some(files)) => (vec![count], Content::Files(files)),
             (_, kept) => {
@@ -138,7 +151,19 @@ pub(super) async fn infer(
         id: asked.id,
         outputs: answer,
     };
-    Ok((answer, limit))
+    Ok(Drawn {
+        answer,
+        limit,
+        carried,
+    })
+}
+
+/// The file of each task's picture.
+async fn read(edge: &Edge, caller: &Caller, drawn: &[v1::Task]) -> Result<Vec<Bytes>, Failure> {
+    let files = drawn
+        .iter()
+        .map(|task| async { waiting::picture(edge, caller, task_id(&task.id)?, 0).await });
+    try_join_all(files).await
 }
 
 /// Refuses by the tensor's name a batch that the caller's limit never lets through: auth would say it by a field that there is not.
@@ -165,7 +190,8 @@ fn facts(name: &str, drawn: &[v1::Task], images: &[&v1::ImageInfo]) -> Content {
     Content::Texts(ids.collect())
 }
 
-fn check_size(images: &[&v1::ImageInfo], raw: bool, most: u64) -> Result<(), Failure> {
+/// How many bytes the pictures have.
+fn check_size(images: &[&v1::ImageInfo], raw: bool, most: u64) -> Result<u64, Failure> {
     let size = |info: &&v1::ImageInfo| {
         if raw {
             u64::from(info.width) * u64::from(info.height) * PIXEL_BYTES
@@ -175,7 +201,7 @@ fn check_size(images: &[&v1::ImageInfo], raw: bool, most: u64) -> Result<(), Fai
     };
     let bytes: u64 = images.iter().map(size).sum();
     if bytes <= most {
-        return Ok(());
+        return Ok(bytes);
     }
     let message = format!(
         "the pictures have {bytes} bytes together and {most} fit into one answer; ask for fewer, or for image_format jpeg"
@@ -183,8 +209,12 @@ fn check_size(images: &[&v1::ImageInfo], raw: bool, most: u64) -> Result<(), Fai
     Err(Failure::invalid(IMAGE_FORMAT, message))
 }
 
-/// The pixels of all files one behind the other. Decoding takes a while, so it leaves the runtime's threads.
-async fn pixels(files: Vec<Bytes>, first: &v1::ImageInfo) -> Result<Vec<u8>, Failure> {
+/// The pixels of all files one behind the other, decoded when it is their turn.
+async fn pixels(
+    edge: &Arc<Edge>,
+    files: Vec<Bytes>,
+    first: &v1::ImageInfo,
+) -> Result<Vec<u8>, Failure> {
     let (width, height) = (first.width, first.height);
     let each = u64::from(width) * u64::from(height);
     let decode = move || {
@@ -198,9 +228,7 @@ async fn pixels(files: Vec<Bytes>, first: &v1::ImageInfo) -> Result<Vec<u8>, Fai
         }
         Ok(all)
     };
-    let decoded = tokio::task::spawn_blocking(decode).await;
-    let decoded = decoded.map_err(|_| broken("a picture of ours cannot be decoded"))?;
-    decoded.map_err(|why| {
+    in_turn(edge, decode).await?.map_err(|why| {
         tracing::error!("a stored picture cannot be decoded: {why}");
         broken("a picture of ours cannot be decoded")
     })

@@ -19,14 +19,15 @@ use std::sync::Arc;
 use axum::Extension;
 use axum::body::Body;
 use axum::extract::State;
-use axum::http::{HeaderMap, Uri};
-use axum::response::Response;
+use axum::http::{HeaderMap, HeaderValue, Uri};
+use axum::response::{IntoResponse as _, Response};
 use contract::auth::Caller;
 use contract::{ErrorCode, Failure, TaskId, v1, validate};
 use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
+use crate::carried::{self, Carried};
 use crate::edge::Edge;
 use crate::events;
 use crate::json;
@@ -148,18 +149,34 @@ impl Job {
     /// The whole answer, once the task has ended.
     async fn wait(self, watch: Watch, abandon: Abandon) -> Result<Response, Failure> {
         let task = waiting::success(watch, abandon).await?;
-        let data = match self.wish.delivery {
-            Delivery::Url => {
-                let url = |info: &v1::ImageInfo| Item::Url(format!("{}{}", self.base, info.path));
-                task.images.iter().map(url).collect()
-            }
-            Delivery::Inline => self.pictures(&task).await?,
-        };
-        let terms = Terms::new(&self.wish, &task);
-        Ok(json_answer(&Answer::new(&task, data, terms)))
+        match self.answer(&task).await {
+            Err(failure) if self.wish.task.idempotency_key.is_empty() => Ok(not_again(failure)),
+            answer => answer,
+        }
     }
 
-    async fn pictures(&self, task: &v1::Task) -> Result<Vec<Item>, Failure> {
+    /// The answer to a task that has succeeded.
+    async fn answer(&self, task: &v1::Task) -> Result<Response, Failure> {
+        let (data, carried) = match self.wish.delivery {
+            Delivery::Url => {
+                let url = |info: &v1::ImageInfo| Item::Url(format!("{}{}", self.base, info.path));
+                (task.images.iter().map(url).collect(), None)
+            }
+            Delivery::Inline => {
+                let (data, carried) = self.pictures(task).await?;
+                (data, Some(carried))
+            }
+        };
+        let terms = Terms::new(&self.wish, task);
+        let mut response = json_answer(&Answer::new(task, data, terms));
+        if let Some(carried) = carried {
+            response.extensions_mut().insert(carried);
+        }
+        Ok(response)
+    }
+
+    /// The pictures, and the room that the answer has for them.
+    async fn pictures(&self, task: &v1::Task) -> Result<(Vec<Item>, Carried), Failure> {
         let bytes: u64 = task.images.iter().map(|info| info.size_bytes).sum();
         if bytes > MAX_INLINE_BYTES {
             let message = format!(
@@ -167,16 +184,32 @@ impl Job {
             );
             return Err(Failure::invalid("response_format", message));
         }
+        let carried = self.room(bytes, carried::OF_ANSWER).await?;
         let mut items = Vec::with_capacity(task.images.len());
         for info in &task.images {
             items.push(Item::inline(&self.picture(info.index).await?));
         }
-        Ok(items)
+        Ok((items, carried))
+    }
+
+    /// Room for so many bytes of pictures inside an answer or an event.
+    async fn room(&self, pictures: u64, times: u64) -> Result<Carried, Failure> {
+        let room = &self.edge.carried;
+        room.room(&self.caller.tenant, pictures, times).await
     }
 
     async fn picture(&self, index: u32) -> Result<bytes::Bytes, Failure> {
         waiting::picture(&self.edge, &self.caller, self.id, index).await
     }
+}
+
+/// A refusal when the pictures are drawn already: who sent the request again by itself, without a key to come back with, would have
+/// them drawn anew.
+fn not_again(failure: Failure) -> Response {
+    let mut response = Refused(failure).into_response();
+    let no = HeaderValue::from_static("false");
+    response.headers_mut().insert("x-should-retry", no);
+    response
 }
 
 /// OpenAI's error object.
@@ -224,7 +257,19 @@ fn kind(code: ErrorCode) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
+    use crate::problem::{Dialect, in_words};
+
+    #[test]
+    fn who_finds_no_room_for_pictures_that_are_drawn_does_not_have_them_drawn_anew() {
+        let failure = Failure::unavailable("no room", Duration::from_secs(2));
+        let answer = in_words(Dialect::OpenAi, "a-request", not_again(failure));
+        assert_eq!(answer.status(), 503);
+        assert_eq!(answer.headers()["x-should-retry"], "false");
+        assert_eq!(answer.headers()["retry-after"], "2");
+    }
 
     #[test]
     fn an_error_names_openais_own_parameter_and_kind() {

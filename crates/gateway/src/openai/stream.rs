@@ -6,6 +6,7 @@ use contract::{Failure, v1};
 
 use super::response::{ImageEvent, Terms};
 use super::{Error, Job};
+use crate::carried;
 use crate::edge::OpenStream;
 use crate::events::Source;
 use crate::problem::text;
@@ -52,6 +53,9 @@ impl Partials {
         if let Some(failure) = end_failure(task) {
             return Err(failure);
         }
+        // The event is counted by itself in the moment in which it leaves here.
+        let bytes = task.images.first().map_or(0, |info| info.size_bytes);
+        let _carried = self.job.room(bytes, carried::OF_EVENT).await?;
         let data = self.job.picture(0).await?;
         let terms = Terms::new(&self.job.wish, task);
         let kind = self.job.wish.kind;
