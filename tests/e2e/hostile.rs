@@ -26,6 +26,8 @@ use self::neighbour::Neighbour;
 
 /// All but the worker: nobody draws here.
 const FRONT: [&str; 4] = ["auth", "model-registry", "orchestrator", "gateway"];
+/// Between two looks.
+const PAUSE: Duration = Duration::from_millis(50);
 /// For an answer of the gateway's to arrive.
 const PATIENCE: Duration = Duration::from_secs(30);
 

@@ -12,13 +12,11 @@ use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpSocket;
 
-use super::{PATIENCE, address};
+use super::{PATIENCE, PAUSE, address};
 
 /// Where no attack comes from.
 const FROM: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
 const TENANT: &str = "neighbour";
-/// Between two of its requests; its key lets 50 a second through.
-const PAUSE: Duration = Duration::from_millis(50);
 /// The first of so many requests submits a task, the others look at the models.
 const A_TASK_IN: usize = 20;
 
@@ -87,6 +85,7 @@ async fn live(to: SocketAddr, bearer: &str, stop: &AtomicBool) -> Heard {
         if last {
             break;
         }
+        // Its key lets 50 a second through.
         tokio::time::sleep(PAUSE).await;
     }
     heard
