@@ -38,7 +38,7 @@ pub(crate) async fn pull(
         Ok(puller) => puller,
         Err(Stopped) => return,
     };
-    // A pull that is dropped half-way leaves a message to the ack wait at worst.
+    // A pull that is dropped half-way leaves what is on its way to the ack wait at worst.
     tokio::select! {
         () = end.cancelled() => {}
         _ = worker.hangs() => {}
@@ -79,9 +79,16 @@ async fn take_as_they_come(
     let mut coming = puller.coming(room).await?;
     while let Some(delivery) = coming.next().await? {
         // A task that runs alone may have the room, or another version be served meanwhile.
-        if !take(worker, tasks, served, delivery).await || !worker.pulled.is_alone() {
-            break;
+        if worker.slots.free() > 0 && worker.pulled.is_alone() {
+            take(worker, tasks, served, delivery).await;
+            continue;
         }
+        // Before anything is given back, or the broker would hand it out for what was asked for here.
+        let come = coming.leave();
+        for delivery in std::iter::once(delivery).chain(come) {
+            take(worker, tasks, served, delivery).await;
+        }
+        break;
     }
     Ok(())
 }
@@ -117,13 +124,13 @@ async fn take_more(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>, pu
 }
 
 /// Carries a delivery out, or gives it back when another version's took the last room meanwhile, or a task waits to run
-/// alone. True when it is carried out.
+/// alone.
 async fn take(
     worker: &Arc<Worker>,
     tasks: &Tasks,
     served: &Arc<Served>,
     delivery: messaging::Delivery,
-) -> bool {
+) {
     match worker.slots.take() {
         Some(room) => {
             let (worker, served) = (Arc::clone(worker), Arc::clone(served));
@@ -131,13 +138,11 @@ async fn take(
                 run::deliver(worker, served, delivery).await;
                 drop(room);
             });
-            true
         }
         None => {
             if let Err(error) = delivery.give_back(Duration::ZERO).await {
                 tracing::debug!(error = chain(&error), "comes again after the ack wait");
             }
-            false
         }
     }
 }

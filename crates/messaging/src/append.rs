@@ -60,6 +60,7 @@ impl EventLog {
             | PublishErrorKind::MaxPayloadExceeded => {
                 return Err(BrokerError::not_stored(APPENDING)(error));
             }
+            _ if crate::is_full(&error) => return Err(BrokerError::not_stored(APPENDING)(error)),
             _ => return Err(BrokerError::request(APPENDING)(error)),
         };
         // In a box: hardly any needs it, and hundreds of these are under way at once.

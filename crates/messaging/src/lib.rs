@@ -9,6 +9,7 @@
 
 mod append;
 mod bucket;
+mod coming;
 mod group;
 mod leader;
 mod log;
@@ -29,10 +30,11 @@ use futures::{Stream, StreamExt as _};
 pub use append::{Appended, Replaced};
 pub use async_nats::jetstream::stream::RetentionPolicy;
 pub use bucket::{Bucket, Change, Entry, Snapshot, Written};
+pub use coming::Coming;
 pub use group::{MAX_GROUP, Manner, NewEvent};
 pub use leader::{Extent, Fill};
 pub use log::{Event, EventLog, MAX_BATCH, Page};
-pub use queue::{Coming, Delivery, Outgoing, Puller, WorkQueue};
+pub use queue::{Delivery, Outgoing, Puller, WorkQueue};
 pub use reader::Reader;
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;

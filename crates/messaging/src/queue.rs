@@ -13,6 +13,7 @@ use bytes::Bytes;
 use futures::StreamExt as _;
 
 use crate::append::trace_headers;
+use crate::coming::Coming;
 use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
 
 /// How long one pull waits for messages before it is asked again.
@@ -60,33 +61,6 @@ pub struct Delivery {
     told: Mutex<Instant>,
     /// Stays, once an ack wait has passed without a word.
     lapsed: AtomicBool,
-}
-
-/// Messages that come one by one, see [`Puller::coming`].
-pub struct Coming {
-    broker: Broker,
-    messages: std::pin::Pin<Box<pull::Batch>>,
-    ack_wait: Duration,
-    /// A limit of our own: the server's last word may be lost with the connection.
-    until: tokio::time::Instant,
-}
-
-impl Coming {
-    /// The next one; none when all have come, or no others within a few seconds.
-    ///
-    /// # Errors
-    /// When the broker says that no others will come this way. Those that came are not touched by that.
-    pub async fn next(&mut self) -> Result<Option<Delivery>, BrokerError> {
-        let next = tokio::time::timeout_at(self.until, self.messages.next()).await;
-        match next {
-            Ok(Some(Ok(message))) => {
-                let delivery = Delivery::new(self.broker.clone(), message, self.ack_wait);
-                Ok(Some(delivery))
-            }
-            Ok(Some(Err(error))) => Err(BrokerError::request("pulling work")(error)),
-            Ok(None) | Err(_) => Ok(None),
-        }
-    }
 }
 
 impl WorkQueue {
@@ -302,12 +276,13 @@ impl Puller {
         let messages = batch.expires(PULL_EXPIRES).messages().await;
         let messages =
             messages.map_err(BrokerError::request::<pull::BatchError>("pulling work"))?;
-        Ok(Coming {
-            broker: self.broker.clone(),
-            messages: Box::pin(messages),
-            ack_wait: self.ack_wait,
-            until: tokio::time::Instant::now() + PULL_EXPIRES + REQUEST_TIMEOUT,
-        })
+        let until = tokio::time::Instant::now() + PULL_EXPIRES + REQUEST_TIMEOUT;
+        Ok(Coming::new(
+            self.broker.clone(),
+            messages,
+            self.ack_wait,
+            until,
+        ))
     }
 
     /// Up to `room` messages that are there now, for who has one already. None where the broker cannot be asked: what is in hand is not given up for what is not.
@@ -358,7 +333,7 @@ impl Puller {
 
 impl Delivery {
     /// A message that has just come.
-    fn new(broker: Broker, message: jetstream::Message, ack_wait: Duration) -> Self {
+    pub(crate) fn new(broker: Broker, message: jetstream::Message, ack_wait: Duration) -> Self {
         Self {
             broker,
             message,
