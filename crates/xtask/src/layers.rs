@@ -110,6 +110,7 @@ const RULES: &[(&str, Allowed)] = &[
     (
         "chaos",
         Allowed::Only(&[
+            "audit",
             "contract",
             "e2e",
             "lifecycle",

@@ -72,7 +72,7 @@ pub(crate) fn all() -> Vec<Property<Life>> {
         }),
         ("a run goes on from another's checkpoint", |_, world| {
             let stands = world.stands;
-            stands.is_some_and(|s| s.running && s.checkpoint.is_some_and(|c| c.attempt < s.attempt))
+            stands.is_some_and(|s| s.running && s.checkpoint.is_some_and(|c| c.run < s.run))
         }),
     ];
     let always = always.map(|(name, holds)| Property::always(name, holds));

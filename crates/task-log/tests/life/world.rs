@@ -37,13 +37,14 @@ pub(crate) struct Stands {
 /// A checkpoint's key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) struct Checkpoint {
-    pub(crate) attempt: u32,
+    /// Whose it is: no two runs' objects are the same, whatever attempt each is.
+    pub(crate) run: u8,
     pub(crate) step: u8,
 }
 
 impl Checkpoint {
-    pub(crate) fn bit(self) -> u16 {
-        1 << (self.attempt * u32::from(STEPS + 1) + u32::from(self.step))
+    pub(crate) fn bit(self) -> u64 {
+        1 << (self.run * (STEPS + 1) + self.step)
     }
 }
 
@@ -82,7 +83,7 @@ impl Run {
     /// What it is put away as now.
     pub(crate) fn puts_away(&self) -> Checkpoint {
         Checkpoint {
-            attempt: self.attempt,
+            run: self.number,
             step: self.step,
         }
     }
@@ -154,7 +155,7 @@ pub(crate) struct World {
     pub(crate) done: Option<End>,
     pub(crate) pictures: bool,
     /// Objects, by [`Checkpoint::bit`].
-    pub(crate) checkpoints: u16,
+    pub(crate) checkpoints: u64,
     pub(crate) work: Option<Message>,
     pub(crate) published: u8,
     pub(crate) workers: [Worker; WORKERS],
