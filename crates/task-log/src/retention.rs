@@ -120,7 +120,12 @@ impl Retention {
     async fn remove(&self, end: &Event) -> Result<(), TaskLogError> {
         let tasks = &self.log.tasks;
         if let Some(TaskRef { tenant, task, .. }) = record::place_of(&end.subject) {
-            let mut events = self.log.events(&tenant, task).await?;
+            let mut events = tasks.last_of_each(&record::filter(&tenant, task)).await?;
+            // Gone where an earlier turn was interrupted; or a replica lags, and without its end it would be a task that has not ended.
+            if !events.iter().any(record::is_submission) {
+                let place = record::event_in_any_lane(&tenant, task, "submitted");
+                events.extend(tasks.last_at_leader(&place).await?);
+            }
             events.retain(|event| event.sequence < end.sequence);
             // Its submission first, its end last: otherwise it would be a task that has not ended, were nothing more removed.
             events.sort_by_key(|event| !record::is_submission(event));

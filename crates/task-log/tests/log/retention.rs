@@ -178,3 +178,44 @@ async fn room_is_made_of_what_ended_long_ago_behind_a_task_that_has_not_ended() 
     assert_eq!(log.done(&tasks[1]).await.unwrap(), None, "nothing is left");
     assert_eq!(retention.make_room(later, open).await.unwrap(), 0);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn room_that_was_being_made_when_its_maker_died_is_made_to_the_end() {
+    let Bench {
+        server: _server,
+        broker,
+        log,
+    } = bench().await;
+    let open = submit_one(&log).await;
+    let task = submit_one(&log).await;
+    log.set_state(&task, &State::default()).await.unwrap();
+    log.end(&task, &cancelled()).await.unwrap();
+    let tasks = broker.log("TASKS");
+    let left = async || {
+        let filter = format!("inkstone.task.*.*.{}.*", task.task);
+        tasks.last_of_each(&filter).await.unwrap().len()
+    };
+    // Its submission goes first.
+    let submission = place(&log, &task).await;
+    assert!(tasks.remove(submission).await.unwrap());
+    assert_eq!(left().await, 2);
+    let retention = log.retention().await.unwrap();
+    let (later, from) = (in_an_hour(&log).await, place(&log, &open).await);
+    assert_eq!(retention.make_room(later, from).await.unwrap(), 1);
+    assert_eq!(left().await, 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_whose_submission_a_lagging_replica_does_not_know_goes_whole() {
+    let Bench { server, log, .. } = bench().await;
+    let open = submit_one(&log).await;
+    let task = submit_one(&log).await;
+    log.end(&task, &cancelled()).await.unwrap();
+    let from = place(&log, &open).await;
+    let retention = log.retention().await.unwrap();
+    server.lag("TASKS", "inkstone.task.*.*.*.done").unwrap();
+    let later = in_an_hour(&log).await;
+    assert_eq!(retention.make_room(later, from).await.unwrap(), 1);
+    assert!(!log.is_there(task.task).await.unwrap());
+    assert!(log.is_there(open.task).await.unwrap());
+}
