@@ -27,16 +27,17 @@ pub struct Unreadable {
 
 impl TaskLog {
     /// What is wrong with a task that [cannot be read](TaskLogError::is_unreadable); `None` when it can, when it has ended, or when this tenant
-    /// has no such task.
+    /// has no such task. As the log's leader has it, for who is told of it may bury it: a replica that lags may not have heard that it has ended, or
+    /// what was written since in place of what cannot be read.
     ///
     /// # Errors
-    /// When the broker does not answer.
+    /// When the broker does not answer, or the log has no leader just now.
     pub async fn unreadable(
         &self,
         tenant: &TenantId,
         task: TaskId,
     ) -> Result<Option<Unreadable>, TaskLogError> {
-        of_events(&self.events(tenant, task).await?)
+        of_events(&self.events_at_leader(tenant, task).await?)
     }
 }
 

@@ -2,9 +2,10 @@
 
 use contract::TaskId;
 use contract::task::{Phase, State};
+use task_log::TaskRef;
 
 use crate::lagging::Lagging;
-use crate::support::{Bench, bench, scratch_log, submit_one, tenant};
+use crate::support::{Bench, bench, cancelled, scratch_log, submit_one, tenant};
 
 fn running(worker: &str, attempt: u32) -> State {
     State {
@@ -141,4 +142,26 @@ async fn the_leader_tells_what_a_replica_that_lags_has_not_heard_of() {
     assert_eq!(read.unwrap().state, None, "it lags");
     let read = log.read_at_leader(&tenant(), task.task).await.unwrap();
     assert_eq!(read.unwrap().state, Some(state));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_leader_tells_that_a_task_which_cannot_be_read_has_ended() {
+    let Bench {
+        server,
+        broker,
+        log,
+    } = bench().await;
+    let id = TaskId::random();
+    let task = TaskRef::parse("acme", "standard-image", &id.to_string()).unwrap();
+    let subject = format!("inkstone.task.acme.standard-image.{id}.submitted");
+    let garbled: &[u8] = b"\x7f";
+    let tasks = broker.log("TASKS");
+    tasks.put(&subject, garbled.into()).await.unwrap();
+    let found = async || log.unreadable(&tenant(), id).await.unwrap();
+    assert!(found().await.is_some());
+    log.end(&task, &cancelled()).await.unwrap();
+    server
+        .lag("TASKS", "inkstone.task.*.*.*.submitted")
+        .unwrap();
+    assert!(found().await.is_none());
 }
