@@ -9,7 +9,7 @@
 //! ends here half a tenth later, and a worker that still draws it hears of that.
 //!
 //! What has ended only now is not let go of at once, nor what lies behind it: whoever is to hear of it, a webhook or a producer, is told from what
-//! was submitted.
+//! was submitted. Of what is still in WORK that holds whoever ended it.
 //!
 //! An end is one more event in the log, and a log that is full takes none. So what could not be ended keeps nothing that lies before it: that goes,
 //! and makes room for the ends that are tried at the next look. Where nothing lies before it, some that ended long ago go from behind it.
@@ -23,13 +23,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use contract::task::Done;
 use contract::{TaskId, TenantId};
 use futures::StreamExt as _;
 use lifecycle::Service;
 use task_log::deadline::Kept;
 use task_log::{
-    Ended, Held, LetGo, Out, Record, Retention, StreamSettings, TaskLog, TaskLogError, TaskRef,
-    Unreadable,
+    Ended, Held, LetGo, Out, Retention, StreamSettings, TaskLog, TaskLogError, Unreadable,
 };
 
 use crate::{sweeps, unreadable};
@@ -103,7 +103,7 @@ struct Aged {
 struct Told {
     /// From then on what ended before this began was told.
     all_from: Instant,
-    /// What has ended here lately: when, and where the first of them lies.
+    /// What was seen to have ended lately: when, and where the first of them lies.
     ended: VecDeque<(Instant, u64)>,
     /// When tasks that cannot be read were last told of.
     said: Option<Instant>,
@@ -125,11 +125,20 @@ impl Told {
     }
 }
 
+/// Whether an end may not have been told so far. It is dated by the broker's clock, as `now` is, and perhaps a little later, if it came in between.
+fn is_recent(done: &Done, now: SystemTime, within: Duration) -> bool {
+    let at = done.at.and_then(|at| SystemTime::try_from(at).ok());
+    at.is_some_and(|at| match now.duration_since(at) {
+        Ok(age) => age < within,
+        Err(ahead) => ahead.duration() < within,
+    })
+}
+
 /// What came of looking at a task.
 enum Looked {
     /// Nothing is to be done.
     Stays,
-    /// It had to be ended, and lies here.
+    /// It had to be ended, or another ended it just now, and lies here.
     Ended(u64),
     /// It had to be ended and has not, or so much failed before that it was not tried.
     NotEnded(u64, Option<TaskLogError>),
@@ -142,7 +151,7 @@ enum Looked {
 /// What came of looking at all that is in WORK.
 #[derive(Default)]
 struct Swept {
-    /// Where the first lies that was ended.
+    /// Where the first lies that was ended, here or elsewhere just now.
     ended: Option<u64>,
     /// Where the first lies that stays and may be old.
     stays: Option<u64>,
@@ -265,18 +274,11 @@ impl Aged {
         if failed.reads.load(Ordering::Relaxed) >= MAX_FAILED {
             return Looked::NotRead(None);
         }
-        let read = match self.log.read(&tenant, id).await {
-            Ok(Some(record)) => record.task_ref().map(|task| Some((task, record))),
-            Ok(None) => Ok(None),
-            Err(error) => Err(error),
-        };
-        let looked = match read {
-            Ok(None) => Ok(Looked::Stays),
-            Ok(Some((task, record))) => Ok(self.end(&task, &record, now, failed).await),
+        let looked = match self.look_at_readable(&tenant, id, now, failed).await {
             Err(error) if error.is_unreadable() => {
                 self.look_at_unreadable(&tenant, id, now, failed).await
             }
-            Err(error) => Err(error),
+            looked => looked,
         };
         looked.unwrap_or_else(|error| {
             failed.reads.fetch_add(1, Ordering::Relaxed);
@@ -284,32 +286,51 @@ impl Aged {
         })
     }
 
-    /// Ends a task if it must.
-    async fn end(
+    /// Ends a task that can be read, if it must.
+    async fn look_at_readable(
         &self,
-        task: &TaskRef,
-        record: &Record,
+        tenant: &TenantId,
+        id: TaskId,
         now: SystemTime,
         failed: &Failed,
-    ) -> Looked {
-        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let Some(end) = self.kept.overdue(record, since) else {
-            return Looked::Stays;
+    ) -> Result<Looked, TaskLogError> {
+        let Some(record) = self.log.read(tenant, id).await? else {
+            return Ok(Looked::Stays);
         };
+        let task = record.task_ref()?;
         let place = record.sequence;
-        if failed.ends.load(Ordering::Relaxed) >= MAX_FAILED {
-            return Looked::NotEnded(place, None);
+        let since = now.duration_since(UNIX_EPOCH).unwrap_or_default();
+        if self.kept.overdue(&record, since).is_none() {
+            return Ok(self.not_ended_here(place, record.done.as_ref(), now));
         }
-        match self.log.end(task, &end).await {
+        // A replica that lags may not have heard that it has begun, or ended.
+        let Some(record) = self.log.read_at_leader(tenant, id).await? else {
+            return Ok(Looked::Stays);
+        };
+        let Some(end) = self.kept.overdue(&record, since) else {
+            return Ok(self.not_ended_here(place, record.done.as_ref(), now));
+        };
+        if failed.ends.load(Ordering::Relaxed) >= MAX_FAILED {
+            return Ok(Looked::NotEnded(place, None));
+        }
+        Ok(match self.log.end(&task, &end).await {
             Ok(Ended::First) => {
                 tracing::warn!(task = %task.task, "ended, for the log is about to let go of it");
                 Looked::Ended(place)
             }
-            Ok(Ended::Already(_)) => Looked::Stays,
+            Ok(Ended::Already(done)) => self.not_ended_here(place, Some(&done), now),
             Err(error) => {
                 failed.ends.fetch_add(1, Ordering::Relaxed);
                 Looked::NotEnded(place, Some(error))
             }
+        })
+    }
+
+    /// What a task is that nobody ended here: if another did just now, its end is to be told as one from here is.
+    fn not_ended_here(&self, place: u64, done: Option<&Done>, now: SystemTime) -> Looked {
+        match done.is_some_and(|done| is_recent(done, now, self.told_within)) {
+            true => Looked::Ended(place),
+            false => Looked::Stays,
         }
     }
 
@@ -421,44 +442,5 @@ impl Aged {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SECOND: Duration = Duration::from_secs(1);
-
-    #[test]
-    fn what_has_ended_stays_until_it_was_told_and_what_lies_before_it_goes() {
-        let start = Instant::now();
-        let within = 5 * SECOND;
-        let mut told = Told {
-            all_from: start + within,
-            ended: VecDeque::new(),
-            said: None,
-        };
-        told.note(9, start + SECOND);
-        assert_eq!(told.before(start + 4 * SECOND, within), None, "a start");
-        told.note(7, start + 4 * SECOND);
-        told.note(30, start + 6 * SECOND);
-        assert_eq!(told.before(start + 6 * SECOND, within), Some(7));
-        assert_eq!(told.before(start + 10 * SECOND, within), Some(30));
-        assert_eq!(told.before(start + 11 * SECOND, within), Some(u64::MAX));
-    }
-
-    #[test]
-    fn what_could_not_be_ended_keeps_what_lies_behind_it_and_what_was_not_read_keeps_all() {
-        let error = || TaskLogError::Stopping;
-        let swept = Swept::default();
-        assert_eq!(swept.bound(u64::MAX), Some(u64::MAX));
-        let swept = swept
-            .note(Looked::NotEnded(12, Some(error())))
-            .note(Looked::NotEnded(8, None))
-            .note(Looked::Ended(3))
-            .note(Looked::Stays);
-        assert_eq!((swept.not_ended, swept.ended), (2, Some(3)));
-        assert!(swept.error.is_some());
-        assert_eq!(swept.bound(u64::MAX), Some(8));
-        assert_eq!(swept.bound(5), Some(5));
-        let swept = swept.note(Looked::NotRead(Some(error())));
-        assert_eq!(swept.bound(u64::MAX), None);
-    }
-}
+#[path = "aged_tests.rs"]
+mod tests;

@@ -1,0 +1,149 @@
+//! What is old, and whose end was told.
+
+use contract::task::{Phase, State, Submitted};
+use task_log::TaskRef;
+
+use super::*;
+use crate::sweeps::tests::place;
+
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+/// How long an end stays here.
+const STAYS_FOR: Duration = Duration::from_secs(5);
+
+/// One of several that look at a log which keeps tasks for an hour.
+async fn aged(log: &TaskLog) -> Aged {
+    Aged {
+        log: log.clone(),
+        keeper: log.retention().await.unwrap(),
+        kept: Kept::new(HOUR),
+        retention: HOUR,
+        full_at: u64::MAX,
+        told_within: STAYS_FOR,
+        told: Mutex::new(Told {
+            all_from: Instant::now(),
+            ended: VecDeque::new(),
+            said: None,
+        }),
+    }
+}
+
+/// A task that was submitted `at`.
+async fn submit(log: &TaskLog, at: SystemTime) -> TaskRef {
+    let submitted = Submitted {
+        task_id: TaskId::random().to_string(),
+        tenant: "acme".to_owned(),
+        lane: "standard-image".to_owned(),
+        at: Some(at.into()),
+        ..Submitted::default()
+    };
+    log.submit(&submitted).await.unwrap();
+    TaskRef::of(&submitted).unwrap()
+}
+
+async fn look(aged: &Aged, task: &TaskRef, now: SystemTime) -> Looked {
+    let failed = Failed::default();
+    let looked = aged.look_at_readable(&task.tenant, task.task, now, &failed);
+    looked.await.unwrap()
+}
+
+#[tokio::test]
+async fn a_task_that_has_begun_goes_on_though_a_replica_has_not_heard_of_it() {
+    let (log, _storage, (server, _folder)) = place().await;
+    let at = log.time().await.unwrap();
+    let (drawn, waiting) = (submit(&log, at).await, submit(&log, at).await);
+    let state = State {
+        phase: Phase::Running.into(),
+        attempt: 1,
+        started_at: Some(at.into()),
+        ..State::default()
+    };
+    log.set_state(&drawn, &state).await.unwrap();
+    let aged = aged(&log).await;
+    server
+        .lag("TASKS", "inkstone.task.*.*.*.submitted")
+        .unwrap();
+    // Too late to begin, and not too late to end.
+    let later = at + HOUR * 37 / 40;
+    assert!(matches!(look(&aged, &drawn, later).await, Looked::Stays));
+    let waited_out = look(&aged, &waiting, later).await;
+    assert!(matches!(waited_out, Looked::Ended(2)));
+    let done = async |task: &TaskRef| {
+        let record = log.read_at_leader(&task.tenant, task.task).await;
+        record.unwrap().unwrap().done
+    };
+    assert_eq!(done(&drawn).await, None);
+    assert!(done(&waiting).await.is_some());
+}
+
+#[tokio::test]
+async fn what_another_has_ended_just_now_stays_until_it_was_told() {
+    let (log, _storage, (server, _folder)) = place().await;
+    let at = log.time().await.unwrap();
+    let task = submit(&log, at).await;
+    let (one, other) = (aged(&log).await, aged(&log).await);
+    let later = at + HOUR;
+    assert!(matches!(look(&one, &task, later).await, Looked::Ended(1)));
+    let soon = later + SECOND;
+    assert!(matches!(look(&other, &task, soon).await, Looked::Ended(1)));
+    let told = later + STAYS_FOR;
+    assert!(matches!(look(&other, &task, told).await, Looked::Stays));
+    // Also where the leader alone knows of its end.
+    server
+        .lag("TASKS", "inkstone.task.*.*.*.submitted")
+        .unwrap();
+    assert!(matches!(look(&other, &task, soon).await, Looked::Ended(1)));
+    assert!(matches!(look(&other, &task, told).await, Looked::Stays));
+}
+
+#[test]
+fn an_end_is_recent_for_as_long_as_it_may_take_to_tell_it() {
+    let at = UNIX_EPOCH + HOUR;
+    let done = Done {
+        at: Some(at.into()),
+        ..Done::default()
+    };
+    let is_recent = |now| is_recent(&done, now, STAYS_FOR);
+    assert!(is_recent(at) && is_recent(at + 4 * SECOND));
+    // It was written after the time was asked for.
+    assert!(is_recent(at - SECOND));
+    assert!(!is_recent(at + STAYS_FOR) && !is_recent(at - STAYS_FOR));
+    let of_no_time = Done::default();
+    assert!(!super::is_recent(&of_no_time, at, STAYS_FOR));
+}
+
+#[test]
+fn what_has_ended_stays_until_it_was_told_and_what_lies_before_it_goes() {
+    let start = Instant::now();
+    let within = 5 * SECOND;
+    let mut told = Told {
+        all_from: start + within,
+        ended: VecDeque::new(),
+        said: None,
+    };
+    told.note(9, start + SECOND);
+    assert_eq!(told.before(start + 4 * SECOND, within), None, "a start");
+    told.note(7, start + 4 * SECOND);
+    told.note(30, start + 6 * SECOND);
+    assert_eq!(told.before(start + 6 * SECOND, within), Some(7));
+    assert_eq!(told.before(start + 10 * SECOND, within), Some(30));
+    assert_eq!(told.before(start + 11 * SECOND, within), Some(u64::MAX));
+}
+
+#[test]
+fn what_could_not_be_ended_keeps_what_lies_behind_it_and_what_was_not_read_keeps_all() {
+    let error = || TaskLogError::Stopping;
+    let swept = Swept::default();
+    assert_eq!(swept.bound(u64::MAX), Some(u64::MAX));
+    let swept = swept
+        .note(Looked::NotEnded(12, Some(error())))
+        .note(Looked::NotEnded(8, None))
+        .note(Looked::Ended(3))
+        .note(Looked::Stays);
+    assert_eq!((swept.not_ended, swept.ended), (2, Some(3)));
+    assert!(swept.error.is_some());
+    assert_eq!(swept.bound(u64::MAX), Some(8));
+    assert_eq!(swept.bound(5), Some(5));
+    let swept = swept.note(Looked::NotRead(Some(error())));
+    assert_eq!(swept.bound(u64::MAX), None);
+}
