@@ -7,9 +7,11 @@
 //! was not stored and cannot be any more: one write of the day's record gives it back and drops its name. Where the attempt itself is found, the name goes
 //! and the charge stays; where none is, both stay until the day is over.
 //!
-//! The log is looked at where a charge would be refused, for only there it matters; so nothing is asked while a day has room.
+//! The log is looked at where a charge would be refused, for only there it matters; so nothing is asked while a day has room. Where that settled nothing,
+//! it is not looked at again for a moment: whoever is refused may ask again and again.
 
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use contract::task::Submitted;
 use contract::{Failure, TaskId, TenantId};
@@ -25,6 +27,8 @@ use crate::usage::{Day, Doubt, Use};
 const MAX_NAMED: usize = 64;
 /// Attempts that may go by one charge.
 const MAX_ATTEMPTS: usize = 16;
+/// After a look that settled nothing there is none for so long, unless the day's record was written since.
+const LOOK_AFTER: Duration = Duration::from_secs(2);
 
 /// An attempt to make a task whose id would come again.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +57,8 @@ fn nanos(submitted: &Submitted) -> u64 {
 /// What is in doubt of one account and that the day's record does not name so far.
 pub(super) struct Doubts {
     pending: Mutex<Vec<Pending>>,
+    /// The last look at the log that settled nothing: at which revision of the day's record, and when.
+    in_vain: Mutex<Option<(u64, Instant)>>,
     /// Wakes whoever names them.
     wake: Arc<Notify>,
 }
@@ -77,6 +83,7 @@ impl Doubts {
     pub(super) fn new(wake: Arc<Notify>) -> Self {
         Self {
             pending: Mutex::default(),
+            in_vain: Mutex::default(),
             wake,
         }
     }
@@ -89,6 +96,24 @@ impl Doubts {
     fn pending(&self) -> MutexGuard<'_, Vec<Pending>> {
         // After a panic it still holds whole values.
         self.pending.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    fn in_vain(&self) -> MutexGuard<'_, Option<(u64, Instant)>> {
+        // It is only ever set.
+        self.in_vain.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// A look for what is named at this revision settled nothing.
+    fn note_in_vain(&self, revision: u64, now: Instant) {
+        *self.in_vain() = Some((revision, now));
+    }
+
+    /// Whether one would settle nothing again, as far as anybody knows.
+    fn is_in_vain(&self, revision: u64, now: Instant) -> bool {
+        let last = *self.in_vain();
+        last.is_some_and(|(seen, at)| {
+            seen == revision && now.saturating_duration_since(at) < LOOK_AFTER
+        })
     }
 
     fn add(&self, day: u64, attempt: Attempt, charged: Use) {
@@ -203,13 +228,14 @@ impl Meter {
         Ok(())
     }
 
-    /// Gives back what was charged for attempts in whose place another was stored. True when the day may have more then: when something was given
-    /// back, here or by another meanwhile. For whoever has the account's turn.
+    /// Gives back what was charged for attempts in whose place another was stored. True when the day may have more than it had as it was `read`, with so
+    /// much used and at this revision: when something was given back, here or by another meanwhile. For whoever has the account's turn.
     pub(super) async fn settle(
         &self,
         account: &Account,
         held: &Held,
         day: u64,
+        read: (Use, u64),
     ) -> Result<bool, Failure> {
         let named = self.name_doubts(account, held).await;
         named.map_err(unavailable)?;
@@ -222,6 +248,13 @@ impl Meter {
         else {
             return Ok(false);
         };
+        let (used, seen) = read;
+        if revision > seen && !all.used.holds(used) {
+            return Ok(true);
+        }
+        if held.doubts.is_in_vain(revision, Instant::now()) {
+            return Ok(false);
+        }
         let (before, mut back) = (all.doubts.len(), Use::default());
         let doubts = std::mem::take(&mut all.doubts);
         let looks: Vec<_> = doubts
@@ -236,6 +269,7 @@ impl Meter {
             }
         }
         if all.doubts.len() == before {
+            held.doubts.note_in_vain(revision, Instant::now());
             return Ok(false);
         }
         all.used = all.used.less(back);

@@ -1,11 +1,11 @@
 //! Doubts on a real broker.
 
-use std::time::Duration;
-
 use nats_server::NatsServer;
 use task_log::StreamSettings;
 
-use super::super::tests::{account, broker, charge, images, limit, open, place, stored, used};
+use super::super::tests::{
+    NOON, account, broker, charge, images, limit, open, place, stored, used,
+};
 use super::*;
 use crate::allowed::{Allowed, InDoubt};
 
@@ -74,7 +74,14 @@ async fn a_repetition_of_what_was_not_stored_is_charged_once_though_the_first_is
     charge(two, &acme, 3, 1).await.unwrap();
     charge(two, &acme, 3, 2).await.unwrap_err();
     bench.store(&again).await;
-    charge(two, &acme, 3, 2).await.unwrap();
+    // The log was looked at just now.
+    let looked_again = async {
+        while charge(two, &acme, 3, 2).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    };
+    let in_time = tokio::time::timeout(5 * LOOK_AFTER, looked_again);
+    in_time.await.unwrap();
     charge(two, &acme, 3, 1).await.unwrap_err();
     assert!(bench.doubted().await.is_empty());
     assert_eq!(used(&two.bucket).await, 3);
@@ -143,6 +150,38 @@ async fn of_two_who_settle_a_doubt_one_gives_back() {
     );
     assert!(here.is_ok() != there.is_ok());
     assert_eq!(used(&bench.two.bucket).await, 4);
+}
+
+#[tokio::test]
+async fn what_another_gave_back_since_the_day_was_read_is_charged_and_not_refused() {
+    let bench = Bench::start().await;
+    let (one, two, acme) = (&bench.one, &bench.two, account("acme", "prod"));
+    in_doubt(one, 4, 2, &attempt("k", 1)).await;
+    one.put_back(Duration::ZERO).await;
+    charge(two, &acme, 4, 2).await.unwrap();
+    let full = stored(&two.bucket).await;
+    bench.store(&attempt("k", 2)).await;
+    charge(two, &acme, 4, 1).await.unwrap();
+    assert!(bench.doubted().await.is_empty());
+
+    let held = one.account(&acme);
+    let settle = async |read: Entry<Day>| {
+        let read = (read.value.used, read.revision);
+        one.settle(&acme, &held, NOON / DAY, read).await.unwrap()
+    };
+    assert!(settle(full).await);
+    assert!(!settle(stored(&two.bucket).await).await, "that is all");
+}
+
+#[test]
+fn after_a_look_in_vain_there_is_none_for_a_moment_unless_something_was_written() {
+    let (doubts, _) = pending();
+    let now = Instant::now();
+    assert!(!doubts.is_in_vain(5, now));
+    doubts.note_in_vain(5, now);
+    let soon = now + LOOK_AFTER / 2;
+    assert!(doubts.is_in_vain(5, soon) && !doubts.is_in_vain(6, soon));
+    assert!(!doubts.is_in_vain(5, now + LOOK_AFTER));
 }
 
 #[tokio::test]

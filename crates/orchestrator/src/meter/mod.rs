@@ -284,8 +284,9 @@ impl Meter {
                 Ok(more) => more,
                 Err(exceeded) => {
                     let doubts = !all.doubts.is_empty() || held.doubts.any();
+                    let read = (all.used, revision.unwrap_or(0));
                     // In a box: hardly any needs it.
-                    if doubts && Box::pin(self.settle(account, held, day)).await? {
+                    if doubts && Box::pin(self.settle(account, held, day, read)).await? {
                         continue;
                     }
                     return Err(exceeded.today(until_midnight));
