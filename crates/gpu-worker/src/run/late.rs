@@ -11,6 +11,7 @@ use contract::task::{Done, Submitted};
 use task_log::transition::Settlement;
 use task_log::{TaskRef, deadline};
 
+use super::LOOK_AGAIN;
 use super::reading::read_at_leader;
 use crate::retry::{Stopped, until_stopped};
 use crate::worker::Worker;
@@ -88,8 +89,8 @@ pub(super) async fn expire(
             let state = record.and_then(|record| record.state);
             state.is_some_and(|state| state.started_at.is_some())
         }
-        // Another version wrote something since.
-        Err(_) => true,
+        // Another version wrote something since: whoever reads all of it next decides.
+        Err(_) => return Ok(Some(Settlement::GiveBack(LOOK_AGAIN))),
     };
     if has_begun {
         // Its state is another than was read, so it is not taken up here.
