@@ -105,13 +105,11 @@ impl Authenticator {
             });
         };
         // A replay charges nothing to the key that it was overheard from, …
+        let mut seen = Seen::Never;
         if let Proof::SignatureV2(signature) = proof {
             let (app_key, nonce) = (&key.app_key, &signature.nonce);
             let used = self.nonces.refuse_used(app_key, nonce, &receipt.claim);
-            // … nor does a tenant that must wait for minutes.
-            if within(deadline, REPLAYS, used).await? == Seen::Never {
-                self.nonces.admit(&key.tenant)?;
-            }
+            seen = within(deadline, REPLAYS, used).await?;
         }
         let rate = policy.rate();
         let now = self.limiter.now();
@@ -136,9 +134,12 @@ impl Authenticator {
                 retry_after: over.retry_after,
             }),
         }?;
-        // … and a key over its limit fills no cache that others need.
+        // … and a key over its limit fills no cache that others need, nor does a tenant that must wait for minutes: it is charged for asking.
         if let Proof::SignatureV2(signature) = proof {
             let (key, nonce) = (&admitted.key, &signature.nonce);
+            if seen == Seen::Never {
+                self.nonces.admit(&key.tenant)?;
+            }
             let taken = self.nonces.take(key, nonce, &receipt.claim);
             within(deadline, REPLAYS, taken).await?;
         }

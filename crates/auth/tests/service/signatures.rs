@@ -201,8 +201,20 @@ async fn a_tenant_fills_half_of_the_cache_hears_when_its_nonces_are_forgotten_an
         let signed = signed_v2(&other, now(), &nonce());
         instance.authenticate(signed).await.unwrap();
     }
-    let bearer = crate::bench::bearer(&keys[0]);
-    instance.authenticate(bearer).await.unwrap();
+    let bearer = async || {
+        let bearer = crate::bench::bearer(&keys[0]);
+        instance.authenticate(bearer).await.ok()
+    };
+    until(Duration::from_secs(5), bearer).await;
+    // It is charged for what is refused, so a key's own rate, of five a second here, is the most that it can ask.
+    let slow = instance.create("test-").await;
+    let limited = async || {
+        let signed = signed_v2(&slow, now(), &nonce());
+        let refused = instance.authenticate(signed).await.err()?;
+        refused.rate_limit
+    };
+    let (rate, _) = until(Duration::from_secs(20), limited).await;
+    assert_eq!(rate, 5);
 }
 
 #[tokio::test]
