@@ -111,7 +111,9 @@ async fn a_tenant_has_as_many_tasks_waiting_and_running_as_its_policy_allows() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_tasks_of_a_tenant_at_its_limit_end_one_after_the_other_and_anothers_do_not_wait_for_them()
  {
-    let platform = Platform::start().await;
+    // A short picture writes no checkpoint, so its last state is the one with which it was taken up.
+    let no_checkpoints = [("INKSTONE_GPU_WORKER__ENGINE__CHECKPOINT_EVERY", "0s")];
+    let platform = Platform::start_with(&no_checkpoints).await;
     set(&platform, &["--tasks-running", "1"]);
     let mut tasks = Vec::new();
     for _ in 0..7 {
@@ -143,7 +145,7 @@ async fn the_tasks_of_a_tenant_at_its_limit_end_one_after_the_other_and_anothers
         let ((_, ended), (begun, _)) = (pair[0], pair[1]);
         assert!(ended < begun, "two at once: {ran:?}");
     }
-    // Nobody else's turn is waited for: it was handed over before the last of them had ended.
+    // Nobody else's turn is waited for: it was taken up before the last of them had ended.
     let begun = place("other", &others, "state").await;
     let (_, last) = ran[ran.len() - 1];
     assert!(begun < last, "{begun} {ran:?}");
