@@ -41,6 +41,9 @@ const SETTLE_MS: u64 = 20_000;
 /// The part of what is left of a day that an orchestrator sets aside at once (ADR 22).
 const PART_SET_ASIDE: u64 = 256;
 
+/// How long an audit record waits at most before it is in a file.
+const EXPORT_EVERY_MS: u64 = 10_000;
+
 /// `images_per_day` for a run of this length.
 pub(crate) fn images_per_day(length_ms: u64) -> u64 {
     let more = IMAGES_A_MINUTE * length_ms.div_ceil(60_000);
@@ -61,6 +64,8 @@ pub(crate) fn rules(polite: &str, length_ms: u64) -> Rules {
         left_by_a_kill: images_per_day(length_ms) / PART_SET_ASIDE + MOST_OF_A_TASK,
         write_ms: WRITE_MS,
         attempt_ms: ACK_WAIT_MS,
+        // Whoever writes files may have to come to itself more than once meanwhile.
+        audit_within_ms: EXPORT_EVERY_MS + 4 * SETTLE_MS,
     }
 }
 
@@ -166,7 +171,7 @@ fn own(name: &str, service: &str, text: &impl Fn(&str) -> String) -> Vec<(&'stat
             settings.push(("STREAMS__TASK_MAX_SIZE", "256MiB".to_owned()));
             settings.push(("AUDIT__MAX_SIZE", "32MiB".to_owned()));
             // So that there are files when a short run is over.
-            settings.push(("AUDIT__EXPORT_EVERY", "10s".to_owned()));
+            settings.push(("AUDIT__EXPORT_EVERY", format!("{EXPORT_EVERY_MS}ms")));
             settings.push(("SCHEDULING__WINDOW", WINDOW.to_string()));
             settings
         }

@@ -114,11 +114,18 @@ pub struct Rules {
     /// The shortest time after which a fault that lasts can cost a task another attempt, in milliseconds.
     #[serde(default = "five_seconds")]
     pub attempt_ms: u64,
+    /// When there is an audit record in a file at the latest, after the first task has ended, in milliseconds.
+    #[serde(default = "ninety_seconds")]
+    pub audit_within_ms: u64,
 }
 
 /// What all runs had before it was written down.
 fn five_seconds() -> u64 {
     5_000
+}
+
+fn ninety_seconds() -> u64 {
+    90_000
 }
 
 /// What a task fails with that did not begin in time.

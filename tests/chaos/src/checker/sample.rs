@@ -148,6 +148,7 @@ pub(crate) fn good() -> Evidence {
             left_by_a_kill: 10,
             write_ms: 5_000,
             attempt_ms: 5_000,
+            audit_within_ms: 90_000,
         },
     }
 }
