@@ -2,10 +2,12 @@
 //!
 //! A full house costs those who want nothing: the connections that have been without a request for longest are closed, so
 //! that clients which open thousands and say nothing, or dribble, keep nobody out. Where nobody is quiet, whoever has the most
-//! connections gives one up to a newcomer that has fewer, so that clients which keep thousands busy keep nobody out either.
+//! connections gives one up to a newcomer that has fewer, so that clients which keep thousands busy keep nobody out either. Who has
+//! some already waits for it beside the door, for a bounded time, and not in it.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
@@ -20,8 +22,15 @@ use crate::answers::{Answers, MOST_LEFT};
 const LEAVERS: usize = 32;
 /// The quiet that no connection is closed for: a request is on its way in less.
 const LEAST_QUIET: Duration = Duration::from_secs(1);
-/// Between two looks at who could make way.
-const LOOK_AGAIN: Duration = Duration::from_millis(100);
+/// What one that was quiet needs to be gone.
+const GOES_WITHIN: Duration = Duration::from_millis(100);
+/// How long one that was asked to leave has for it before another is, and how long a newcomer waits for whom nobody was asked.
+const ASK_AGAIN: Duration = Duration::from_secs(1);
+/// How long a newcomer waits for whom someone was asked: that one's request may take a while.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Newcomers that wait aside, in all and of one site.
+const MOST_ASIDE: u32 = 128;
+const MOST_ASIDE_OF_A_SITE: u32 = 16;
 /// Of an IPv6 address, what tells networks apart: one holder has all that follows.
 const IPV6_NETWORK_BITS: u32 = 64;
 /// … and what tells sites apart: one holder may have all networks of one.
@@ -44,6 +53,8 @@ struct Inside {
     lines: HashMap<u64, Held>,
     addresses: HashMap<Network, u32>,
     sites: HashMap<Network, u32>,
+    /// Newcomers that wait aside.
+    aside: HashMap<Network, u32>,
 }
 
 /// A connection and where it comes from.
@@ -87,6 +98,18 @@ pub(crate) struct Member {
     _room: OwnedSemaphorePermit,
 }
 
+/// What a newcomer finds.
+pub(crate) enum Place {
+    Room(OwnedSemaphorePermit),
+    Aside(Aside),
+}
+
+/// A newcomer that waits and keeps nobody behind it waiting, for as long as it lives.
+pub(crate) struct Aside {
+    crowd: Arc<Crowd>,
+    site: Network,
+}
+
 /// A request of a connection, until its answer has left; of someone who is not known, until it begins.
 pub(crate) struct UnderWay(Arc<Line>);
 
@@ -117,23 +140,63 @@ impl Crowd {
             && count(&inside.sites, network.site()) < most_per_site
     }
 
-    /// Waits for room for one more from an address; where there is none, makes some. None where the address has as many as anyone
-    /// and nobody is quiet: whoever waits here keeps those behind it waiting, who may have fewer.
-    pub(crate) async fn room(&self, address: IpAddr) -> Option<OwnedSemaphorePermit> {
+    /// Room for one more from an address, or a place to wait for it. Who has none inside waits here, and those behind it as well: nobody who
+    /// comes later could do better. None where too many wait already.
+    pub(crate) async fn place(self: &Arc<Self>, address: IpAddr) -> Option<Place> {
+        if let Ok(room) = self.room.clone().try_acquire_owned() {
+            return Some(Place::Room(room));
+        }
         let site = Network::of(address).site();
-        loop {
-            if let Ok(room) = self.room.clone().try_acquire_owned() {
-                return Some(room);
+        let has_none = self.inside().has_none(site);
+        if has_none {
+            return self.room(site).await.map(Place::Room);
+        }
+        let quiet = self.inside().quiet_leave(self.began.elapsed());
+        if quiet {
+            let room = self.room.clone().acquire_owned();
+            if let Ok(Ok(room)) = tokio::time::timeout(GOES_WITHIN, room).await {
+                return Some(Place::Room(room));
             }
-            if !self.make_way(self.began.elapsed(), site) && !self.inside().may_wait(site) {
+        }
+        let aside = self.aside(site);
+        if aside.is_none() {
+            refused();
+        }
+        aside.map(Place::Aside)
+    }
+
+    /// A place to wait for one more from a site.
+    fn aside(self: &Arc<Self>, site: Network) -> Option<Aside> {
+        let mut inside = self.inside();
+        let all: u32 = inside.aside.values().sum();
+        if all >= MOST_ASIDE || count(&inside.aside, site) >= MOST_ASIDE_OF_A_SITE {
+            return None;
+        }
+        *inside.aside.entry(site).or_insert(0) += 1;
+        let crowd = self.clone();
+        Some(Aside { crowd, site })
+    }
+
+    /// Waits for room for one more from a site, in turn, and has others make way for it, one after the other. None where the site has some
+    /// inside and its time is over.
+    async fn room(&self, site: Network) -> Option<OwnedSemaphorePermit> {
+        let began = Instant::now();
+        let mut room = pin!(self.room.clone().acquire_owned());
+        // Nobody is asked where there is room.
+        let (mut wait, mut patience) = (Duration::ZERO, ASK_AGAIN);
+        loop {
+            if let Ok(room) = tokio::time::timeout(wait, room.as_mut()).await {
+                // Only closing the semaphore could fail it, and nobody does.
+                return room.ok();
+            }
+            if began.elapsed() >= patience && !self.inside().has_none(site) {
                 refused();
                 return None;
             }
-            let room = self.room.clone().acquire_owned();
-            // Only closing the semaphore could fail it, and nobody does.
-            if let Ok(Ok(room)) = tokio::time::timeout(LOOK_AGAIN, room).await {
-                return Some(room);
+            if self.make_way(self.began.elapsed(), site) {
+                patience = PATIENCE;
             }
+            wait = ASK_AGAIN;
         }
     }
 
@@ -198,7 +261,7 @@ impl Inside {
         let mut quiet: Vec<_> = quiet.collect();
         quiet.sort_unstable_by_key(|(quiet, _)| std::cmp::Reverse(*quiet));
         for (_, line) in quiet.iter().take(LEAVERS) {
-            line.leave();
+            line.leave("crowded");
         }
         !quiet.is_empty()
     }
@@ -225,18 +288,16 @@ impl Inside {
         }
         match staying.into_values().max_by_key(|(count, _)| *count) {
             Some((count, idlest)) if count > fair => {
-                idlest.leave();
+                idlest.leave("crowded_busy");
                 true
             }
             _ => false,
         }
     }
 
-    /// Whether a newcomer may wait though nobody has to make way for it: when nobody who comes later could do better, or all are its
-    /// own.
-    fn may_wait(&self, site: Network) -> bool {
-        let own = count(&self.sites, site);
-        own == 0 || self.sites.len() == 1
+    /// Whether a site has no connection.
+    fn has_none(&self, site: Network) -> bool {
+        count(&self.sites, site) == 0
     }
 }
 
@@ -258,6 +319,19 @@ fn uncount(counts: &mut HashMap<Network, u32>, of: Network) {
 fn refused() {
     metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => "address")
         .increment(1);
+}
+
+impl Aside {
+    /// Waits for the room: for a second, or longer where others have to make way for it.
+    pub(crate) async fn room(self) -> Option<OwnedSemaphorePermit> {
+        self.crowd.room(self.site).await
+    }
+}
+
+impl Drop for Aside {
+    fn drop(&mut self) {
+        uncount(&mut self.crowd.inside().aside, self.site);
+    }
 }
 
 impl Member {
@@ -325,8 +399,8 @@ impl Line {
         (!self.is_quiet(), self.quiet_since.load(Ordering::Relaxed))
     }
 
-    fn leave(&self) {
-        metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => "crowded")
+    fn leave(&self, reason: &'static str) {
+        metrics::counter!("inkstone_gateway_connections_closed_total", "reason" => reason)
             .increment(1);
         self.makes_way.cancel();
     }

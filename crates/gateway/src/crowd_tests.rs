@@ -5,8 +5,29 @@ fn address(text: &str) -> IpAddr {
 }
 
 async fn join(crowd: &Arc<Crowd>, from: &str) -> Option<Member> {
-    let room = crowd.room(address(from)).await?;
+    let room = room(crowd, from).await?;
     crowd.join(room, address(from))
+}
+
+/// At once or aside.
+async fn room(crowd: &Arc<Crowd>, from: &str) -> Option<OwnedSemaphorePermit> {
+    match crowd.place(address(from)).await? {
+        Place::Room(room) => Some(room),
+        Place::Aside(aside) => aside.room().await,
+    }
+}
+
+async fn aside(crowd: &Arc<Crowd>, from: &str) -> Aside {
+    match crowd.place(address(from)).await {
+        Some(Place::Aside(aside)) => aside,
+        Some(Place::Room(_)) => panic!("there is room"),
+        None => panic!("too many wait"),
+    }
+}
+
+fn leaving(inside: &[Member]) -> usize {
+    let leaves = |member: &&Member| member.line.makes_way.is_cancelled();
+    inside.iter().filter(leaves).count()
 }
 
 fn site(text: &str) -> Network {
@@ -99,17 +120,59 @@ async fn whoever_wants_more_than_anyone_has_in_a_full_house_of_busy_ones_keeps_n
         inside.push(join(&crowd, from).await.unwrap());
     }
     let requests: Vec<_> = inside.iter().map(|member| member.line.begin()).collect();
-    assert!(crowd.room(address("10.0.0.1")).await.is_none());
-    assert!(inside.iter().all(|m| !m.line.makes_way.is_cancelled()));
+    // It waits where nobody is behind it, and not for ever.
+    let began = Instant::now();
+    let waits = aside(&crowd, "10.0.0.1").await;
+    assert!(began.elapsed() < ASK_AGAIN);
+    assert!(waits.room().await.is_none());
+    assert!(began.elapsed() >= ASK_AGAIN);
+    assert_eq!(leaving(&inside), 0);
+    assert!(crowd.inside().aside.is_empty());
     // Whoever has none waits, for one that leaves when it has been served.
-    let waits = crowd.room(address("10.0.0.3"));
-    let mut waits = std::pin::pin!(waits);
+    let mut waits = pin!(room(&crowd, "10.0.0.3"));
     let early = tokio::time::timeout(Duration::from_millis(20), waits.as_mut()).await;
     assert!(early.is_err());
-    assert!(inside.iter().any(|m| m.line.makes_way.is_cancelled()));
+    assert_eq!(leaving(&inside), 1);
     drop(requests);
     inside.clear();
     assert!(waits.await.is_some());
+}
+
+#[tokio::test]
+async fn whoever_has_some_waits_for_one_that_was_asked_to_leave_and_asks_no_other_at_once() {
+    let crowd = Arc::new(Crowd::new(8, 6));
+    let mut inside = Vec::new();
+    for from in ["10.0.0.1"; 6].iter().chain(&["10.0.0.2"; 2]) {
+        inside.push(join(&crowd, from).await.unwrap());
+    }
+    let requests: Vec<_> = inside.iter().map(|member| member.line.begin()).collect();
+    let mut waits = pin!(aside(&crowd, "10.0.0.2").await.room());
+    let early = tokio::time::timeout(ASK_AGAIN / 2, waits.as_mut()).await;
+    assert!(early.is_err());
+    assert_eq!(leaving(&inside), 1);
+    // It takes longer than whoever may ask nobody is borne with.
+    let early = tokio::time::timeout(ASK_AGAIN, waits.as_mut()).await;
+    assert!(early.is_err());
+    assert!(leaving(&inside) >= 2);
+    drop(requests);
+    inside.retain(|member| !member.line.makes_way.is_cancelled());
+    assert!(waits.await.is_some());
+}
+
+#[tokio::test]
+async fn few_of_a_site_wait_aside_and_others_find_places_there() {
+    let crowd = Arc::new(Crowd::new(2, 2));
+    let one = join(&crowd, "10.0.0.1").await.unwrap();
+    let two = join(&crowd, "10.0.0.2").await.unwrap();
+    let _requests = (one.line.begin(), two.line.begin());
+    let mut waiting = Vec::new();
+    for _ in 0..MOST_ASIDE_OF_A_SITE {
+        waiting.push(aside(&crowd, "10.0.0.1").await);
+    }
+    assert!(crowd.place(address("10.0.0.1")).await.is_none());
+    let _other = aside(&crowd, "10.0.0.2").await;
+    waiting.pop();
+    aside(&crowd, "10.0.0.1").await;
 }
 
 #[tokio::test]
@@ -118,7 +181,7 @@ async fn a_lone_busy_address_is_not_asked_to_leave_for_itself_and_its_newcomers_
     let one = join(&crowd, "10.0.0.1").await.unwrap();
     let two = join(&crowd, "10.0.0.1").await.unwrap();
     let _requests = (one.line.begin(), two.line.begin());
-    let mut waits = std::pin::pin!(crowd.room(address("10.0.0.1")));
+    let mut waits = pin!(room(&crowd, "10.0.0.1"));
     let early = tokio::time::timeout(Duration::from_millis(20), waits.as_mut()).await;
     assert!(early.is_err());
     assert!(!one.line.makes_way.is_cancelled() && !two.line.makes_way.is_cancelled());

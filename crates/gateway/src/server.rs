@@ -29,7 +29,7 @@ use crate::answers::Answer;
 use crate::bodies::{self, Arriving};
 use crate::body_room::Sender;
 use crate::carried::Carried;
-use crate::crowd::{Member, Network, UnderWay};
+use crate::crowd::{Member, Network, Place, UnderWay};
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::pace::{Noted, Pace};
@@ -100,30 +100,45 @@ async fn accept(
 ) -> io::Result<()> {
     let stop = edge.tasks.stop_token();
     loop {
-        // One waits here where the house is full, and the others in the operating system's queue, where they cost nothing.
+        // One that has none inside waits here where the house is full, and who comes after it in the operating system's queue, where it costs
+        // nothing.
         let next = async {
             let (stream, address) = listener.accept().await?;
             // Nobody makes way for whoever would not be let in.
             if !edge.crowd.may_join(address.ip()) {
                 return Ok(None);
             }
-            let room = edge.crowd.room(address.ip()).await;
-            Ok(room.map(|room| (stream, address.ip(), room)))
+            let place = edge.crowd.place(address.ip()).await;
+            Ok(place.map(|place| (stream, address.ip(), place)))
         };
         let next: Option<io::Result<_>> = stop.run_until_cancelled(next).await;
         match next {
             None => break,
             Some(Ok(None)) => {}
-            Some(Ok(Some((stream, address, room)))) => {
-                // Whoever has too many already is closed without a word.
-                let Some(member) = edge.crowd.join(room, address) else {
-                    continue;
-                };
+            Some(Ok(Some((stream, address, place)))) => {
                 let (edge, app) = (edge.clone(), app.clone());
                 let tls = tls.as_ref().map(|tls| tls.borrow().clone());
-                edge.tasks.clone().job("connection", async move {
-                    greet(stream, tls, member, &edge, app).await;
-                });
+                // Whoever has too many already is closed without a word.
+                match place {
+                    Place::Room(room) => {
+                        let Some(member) = edge.crowd.join(room, address) else {
+                            continue;
+                        };
+                        edge.tasks.clone().job("connection", async move {
+                            greet(stream, tls, member, &edge, app).await;
+                        });
+                    }
+                    Place::Aside(aside) => {
+                        let stop = stop.clone();
+                        edge.tasks.clone().job("connection", async move {
+                            let room = stop.run_until_cancelled(aside.room()).await.flatten();
+                            let member = room.and_then(|room| edge.crowd.join(room, address));
+                            if let Some(member) = member {
+                                greet(stream, tls, member, &edge, app).await;
+                            }
+                        });
+                    }
+                }
             }
             Some(Err(error)) => {
                 tracing::warn!(%error, "cannot accept a connection");

@@ -145,7 +145,7 @@ async fn a_house_full_of_busy_connections_from_four_addresses_keeps_nobody_out()
         }
         let began = Instant::now();
         loop {
-            let given_up = tokio::task::block_in_place(|| closed(&platform, "crowded"));
+            let given_up = tokio::task::block_in_place(|| closed(&platform, "crowded_busy"));
             if given_up >= GIVEN_UP {
                 break;
             }
