@@ -106,6 +106,11 @@ async fn a_tenant_has_as_many_tasks_waiting_and_running_as_its_policy_allows() {
     });
     platform.client().cancel(cancel).await.unwrap();
     until("a place is free", || submit(&platform, 1).status == 202);
+    // Where nothing has left for a while, nothing is said to leave at once.
+    until("the wait that is told grows", || {
+        let refused = submit(&platform, 1);
+        refused.body["code"] == "too_many_tasks" && refused.retry_after > Some(2)
+    });
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,7 +5,8 @@
 //!
 //! * [`callers`] says whom a call is for, by auth's word and not the gateway's;
 //! * [`admit`] says whether a request becomes a task, and exactly which (pure);
-//! * [`waiting`] and [`meter`] hold callers to what their policies allow at once and in a day ([`allowed`]);
+//! * [`waiting`] and [`meter`] hold callers to what their policies allow at once and in a day ([`allowed`]), and tell those over it when to
+//!   come again, by how fast places become free ([`leaving`], pure);
 //! * [`tasks`] is what callers can do with tasks;
 //! * [`backlog`] knows which queues there are, and holds the next few tasks of each;
 //! * [`schedule`] says what runs next (pure), by what tasks [cost](cost), their [class and route](route) and their [deadlines](task_log::deadline);
@@ -43,6 +44,7 @@ mod grpc;
 mod inputs;
 mod intake;
 mod learning;
+mod leaving;
 mod leftovers;
 mod letters;
 mod meter;

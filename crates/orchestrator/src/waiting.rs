@@ -6,6 +6,9 @@
 //!
 //! A count asks the broker to go through all that the tenant has in the log: 1.9 s with a million tasks. So nobody waits for one whom the number
 //! lets in: it is counted beside that ([`Number::is_fair`]). Only who would be refused by an old number waits, and who comes first.
+//!
+//! Who is refused is told when a place will be free, by how fast the tenant's became free so far ([`Leaving`]): seen here, and of what others hand
+//! over or end, by a count that finds fewer than were known. That costs a refusal no look at anything else.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
@@ -18,6 +21,7 @@ use task_log::{TaskLog, TaskLogError};
 use tokio::sync::Mutex as Turn;
 
 use crate::error::CallError;
+use crate::leaving::Leaving;
 
 /// How long a count is good.
 const GOOD_FOR: Duration = Duration::from_secs(5);
@@ -27,8 +31,6 @@ const GOOD_FOR_REFUSAL: Duration = Duration::from_millis(500);
 const TIMES_ITS_COST: u32 = 20;
 /// Tenants with a number. Beyond that those that were not counted lately lose theirs, and are counted anew.
 const MAX_TENANTS: usize = 4096;
-/// Nobody knows when a worker will be free; this is when to look again.
-const RETRY_AFTER: Duration = Duration::from_secs(2);
 
 /// One tenant's number.
 #[derive(Debug)]
@@ -41,6 +43,8 @@ struct Number {
     coming: i64,
     counted: Option<Instant>,
     took: Duration,
+    /// How fast they become fewer.
+    leaving: Leaving,
     /// Held by whoever counts.
     turn: Arc<Turn<()>>,
 }
@@ -53,8 +57,44 @@ impl Number {
             coming: 0,
             counted: None,
             took: Duration::ZERO,
+            leaving: Leaving::default(),
             turn: Arc::default(),
         }
+    }
+
+    /// A count that took so long is there.
+    fn take_count(&mut self, waiting: u64, took: Duration, now: Instant) {
+        let known = self.waiting;
+        // Some of those may have been counted already: rather too many than too few, until the next time.
+        self.waiting = i64::try_from(waiting).unwrap_or(i64::MAX / 2) + self.since;
+        self.took = took;
+        let gone = u32::try_from(known.saturating_sub(self.waiting)).unwrap_or(0);
+        if gone > 0 && self.counted.is_some() {
+            self.leaving.note(gone, now);
+        }
+        self.counted = Some(now);
+        self.rest();
+    }
+
+    /// One was handed to a worker.
+    fn left(&mut self, now: Instant) {
+        self.waiting -= 1;
+        self.leaving.note(1, now);
+        self.rest();
+    }
+
+    /// Where none waits, no place is waited for.
+    fn rest(&mut self) {
+        if self.waiting <= 0 {
+            self.leaving.ran_dry();
+        }
+    }
+
+    /// How one is refused: with the time until there is a place.
+    fn refusal(&self, limit: NonZeroU32, now: Instant) -> Failure {
+        let over = self.there().saturating_sub(i64::from(limit.get())).max(0);
+        let places = u32::try_from(over).unwrap_or(u32::MAX).saturating_add(1);
+        too_many(limit, self.leaving.wait(places, now))
     }
 
     fn there(&self) -> i64 {
@@ -149,7 +189,7 @@ impl Waiting {
                 let now = Instant::now();
                 let good = number.is_good(full, now);
                 if good && full {
-                    return Err(too_many(limit).into());
+                    return Err(number.refusal(limit, now).into());
                 }
                 if good || (!full && number.is_fair(now)) {
                     number.coming += 1;
@@ -177,7 +217,8 @@ impl Waiting {
         let tenants = self.numbers.tenants();
         let number = tenants.get(tenant)?;
         let full = number.there() >= i64::from(limit.get());
-        (full && number.is_good(true, Instant::now())).then(|| too_many(limit))
+        let now = Instant::now();
+        (full && number.is_good(true, now)).then(|| number.refusal(limit, now))
     }
 
     /// Counts anew, unless someone does, and lets nobody wait for it.
@@ -198,7 +239,7 @@ impl Waiting {
     /// A task of the tenant was handed to a worker.
     pub(crate) fn left(&self, tenant: &TenantId) {
         if let Some(number) = self.numbers.tenants().get_mut(tenant) {
-            number.waiting -= 1;
+            number.left(Instant::now());
         }
     }
 }
@@ -217,10 +258,7 @@ impl Numbers {
         }
         let waiting = self.log.waiting(tenant).await?;
         if let Some(number) = self.tenants().get_mut(tenant) {
-            // Some of those may have been counted already: rather too many than too few, until the next time.
-            number.waiting = i64::try_from(waiting).unwrap_or(i64::MAX / 2) + number.since;
-            number.took = began.elapsed();
-            number.counted = Some(Instant::now());
+            number.take_count(waiting, began.elapsed(), Instant::now());
         }
         Ok(())
     }
@@ -241,13 +279,13 @@ fn make_room(tenants: &mut HashMap<TenantId, Number>, wanted: &TenantId) {
     }
 }
 
-fn too_many(limit: NonZeroU32) -> Failure {
+fn too_many(limit: NonZeroU32, wait: Duration) -> Failure {
     let text = format!(
         "{limit} of your tasks wait, as many as the policy of your key allows (tasks_waiting); try again when some have been \
          taken up"
     );
     Failure {
-        retry_after: Some(RETRY_AFTER),
+        retry_after: Some(wait),
         ..Failure::new(ErrorCode::TooManyTasks, text)
     }
 }
@@ -293,6 +331,30 @@ mod tests {
             number.counted = Instant::now().checked_sub(2 * GOOD_FOR);
         }
         assert!(enter(9).await.is_err());
+    }
+
+    #[test]
+    fn who_is_refused_is_told_when_a_place_will_be_free_by_how_fast_they_became_free() {
+        let start = Instant::now();
+        let at = |seconds| start + Duration::from_secs(seconds);
+        let limit = NonZeroU32::new(3).unwrap();
+        let mut number = Number::new();
+        let told = |number: &Number, seconds| number.refusal(limit, at(seconds)).retry_after;
+        number.take_count(40, Duration::ZERO, start);
+        assert_eq!(told(&number, 0), Some(Duration::from_secs(2)));
+        // A count that finds fewer is as good as what was handed over here.
+        for left in 1..=36 {
+            number.left(at(10 * left));
+        }
+        number.take_count(3, Duration::ZERO, at(370));
+        assert_eq!(told(&number, 370), Some(Duration::from_secs(10)));
+        // A lower limit: three must leave before one may come.
+        number.take_count(5, Duration::ZERO, at(370));
+        assert_eq!(told(&number, 370), Some(Duration::from_secs(30)));
+        // What came after none waited is not measured by what was before.
+        number.take_count(0, Duration::ZERO, at(370));
+        number.take_count(3, Duration::ZERO, at(371));
+        assert_eq!(told(&number, 371), Some(Duration::from_secs(2)));
     }
 
     #[test]

@@ -6,6 +6,8 @@ use contract::{ErrorCode, Failure};
 
 /// The shortest and the longest pause of what waits for a part of the platform; it grows with what was waited.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
+/// The longest pause of what waits for a place among its tenant's tasks: to look is cheap, and a place that nobody takes is lost.
+const LOOK_AGAIN: Duration = Duration::from_secs(2);
 /// Tries that a submission has whatever its age: after an outage, all that waited is old.
 const TRIES: u64 = 10;
 
@@ -29,6 +31,7 @@ pub(crate) fn is_limit(code: ErrorCode) -> bool {
 /// Decides: `age` is for how long the broker has had it, `tries` how often it was tried, `max_wait` how long it may wait.
 pub(crate) fn then(failure: &Failure, age: Duration, tries: u64, max_wait: Duration) -> Then {
     let wait = match failure.code {
+        ErrorCode::TooManyTasks => failure.retry_after.unwrap_or(PAUSES.0).min(LOOK_AGAIN),
         code if is_limit(code) => failure.retry_after.unwrap_or(PAUSES.0),
         ErrorCode::Unavailable | ErrorCode::DeadlineExceeded | ErrorCode::Internal => {
             let pause = (age / 4).clamp(PAUSES.0, PAUSES.1);
@@ -86,6 +89,19 @@ mod tests {
             then(&limited(8 * 3600), Duration::ZERO, 1, HOUR),
             Then::Refuse
         );
+    }
+
+    #[test]
+    fn for_a_place_it_is_looked_again_soon_however_long_a_caller_would_be_told_to_wait() {
+        let full = |seconds| Failure {
+            code: ErrorCode::TooManyTasks,
+            ..limited(seconds)
+        };
+        let waits = |seconds| Then::Wait(Duration::from_secs(seconds));
+        assert_eq!(then(&full(1), Duration::ZERO, 1, HOUR), waits(1));
+        assert_eq!(then(&full(600), Duration::ZERO, 1, HOUR), waits(2));
+        let minute = Duration::from_secs(60);
+        assert_eq!(then(&full(600), Duration::ZERO, 1, minute), waits(2));
     }
 
     #[test]
