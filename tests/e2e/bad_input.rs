@@ -71,6 +71,7 @@ async fn bad_input_of_every_kind_is_refused_by_name_and_disturbs_nothing() {
     };
     prompts(&caller);
     numbers(&caller);
+    keys(&caller).await;
     bodies(&caller);
     openai(&caller);
     credentials(&caller).await;
@@ -135,6 +136,21 @@ fn numbers(caller: &Caller<'_>) {
     assert_eq!(status, 400);
     let (status, _) = caller.post("/v1/tasks", with("promt", json!("typo")));
     assert_eq!(status, 400, "a field that nobody knows must not be ignored");
+}
+
+/// Names with control characters are the platform's own: no caller's task is known by one.
+async fn keys(caller: &Caller<'_>) {
+    let task = contract::v1::SubmitTask {
+        idempotency_key: "\0dead letter\0task.acme".to_owned(),
+        ..short_picture()
+    };
+    let batch = json!({"tasks": [{"prompt": "a cat", "idempotency_key": &task.idempotency_key}]});
+    let (status, answer) = caller.post("/v1/tasks/batch", batch.to_string());
+    assert_eq!(status, 200, "{answer}");
+    let text = answer.to_string();
+    assert!(text.contains("must hold no control characters"), "{text}");
+    let refused = caller.platform.submit(task).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
 }
 
 fn bodies(caller: &Caller<'_>) {

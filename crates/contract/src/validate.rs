@@ -32,6 +32,8 @@ pub fn validate(task: &v1::SubmitTask) -> Result<(), Failure> {
         &task.idempotency_key,
         MAX_IDEMPOTENCY_KEY_BYTES,
     )?;
+    // The ids of tasks that the platform makes itself are derived from names with such, so that no caller's key makes the same.
+    no_control("idempotency_key", &task.idempotency_key)?;
     no_more("images", task.images, MAX_IMAGES)?;
     no_more("partial_images", task.partial_images, MAX_PARTIAL_IMAGES)?;
     no_more(
@@ -92,6 +94,14 @@ fn at_most(field: &str, text: &str, limit: usize) -> Result<(), Failure> {
         "{field} must be at most {limit} bytes of UTF-8, not {}",
         text.len()
     );
+    Err(Failure::invalid(field, message))
+}
+
+fn no_control(field: &str, text: &str) -> Result<(), Failure> {
+    let Some(at) = text.find(char::is_control) else {
+        return Ok(());
+    };
+    let message = format!("{field} must hold no control characters, and has one at byte {at}");
     Err(Failure::invalid(field, message))
 }
 
@@ -309,6 +319,19 @@ mod tests {
             field(|t| t.idempotency_key = "x".repeat(257)),
             named("idempotency_key")
         );
+    }
+
+    #[test]
+    fn an_idempotency_key_of_any_script_is_good_and_one_with_control_characters_is_refused() {
+        let with = |key: &str| field(|t| t.idempotency_key = key.to_owned());
+        for good in ["", "order 17", "注文-17", "é{}\\\""] {
+            assert_eq!(with(good), None, "{good:?}");
+        }
+        let retried = "\0dead letter\0task.acme";
+        for bad in [retried, "\0", "order\n17", "tab\t", "\u{7f}", "\u{85}"] {
+            let named = Some("idempotency_key".to_owned());
+            assert_eq!(with(bad), named, "{bad:?}");
+        }
     }
 
     #[test]

@@ -71,6 +71,7 @@ pub(crate) fn checked(task: &v1::SubmitTask) -> Result<(), Failure> {
         task.model.len() <= limits::MAX_MODEL_BYTES && task.user.len() <= limits::MAX_USER_BYTES
     );
     assert!(task.idempotency_key.len() <= limits::MAX_IDEMPOTENCY_KEY_BYTES);
+    assert!(!task.idempotency_key.contains(char::is_control));
     assert!(task.images <= limits::MAX_IMAGES && task.partial_images <= limits::MAX_PARTIAL_IMAGES);
     assert!(
         task.guidance_scale
