@@ -39,7 +39,7 @@ use crate::policy::{self, PolicyRecord};
 use crate::proof::{Proof, SignatureV1};
 use crate::receipt::{Claim, Receipt};
 use crate::signature_v2::SignatureV2;
-use crate::tokens::{Assertions, PublicKey, Tokens};
+use crate::tokens::{Assertions, LOOK, PublicKey, Tokens};
 use crate::webhook::Message;
 
 /// What a caller is told to wait when the broker does not do its part.
@@ -427,7 +427,8 @@ fn failure(error: &AuthError) -> Failure {
         AuthError::TokenForToken | AuthError::NotOfTenant => {
             Failure::new(ErrorCode::PermissionDenied, error.to_string())
         }
-        AuthError::NoSigningKey => Failure::unavailable(error.to_string(), RETRY_STORE),
+        // It is not tried earlier to open one.
+        AuthError::NoSigningKey => Failure::unavailable(error.to_string(), LOOK),
         AuthError::NoPolicy { .. } => Failure::new(ErrorCode::PermissionDenied, error.to_string()),
         AuthError::RateLimited {
             rate, retry_after, ..

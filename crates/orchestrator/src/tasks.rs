@@ -32,6 +32,8 @@ use crate::waits::Waits;
 
 /// How long callers are asked to wait when a part that tasks need is down.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
+/// The same of a model of which no version takes tasks: it is an operator who lets one take them again.
+const NO_VERSION_WAIT: Duration = Duration::from_secs(30);
 
 /// The use cases. Cheap to clone.
 #[derive(Clone)]
@@ -312,7 +314,7 @@ impl Tasks {
         let version = pinned.or_else(|| models::choose_version(model, task));
         let version = version.ok_or_else(|| {
             let text = format!("the model {} takes no tasks at present", model.name);
-            Failure::unavailable(text, RETRY_AFTER)
+            Failure::unavailable(text, NO_VERSION_WAIT)
         })?;
         admit::check_source(&tenant, request)?;
         let profile = version.profile.unwrap_or_default();

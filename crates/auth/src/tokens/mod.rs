@@ -23,7 +23,7 @@ use crate::sealed::Key;
 
 pub(crate) use assertions::Assertions;
 pub(crate) use ring::{PublicKey, Ring};
-pub(crate) use rotate::{PUBLISHED_BEFORE, Schedule, start};
+pub(crate) use rotate::{LOOK, PUBLISHED_BEFORE, Schedule, start};
 
 use ring::SigningKey;
 

@@ -22,8 +22,8 @@ use crate::store::SIGNING_KEYS;
 pub(crate) const PUBLISHED_BEFORE: Duration = Duration::from_secs(3600);
 /// How far the clocks of two instances may differ: one may sign with a key for so long after another has gone on.
 const CLOCKS_APART: Duration = Duration::from_secs(60);
-/// How often an instance looks whether something is due.
-const LOOK: Duration = Duration::from_secs(20);
+/// How often an instance looks whether something is due, and tries again what it could not open.
+pub(crate) const LOOK: Duration = Duration::from_secs(20);
 
 /// How long keys live.
 #[derive(Debug, Clone, Copy)]

@@ -9,8 +9,9 @@ use tonic::Streaming;
 
 use super::{Found, Platform, Reader, broken_answer, heard, task_of};
 
-/// When those may come again whose caller auth and the orchestrator do not agree on.
-const AT_ODDS_WAIT: Duration = Duration::from_secs(1);
+/// When those may come again whose caller auth and the orchestrator do not agree on, with a word of just now: a clock or a setting is wrong, and
+/// an operator puts it right.
+const AT_ODDS_WAIT: Duration = Duration::from_secs(30);
 
 /// The caller, with another word of auth's on it than it came with.
 pub(super) fn worded(caller: &Caller, assertion: String) -> Caller {
