@@ -22,6 +22,7 @@ mod limits;
 mod own_dialect;
 mod proofs;
 mod rates;
+mod revoked;
 mod secrets;
 mod shares;
 mod signing;

@@ -1,5 +1,6 @@
 //! Who calls: the proof out of the headers, auth's word on it, and the caller's rate limit in every answer.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use axum::response::{IntoResponse, Response};
 use contract::auth::{Caller, RateLimit, authenticate_request::Proof};
 use contract::proof::{Proven, SignedBody};
 use contract::{ErrorCode, Failure};
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::body_room::Sender;
@@ -23,6 +25,34 @@ use crate::unread::Addressee;
 const LIMIT: HeaderName = HeaderName::from_static("ratelimit-limit");
 const REMAINING: HeaderName = HeaderName::from_static("ratelimit-remaining");
 const RESET: HeaderName = HeaderName::from_static("ratelimit-reset");
+
+/// A caller that auth has let in, and when: what it sends may arrive long after that, and its key be revoked meanwhile.
+#[derive(Clone)]
+pub(crate) struct Admitted {
+    caller: Caller,
+    at: Instant,
+}
+
+impl Admitted {
+    /// Auth has just said so.
+    pub(crate) fn now(caller: Caller) -> Self {
+        let at = Instant::now();
+        Self { caller, at }
+    }
+
+    /// How long ago that was.
+    pub(crate) fn ago(&self) -> Duration {
+        self.at.elapsed()
+    }
+}
+
+impl Deref for Admitted {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
 
 /// Lets a request through once auth has vouched for its caller, and says in the answer what is left of the limit. A body
 /// that was signed goes on only if it is the one that was signed.
@@ -41,7 +71,7 @@ pub(crate) async fn authenticate(
     let from = request.extensions().get::<Network>().copied();
     let known = identify(&edge, proof.proof, class, from).await;
     let (caller, limit) = match known {
-        Ok(known) => known,
+        Ok((caller, limit)) => (Admitted::now(caller), limit),
         Err(failure) => return refuse(failure),
     };
     let to = Addressee::Tenant(caller.tenant.as_str().into());
@@ -57,7 +87,7 @@ pub(crate) async fn authenticate(
 /// What a known caller asks for: within what its tenant may have under way and unread, and with the body that it has signed.
 async fn serve(
     edge: &Edge,
-    caller: Caller,
+    caller: Admitted,
     request: Request,
     body: Option<SignedBody>,
     next: Next,

@@ -7,12 +7,13 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use contract::auth::{Caller, RateLimit};
+use contract::auth::RateLimit;
 use contract::json::submission_with_key;
 use contract::v1::submit_result;
 use contract::{Failure, check_batch, v1, validate};
 use serde::{Deserialize, Serialize};
 
+use crate::auth::Admitted;
 use crate::edge::Edge;
 use crate::json::{self, Fields};
 use crate::openapi::submission::Batch;
@@ -67,7 +68,7 @@ enum AnswerJson<'a> {
 )]
 pub(crate) async fn create(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
@@ -134,7 +135,7 @@ pub(crate) fn result(answer: Answer) -> v1::SubmitResult {
 /// asked: then no task was made that is known of.
 pub(crate) async fn submit(
     edge: &Edge,
-    caller: &Caller,
+    caller: &Admitted,
     requests: Vec<Result<v1::SubmitTask, Failure>>,
 ) -> Result<(Vec<Answer>, Option<RateLimit>), Failure> {
     check_batch(requests.len())?;
@@ -161,6 +162,7 @@ mod tests {
     use std::pin::pin;
 
     use contract::ErrorCode;
+    use contract::auth::Caller;
     use lifecycle::Service;
 
     use super::*;
@@ -220,7 +222,7 @@ mod tests {
     async fn a_batch_is_refused_before_it_is_charged_and_holds_its_room_until_it_is_answered() {
         let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
         let edge = edge(&service, &storage);
-        let (platform, caller) = (&edge.platform, Caller::default());
+        let (platform, caller) = (&edge.platform, Admitted::now(Caller::default()));
         let one = tasks(1, "");
         let held = fill(platform, &one);
         let most = held.len();
@@ -250,10 +252,10 @@ mod tests {
         let greedy = fill_as(platform, |_| "greedy".to_owned(), &one);
         assert_eq!(greedy.len(), most / 2);
         // Those that come alone and those of batches are counted together.
-        let caller = Caller {
+        let caller = Admitted::now(Caller {
             tenant: "greedy".to_owned(),
             ..Caller::default()
-        };
+        });
         let alone = platform.submit(&caller, v1::SubmitTask::default()).await;
         let batch = submit(&edge, &caller, tasks(100, "")).await.map(drop);
         for refused in [alone.map(drop), batch] {

@@ -15,6 +15,7 @@ use crate::body_room::BodyRoom;
 use crate::carried::{self, CarriedRoom};
 use crate::crowd::{Crowd, Network};
 use crate::platform::Platform;
+use crate::revoked::OpenKeys;
 use crate::room::{self, Class, Place, Room, Share};
 use crate::settings::{HttpSettings, Settings};
 use crate::unread::Unread;
@@ -41,6 +42,8 @@ pub(crate) struct Edge {
     generations: Room,
     reads: Room,
     streams: Room,
+    /// The keys of what is open.
+    pub(crate) open_keys: OpenKeys,
     uploads: Room,
     /// For pictures by token until they are found: until then whoever asks may have made up task and token.
     pub(crate) searches_by_token: Room,
@@ -90,6 +93,7 @@ impl Edge {
             generations: room("generations are under way", http.max_concurrent_generations),
             reads: room("requests are under way", http.max_concurrent_reads),
             streams: room("streams are open", http.max_event_streams),
+            open_keys: OpenKeys::default(),
             uploads: room("pictures arrive at once", http.max_uploads),
             // Whose these are is not known, so it is those of one task that have a share of them.
             searches_by_token: room(

@@ -7,11 +7,11 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use contract::auth::Caller;
 use contract::limits::MAX_RATING;
 use contract::words::VERDICTS;
 use contract::{Failure, v1, validate_feedback};
 
+use crate::auth::Admitted;
 use crate::edge::Edge;
 use crate::json::{self, Fields};
 use crate::openapi::params::TaskIdParam;
@@ -41,7 +41,7 @@ const KNOWN: &[&str] = &["rating", "verdict", "comment", "tags"];
 )]
 pub(crate) async fn give(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     uri: Uri,
     headers: HeaderMap,
     TaskPath(task): TaskPath,

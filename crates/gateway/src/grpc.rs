@@ -5,7 +5,6 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
-use contract::auth::Caller;
 use contract::proto::PUBLIC_DESCRIPTORS;
 use contract::v1::image_service_server::{ImageService, ImageServiceServer};
 use contract::{ErrorCode, Failure, v1, validate, validate_feedback};
@@ -17,6 +16,7 @@ use tonic_reflection::server::v1::{ServerReflection, ServerReflectionServer};
 use tonic_reflection::server::v1alpha;
 use tracing::Instrument as _;
 
+use crate::auth::Admitted;
 use crate::batch;
 use crate::carried;
 use crate::edge::Edge;
@@ -76,11 +76,11 @@ fn described() -> tonic_reflection::server::Builder<'static> {
 }
 
 /// Whom auth has vouched for.
-pub(crate) fn caller<T>(request: &Request<T>) -> Result<Caller, Status> {
+pub(crate) fn caller<T>(request: &Request<T>) -> Result<Admitted, Status> {
     let missing = || Failure::new(ErrorCode::Unauthenticated, "the caller is not known").into();
     request
         .extensions()
-        .get::<Caller>()
+        .get::<Admitted>()
         .cloned()
         .ok_or_else(missing)
 }

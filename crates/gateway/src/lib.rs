@@ -41,6 +41,7 @@ mod platform;
 mod problem;
 mod query;
 mod records;
+mod revoked;
 mod room;
 mod router;
 mod server;

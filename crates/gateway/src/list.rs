@@ -6,13 +6,13 @@ use axum::Extension;
 use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
-use contract::auth::Caller;
 use contract::limits::{DEFAULT_PAGE_SIZE, MAX_MODEL_BYTES, MAX_PAGE_SIZE};
 use contract::words::{PHASES, all, meaning};
 use contract::{Failure, v1};
 use serde::Serialize;
 use utoipa::openapi::Object;
 
+use crate::auth::Admitted;
 use crate::edge::Edge;
 use crate::json::shorten;
 use crate::openapi::params::{params, query};
@@ -93,7 +93,7 @@ struct ListJson<'a> {
 )]
 pub(crate) async fn list(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     uri: Uri,
     headers: HeaderMap,
 ) -> Result<Response, Refused> {

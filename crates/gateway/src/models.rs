@@ -11,6 +11,7 @@ use contract::{ErrorCode, Failure, registry, v1};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use crate::auth::Admitted;
 use crate::edge::Edge;
 use crate::json::shorten;
 use crate::openapi::params::ModelParam;
@@ -76,7 +77,7 @@ impl<'a> ModelJson<'a> {
 )]
 pub(crate) async fn list(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
 ) -> Result<Response, Refused> {
     let models = allowed(&edge, &caller).await?;
     Ok(json(&ListJson {
@@ -99,7 +100,7 @@ pub(crate) async fn list(
 )]
 pub(crate) async fn get(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Refused> {
     let name = path.map(|Path(name)| name).unwrap_or_default();

@@ -23,6 +23,7 @@ use storage::{Key, Opened, Storage, StorageError};
 use tokio::sync::watch;
 use tonic::{Request, Status};
 
+use crate::auth::Admitted;
 use crate::error::StartError;
 use crate::room::Class;
 use crate::settings::Settings;
@@ -189,15 +190,15 @@ impl Platform {
     /// Accepts a task; true when it was there before.
     pub(crate) async fn submit(
         &self,
-        caller: &Caller,
+        caller: &Admitted,
         task: v1::SubmitTask,
     ) -> Result<(v1::Task, bool), Failure> {
+        let caller = &*self.still_admitted(caller).await?;
         // With an idempotency key, the second time finds what the first has made.
         let submissions = match task.idempotency_key.as_str() {
             "" => &self.keyless,
             _ => &self.keyed,
         };
-        // A body, and pictures by URL, may have taken longer to arrive than auth's word is good.
         self.with_word(caller, |assertion| {
             let request = orchestrator::SubmitRequest {
                 caller: Some(worded(caller, assertion)),
@@ -267,13 +268,14 @@ impl Platform {
     /// Accepts tasks; one answer each, in order.
     pub(crate) async fn submit_batch(
         &self,
-        caller: &Caller,
+        caller: &Admitted,
         tasks: Vec<v1::SubmitTask>,
     ) -> Result<Vec<Result<(v1::Task, bool), Failure>>, Failure> {
         let count = tasks.len();
         if count == 0 {
             return Ok(Vec::new());
         }
+        let caller = &*self.still_admitted(caller).await?;
         let keyed = tasks.iter().all(|task| !task.idempotency_key.is_empty());
         let results = self.with_word(caller, |assertion| {
             let mut orchestrator = self.orchestrator.clone();

@@ -9,11 +9,11 @@ use axum::extract::{FromRequestParts, Path, Query, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use contract::auth::Caller;
 use contract::json::submission;
 use contract::limits::MAX_IDEMPOTENCY_KEY_BYTES;
 use contract::{ErrorCode, Failure, TaskId, validate};
 
+use crate::auth::Admitted;
 use crate::edge::Edge;
 use crate::events::{self, Seen, TaskEvents};
 use crate::json::{self, shorten};
@@ -62,7 +62,7 @@ const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 )]
 pub(crate) async fn create(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
@@ -96,7 +96,7 @@ pub(crate) async fn create(
 )]
 pub(crate) async fn get(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     uri: Uri,
     headers: HeaderMap,
     TaskPath(task): TaskPath,
@@ -120,7 +120,7 @@ pub(crate) async fn get(
 )]
 pub(crate) async fn cancel(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     uri: Uri,
     headers: HeaderMap,
     TaskPath(task): TaskPath,
@@ -167,7 +167,7 @@ params!(
 )]
 pub(crate) async fn watch(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     uri: Uri,
     headers: HeaderMap,
     TaskPath(task): TaskPath,

@@ -9,6 +9,7 @@ use contract::auth::Caller;
 use contract::{ErrorCode, Failure, TaskId, v1};
 use tokio::time::Instant;
 
+use crate::auth::Admitted;
 use crate::edge::Edge;
 use crate::platform::Reader;
 use crate::task_json::end_failure;
@@ -23,7 +24,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// abandons its task like one who hangs up later.
 pub(crate) async fn accept(
     edge: &Arc<Edge>,
-    caller: &Caller,
+    caller: &Admitted,
     task: v1::SubmitTask,
 ) -> Result<(v1::Task, Abandon), Failure> {
     let (answer, answered) = tokio::sync::oneshot::channel();
@@ -66,7 +67,7 @@ pub(crate) async fn success(mut watch: Watch, mut abandon: Abandon) -> Result<v1
 /// Submits and waits for the success, until `deadline` at most.
 pub(crate) async fn draw(
     edge: &Arc<Edge>,
-    caller: &Caller,
+    caller: &Admitted,
     task: v1::SubmitTask,
     deadline: Instant,
 ) -> Result<v1::Task, Failure> {

@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use tonic::Streaming;
 
 use crate::edge::Edge;
+use crate::revoked::{self, OpenKey};
 use crate::task_json::has_ended;
 
 /// First pause before a lost stream is opened again; doubles up to [`MAX_PAUSE`].
@@ -53,6 +54,7 @@ pub(crate) struct Watch {
     faults: u32,
     last: Option<v1::Task>,
     ended: bool,
+    key: Arc<OpenKey>,
 }
 
 impl Watch {
@@ -65,6 +67,7 @@ impl Watch {
         deadline: Instant,
     ) -> Self {
         Self {
+            key: revoked::hold(&edge, caller),
             edge,
             caller: caller.clone(),
             task,
@@ -84,7 +87,7 @@ impl Watch {
             return Ok(None);
         }
         let (task, deadline) = (self.task, self.deadline);
-        let drained = self.edge.drained.clone();
+        let (drained, key) = (self.edge.drained.clone(), self.key.clone());
         tokio::select! {
             event = self.advance() => event.map(Some).map_err(Parted::Failed),
             () = tokio::time::sleep_until(deadline) => {
@@ -95,6 +98,7 @@ impl Watch {
                 let message = format!("this gateway stops; the task goes on: see /v1/tasks/{task}");
                 Err(Parted::LetGo(Failure::unavailable(message, RESTART_WAIT)))
             }
+            failure = key.revoked() => Err(Parted::Failed(failure)),
         }
     }
 

@@ -28,6 +28,7 @@ use contract::v1::TaskPhase;
 use contract::{ErrorCode, Failure, v1, validate};
 use tokio::time::Instant;
 
+use crate::auth::Admitted;
 use crate::edge::Edge;
 use crate::json::{self, shorten};
 use crate::layers::RequestId;
@@ -67,7 +68,7 @@ const NOT_ASYNCHRONOUS: &str = "current user api does not support asynchronous c
 )]
 pub(crate) async fn synthesize(
     edge: State<Arc<Edge>>,
-    caller: Extension<Caller>,
+    caller: Extension<Admitted>,
     request_id: Extension<RequestId>,
     headers: HeaderMap,
     body: Body,
@@ -93,7 +94,7 @@ pub(crate) async fn synthesize(
 )]
 pub(crate) async fn generate(
     edge: State<Arc<Edge>>,
-    caller: Extension<Caller>,
+    caller: Extension<Admitted>,
     request_id: Extension<RequestId>,
     headers: HeaderMap,
     body: Body,
@@ -103,7 +104,7 @@ pub(crate) async fn generate(
 
 async fn submit(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     Extension(request_id): Extension<RequestId>,
     headers: &HeaderMap,
     body: Body,
@@ -167,7 +168,7 @@ async fn complete(
 )]
 pub(crate) async fn converse(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     Extension(request_id): Extension<RequestId>,
     uri: Uri,
     headers: HeaderMap,
@@ -200,7 +201,7 @@ pub(crate) async fn converse(
 )]
 pub(crate) async fn poll(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     Extension(request_id): Extension<RequestId>,
     uri: Uri,
     headers: HeaderMap,
@@ -237,7 +238,7 @@ pub(crate) async fn poll(
 )]
 pub(crate) async fn cancel(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     Extension(request_id): Extension<RequestId>,
     path: Result<Path<String>, PathRejection>,
 ) -> Result<Response, Refused> {
@@ -272,7 +273,7 @@ fn is_async(headers: &HeaderMap) -> bool {
 )]
 pub(crate) async fn tasks(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     Extension(request_id): Extension<RequestId>,
     query: Result<Query<list::ListQuery>, QueryRejection>,
 ) -> Result<Response, Refused> {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use axum::extract::State;
 use axum::http::HeaderMap;
 use axum::middleware::Next;
-use contract::auth::{Caller, RateLimit};
+use contract::auth::RateLimit;
 use contract::inference::grpc_inference_service_server::{
     GrpcInferenceService, GrpcInferenceServiceServer,
 };
@@ -30,7 +30,7 @@ use tracing::Instrument as _;
 use super::infer::infer;
 use super::model::{EXTENSIONS, PLATFORM, find};
 use super::protobuf;
-use crate::auth::{self, identify, proof_of_message};
+use crate::auth::{self, Admitted, identify, proof_of_message};
 use crate::carried::Carried;
 use crate::crowd::Network;
 use crate::edge::{Edge, OpenStream};
@@ -38,6 +38,7 @@ use crate::grpc::{PREFIX_BYTES, SMALL_REQUEST, caller};
 use crate::layers;
 use crate::models::allowed;
 use crate::records::{Counting, MODEL_STREAM_INFER};
+use crate::revoked::{self, OpenKey};
 use crate::room::Class;
 use crate::tasks::idempotency_key;
 
@@ -47,8 +48,6 @@ const MAX_REQUEST_BYTES: usize = 256 * 1024;
 pub(crate) const MAX_REQUEST: ByteSize = ByteSize::of(MAX_REQUEST_BYTES as u64 + PREFIX_BYTES);
 /// Bytes of all pictures of one answer: what one message carries.
 const MAX_ANSWER_BYTES: u64 = 32 * 1024 * 1024;
-/// How long an assertion that a stream was opened with is surely good: half of its time was left at least, and that of tokens may be short.
-const WORD_LASTS: std::time::Duration = std::time::Duration::from_secs(20);
 /// The service's name in reflection.
 pub(crate) const INFERENCE_SERVICE: &str = "inference.GRPCInferenceService";
 
@@ -121,7 +120,7 @@ fn check_stream(headers: &HeaderMap) -> Result<(), Failure> {
 /// Draws one request of a caller; beside the answer what is left of its limit, if more was charged, and the room of the pictures inside.
 async fn answer(
     edge: &Arc<Edge>,
-    caller: &Caller,
+    caller: &Admitted,
     idempotency_key: &str,
     request: ModelInferRequest,
 ) -> Result<(ModelInferResponse, Option<RateLimit>, Option<Carried>), Failure> {
@@ -130,22 +129,15 @@ async fn answer(
     Ok((protobuf::encode(drawn.answer), drawn.limit, drawn.carried))
 }
 
-/// Who opened a stream, with a word of auth's on it that lasts: its first request may come long after that.
-async fn opener(edge: &Edge, mut caller: Caller, opened: Instant) -> Result<Caller, Failure> {
-    if opened.elapsed() > WORD_LASTS {
-        caller.assertion = edge.platform.renew(&caller).await?;
-    }
-    Ok(caller)
-}
-
 /// A stream of requests on its way through.
 struct Answering {
     edge: Arc<Edge>,
     headers: HeaderMap,
     from: Option<Network>,
     /// Who opened the stream, until its first request, which was charged with the opening.
-    opened_by: Option<Caller>,
-    opened: Instant,
+    opened_by: Option<Admitted>,
+    /// Of who opened it.
+    key: Arc<OpenKey>,
     requests: Streaming<ModelInferRequest>,
     deadline: Instant,
     _open: OpenStream,
@@ -156,19 +148,21 @@ impl Answering {
     async fn next(&mut self) -> Option<Result<ModelStreamInferResponse, Status>> {
         let drained = self.edge.drained.clone();
         let next = async {
-            let request = match self.requests.message().await {
-                Ok(request) => request?,
-                Err(status) => return Some(Err(status)),
+            let request = tokio::select! {
+                request = self.requests.message() => match request {
+                    Ok(request) => request?,
+                    Err(status) => return Some(Err(status)),
+                },
+                failure = self.key.revoked() => return Some(Err(Status::from(failure))),
             };
             let id = request.id.clone();
             let answered = async {
                 let caller = match self.opened_by.take() {
-                    Some(caller) => opener(&self.edge, caller, self.opened).await?,
+                    Some(caller) => caller,
                     None => {
                         let proof = proof_of_message(&self.headers)?;
-                        identify(&self.edge, proof, Class::Generation, self.from)
-                            .await?
-                            .0
+                        let known = identify(&self.edge, proof, Class::Generation, self.from);
+                        Admitted::now(known.await?.0)
                     }
                 };
                 let answer = answer(&self.edge, &caller, "", request).await;
@@ -281,8 +275,8 @@ impl GrpcInferenceService for Inference {
         let caller = caller(&request)?;
         let open = self.edge.open_stream(&caller.tenant)?;
         let answering = Answering {
+            key: revoked::hold(&self.edge, &caller),
             opened_by: Some(caller),
-            opened: Instant::now(),
             edge: self.edge.clone(),
             headers: request.metadata().clone().into_headers(),
             from: request.extensions().get().copied(),

@@ -9,7 +9,6 @@ use axum::extract::{Path, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use contract::Failure;
-use contract::auth::Caller;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
@@ -17,6 +16,7 @@ use super::described::{Binary, Inference, InferenceParams};
 use super::infer::infer;
 use super::json::{AnswerJson, JSON_BYTES, decode, encode};
 use super::model::{Config, EXTENSIONS, Metadata, PLATFORM, READY, find};
+use crate::auth::Admitted;
 use crate::edge::Edge;
 use crate::json::{check_coding, read_bytes};
 use crate::models::allowed;
@@ -132,7 +132,7 @@ pub(crate) async fn ready(State(edge): State<Arc<Edge>>) -> Result<Response, Ref
 )]
 pub(crate) async fn metadata(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     path: Named,
 ) -> Result<Response, Refused> {
     let path = named(path);
@@ -155,7 +155,7 @@ pub(crate) async fn metadata(
 )]
 pub(crate) async fn config(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     path: Named,
 ) -> Result<Response, Refused> {
     let path = named(path);
@@ -186,7 +186,7 @@ struct ModelReadyJson {
 )]
 pub(crate) async fn model_ready(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     path: Named,
 ) -> Result<Response, Refused> {
     let path = named(path);
@@ -217,7 +217,7 @@ struct IndexJson<'a> {
 )]
 pub(crate) async fn index(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
 ) -> Result<Response, Refused> {
     let models = allowed(&edge, &caller).await?;
     let mut index = Vec::new();
@@ -266,7 +266,7 @@ pub(crate) async fn index(
 )]
 pub(crate) async fn infer_model(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     path: Named,
     headers: HeaderMap,
     body: Body,

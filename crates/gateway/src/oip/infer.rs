@@ -11,6 +11,7 @@ use tokio::time::Instant;
 use super::model::{self, IMAGE, SEED, TASK_ID};
 use super::request::{self, Asked, IMAGE_FORMAT, Plan};
 use super::tensor::write_texts;
+use crate::auth::Admitted;
 use crate::carried::{Carried, OF_ANSWER};
 use crate::edge::Edge;
 use crate::models;
@@ -83,7 +84,7 @@ pub(super) struct Drawn {
 /// Dropped before its end, it cancels its tasks.
 pub(super) async fn infer(
     edge: &Arc<Edge>,
-    caller: &Caller,
+    caller: &Admitted,
     asked: Asked,
     idempotency_key: &str,
     most_bytes: u64,

@@ -12,7 +12,6 @@ use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use bytes::Bytes;
 use contract::Failure;
-use contract::auth::Caller;
 use serde_json::{Map, Value};
 use tokio::time::Instant;
 
@@ -20,6 +19,7 @@ use super::described::{Edit, EditByReference, Event};
 use super::multipart::{self, Part};
 use super::response::{Answer, Kind};
 use super::{carry_out, request};
+use crate::auth::Admitted;
 use crate::edge::{Edge, Upload};
 use crate::json::{self, Fields, check_coding, read_at_most, shorten};
 use crate::openapi::params::IdempotencyKeyParam;
@@ -75,7 +75,7 @@ const NOT_HERE: &[(&str, &str)] = &[(
 )]
 pub(crate) async fn edit(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     uri: Uri,
     headers: HeaderMap,
     held: Option<Extension<Upload>>,

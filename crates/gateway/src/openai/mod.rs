@@ -21,12 +21,12 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::{HeaderMap, HeaderValue, Uri};
 use axum::response::{IntoResponse as _, Response};
-use contract::auth::Caller;
 use contract::{ErrorCode, Failure, TaskId, v1, validate};
 use serde::Serialize;
 use tokio::time::Instant;
 use utoipa::ToSchema;
 
+use crate::auth::Admitted;
 use crate::carried::{self, Carried};
 use crate::edge::Edge;
 use crate::events;
@@ -75,7 +75,7 @@ const MAX_INLINE_BYTES: u64 = 64 * 1024 * 1024;
 )]
 pub(crate) async fn generate(
     State(edge): State<Arc<Edge>>,
-    Extension(caller): Extension<Caller>,
+    Extension(caller): Extension<Admitted>,
     uri: Uri,
     headers: HeaderMap,
     body: Body,
@@ -95,7 +95,7 @@ pub(crate) async fn generate(
 /// Submits, and answers when the pictures are there, or streams.
 async fn carry_out(
     edge: &Arc<Edge>,
-    caller: Caller,
+    caller: Admitted,
     wish: Wish,
     base: String,
     deadline: Instant,
@@ -139,7 +139,7 @@ fn named(picture: &str, failure: Failure) -> Failure {
 /// One accepted request.
 struct Job {
     edge: Arc<Edge>,
-    caller: Caller,
+    caller: Admitted,
     id: TaskId,
     wish: Wish,
     base: String,

@@ -1,5 +1,6 @@
 //! What the orchestrator does with a caller's tasks. Each call carries auth's word on whom it is for.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use contract::auth::{Caller, RenewAssertionRequest};
@@ -8,10 +9,14 @@ use storage::Key;
 use tonic::Streaming;
 
 use super::{Found, Platform, Reader, broken_answer, heard, task_of};
+use crate::auth::Admitted;
 
 /// When those may come again whose caller auth and the orchestrator do not agree on, with a word of just now: a clock or a setting is wrong, and
 /// an operator puts it right.
 const AT_ODDS_WAIT: Duration = Duration::from_secs(30);
+
+/// How long auth's having let a caller in is enough to submit for it. A revocation is in force within a second, so it may not be longer.
+const NEWS: Duration = Duration::from_secs(1);
 
 /// The caller, with another word of auth's on it than it came with.
 pub(super) fn worded(caller: &Caller, assertion: String) -> Caller {
@@ -54,6 +59,24 @@ impl Platform {
             }
             answer => answer,
         }
+    }
+
+    /// The caller of a submission that begins now. A body, pictures by URL and a stream's first request may come long after auth has let their
+    /// caller in, so it is asked again then whether the key is good; of what comes at once it is not.
+    ///
+    /// # Errors
+    /// As [`Self::renew`].
+    pub(super) async fn still_admitted<'a>(
+        &self,
+        admitted: &'a Admitted,
+    ) -> Result<Cow<'a, Caller>, Failure> {
+        let caller: &'a Caller = admitted;
+        if admitted.ago() < NEWS {
+            return Ok(Cow::Borrowed(caller));
+        }
+        // In a box: most are quick.
+        let assertion = Box::pin(self.renew(caller)).await?;
+        Ok(Cow::Owned(worded(caller, assertion)))
     }
 
     /// Another word of auth's on a caller that it has let in some time ago.
