@@ -189,12 +189,13 @@ impl Crowd {
                 // Only closing the semaphore could fail it, and nobody does.
                 return room.ok();
             }
+            // Also when its time is over: some may have been quiet for long enough just now.
+            if self.make_way(self.began.elapsed(), site) {
+                patience = PATIENCE;
+            }
             if began.elapsed() >= patience && !self.inside().has_none(site) {
                 refused();
                 return None;
-            }
-            if self.make_way(self.began.elapsed(), site) {
-                patience = PATIENCE;
             }
             wait = ASK_AGAIN;
         }

@@ -233,7 +233,7 @@ fn loses(before: &[bool], now: &[Vec<u8>]) -> bool {
 /// The object first, then the state that names it, and only then goes what the state named before.
 async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<(), SaveError> {
     if job.objects.len() >= MOST_OBJECTS {
-        // What is known to have stood, once more: none of the states that nobody has answered for can stand after it.
+        // The newest that is stored, once more: none of the states that nobody has answered for can stand after it.
         let state = State {
             // Other bytes: it must not be taken for what stood there before.
             at: Some(job.worker.log.now().into()),
@@ -252,12 +252,13 @@ async fn write(job: &mut TaskJob, step: u32, file: &CheckpointFile) -> Result<()
     // From here on a state may name it, whatever is heard of that.
     job.half_written = None;
     job.objects.push(key.clone());
+    // Each state from now on names it, those of a run that rests, too: if one that does has stood, whoever saw that has removed the one before.
+    job.state.checkpoint = Some(Checkpoint {
+        step,
+        key: key.to_string(),
+        sha256,
+    });
     let state = State {
-        checkpoint: Some(Checkpoint {
-            step,
-            key: key.to_string(),
-            sha256,
-        }),
         at: Some(job.worker.log.now().into()),
         ..job.state.clone()
     };

@@ -57,7 +57,7 @@ pub(crate) struct TaskJob {
     pub(crate) request: SubmitTask,
     /// Its lane's weight.
     weight: u32,
-    /// As last known to be written to the log, but for a checkpoint that is of no use: the next one does not name that.
+    /// As last known to be written to the log, but for its checkpoint: that is the newest that is stored, and none where it is of no use.
     pub(crate) state: State,
     /// The place of that in the log.
     pub(crate) state_sequence: u64,

@@ -325,11 +325,12 @@ impl Life {
         let stands = Stands {
             running: false,
             attempt: attempts,
-            checkpoint: run.checkpoint,
+            // The newest that is stored: whoever saw it named has removed the one before.
+            checkpoint: run.unsure.or(run.checkpoint),
             run: run.number,
         };
         let written = if self.write(world, run, stands) {
-            world.forget_unnamed(run.unsure);
+            world.forget_unnamed(run.checkpoint.into_iter().chain(run.unsure));
             if attempts < run.attempt {
                 world.seen.handed_back += 1;
             }
