@@ -15,6 +15,9 @@ use crate::{
     audit, client, dead, demo, doctor, generate, inspect, keys, models, policies, up, watch,
 };
 
+/// Where data is kept unless somebody says otherwise.
+pub(crate) const DATA: &str = ".inkstone";
+
 /// Text to image, from prompt to picture.
 #[derive(Debug, Parser)]
 #[command(name = "inkstone", version, about)]
@@ -24,7 +27,7 @@ pub(crate) struct Cli {
         long,
         global = true,
         env = "INKSTONE_DATA",
-        default_value = ".inkstone"
+        default_value = DATA
     )]
     data: PathBuf,
     #[command(subcommand)]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use crate::cli::UpArgs;
+use crate::cli::{DATA, UpArgs};
 use crate::error::CliError;
 use crate::out::{self, complain, say};
 use crate::place::{Place, Running};
@@ -58,6 +58,11 @@ fn in_the_clear(listen: SocketAddr, url: &str) -> Option<String> {
 
 /// What a person needs who has just started a platform.
 fn banner(running: &Running, key: &str, data: &Path, took: Duration) -> String {
+    // Another terminal looks there by itself.
+    let elsewhere = match data == Path::new(DATA) {
+        true => String::new(),
+        false => format!(" --data {}", data.display()),
+    };
     let (url, data) = (&running.gateway, data.display());
     // `make up` does not put it on the path.
     let own = std::env::current_exe().unwrap_or_else(|_| "inkstone".into());
@@ -73,7 +78,7 @@ fn banner(running: &Running, key: &str, data: &Path, took: Duration) -> String {
         format!("{:<15} {}", "nats-server", running.broker),
         String::new(),
         format!(
-            "{:<15} {} generate \"a 3d cat on a blue background\" -o cat.png",
+            "{:<15} {} generate{elsewhere} \"a 3d cat on a blue background\" -o cat.png",
             "next",
             own.display()
         ),
@@ -133,12 +138,10 @@ mod tests {
             orchestrator: String::new(),
             broker: "nats://127.0.0.1:4222".to_owned(),
         };
-        let text = banner(
-            &running,
-            "ink_x",
-            Path::new(".inkstone"),
-            Duration::from_secs(2),
-        );
+        let text = |data| banner(&running, "ink_x", Path::new(data), Duration::from_secs(2));
+        let next = "generate --data /srv/ink \"a 3d cat";
+        assert!(text("/srv/ink").contains(next), "{}", text("/srv/ink"));
+        let text = text(DATA);
         let rules = text.lines().filter(|line| line.starts_with('─')).count();
         assert_eq!(rules, 2);
         for part in [
