@@ -5,6 +5,7 @@
 
 use std::time::{Duration, Instant};
 
+use contract::auth::CreateKeyResponse;
 use e2e::{LIMIT, Platform, SECOND};
 
 /// In what time a revocation is in force at every gateway.
@@ -20,6 +21,25 @@ fn status(platform: &Platform, gateway: &str, bearer: &str) -> u16 {
     let url = format!("{}/v1/models", platform.url_of(gateway));
     let bearer = format!("Bearer {bearer}");
     e2e::get(&url, &[("authorization", &bearer)]).unwrap().0
+}
+
+/// Two gateways, each with its auth, and a key that both know. Nobody draws.
+pub(crate) async fn two_gateways() -> (Platform, CreateKeyResponse) {
+    let front = ["auth", "model-registry", "orchestrator", "gateway"];
+    let mut platform = Platform::start_services(&front, &[], false).await;
+    for instance in SECOND {
+        platform.run(instance);
+        platform.wait_ready(instance);
+    }
+    let key = platform.create_key("dev-", "acme").await;
+    let began = Instant::now();
+    for gateway in ["gateway", "gateway-2"] {
+        while status(&platform, gateway, &key.bearer) != 200 {
+            assert!(began.elapsed() < LIMIT, "{gateway} does not know the key");
+            tokio::time::sleep(PAUSE).await;
+        }
+    }
+    (platform, key)
 }
 
 /// Asks both gateways with both proofs, round after round, until each has been refused and the promised time is over. What counts is when a
@@ -57,20 +77,7 @@ async fn assert_refused_from_then_on(platform: &Platform, bearers: [&str; 2], si
 #[tokio::test(flavor = "multi_thread")]
 async fn a_key_revoked_at_one_auth_is_refused_by_every_gateway_within_a_second_and_so_are_its_tokens()
  {
-    let front = ["auth", "model-registry", "orchestrator", "gateway"];
-    let mut platform = Platform::start_services(&front, &[], false).await;
-    for instance in SECOND {
-        platform.run(instance);
-        platform.wait_ready(instance);
-    }
-    let key = platform.create_key("dev-", "acme").await;
-    let began = Instant::now();
-    for gateway in ["gateway", "gateway-2"] {
-        while status(&platform, gateway, &key.bearer) != 200 {
-            assert!(began.elapsed() < LIMIT, "{gateway} does not know the key");
-            tokio::time::sleep(PAUSE).await;
-        }
-    }
+    let (platform, key) = two_gateways().await;
     let bearer = format!("Bearer {}", key.bearer);
     let mut answer = e2e::agent()
         .post(format!("{}/v1/token", platform.url()))

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use contract::inference::ModelInferRequest;
 use contract::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use contract::v1::{CancelRequest, WatchRequest, WatchResponse, watch_response::Event};
-use e2e::{LIMIT, Platform, SECOND};
+use e2e::{LIMIT, Platform};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tonic::{Code, Request, Streaming};
 
+use crate::instances::two_gateways;
 use crate::short_picture;
 
 /// For how long auth's word on a caller is enough to submit by it.
@@ -74,22 +75,7 @@ async fn refusal<T>(stream: &mut Streaming<T>) -> Code {
 async fn what_is_open_ends_when_its_key_is_revoked_what_arrives_later_makes_no_task_and_another_keys_goes_on()
  {
     // Nobody draws, so that all of it would go on.
-    let front = ["auth", "model-registry", "orchestrator", "gateway"];
-    let mut platform = Platform::start_services(&front, &[], false).await;
-    for instance in SECOND {
-        platform.run(instance);
-        platform.wait_ready(instance);
-    }
-    let key = platform.create_key("dev-", "acme").await;
-    let began = Instant::now();
-    for gateway in ["gateway", "gateway-2"] {
-        let url = format!("{}/v1/models", platform.url_of(gateway));
-        let bearer = format!("Bearer {}", key.bearer);
-        while e2e::get(&url, &[("authorization", &bearer)]).unwrap().0 != 200 {
-            assert!(began.elapsed() < LIMIT, "{gateway} does not know the key");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    }
+    let (platform, key) = two_gateways().await;
     let task = platform.submit(short_picture()).await.unwrap().id;
     let wanted = || WatchRequest {
         task_id: task.clone(),

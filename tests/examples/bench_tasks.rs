@@ -220,6 +220,16 @@ impl Bench {
         all.map(|(name, process)| (name, used(process))).collect()
     }
 
+    /// What each process has used of the processors since, for each of so many tasks.
+    fn tell_processor(&self, since: &[(&'static str, Duration)], count: u64) {
+        print!("  processor, µs a task:");
+        for ((process, before), (_, after)) in since.iter().zip(self.processor()) {
+            let each = (after - *before).as_secs_f64() * 1e6 / count.max(1) as f64;
+            print!(" {process} {each:.0}");
+        }
+        println!();
+    }
+
     /// Ends a second with so many outstanding.
     async fn saturate(&self, outstanding: usize, time: Duration) -> f64 {
         self.room.add_permits(outstanding);
@@ -246,12 +256,7 @@ impl Bench {
             "{rate:>8.0} tasks/s from submission to end, {outstanding} outstanding; {:.0} events/s in the log",
             (now.1 - events) as f64 / took
         );
-        print!("  processor, µs a task:");
-        for ((process, before), (_, after)) in used.iter().zip(self.processor()) {
-            let each = (after - *before).as_secs_f64() * 1e6 / count.max(1) as f64;
-            print!(" {process} {each:.0}");
-        }
-        println!();
+        self.tell_processor(&used, count);
         self.room.close();
         for caller in callers {
             caller.await.unwrap();
@@ -277,6 +282,7 @@ impl Bench {
         *self.heard.times.lock().await = Some(Times::new());
         let (client, authorization) = (self.platform.client(), self.platform.authorization());
         let (began, mut sent) = (Instant::now(), 0_usize);
+        let used = self.processor();
         let mut every = tokio::time::interval(Duration::from_millis(1));
         let mut calls = tokio::task::JoinSet::new();
         while began.elapsed() < time {
@@ -296,6 +302,7 @@ impl Bench {
         self.settle().await;
         let times = self.heard.times.lock().await.take().unwrap();
         println!("{rate:>8.0} tasks/s, half of that: {sent} tasks, ms since the submission:");
+        self.tell_processor(&used, sent as u64);
         for (what, histogram) in [
             ("scheduled", &times.scheduled),
             ("taken up by a worker", &times.running),

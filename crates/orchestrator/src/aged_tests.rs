@@ -1,10 +1,10 @@
 //! What is old, and whose end was told.
 
-use contract::task::{Phase, State, Submitted};
+use contract::task::Submitted;
 use task_log::TaskRef;
 
 use super::*;
-use crate::sweeps::tests::place;
+use crate::sweeps::tests::{begun, place};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -52,13 +52,7 @@ async fn a_task_that_has_begun_goes_on_though_a_replica_has_not_heard_of_it() {
     let (log, _storage, (server, _folder)) = place().await;
     let at = log.time().await.unwrap();
     let (drawn, waiting) = (submit(&log, at).await, submit(&log, at).await);
-    let state = State {
-        phase: Phase::Running.into(),
-        attempt: 1,
-        started_at: Some(at.into()),
-        ..State::default()
-    };
-    log.set_state(&drawn, &state).await.unwrap();
+    log.set_state(&drawn, &begun(at)).await.unwrap();
     let aged = aged(&log).await;
     server
         .lag("TASKS", "inkstone.task.*.*.*.submitted")

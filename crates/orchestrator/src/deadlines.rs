@@ -130,42 +130,21 @@ impl Deadlines {
 
 #[cfg(test)]
 mod tests {
-    use contract::TaskId;
-    use contract::task::{Phase, State, Submitted};
-    use contract::v1::SubmitTask;
-
     use super::*;
-    use crate::sweeps::tests::place;
+    use crate::sweeps::tests::{begun, expiring, place};
 
     #[tokio::test]
     async fn a_task_that_began_in_time_goes_on_though_a_replica_has_not_heard_of_it() {
         let (log, _storage, (server, _folder)) = place().await;
         let at = log.time().await.unwrap();
-        let event = || Submitted {
-            task_id: TaskId::random().to_string(),
-            tenant: "acme".to_owned(),
-            lane: "standard-image".to_owned(),
-            at: Some(at.into()),
-            request: Some(SubmitTask {
-                expires_after_seconds: 1,
-                ..SubmitTask::default()
-            }),
-            ..Submitted::default()
-        };
-        let (drawn, waiting) = (event(), event());
+        let (drawn, waiting) = (expiring(at), expiring(at));
         for one in [&drawn, &waiting] {
             log.submit(one).await.unwrap();
             log.note_deadline(one).await.unwrap();
         }
         let by = deadline::deadline(&drawn).unwrap();
         let [drawn, waiting] = [&drawn, &waiting].map(|one| TaskRef::of(one).unwrap());
-        let state = State {
-            phase: Phase::Running.into(),
-            attempt: 1,
-            started_at: Some(at.into()),
-            ..State::default()
-        };
-        log.set_state(&drawn, &state).await.unwrap();
+        log.set_state(&drawn, &begun(at)).await.unwrap();
         server
             .lag("TASKS", "inkstone.task.*.*.*.submitted")
             .unwrap();

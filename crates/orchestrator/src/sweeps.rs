@@ -100,7 +100,10 @@ pub(crate) fn start<F>(
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use contract::task::Submitted;
+    use std::time::SystemTime;
+
+    use contract::task::{Phase, State, Submitted};
+    use contract::v1::SubmitTask;
     use messaging::{Broker, BrokerSettings};
     use nats_server::NatsServer;
     use prost::Message as _;
@@ -124,6 +127,33 @@ pub(crate) mod tests {
         let url = format!("file://{}", folder.path().display());
         let storage = Storage::open(&StorageSettings::new(url)).unwrap();
         (log, storage, (server, folder))
+    }
+
+    /// A submission that must have begun a second after `at`.
+    pub(crate) fn expiring(at: SystemTime) -> Submitted {
+        Submitted {
+            task_id: TaskId::random().to_string(),
+            tenant: "acme".to_owned(),
+            lane: "standard-image".to_owned(),
+            model: "demo".to_owned(),
+            model_version: "1".to_owned(),
+            at: Some(at.into()),
+            request: Some(SubmitTask {
+                expires_after_seconds: 1,
+                ..SubmitTask::default()
+            }),
+            ..Submitted::default()
+        }
+    }
+
+    /// What a worker writes that begins a task.
+    pub(crate) fn begun(at: SystemTime) -> State {
+        State {
+            phase: Phase::Running.into(),
+            attempt: 1,
+            started_at: Some(at.into()),
+            ..State::default()
+        }
     }
 
     #[tokio::test]

@@ -360,34 +360,18 @@ async fn hand_over(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed,
 
 #[cfg(test)]
 mod tests {
-    use contract::TaskId;
-    use contract::task::Submitted;
-    use contract::v1::SubmitTask;
     use task_log::deadline::{self, Kept};
 
     use super::*;
-    use crate::sweeps::tests::place;
+    use crate::sweeps::tests::{expiring, place};
 
     #[tokio::test]
     async fn a_task_that_was_handed_over_goes_on_though_a_replica_has_not_heard_of_it() {
         let (log, _storage, (server, _folder)) = place().await;
         let at = log.time().await.unwrap();
-        let event = || Submitted {
-            task_id: TaskId::random().to_string(),
-            tenant: "acme".to_owned(),
-            lane: "standard-image".to_owned(),
-            model: "demo".to_owned(),
-            model_version: "1".to_owned(),
-            at: Some(at.into()),
-            request: Some(SubmitTask {
-                expires_after_seconds: 1,
-                ..SubmitTask::default()
-            }),
-            ..Submitted::default()
-        };
         let mut heads = Vec::new();
         for sequence in [1, 2] {
-            let event = event();
+            let event = expiring(at);
             log.submit(&event).await.unwrap();
             let kept = Kept::new(Duration::ZERO);
             heads.push(Waiting::of(&event, sequence, 1, None, kept).unwrap());
