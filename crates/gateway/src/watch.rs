@@ -95,7 +95,7 @@ impl Watch {
                 Err(Parted::LetGo(Failure::new(ErrorCode::DeadlineExceeded, message)))
             }
             () = drained.cancelled() => {
-                let message = format!("this gateway stops; the task goes on: see /v1/tasks/{task}");
+                let message = format!("this gateway stops; what becomes of the task: see /v1/tasks/{task}");
                 Err(Parted::LetGo(Failure::unavailable(message, RESTART_WAIT)))
             }
             failure = key.revoked() => Err(Parted::Failed(failure)),
