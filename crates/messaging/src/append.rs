@@ -36,7 +36,8 @@ impl EventLog {
     /// this returns. An answer that got lost is settled by reading back.
     ///
     /// # Errors
-    /// [`BrokerError::NotStored`] when it is not; any other when that is not known. Then it may still be: the caller must be ready to find it.
+    /// [`BrokerError::NotStored`] when it is not, and [`BrokerError::Barred`] when it was refused for [something else](NewEvent::barred_by);
+    /// any other when that is not known. Then it may still be: the caller must be ready to find it.
     pub async fn create(&self, event: &NewEvent) -> Result<Appended, BrokerError> {
         if !self.broker.is_connected() {
             return Err(BrokerError::not_stored(APPENDING)(
@@ -47,7 +48,7 @@ impl EventLog {
             .payload(event.payload.clone())
             .headers(event.headers.clone())
             .expected_last_subject_sequence(0)
-            .header(EXPECTED_SUBJECT, event.family.as_str());
+            .header(EXPECTED_SUBJECT, event.bar());
         let Err(error) = self.publish(&event.subject, message).await else {
             return Ok(Appended::Created);
         };
@@ -67,7 +68,18 @@ impl EventLog {
         match Box::pin(self.last(&event.family)).await? {
             Some(found) if ambiguous && found.payload == event.payload => Ok(Appended::Created),
             Some(found) => Ok(Appended::Exists(found.payload)),
+            None if !ambiguous && event.has_bar() => Box::pin(self.barred(event)).await,
             None => Err(BrokerError::request(APPENDING)(error)),
+        }
+    }
+
+    /// What came of a create-only append that was refused though a replica has nothing of its family: that replica lags, or something else is there.
+    async fn barred(&self, event: &NewEvent) -> Result<Appended, BrokerError> {
+        match self.last_at_leader(&event.family).await? {
+            Some(found) => Ok(Appended::Exists(found.payload)),
+            None => Err(BrokerError::Barred {
+                filter: event.bar().to_owned(),
+            }),
         }
     }
 

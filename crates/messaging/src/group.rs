@@ -33,6 +33,8 @@ pub enum Manner {
 pub struct NewEvent {
     pub(crate) subject: String,
     pub(crate) family: String,
+    /// What bars it, where that is more than its family.
+    barred_by: Option<String>,
     pub(crate) payload: Bytes,
     pub(crate) headers: HeaderMap,
 }
@@ -44,9 +46,18 @@ impl NewEvent {
         Self {
             subject,
             family,
+            barred_by: None,
             payload,
             headers: trace_headers(),
         }
+    }
+
+    /// The same, which is not created either while there is something at any subject that `filter` matches; it matches all that the family
+    /// does. Where that is not of the family, whoever creates it hears that it is [barred](BrokerError::Barred).
+    #[must_use]
+    pub fn barred_by(mut self, filter: String) -> Self {
+        self.barred_by = Some(filter);
+        self
     }
 
     /// Where it is to be stored.
@@ -57,6 +68,16 @@ impl NewEvent {
     /// The subjects by whose events it is decided.
     pub fn family(&self) -> &str {
         &self.family
+    }
+
+    /// The subjects at which there must be nothing when it is created.
+    pub(crate) fn bar(&self) -> &str {
+        self.barred_by.as_deref().unwrap_or(&self.family)
+    }
+
+    /// Whether more than its family bars it.
+    pub(crate) fn has_bar(&self) -> bool {
+        self.barred_by.is_some()
     }
 
     /// Bytes of what is to be stored.
@@ -170,7 +191,7 @@ impl EventLog {
             headers.insert(BATCH_SEQUENCE, (index + 1).to_string());
             headers.insert(async_nats::header::NATS_EXPECTED_STREAM, stream);
             headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, "0");
-            headers.insert(EXPECTED_SUBJECT, event.family.as_str());
+            headers.insert(EXPECTED_SUBJECT, event.bar());
             headers
         };
         let Some((last, first)) = events.split_last() else {

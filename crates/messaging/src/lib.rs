@@ -145,6 +145,12 @@ pub enum BrokerError {
         /// Which stream.
         stream: &'static str,
     },
+    /// It was refused for something that is there and is not [of its family](NewEvent::barred_by).
+    #[error("it cannot be created while there is something at {filter}")]
+    Barred {
+        /// Where.
+        filter: String,
+    },
     /// Someone else changed the value since it was read.
     #[error("{key} was changed by someone else meanwhile")]
     Conflict {
@@ -174,7 +180,8 @@ impl BrokerError {
     }
 
     /// The same of what an earlier try may have stored.
-    fn in_doubt(self) -> Self {
+    #[must_use]
+    pub fn in_doubt(self) -> Self {
         match self {
             Self::NotStored { operation, source } => Self::Request { operation, source },
             error => error,

@@ -19,7 +19,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::manner::{Choice, Manners};
 use crate::record::{self, TaskRef};
-use crate::{Submission, TaskLogError, decode, encode};
+use crate::{Submission, TaskLogError, decode, encode, retention};
 
 /// How submissions are stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Deserialize)]
@@ -40,6 +40,8 @@ const APPENDS: usize = 4;
 /// The same where all go together: each costs the broker some milliseconds whatever its size, so rather few and large. Measured: of 1 to 4
 /// the most submissions a second with 1 and 2, at 64, 256 and 1024 callers.
 const TOGETHER: usize = 2;
+/// How often what is left of an earlier task of its id is removed for one submission.
+const CLEARINGS: usize = 3;
 /// Bytes in one append, so that one does not hold up the others for long.
 const GROUP_BYTES: usize = 1 << 20;
 
@@ -55,8 +57,9 @@ struct Pending {
 #[derive(Clone)]
 pub struct Intake {
     pending: mpsc::Sender<Pending>,
-    /// Where they are stored one by one.
-    by_itself: Option<(EventLog, Arc<Semaphore>)>,
+    log: EventLog,
+    /// Where they are stored one by one: room for them.
+    by_itself: Option<Arc<Semaphore>>,
 }
 
 /// What appends them; somebody has to [run](Committer::run) it.
@@ -71,7 +74,8 @@ pub(crate) fn open(log: EventLog, commit: Commit) -> (Intake, Committer) {
     let alone = commit == Commit::OneByOne;
     let intake = Intake {
         pending: sender,
-        by_itself: alone.then(|| (log.clone(), Arc::new(Semaphore::new(WAITING)))),
+        log: log.clone(),
+        by_itself: alone.then(|| Arc::new(Semaphore::new(WAITING))),
     };
     let committer = Committer {
         log,
@@ -88,11 +92,11 @@ impl Intake {
     /// When it is not known to be stored. Unless it [is not](TaskLogError::is_not_stored), it may be: a caller that submits again under
     /// the same id finds out.
     pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
-        let event = submission(submitted)?;
-        if let Some((log, room)) = &self.by_itself {
+        if let Some(room) = &self.by_itself {
             let _room = room.acquire().await.map_err(|_| TaskLogError::Stopping)?;
-            return outcome(log.create(&event).await?);
+            return submit(&self.log, submitted).await;
         }
+        let event = submission(submitted)?;
         let (answer, answered) = oneshot::channel();
         let pending = Pending {
             event,
@@ -102,21 +106,69 @@ impl Intake {
         let sent = self.pending.send(pending).await;
         sent.map_err(|_| TaskLogError::Stopping)?;
         let appended = answered.await.map_err(|_| TaskLogError::Stopping)?;
-        outcome(appended?)
+        settle(&self.log, submitted, appended).await
     }
 }
 
+/// Stores by itself that a task exists.
+pub(crate) async fn submit(
+    log: &EventLog,
+    submitted: &Submitted,
+) -> Result<Submission, TaskLogError> {
+    let appended = log.create(&submission(submitted)?).await;
+    settle(log, submitted, appended).await
+}
+
 /// The event that makes a task.
-pub(crate) fn submission(submitted: &Submitted) -> Result<NewEvent, TaskLogError> {
+fn submission(submitted: &Submitted) -> Result<NewEvent, TaskLogError> {
     let task = TaskRef::of(submitted)?;
     // In whichever lane: the same key may come again with a request that would go to another.
     let family = record::event_in_any_lane(&task.tenant, task.task, "submitted");
     let subject = task.subject("submitted");
-    Ok(NewEvent::new(subject, family, encode(submitted)))
+    let event = NewEvent::new(subject, family, encode(submitted));
+    // Or a task would begin with the end of an earlier one of its id, whose submission the log has let go of.
+    Ok(event.barred_by(record::filter(&task.tenant, task.task)))
+}
+
+/// What came of a submission.
+async fn settle(
+    log: &EventLog,
+    submitted: &Submitted,
+    appended: Result<Appended, BrokerError>,
+) -> Result<Submission, TaskLogError> {
+    match appended {
+        // In a box: hardly any needs it.
+        Err(BrokerError::Barred { .. }) => Box::pin(submit_over(log, submitted)).await,
+        appended => outcome(appended?),
+    }
+}
+
+/// Stores a submission that was kept out by what is left of an earlier task of its id.
+async fn submit_over(log: &EventLog, submitted: &Submitted) -> Result<Submission, TaskLogError> {
+    let task = TaskRef::of(submitted)?;
+    let mut cleared = 0;
+    loop {
+        retention::clear(log, &task).await?;
+        cleared += 1;
+        let created = log.create(&submission(submitted)?).await;
+        match created.map_err(BrokerError::in_doubt) {
+            // A replica that lags does not tell of all that is left.
+            Err(BrokerError::Barred { .. }) if cleared < CLEARINGS => {}
+            created => {
+                return Ok(match outcome(created?)? {
+                    // An earlier try has stored it after all: no two are the same.
+                    Submission::Existing(existing) if *existing == *submitted => {
+                        Submission::Accepted
+                    }
+                    outcome => outcome,
+                });
+            }
+        }
+    }
 }
 
 /// What a submission's append means.
-pub(crate) fn outcome(appended: Appended) -> Result<Submission, TaskLogError> {
+fn outcome(appended: Appended) -> Result<Submission, TaskLogError> {
     match appended {
         Appended::Created => Ok(Submission::Accepted),
         Appended::Exists(payload) => {

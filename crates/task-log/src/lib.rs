@@ -113,8 +113,7 @@ impl TaskLog {
     /// When it is not known to be stored. Unless it [is not](TaskLogError::is_not_stored), it may be: a caller that submits again under
     /// the same id finds out.
     pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
-        let event = intake::submission(submitted)?;
-        intake::outcome(self.tasks.create(&event).await?)
+        intake::submit(&self.tasks, submitted).await
     }
 
     /// A way in for many at once. Whoever opens it runs the [`Committer`].

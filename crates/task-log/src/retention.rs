@@ -4,12 +4,16 @@
 //! that waits: accepted, charged, and known to nobody. So nothing in TASKS has an age. Whoever ends what is old removes it, too, from the
 //! beginning of the log up to what is young enough, or to the first task that has not ended: it is found by the records of queues, for a queue
 //! with such a task has one in BACKLOG, and everything in front of its cursor's [`open_from`](Cursor::open_from) has ended.
+//!
+//! A task's submission lies before its other events and goes before them: when its end goes depends on when it ended. In between the task is gone
+//! for all readers, and what is left of it must not become part of another of the same id. So a task's submission is stored only where
+//! nothing of the task is, which the broker sees to, and whoever submits one [removes](clear) what is left first.
 
 use std::ops::Range;
 use std::time::SystemTime;
 
 use futures::{StreamExt as _, TryStreamExt as _};
-use messaging::{Bucket, Event};
+use messaging::{Bucket, Event, EventLog};
 
 use crate::open::next_queues;
 use crate::{Cursor, TaskLog, TaskLogError, TaskRef, Touch, record};
@@ -59,6 +63,28 @@ impl TaskLog {
             cursors: self.cursors().await?,
         })
     }
+}
+
+/// Removes what is left of a task whose submission has gone; nothing where there is one.
+///
+/// Where this stops half way, or another does it too, no harm is done: events go by their places, and no task has what was without a submission.
+pub(crate) async fn clear(tasks: &EventLog, task: &TaskRef) -> Result<(), TaskLogError> {
+    let TaskRef { tenant, task, .. } = task;
+    let left = tasks.last_of_each(&record::filter(tenant, *task)).await?;
+    // A replica has the log as it was at some time, and what lay there without a submission was left over. The leader is asked all the same, as
+    // before all that cannot be undone.
+    if left.iter().any(record::is_submission) {
+        return Ok(());
+    }
+    let submission = record::event_in_any_lane(tenant, *task, "submitted");
+    if tasks.last_at_leader(&submission).await?.is_some() {
+        return Ok(());
+    }
+    for event in &left {
+        tasks.remove(event.sequence).await?;
+    }
+    tracing::debug!(%task, events = left.len(), "what was left of an earlier task of this id is removed");
+    Ok(())
 }
 
 impl Retention {

@@ -3,6 +3,7 @@
 // Helpers of tests fail by panicking, like the tests themselves; what a test spawns ends with it.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
+mod again;
 mod lagging;
 mod lists;
 mod open;
