@@ -32,7 +32,8 @@ use task_log::{
     Ended, Held, LetGo, Out, Retention, StreamSettings, TaskLog, TaskLogError, Unreadable,
 };
 
-use crate::{sweeps, unreadable};
+use crate::sweeps::{self, Turn};
+use crate::unreadable;
 
 /// Looks within the time for which a task is kept, so that one comes well before each limit is over ...
 const LOOKS: u32 = 200;
@@ -80,7 +81,7 @@ pub(crate) async fn start(
             said: None,
         }),
     });
-    sweeps::start(service, "aged", every, move || {
+    sweeps::start_in_turns(service, "aged", every, move || {
         let aged = aged.clone();
         async move { aged.look().await }
     });
@@ -221,13 +222,14 @@ impl Swept {
 }
 
 impl Aged {
-    async fn look(&self) {
+    /// Ends what must end, and lets go of what may go; whether there is more of that.
+    async fn look(&self) -> Turn {
         let swept = match self.sweep().await {
             Ok(swept) => swept,
             Err(error) => {
                 let error = lifecycle::chain(&error);
                 tracing::warn!(error, "tasks that are kept no longer are looked at again");
-                return;
+                return Turn::Over;
             }
         };
         swept.tell_failures();
@@ -240,12 +242,13 @@ impl Aged {
             told.before(now, self.told_within)
         };
         let Some(bound) = bound.and_then(|told| swept.bound(told)) else {
-            return;
+            return Turn::Over;
         };
-        if let Err(error) = self.let_go(bound).await {
+        self.let_go(bound).await.unwrap_or_else(|error| {
             let error = lifecycle::chain(&error);
             tracing::warn!(error, "what is kept no longer stays for now");
-        }
+            Turn::Over
+        })
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {
@@ -388,14 +391,20 @@ impl Aged {
         );
     }
 
-    /// Lets go of what is old and lies before `bound`.
-    async fn let_go(&self, bound: u64) -> Result<(), TaskLogError> {
+    /// Lets go of what is old and lies before `bound`, of so much at a time.
+    async fn let_go(&self, bound: u64) -> Result<Turn, TaskLogError> {
         let now = self.log.time().await?;
         let Some(before) = now.checked_sub(self.retention) else {
-            return Ok(());
+            return Ok(Turn::Over);
         };
-        let LetGo::UpTo(place) = self.keeper.let_go(before, bound).await? else {
-            return Ok(());
+        let place = match self.keeper.let_go(before, bound).await? {
+            LetGo::All => return Ok(Turn::Over),
+            // What keeps the log from letting go lies behind that, and what went has made room.
+            LetGo::More(place) => {
+                tracing::debug!(place, "the log lets go of more in another turn");
+                return Ok(Turn::GoesOn);
+            }
+            LetGo::UpTo(place) => place,
         };
         tracing::info!(
             place,
@@ -411,7 +420,8 @@ impl Aged {
                 );
             }
         }
-        self.give_up_held(before, now).await
+        self.give_up_held(before, now).await?;
+        Ok(Turn::Over)
     }
 
     /// Gives up what keeps the log from letting go and cannot be read: where its dispatch is lost, nobody else comes to it.

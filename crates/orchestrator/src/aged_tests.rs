@@ -141,3 +141,23 @@ fn what_could_not_be_ended_keeps_what_lies_behind_it_and_what_was_not_read_keeps
     let swept = swept.note(Looked::NotRead(Some(error())));
     assert_eq!(swept.bound(u64::MAX), None);
 }
+
+#[tokio::test]
+async fn a_look_that_leaves_more_to_let_go_of_is_followed_by_another_at_once() {
+    let (log, _storage, _kept) = place().await;
+    let at = log.time().await.unwrap();
+    for _ in 0..10 {
+        let task = submit(&log, at).await;
+        log.end(&task, &Done::default()).await.unwrap();
+    }
+    let last = submit(&log, at).await;
+    log.end(&last, &Done::default()).await.unwrap();
+    let mut aged = aged(&log).await;
+    aged.retention = Duration::ZERO;
+    aged.keeper = log.retention().await.unwrap().in_stretches_of(1);
+    // 22 places, of which a turn takes 16.
+    assert_eq!(aged.look().await, Turn::GoesOn);
+    assert!(log.is_there(last.task).await.unwrap());
+    assert_eq!(aged.look().await, Turn::Over);
+    assert!(!log.is_there(last.task).await.unwrap());
+}

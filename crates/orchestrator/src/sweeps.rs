@@ -9,6 +9,9 @@ use lifecycle::Service;
 use storage::StorageError;
 use task_log::{Record, TaskLog, TaskLogError};
 
+/// Between two turns of which the first had more to do: what else the broker has to do comes in between.
+const BREATH: Duration = Duration::from_millis(100);
+
 /// Why a sweep of what is stored did not come to its end.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SweepError {
@@ -71,6 +74,15 @@ pub(crate) async fn readable(
     }
 }
 
+/// What came of a sweep that does so much at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Turn {
+    /// All is done for now.
+    Over,
+    /// There is more to do.
+    GoesOn,
+}
+
 /// Does it now and then, for as long as the service runs: at once, and `every` so often. One that takes longer puts the next one off.
 pub(crate) fn start<F>(
     service: &Service,
@@ -80,13 +92,33 @@ pub(crate) fn start<F>(
 ) where
     F: Future<Output = ()> + Send + 'static,
 {
+    start_in_turns(service, name, every, move || {
+        let swept = sweep();
+        async move {
+            swept.await;
+            Turn::Over
+        }
+    });
+}
+
+/// The same; where there is more to do, the next comes after a [breath](BREATH).
+pub(crate) fn start_in_turns<F>(
+    service: &Service,
+    name: &'static str,
+    every: Duration,
+    mut turn: impl FnMut() -> F + Send + 'static,
+) where
+    F: Future<Output = Turn> + Send + 'static,
+{
     let stopping = service.tasks.stopping();
     let sweeps = async move {
         let mut next = tokio::time::interval(every);
         next.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             next.tick().await;
-            sweep().await;
+            while turn().await == Turn::GoesOn {
+                tokio::time::sleep(BREATH.min(every)).await;
+            }
         }
     };
     service.tasks.critical(name, async move {
@@ -154,6 +186,29 @@ pub(crate) mod tests {
             started_at: Some(at.into()),
             ..State::default()
         }
+    }
+
+    #[tokio::test]
+    async fn a_turn_that_leaves_something_to_do_is_followed_by_another_long_before_its_time() {
+        let service = Service::new("test");
+        let (tell, mut told) = tokio::sync::mpsc::channel(16);
+        let mut turns = 0;
+        start_in_turns(&service, "turns", Duration::from_secs(3600), move || {
+            turns += 1;
+            let tell = tell.clone();
+            let turn = if turns < 4 { Turn::GoesOn } else { Turn::Over };
+            async move {
+                tell.send(turn).await.unwrap();
+                turn
+            }
+        });
+        let mut all = Vec::new();
+        while all.last() != Some(&Turn::Over) {
+            let turn = tokio::time::timeout(Duration::from_secs(30), told.recv());
+            all.push(turn.await.unwrap().unwrap());
+        }
+        assert_eq!(all, [Turn::GoesOn, Turn::GoesOn, Turn::GoesOn, Turn::Over]);
+        assert!(service.stop(Duration::from_secs(30)).await);
     }
 
     #[tokio::test]

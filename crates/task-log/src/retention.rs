@@ -22,6 +22,8 @@ use crate::{Cursor, TaskLog, TaskLogError, TaskRef, Touch, record};
 const AT_ONCE: usize = 8;
 /// Places that are removed by one request, so that none takes the broker long.
 const STRETCH: u64 = 65_536;
+/// Of these in one turn, so that a log that nobody has let go of for long keeps whoever calls from nothing else.
+const STRETCHES: usize = 16;
 /// Tasks that are removed by themselves in one turn.
 const ONE_BY_ONE: usize = 64;
 
@@ -33,6 +35,8 @@ pub enum LetGo {
     /// All in front of this place is gone. A task lies there that is old enough and has not ended, or some that have and were not looked through: the
     /// next turn goes on there. Or whoever called wanted no more.
     UpTo(u64),
+    /// All in front of this place is gone, and what may go lies there, too: a turn removes so much and no more. The next may come at once.
+    More(u64),
 }
 
 /// The first task that is old enough to go and may not have ended.
@@ -49,6 +53,8 @@ pub struct Retention {
     log: TaskLog,
     backlog: Bucket<Touch>,
     cursors: Bucket<Cursor>,
+    /// Places that are removed by one request.
+    stretch: u64,
 }
 
 impl TaskLog {
@@ -61,6 +67,7 @@ impl TaskLog {
             log: self.clone(),
             backlog: self.backlog().await?,
             cursors: self.cursors().await?,
+            stretch: STRETCH,
         })
     }
 }
@@ -88,8 +95,15 @@ pub(crate) async fn clear(tasks: &EventLog, task: &TaskRef) -> Result<(), TaskLo
 }
 
 impl Retention {
-    /// Removes what was stored before `time`, by the broker's clock, up to the first task that has not ended, and nothing at `bound` or behind it.
-    /// Several may do so at once.
+    /// The same, with so many places removed by one request. For tests: their logs are short.
+    #[must_use]
+    pub fn in_stretches_of(mut self, places: u64) -> Self {
+        self.stretch = places.max(1);
+        self
+    }
+
+    /// Removes what was stored before `time`, by the broker's clock, up to the first task that has not ended, and nothing at `bound` or behind it;
+    /// about a million places at most. Several may do so at once.
     ///
     /// # Errors
     /// When the broker does not answer. Calling again goes on.
@@ -105,9 +119,15 @@ impl Retention {
         let open = open.map(|held| held.place);
         let until = open.unwrap_or(end);
         let mut gone = old.start;
-        while gone < until {
-            gone = until.min(gone.saturating_add(STRETCH));
+        for _ in 0..STRETCHES {
+            if gone >= until {
+                break;
+            }
+            gone = until.min(gone.saturating_add(self.stretch));
             self.log.tasks.remove_before(gone).await?;
+        }
+        if gone < until {
+            return Ok(LetGo::More(gone));
         }
         let stays = open.or((end < old.end).then_some(end));
         Ok(stays.map_or(LetGo::All, LetGo::UpTo))

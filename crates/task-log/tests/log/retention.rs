@@ -58,6 +58,35 @@ async fn what_is_old_goes_up_to_the_first_task_that_has_not_ended() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_is_more_than_a_turn_removes_goes_in_several_up_to_the_first_task_that_has_not_ended()
+{
+    let Bench {
+        server: _server,
+        broker,
+        log,
+    } = bench().await;
+    for _ in 0..20 {
+        let task = submit_one(&log).await;
+        log.end(&task, &cancelled()).await.unwrap();
+    }
+    let open = submit_one(&log).await;
+    announce(&log, &open).await;
+    let retention = log.retention().await.unwrap().in_stretches_of(1);
+    let later = in_an_hour(&log).await;
+    let tasks = broker.log("TASKS");
+    for (went, first) in [
+        (LetGo::More(17), 17),
+        (LetGo::More(33), 33),
+        (LetGo::UpTo(41), 41),
+        (LetGo::UpTo(41), 41),
+    ] {
+        assert_eq!(retention.let_go(later, ALL).await.unwrap(), went);
+        assert_eq!(tasks.extent().await.unwrap().first, first);
+    }
+    assert!(log.is_there(open.task).await.unwrap());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_cursor_says_has_ended_is_not_looked_at_again() {
     let (_server, log) = scratch_log().await;
     let task = submit_one(&log).await;
