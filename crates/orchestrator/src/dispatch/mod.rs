@@ -144,67 +144,9 @@ pub(crate) async fn start(
     ends: Ends,
 ) -> Result<(), TaskLogError> {
     log.adopt_older_backlog().await?;
-    let kept = settings.streams.kept();
-    let settings = &settings.scheduling;
-    let partitions = Partitions(settings.partitions);
-    let mut dispatcher = Dispatcher {
-        log: log.clone(),
-        backlog,
-        records: log.backlog().await?,
-        cursors: log.cursors().await?,
-        numbers,
-        learned,
-        settings: settings.clone(),
-        kept,
-        policy: settings.policy(),
-        partitions,
-        mandate: ends.mandate,
-        served: ends.served,
-        own: BTreeSet::new(),
-        closing: BTreeSet::new(),
-        known: HashMap::new(),
-        known_to: 0,
-        to_open: VecDeque::new(),
-        opening: HashMap::new(),
-        active: BTreeSet::new(),
-        to_read: VecDeque::new(),
-        reads: 0,
-        held: 0,
-        demand: BTreeMap::new(),
-        readers: HashMap::new(),
-        saving: Saving::default(),
-        out: Out::new(partitions),
-        unended: Unended::default(),
-        asked: 0,
-        rereading: false,
-        turns: Turns::default(),
-        hands: 0,
-        looking: false,
-        asking: false,
-        looked: None,
-        said_oldest: None,
-        is_due: false,
-        has_moved: true,
-        stand_after: None,
-        costed: 0,
-        answers: FuturesUnordered::new(),
-    };
-    let done = broker.listen("inkstone.event.*.*.*.done".to_owned());
-    let done = done
-        .await?
-        .filter_map(async |(subject, _)| task_of(&subject));
-    let states = broker.listen("inkstone.event.*.*.*.state".to_owned());
-    let states = states
-        .await?
-        .filter_map(async |(subject, payload)| state(&subject, &payload));
-    let words = broker.listen("inkstone.poke.*".to_owned()).await?;
-    let words = words.filter_map(async |(_, payload)| backlog::read_word(&payload));
-    let heard = Heard {
-        own: own_words,
-        words: words.boxed(),
-        ends: done.boxed(),
-        states: states.boxed(),
-    };
+    let known = (numbers, learned);
+    let mut dispatcher = Dispatcher::new(log, backlog, known, settings, ends).await?;
+    let heard = Heard::listen(broker, own_words).await?;
     let stopping = service.tasks.stopping();
     service.tasks.critical("dispatcher", async move {
         tokio::select! {
@@ -235,7 +177,87 @@ struct Heard {
     states: BoxStream<'static, (TaskId, bool)>,
 }
 
+impl Heard {
+    /// All that is told from now on.
+    async fn listen(
+        broker: &Broker,
+        own_words: mpsc::Receiver<Word>,
+    ) -> Result<Self, TaskLogError> {
+        let done = broker.listen("inkstone.event.*.*.*.done".to_owned());
+        let done = done
+            .await?
+            .filter_map(async |(subject, _)| task_of(&subject));
+        let states = broker.listen("inkstone.event.*.*.*.state".to_owned());
+        let states = states
+            .await?
+            .filter_map(async |(subject, payload)| state(&subject, &payload));
+        let words = broker.listen("inkstone.poke.*".to_owned()).await?;
+        let words = words.filter_map(async |(_, payload)| backlog::read_word(&payload));
+        Ok(Self {
+            own: own_words,
+            words: words.boxed(),
+            ends: done.boxed(),
+            states: states.boxed(),
+        })
+    }
+}
+
 impl Dispatcher {
+    /// One that serves nothing so far.
+    async fn new(
+        log: &TaskLog,
+        backlog: Backlog,
+        (numbers, learned): (Arc<Numbers>, Learned),
+        settings: &Settings,
+        ends: Ends,
+    ) -> Result<Self, TaskLogError> {
+        let kept = settings.streams.kept();
+        let settings = &settings.scheduling;
+        let partitions = Partitions(settings.partitions);
+        Ok(Self {
+            log: log.clone(),
+            backlog,
+            records: log.backlog().await?,
+            cursors: log.cursors().await?,
+            numbers,
+            learned,
+            settings: settings.clone(),
+            kept,
+            policy: settings.policy(),
+            partitions,
+            mandate: ends.mandate,
+            served: ends.served,
+            own: BTreeSet::new(),
+            closing: BTreeSet::new(),
+            known: HashMap::new(),
+            known_to: 0,
+            to_open: VecDeque::new(),
+            opening: HashMap::new(),
+            active: BTreeSet::new(),
+            to_read: VecDeque::new(),
+            reads: 0,
+            held: 0,
+            demand: BTreeMap::new(),
+            readers: HashMap::new(),
+            saving: Saving::default(),
+            out: Out::new(partitions),
+            unended: Unended::default(),
+            asked: 0,
+            rereading: false,
+            turns: Turns::default(),
+            hands: 0,
+            looking: false,
+            asking: false,
+            looked: None,
+            said_oldest: None,
+            is_due: false,
+            has_moved: true,
+            stand_after: None,
+            costed: 0,
+            answers: FuturesUnordered::new(),
+        })
+    }
+
     async fn run(&mut self, mut heard: Heard) {
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
