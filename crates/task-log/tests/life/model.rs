@@ -436,7 +436,7 @@ fn settle(world: &mut World, worker: usize, settlement: Settlement) {
     }
 }
 
-/// `orchestrator/src/tasks.rs`, `cancel`. It looks first, which decides nothing: what it is told is the end that counts.
+/// `orchestrator/src/tasks/mod.rs`, `cancel`. It looks first, which decides nothing: what it is told is the end that counts.
 fn cancel(world: &mut World) {
     if world.canceller == Canceller::Waits {
         world.canceller = Canceller::Told(world.end(End::Cancelled));

@@ -1,68 +1,36 @@
-//! What callers can do with tasks: submit, get, cancel, list, watch, judge, find pictures.
+//! How a task is made: what is asked of a submission, what it is charged, and that it is stored.
 
 use std::num::NonZeroU32;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_lc_rs::{constant_time, digest, rand};
+use aws_lc_rs::{digest, rand};
 use contract::auth::{Caller, Policy};
-use contract::orchestrator::ListRequest;
-use contract::task::{Cancelled, Done, Producer, StoredImage, Submitted, done};
-use contract::v1::{self, Feedback, SubmitTask};
-use contract::{ErrorCode, Failure, TaskId, TenantId, validate_feedback};
-use egress::{Egress, EgressError};
-use lifecycle::Health;
+use contract::task::{Producer, Submitted};
+use contract::v1::{self, SubmitTask};
+use contract::{ErrorCode, Failure, TaskId, TenantId};
+use egress::EgressError;
 use prost::Message as _;
-use task_log::{
-    Ended, Intake, Record, Submission, TaskLog, TaskLogError, TaskRef, Watch, deadline,
-};
+use task_log::{Queue, Record, Submission, TaskLogError, TaskRef, deadline};
 
+use super::Tasks;
 use crate::admit;
 use crate::allowed::{Allowed, InDoubt};
-use crate::backlog::{Backlog, queue_of};
-use crate::error::{CallError, task_not_found};
-use crate::inputs::Inputs;
-use crate::meter::{Account, Attempt, Charge, Meter};
-use crate::models::{self, Models};
-use crate::page::Asked;
-use crate::settings::SchedulingSettings;
+use crate::backlog::queue_of;
+use crate::error::CallError;
+use crate::meter::{Account, Attempt, Charge};
+use crate::models;
 use crate::usage::{DayLimit, Use};
-use crate::waiting::Waiting;
-use crate::waits::Waits;
 
 /// How long callers are asked to wait when a part that tasks need is down.
 const RETRY_AFTER: Duration = Duration::from_secs(5);
 /// The same of a model of which no version takes tasks: it is an operator who lets one take them again.
 const NO_VERSION_WAIT: Duration = Duration::from_secs(30);
 
-/// The use cases. Cheap to clone.
-#[derive(Clone)]
-pub(crate) struct Tasks {
-    pub(crate) log: TaskLog,
-    pub(crate) intake: Intake,
-    pub(crate) backlog: Backlog,
-    pub(crate) waiting: Arc<Waiting>,
-    pub(crate) meter: Arc<Meter>,
-    pub(crate) models: Models,
-    pub(crate) health: Health,
-    pub(crate) inputs: Inputs,
-    pub(crate) settings: Arc<SchedulingSettings>,
-    /// What webhooks go by.
-    pub(crate) egress: Egress,
-    pub(crate) waits: Waits,
-}
-
 impl Tasks {
     /// Whether a task would be made, as far as its request and the caller's policy tell. Nothing is stored.
     pub(crate) fn check(&self, caller: &Caller, request: &SubmitTask) -> Result<(), CallError> {
         self.admit(caller, request)?;
         self.check_health()
-    }
-
-    /// The present, by the broker's clock, which deadlines go by. It costs no request: `deadlines` asks once a second, and what was heard before
-    /// is still good when the broker does not answer that for a while.
-    pub(crate) async fn time(&self) -> Result<SystemTime, TaskLogError> {
-        self.log.time_within(Duration::MAX).await
     }
 
     /// Makes a task (invariant I1). True beside it when the same submission made it before.
@@ -109,6 +77,16 @@ impl Tasks {
         };
         // What it is given back on: the day may have turned since it was dated.
         submitted.charged_day = allowed.charge.as_ref().map_or(0, Charge::day);
+        self.store(submitted, allowed).await
+    }
+
+    /// Stores what is allowed, or finds the task that the same submission made before: true beside it then. What was allowed is given back where
+    /// it made none.
+    async fn store(
+        &self,
+        submitted: Submitted,
+        allowed: Allowed<'_>,
+    ) -> Result<(v1::Task, bool), CallError> {
         let place = TaskRef::of(&submitted)?;
         let queue = queue_of(&place);
         // Before it is stored: a task in a queue that nobody knows would wait for ever.
@@ -119,27 +97,7 @@ impl Tasks {
         let existing = match self.intake.submit(&submitted).await {
             Ok(Submission::Accepted) => {
                 in_doubt.made();
-                // Before it counts itself.
-                let before = self.waits.length(&place);
-                metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
-                // It is in the log, in the audit chain and in the metrics: a line for each would cost as much as all else that is done here.
-                tracing::debug!(
-                    task = submitted.task_id,
-                    tenant = submitted.tenant,
-                    "accepted"
-                );
-                let record = Record {
-                    submitted,
-                    state: None,
-                    state_sequence: 0,
-                    done: None,
-                    feedback: None,
-                    sequence: 0,
-                };
-                // At once, so that it does not wait for the answer of who is asked.
-                let view = self.waits.view_new(&record, before);
-                let noted = self.note_deadline(&record.submitted);
-                let (task, (), ()) = futures::join!(view, self.backlog.poke(&queue), noted);
+                let task = self.accepted(submitted, &place, &queue).await;
                 return Ok((task, false));
             }
             Ok(Submission::Existing(existing)) => {
@@ -157,6 +115,32 @@ impl Tasks {
         same_request(&existing, &submitted)?;
         let record = Box::pin(self.read(&existing.tenant, &existing.task_id)).await?;
         Ok((Box::pin(self.waits.view(&record)).await, true))
+    }
+
+    /// What is said of a task that was stored just now, and told to those who do something about it.
+    async fn accepted(&self, submitted: Submitted, place: &TaskRef, queue: &Queue) -> v1::Task {
+        // Before it counts itself.
+        let before = self.waits.length(place);
+        metrics::counter!("inkstone_orchestrator_submitted_total").increment(1);
+        // It is in the log, in the audit chain and in the metrics: a line for each would cost as much as all else that is done here.
+        tracing::debug!(
+            task = submitted.task_id,
+            tenant = submitted.tenant,
+            "accepted"
+        );
+        let record = Record {
+            submitted,
+            state: None,
+            state_sequence: 0,
+            done: None,
+            feedback: None,
+            sequence: 0,
+        };
+        // At once, so that it does not wait for the answer of who is asked.
+        let view = self.waits.view_new(&record, before);
+        let noted = self.note_deadline(&record.submitted);
+        let (task, (), ()) = futures::join!(view, self.backlog.poke(queue), noted);
+        task
     }
 
     /// Notes by when a task that is stored must have begun. Where that fails its end comes late, when its queue has come to it.
@@ -347,139 +331,6 @@ impl Tasks {
             },
             charged_day: 0,
         })
-    }
-
-    /// One task of a tenant.
-    pub(crate) async fn read(&self, tenant: &str, task: &str) -> Result<Record, CallError> {
-        let tenant: TenantId = tenant.parse()?;
-        // What is no id is no task: one answer, whatever is wrong with the text.
-        let id: TaskId = task.parse().map_err(|_| task_not_found(task))?;
-        let record = self.log.read(&tenant, id).await?;
-        record.ok_or_else(|| task_not_found(task))
-    }
-
-    /// Ends a task as cancelled unless it has ended. Whoever works on it finds out and drops it.
-    pub(crate) async fn cancel(
-        &self,
-        tenant: &str,
-        task: &str,
-        reason: &str,
-    ) -> Result<v1::Task, CallError> {
-        let mut record = self.read(tenant, task).await?;
-        if record.done.is_some() {
-            return Ok(record.view());
-        }
-        let done = Done {
-            at: Some(self.log.now().into()),
-            outcome: Some(done::Outcome::Cancelled(Cancelled {
-                reason: reason.to_owned(),
-            })),
-            attempt: record.attempts(),
-            started_at: record.state.as_ref().and_then(|s| s.started_at),
-            ..Done::default()
-        };
-        record.done = Some(match self.log.end(&record.task_ref()?, &done).await? {
-            Ended::First => {
-                // What it was charged for is given back by whoever tells its end, who goes by what is stored: also where the answer to this
-                // write is lost.
-                tracing::info!(task, "cancelled");
-                done
-            }
-            Ended::Already(first) => *first,
-        });
-        Ok(record.view())
-    }
-
-    /// A page of a tenant's tasks, newest first, and the token of the next.
-    pub(crate) async fn list(
-        &self,
-        mut request: ListRequest,
-    ) -> Result<(Vec<v1::Task>, String), CallError> {
-        let tenant: TenantId = request.tenant.parse()?;
-        // Tasks hold the name, whatever alias they were asked for by.
-        if let Some(model) = models::find(&self.models.all(), &request.model) {
-            request.model = model.name.clone();
-        }
-        let asked = Asked::read(&request)?;
-        let page = self
-            .log
-            .list(&tenant, &asked.wanted, asked.before, asked.size);
-        let page = page.await?;
-        let tasks = page.records.iter().map(Record::view).collect();
-        let next = page.next.map(|sequence| asked.token(sequence));
-        Ok((tasks, next.unwrap_or_default()))
-    }
-
-    /// Keeps what a caller says of a task that has ended.
-    pub(crate) async fn feedback(
-        &self,
-        tenant: &str,
-        task: &str,
-        mut feedback: Feedback,
-    ) -> Result<v1::Task, CallError> {
-        validate_feedback(&feedback)?;
-        let mut record = self.read(tenant, task).await?;
-        if record.done.is_none() {
-            let text = "the task has not ended: there is nothing to judge yet";
-            return Err(Failure::new(ErrorCode::NotReady, text).into());
-        }
-        feedback.at = Some(self.log.now().into());
-        self.log
-            .set_feedback(&record.task_ref()?, &feedback)
-            .await?;
-        record.feedback = Some(feedback);
-        Ok(record.view())
-    }
-
-    /// Follows a task.
-    pub(crate) async fn watch(&self, tenant: &str, task: &str) -> Result<Watch, CallError> {
-        let tenant: TenantId = tenant.parse()?;
-        let id: TaskId = task.parse().map_err(|_| task_not_found(task))?;
-        let watch = self.log.watch(&tenant, id).await?;
-        watch.ok_or_else(|| task_not_found(task))
-    }
-
-    /// Where a finished picture is, for its tenant or for whoever holds the task's access token.
-    pub(crate) async fn resolve_image(
-        &self,
-        tenant: &str,
-        task: &str,
-        index: u32,
-        token: &str,
-    ) -> Result<(v1::ImageInfo, String), CallError> {
-        let record = match tenant {
-            "" => self.read_by_token(task, token).await?,
-            tenant => self.read(tenant, task).await?,
-        };
-        let Some(done) = &record.done else {
-            let text = "the task has not ended; watch it or ask again";
-            return Err(Failure::new(ErrorCode::NotReady, text).into());
-        };
-        let images: &[StoredImage] = match &done.outcome {
-            Some(done::Outcome::Succeeded(success)) => &success.images,
-            _ => &[],
-        };
-        let stored = images.iter().find(|image| image.index == index);
-        let view = record.view();
-        let info = view.images.into_iter().find(|image| image.index == index);
-        match (info, stored) {
-            (Some(info), Some(stored)) => Ok((info, stored.key.clone())),
-            _ => {
-                let text = format!("the task has no picture {index}");
-                Err(Failure::new(ErrorCode::NotFound, text).into())
-            }
-        }
-    }
-
-    async fn read_by_token(&self, task: &str, token: &str) -> Result<Record, CallError> {
-        let id: TaskId = task.parse().map_err(|_| task_not_found(task))?;
-        let record = self.log.read_for_any_tenant(id).await?;
-        let right = |record: &Record| {
-            let known = record.submitted.access_token.as_bytes();
-            constant_time::verify_slices_are_equal(known, token.as_bytes()).is_ok()
-        };
-        // A wrong token must not tell whether the task is there.
-        record.filter(right).ok_or_else(|| task_not_found(task))
     }
 }
 
