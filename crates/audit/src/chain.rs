@@ -282,6 +282,27 @@ mod tests {
     }
 
     #[test]
+    fn a_gap_is_a_record_like_the_others() {
+        let mut chain = Chain::after(Head::genesis());
+        let content = Content {
+            recorded: "2026-01-02T03:04:05Z".to_owned(),
+            source: 9,
+            tenant: String::new(),
+            task: String::new(),
+            event: Event::Gap {
+                from: 7,
+                to: 9,
+                why: "removed".to_owned(),
+            },
+        };
+        let text = chain.append(content.clone()).unwrap();
+        assert!(text.contains(r#""event":"gap","from":7,"to":9"#), "{text}");
+        let mut read = Chain::after(Head::genesis());
+        assert_eq!(read.follow(&text).unwrap().content, content);
+        assert_eq!(read, chain);
+    }
+
+    #[test]
     fn a_chain_of_before_a_field_was_there_is_good_and_goes_on_with_it() {
         let mut chain = Chain::after(Head::genesis());
         let line = chain.follow(EARLIER).unwrap();

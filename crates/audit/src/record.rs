@@ -7,11 +7,11 @@ use serde::{Deserialize, Serialize};
 pub struct Content {
     /// When it was recorded, RFC 3339 in UTC.
     pub recorded: String,
-    /// The event's place in the task log's stream.
+    /// The event's place in the task log's stream; of a gap the last place of it.
     pub source: u64,
-    /// Whose task.
+    /// Whose task; empty of a gap.
     pub tenant: String,
-    /// Its id.
+    /// Its id; empty of a gap.
     pub task: String,
     /// What happened.
     #[serde(flatten)]
@@ -43,6 +43,17 @@ pub enum Event {
     Unreadable {
         /// SHA-256 of its bytes, hex.
         sha256: String,
+    },
+    /// Places of the task log were removed before they were recorded. Nobody knows what happened there: a chain with a gap is not whole, however
+    /// good each of its records is.
+    Gap {
+        /// The first such place.
+        from: u64,
+        /// The last one.
+        to: u64,
+        /// `expired`: the log held them for as long as it may, and let go of them. `removed`: somebody else removed them, or the log let go
+        /// of them while nothing was recorded.
+        why: String,
     },
 }
 

@@ -2,50 +2,100 @@
 
 use std::path::{Path, PathBuf};
 
-use ::audit::{Chain, Head, Line, file};
+use ::audit::{Chain, Event, Head, Line, file};
 
 use crate::cli::AuditCommand;
 use crate::error::CliError;
 use crate::out::say;
 
+/// Gaps that are told one by one.
+const MOST_TOLD: usize = 20;
+
 pub(crate) fn run(command: &AuditCommand) -> Result<(), CliError> {
     match command {
-        AuditCommand::Verify { files, after, head } => verify(files, after.as_ref(), head.as_ref()),
+        AuditCommand::Verify {
+            files,
+            after,
+            head,
+            known_gaps,
+        } => verify(files, after.as_ref(), head.as_ref(), *known_gaps),
         AuditCommand::Show { task, files, after } => show(files, after.as_ref(), task),
     }
 }
 
-fn verify(files: &Path, after: Option<&Head>, head: Option<&Head>) -> Result<(), CliError> {
+fn verify(
+    files: &Path,
+    after: Option<&Head>,
+    head: Option<&Head>,
+    known: usize,
+) -> Result<(), CliError> {
     let mut met = head.is_none_or(|head| after == Some(head));
+    let mut gaps = Vec::new();
     let (count, end) = read(files, after, |line| {
         met |= head.is_some_and(|head| head.sequence == line.sequence && head.hash == line.hash);
+        gaps.extend(gap(&line));
     })?;
+    if let Some(head) = head.filter(|_| !met) {
+        return Err(CliError::AuditTail {
+            end: end.to_string(),
+            head: head.to_string(),
+        });
+    }
+    for gap in gaps.iter().take(MOST_TOLD) {
+        say!("{gap}");
+    }
+    let number = gaps.len();
+    if number > MOST_TOLD {
+        say!("… and {} gaps more", number - MOST_TOLD);
+    }
+    if let Some(first) = gaps.into_iter().next().filter(|_| number > known) {
+        return Err(CliError::AuditGaps {
+            end: end.to_string(),
+            count,
+            number,
+            known,
+            first,
+        });
+    }
+    let known = match number {
+        0 => String::new(),
+        _ => format!(", and not whole: {number} gaps that are known"),
+    };
     match head {
-        Some(head) if !met => {
-            return Err(CliError::AuditTail {
-                end: end.to_string(),
-                head: head.to_string(),
-            });
-        }
-        Some(head) => say!("good up to {end}, in {count} files; {head} is among them"),
+        Some(head) => say!("good up to {end}, in {count} files; {head} is among them{known}"),
         None => {
-            say!("good up to {end}, in {count} files");
+            say!("good up to {end}, in {count} files{known}");
             say!("whether records are missing behind it was not checked: give --head");
         }
     }
     Ok(())
 }
 
+/// What a record says of what was lost before it could be recorded.
+fn gap(line: &Line) -> Option<String> {
+    let Event::Gap { from, to, why } = &line.content.event else {
+        return None;
+    };
+    let (sequence, recorded) = (line.sequence, &line.content.recorded);
+    Some(format!(
+        "record {sequence}: places {from} to {to} of the task log were removed before they were recorded ({why}), as was found at {recorded}"
+    ))
+}
+
 fn show(files: &Path, after: Option<&Head>, task: &str) -> Result<(), CliError> {
-    let mut shown = Vec::new();
+    let (mut shown, mut gaps) = (Vec::new(), 0_usize);
     read(files, after, |line| {
+        gaps += usize::from(gap(&line).is_some());
         if line.content.task == task {
             shown.push(line);
         }
     })?;
     if shown.is_empty() {
         let task = task.to_owned();
-        return Err(CliError::NotAudited { task });
+        return Err(match gaps {
+            0 => CliError::NotAudited { task },
+            _ => CliError::PerhapsNotAudited { task, gaps },
+        });
     }
     for line in shown {
         let text = serde_json::to_string_pretty(&line);
@@ -99,4 +149,72 @@ fn listed(folder: &Path) -> Result<Vec<PathBuf>, CliError> {
     // A name begins with its first record's number, in twenty digits.
     found.sort_by(|a, b| a.file_name().cmp(&b.file_name()));
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use ::audit::Content;
+
+    use super::*;
+
+    /// The file of a chain with so many gaps, and its end.
+    fn with_gaps(gaps: u64) -> (tempfile::TempDir, Head) {
+        let mut chain = Chain::after(Head::genesis());
+        let mut file = file::FileWriter::after(Head::genesis());
+        for number in 0..=gaps {
+            let (event, task) = match number {
+                0 => {
+                    let sha256 = "ab".to_owned();
+                    (Event::Unreadable { sha256 }, "t-1")
+                }
+                _ => {
+                    let (from, to) = (10 * number, 10 * number + 3);
+                    let why = "removed".to_owned();
+                    (Event::Gap { from, to, why }, "")
+                }
+            };
+            let content = Content {
+                recorded: "2026-01-02T03:04:05Z".to_owned(),
+                source: 10 * number + 3,
+                tenant: String::new(),
+                task: task.to_owned(),
+                event,
+            };
+            file.line(&chain.append(content).unwrap()).unwrap();
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("0-1.jsonl");
+        std::fs::write(path, file.finish().unwrap()).unwrap();
+        (folder, chain.head().clone())
+    }
+
+    #[test]
+    fn a_chain_with_a_gap_is_not_good_unless_the_gap_is_known() {
+        let (whole, end) = with_gaps(0);
+        verify(whole.path(), None, Some(&end), 0).unwrap();
+        let (files, end) = with_gaps(2);
+        for known in [0, 1] {
+            let error = verify(files.path(), None, Some(&end), known).unwrap_err();
+            let error = error.to_string();
+            assert!(error.contains("not whole"), "{error}");
+            assert!(error.contains("places 10 to 13"), "{error}");
+            assert!(error.contains(&end.to_string()), "{error}");
+        }
+        verify(files.path(), None, Some(&end), 2).unwrap();
+    }
+
+    #[test]
+    fn that_nothing_is_recorded_of_a_task_is_not_certain_where_there_are_gaps() {
+        let (whole, _) = with_gaps(0);
+        let (gaps, _) = with_gaps(1);
+        for files in [&whole, &gaps] {
+            show(files.path(), None, "t-1").unwrap();
+        }
+        let said = |files: &tempfile::TempDir| {
+            let error = show(files.path(), None, "t-2").unwrap_err();
+            error.to_string()
+        };
+        assert!(!said(&whole).contains("gap"), "{}", said(&whole));
+        assert!(said(&gaps).contains("1 gaps"), "{}", said(&gaps));
+    }
 }

@@ -223,7 +223,7 @@ pub(crate) struct GenerateArgs {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditCommand {
-    /// Check that no record was changed, removed, added or moved.
+    /// Check that no record was changed, removed, added or moved, and that nothing was lost before it was recorded.
     Verify {
         /// The folder with the files, such as a copy of the object store's audit/.
         #[arg(long)]
@@ -235,6 +235,10 @@ pub(crate) enum AuditCommand {
         /// whether the last files are missing.
         #[arg(long)]
         head: Option<::audit::Head>,
+        /// So many gaps are known and accounted for. With more of them the check fails: what happened in a gap was lost before it was
+        /// recorded.
+        #[arg(long, default_value_t = 0)]
+        known_gaps: usize,
     },
     /// Show what is recorded of a task.
     Show {

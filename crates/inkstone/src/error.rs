@@ -274,11 +274,37 @@ pub enum CliError {
         /// What should be there.
         head: String,
     },
+    /// Events were removed before they were recorded.
+    #[error(
+        "each record is good up to {end}, in {count} files, but the chain is not whole: it has {number} gaps, and {known} are said to be known (--known-gaps); {first}"
+    )]
+    AuditGaps {
+        /// Where the files end.
+        end: String,
+        /// How many files there are.
+        count: usize,
+        /// How many gaps there are.
+        number: usize,
+        /// How many there may be.
+        known: usize,
+        /// What the first of them says.
+        first: String,
+    },
     /// Nothing is recorded of a task.
     #[error("the files hold no record of the task {task}")]
     NotAudited {
         /// Which.
         task: String,
+    },
+    /// Nothing is recorded of a task, and something was not recorded.
+    #[error(
+        "the files hold no record of the task {task}; but they have {gaps} gaps, in which it may have been"
+    )]
+    PerhapsNotAudited {
+        /// Which.
+        task: String,
+        /// How many gaps there are.
+        gaps: usize,
     },
     /// `doctor` found something.
     #[error("{0} of the checks failed")]

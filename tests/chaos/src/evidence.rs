@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use audit::{Chain, Head};
+use audit::{Chain, Event, Head};
 use messaging::Broker;
 use serde_json::Value;
 use storage::sha256_hex;
@@ -131,9 +131,15 @@ fn audited(folder: &Path, left: &mut Left) -> Result<(), ChaosError> {
             path: path.clone(),
             source,
         })?;
-        if let Err(error) = audit::file::check(&mut chain, &data, |_| ()) {
-            let error = lifecycle::chain(&error);
-            left.broken = Some(format!("{}: {error}", path.display()));
+        let mut gap = None;
+        let checked = audit::file::check(&mut chain, &data, |line| {
+            if let Event::Gap { from, to, why } = line.content.event {
+                gap = Some(format!("places {from} to {to} are a gap ({why})"));
+            }
+        });
+        let wrong = checked.err().map(|error| lifecycle::chain(&error)).or(gap);
+        if let Some(wrong) = wrong {
+            left.broken = Some(format!("{}: {wrong}", path.display()));
             break;
         }
     }
