@@ -16,6 +16,8 @@
 //!
 //! A task that [cannot be read](crate::unreadable) ends by its age, too: in WORK, or where it is what keeps the log from letting go.
 //!
+//! What the audit chain has not recorded stays, too, [for a time](crate::audit::Hold).
+//!
 //! Every orchestrator does so by itself. Ending what another has ended is no error. What time it is says the broker.
 
 use std::collections::VecDeque;
@@ -32,6 +34,7 @@ use task_log::{
     Ended, Held, LetGo, Out, Retention, StreamSettings, TaskLog, TaskLogError, Unreadable,
 };
 
+use crate::audit::{Hold, Leave};
 use crate::sweeps::{self, Turn};
 use crate::unreadable;
 
@@ -61,6 +64,7 @@ pub(crate) async fn start(
     service: &Service,
     log: &TaskLog,
     streams: &StreamSettings,
+    hold: Option<Hold>,
 ) -> Result<(), TaskLogError> {
     let kept = streams.kept();
     let Some(retention) = kept.retention() else {
@@ -71,6 +75,7 @@ pub(crate) async fn start(
     let aged = Arc::new(Aged {
         log: log.clone(),
         keeper: log.retention().await?,
+        hold,
         kept,
         retention,
         full_at: streams.task_max_size.bytes(),
@@ -91,6 +96,8 @@ pub(crate) async fn start(
 struct Aged {
     log: TaskLog,
     keeper: Retention,
+    /// What must stay until it is recorded; `None` where nothing is recorded.
+    hold: Option<Hold>,
     kept: Kept,
     retention: Duration,
     /// At how many bytes nothing new is accepted.
@@ -397,6 +404,11 @@ impl Aged {
         let Some(before) = now.checked_sub(self.retention) else {
             return Ok(Turn::Over);
         };
+        let (leave, went) = self.leave(before, bound).await?;
+        if went == Turn::GoesOn {
+            return Ok(went);
+        }
+        let bound = bound.min(leave.before);
         let place = match self.keeper.let_go(before, bound).await? {
             LetGo::All => return Ok(Turn::Over),
             // What keeps the log from letting go lies behind that, and what went has made room.
@@ -406,12 +418,16 @@ impl Aged {
             }
             LetGo::UpTo(place) => place,
         };
+        // What was recorded last stays, and keeps nothing else.
+        if place == leave.before && !leave.is_held {
+            return Ok(Turn::Over);
+        }
         tracing::info!(
             place,
-            "the log keeps more than streams.task_retention: a task from then has not ended, or did so just now"
+            "the log keeps more than streams.task_retention: a task from then has not ended, did so just now, or is not in the audit chain"
         );
         if self.log.size().await? >= self.full_at {
-            let number = self.keeper.make_room(before, place).await?;
+            let number = self.keeper.make_room(before, place, leave.before).await?;
             if number > 0 {
                 tracing::warn!(
                     place,
@@ -422,6 +438,28 @@ impl Aged {
         }
         self.give_up_held(before, now).await?;
         Ok(Turn::Over)
+    }
+
+    /// What may go of what was stored before `time`, by what is recorded. What was not, and was kept for too long, and lies before `bound`, goes here;
+    /// beside it whether there is more of that.
+    async fn leave(&self, time: SystemTime, bound: u64) -> Result<(Leave, Turn), TaskLogError> {
+        let Some(hold) = &self.hold else {
+            return Ok((Leave::ALL, Turn::Over));
+        };
+        let leave = hold.leave(time).await;
+        let Some(time) = leave.regardless_of else {
+            return Ok((leave, Turn::Over));
+        };
+        // Not noted it goes all the same: there may be no room to note it in.
+        if let Err(error) = hold.note_release().await {
+            let error = lifecycle::chain(&error);
+            tracing::warn!(error, "the audit chain may not say why it has a gap");
+        }
+        let turn = match self.keeper.let_go(time, bound).await? {
+            LetGo::More(_) => Turn::GoesOn,
+            LetGo::All | LetGo::UpTo(_) => Turn::Over,
+        };
+        Ok((leave, turn))
     }
 
     /// Gives up what keeps the log from letting go and cannot be read: where its dispatch is lost, nobody else comes to it.

@@ -16,6 +16,7 @@ async fn aged(log: &TaskLog) -> Aged {
     Aged {
         log: log.clone(),
         keeper: log.retention().await.unwrap(),
+        hold: None,
         kept: Kept::new(HOUR),
         retention: HOUR,
         full_at: u64::MAX,

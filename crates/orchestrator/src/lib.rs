@@ -141,13 +141,16 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let auth = auth::Auth::new(peer, settings.auth.timeout.duration(), &service.tasks);
     let demanded = settings.callers.demand_assertion;
     let callers = callers::Callers::start(&service, &auth, &log, demanded);
-    if settings.audit.enabled {
-        // A client of its own: what waits for answers must not share connections with a thread that comes last.
-        let storage = Storage::open(&settings.storage)?;
-        self::audit::start(&service, &broker, storage, &settings).await?;
-    }
+    let hold = match settings.audit.enabled {
+        true => {
+            // A client of its own: what waits for answers must not share connections with a thread that comes last.
+            let storage = Storage::open(&settings.storage)?;
+            Some(self::audit::start(&service, &broker, storage, &settings).await?)
+        }
+        false => None,
+    };
     deadlines::start(&service, &log);
-    aged::start(&service, &log, &settings.streams).await?;
+    aged::start(&service, &log, &settings.streams, hold).await?;
     retention::start(&service, &storage, &log, &settings.retention);
     leftovers::start(&service, &storage, &log, &settings.retention);
     let dry_run = settings.retention.dry_run;

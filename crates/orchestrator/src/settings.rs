@@ -98,6 +98,8 @@ pub struct AuditSettings {
     pub file_size: ByteSize,
     /// Bytes of records that wait to be put into files.
     pub max_size: ByteSize,
+    /// How long the log keeps what is not recorded, beyond the time for which it keeps tasks.
+    pub hold: Millis,
 }
 
 /// Files that callers have sent for tasks to begin from.

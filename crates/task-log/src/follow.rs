@@ -1,8 +1,10 @@
 //! The log from its beginning, for who must see everything.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use contract::task::{Done, Submitted};
-use messaging::{EventLog, MAX_BATCH, Reader};
+use messaging::{Event, EventLog, Extent, MAX_BATCH, Page, Reader};
 
 use crate::{TaskLog, TaskLogError, decode};
 
@@ -35,12 +37,41 @@ pub enum What {
 /// A part of the log.
 #[derive(Debug, Clone, Default)]
 pub struct Stretch {
+    /// It was looked at behind this place.
+    pub after: u64,
+    /// The places that hold an event, of whatever kind. Between them lay states that others have taken the place of, or what was removed.
+    pub places: Vec<u64>,
     /// Submissions and ends, in the log's order.
     pub happened: Vec<Happened>,
     /// The last place that was looked at, also where neither a submission nor an end lies; `None` when nothing was found.
     pub last: Option<u64>,
     /// How many events lie behind it.
     pub behind: u64,
+}
+
+impl Stretch {
+    /// What lies behind place `after`, of a page.
+    fn of(page: Page, after: u64) -> Self {
+        let mut stretch = Self {
+            after,
+            behind: page.behind,
+            ..Self::default()
+        };
+        // A log that is shorter than it was, or a replica that is behind, gives what was there before.
+        let new = page.events.into_iter().filter(|it| it.sequence > after);
+        for event in new {
+            stretch.places.push(event.sequence);
+            stretch.happened.extend(happened(event));
+        }
+        stretch.last = stretch.places.last().copied();
+        stretch
+    }
+
+    /// Whether each place from its beginning to its end holds an event.
+    pub fn is_whole(&self) -> bool {
+        let places = self.last.map(|last| last - self.after);
+        places == Some(self.places.len() as u64)
+    }
 }
 
 /// Reads the log in its order, for as long as it goes on. It costs the broker less than asking for each stretch by its place, but a
@@ -65,18 +96,9 @@ impl Following {
         };
         let page = reader.read(MAX_BATCH).await?;
         self.reader = Some(reader);
-        // A log that is shorter than it was, or a replica that is behind, gives what was there before.
-        let (behind, after) = (page.behind, self.after);
-        let last = page.events.last().map(|event| event.sequence);
-        let last = last.filter(|last| *last > after);
-        let new = page.events.into_iter().filter(|it| it.sequence > after);
-        let happened = new.filter_map(happened).collect();
-        self.after = last.unwrap_or(after);
-        Ok(Stretch {
-            happened,
-            last,
-            behind,
-        })
+        let stretch = Stretch::of(page, self.after);
+        self.after = stretch.last.unwrap_or(self.after);
+        Ok(stretch)
     }
 }
 
@@ -90,13 +112,30 @@ impl TaskLog {
         // One question for both kinds: of two, the later one would see what happened between them, and the earlier one not.
         // Everything that TASKS has: to count what is behind a narrower filter would cost the broker time that grows with the log.
         let page = self.tasks.page(">", sequence + 1, MAX_BATCH).await?;
-        let last = page.events.last().map(|event| event.sequence);
-        let happened = page.events.into_iter().filter_map(happened).collect();
-        Ok(Stretch {
-            happened,
-            last,
-            behind: page.behind,
-        })
+        Ok(Stretch::of(page, sequence))
+    }
+
+    /// Where the log begins and ends, as its leader has it.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn extent(&self) -> Result<Extent, TaskLogError> {
+        Ok(self.tasks.extent().await?)
+    }
+
+    /// When the first submission or end behind place `sequence` was stored, by the broker's clock; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn next_stored_at(&self, sequence: u64) -> Result<Option<SystemTime>, TaskLogError> {
+        let mut first = None::<Event>;
+        for kind in ["submitted", "done"] {
+            let filter = format!("inkstone.task.*.*.*.{kind}");
+            let found = self.tasks.next(&filter, sequence + 1).await?;
+            let both = first.into_iter().chain(found);
+            first = both.min_by_key(|event| event.sequence);
+        }
+        Ok(first.and_then(|event| event.stored_at()))
     }
 
     /// The same from place `sequence` on, for who goes on for long.
@@ -109,7 +148,7 @@ impl TaskLog {
     }
 }
 
-fn happened(event: messaging::Event) -> Option<Happened> {
+fn happened(event: Event) -> Option<Happened> {
     let mut tokens = event.subject.split('.').skip(2).map(str::to_owned);
     let (tenant, lane) = (tokens.next()?, tokens.next()?);
     let (task, kind) = (tokens.next()?, tokens.next()?);

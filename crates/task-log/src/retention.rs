@@ -144,16 +144,22 @@ impl Retention {
         }
     }
 
-    /// Removes some tasks by themselves that ended before `time`, by the broker's clock, and whose ends lie behind `place`; how many. For a log that
-    /// is full: it has no room for an end either, so what has not ended at `place` would keep all that has for ever.
+    /// Removes some tasks by themselves that ended before `time`, by the broker's clock, and whose ends lie behind `place` and before `bound`; how many.
+    /// For a log that is full: it has no room for an end either, so what has not ended at `place` would keep all that has for ever.
     ///
     /// # Errors
     /// When the broker does not answer. Calling again goes on.
-    pub async fn make_room(&self, time: SystemTime, place: u64) -> Result<usize, TaskLogError> {
+    pub async fn make_room(
+        &self,
+        time: SystemTime,
+        place: u64,
+        bound: u64,
+    ) -> Result<usize, TaskLogError> {
         let ends = "inkstone.task.*.*.*.done";
         let ends = self.log.tasks.from_sequence(ends, place, ONE_BY_ONE);
         let ends = ends.await?;
-        let is_old = |end: &&Event| end.stored_at().is_some_and(|at| at < time);
+        let is_old =
+            |end: &&Event| end.sequence < bound && end.stored_at().is_some_and(|at| at < time);
         let mut gone = 0;
         for end in ends.iter().take_while(is_old) {
             self.remove(end).await?;

@@ -8,6 +8,8 @@ use prost_types::Timestamp;
 use storage::sha256_hex;
 use task_log::{Happened, What};
 
+use super::gap::Gap;
+
 /// The content of an event's record that is made `now`. `prompts`: with the words themselves.
 pub(super) fn of(happened: &Happened, prompts: bool, now: SystemTime) -> Content {
     let event = match &happened.what {
@@ -23,6 +25,22 @@ pub(super) fn of(happened: &Happened, prompts: bool, now: SystemTime) -> Content
         tenant: happened.tenant.clone(),
         task: happened.task.clone(),
         event,
+    }
+}
+
+/// The content of a gap's record that is made `now`.
+pub(super) fn of_gap(gap: &Gap, now: SystemTime) -> Content {
+    let Gap { from, to, why } = *gap;
+    Content {
+        recorded: time(Some(&now.into())),
+        source: to,
+        tenant: String::new(),
+        task: String::new(),
+        event: Event::Gap {
+            from,
+            to,
+            why: why.to_owned(),
+        },
     }
 }
 

@@ -7,9 +7,14 @@
 //! block in the stream is the one that it goes on behind. That is all that keeps the chain one chain: of several orchestrators that
 //! append block 7, one does, and the others see it and go on behind it; so does one that has slept until block 7 was in a file. How far
 //! the log has been read is in the lines themselves, so an event is recorded exactly once whatever crashes when.
+//!
+//! The log does not let go of what is not recorded ([`hold`]), for as long as `audit.hold` says. What goes all the same is recorded as missing
+//! ([`gap`]).
 
 mod content;
 mod export;
+mod gap;
+mod hold;
 mod write;
 
 use std::time::{Duration, Instant};
@@ -22,6 +27,8 @@ use storage::{Storage, StorageError};
 use task_log::{TaskLog, TaskLogError};
 
 use crate::settings::{AuditSettings, Settings};
+
+pub(crate) use hold::{Hold, Leave};
 
 const AUDIT: &str = "AUDIT";
 const BLOCKS: &str = "inkstone.audit.block.*";
@@ -67,7 +74,7 @@ const MOST_REST: Duration = Duration::from_millis(50);
 /// How long what the broker said of the time is good: records are dated by its clock, and files are due by it.
 const TIME_GOOD_FOR: Duration = Duration::from_secs(5);
 
-/// Opens the stream, and starts to write the chain and to put it into files.
+/// Opens the stream, and starts to write the chain and to put it into files. Says what the log must keep for it.
 ///
 /// # Errors
 /// When the broker refuses.
@@ -76,9 +83,10 @@ pub(crate) async fn start(
     broker: &Broker,
     storage: Storage,
     settings: &Settings,
-) -> Result<(), BrokerError> {
+) -> Result<Hold, BrokerError> {
     broker.ensure_stream(&spec(&settings.audit)).await?;
     state(broker).await?;
+    let hold = Hold::new(broker, settings.audit.hold.duration()).await?;
     let (audit, settings) = (settings.audit.clone(), settings.broker.clone());
     let stopping = service.tasks.stopping();
     // However much there is to record: those who submit wait for answers, and this is only late.
@@ -89,7 +97,7 @@ pub(crate) async fn start(
         }
         Ok::<(), std::convert::Infallible>(())
     });
-    Ok(())
+    Ok(hold)
 }
 
 /// Writes and exports until it is dropped, over a connection of its own: what comes in over it is taken apart by this thread, which comes last,
@@ -98,9 +106,10 @@ async fn keep(broker: &BrokerSettings, storage: Storage, settings: &AuditSetting
     let opened = async || {
         let broker = Broker::connect(broker, "orchestrator, audit").await?;
         let state = state(&broker).await?;
-        Ok::<_, BrokerError>((broker, state))
+        let released = hold::released(&broker).await?;
+        Ok::<_, BrokerError>((broker, state, released))
     };
-    let (broker, state) = loop {
+    let (broker, state, released) = loop {
         match opened().await {
             Ok(opened) => break opened,
             Err(error) => {
@@ -113,7 +122,7 @@ async fn keep(broker: &BrokerSettings, storage: Storage, settings: &AuditSetting
     };
     let blocks = broker.log(AUDIT);
     let log = TaskLog::new(broker);
-    let writer = write::Writer::new(log.clone(), blocks.clone(), settings.prompts);
+    let writer = write::Writer::new(log.clone(), blocks.clone(), released, settings.prompts);
     let exporter = export::Exporter::new(log, blocks, state, storage, settings);
     tokio::join!(writer.run(), exporter.run());
 }
@@ -167,6 +176,13 @@ fn text(event: &Event) -> Result<&str, AuditError> {
 /// Reads one line of a block.
 fn line(block: u64, text: &str) -> Result<::audit::Line, AuditError> {
     ::audit::Line::read(text).map_err(|source| AuditError::Block { block, source })
+}
+
+/// The last line of a block.
+fn last_line(event: &Event) -> Result<::audit::Line, AuditError> {
+    let block = number(event);
+    let last = text(event)?.lines().next_back();
+    line(block, last.ok_or(AuditError::Missing(block))?)
 }
 
 /// The last block; `None` before the first.

@@ -12,12 +12,15 @@ use task_log::{StreamSettings, TaskRef};
 use super::write::Turn;
 use super::*;
 
+mod gaps;
+
 struct Bench {
     _server: NatsServer,
     folder: tempfile::TempDir,
     broker: Broker,
     log: TaskLog,
     storage: Storage,
+    released: Bucket<hold::Released>,
     settings: AuditSettings,
 }
 
@@ -40,8 +43,10 @@ async fn bench_with(max_size: &str) -> Bench {
         export_every: "5m".parse().unwrap(),
         file_size: "16MiB".parse().unwrap(),
         max_size: max_size.parse().unwrap(),
+        hold: "1h".parse().unwrap(),
     };
     broker.ensure_stream(&spec(&settings)).await.unwrap();
+    let released = hold::released(&broker).await.unwrap();
     let folder = tempfile::tempdir().unwrap();
     let url = format!("file://{}", folder.path().display());
     let storage = Storage::open(&StorageSettings::new(url));
@@ -51,6 +56,7 @@ async fn bench_with(max_size: &str) -> Bench {
         broker,
         log,
         storage: storage.unwrap(),
+        released,
         settings,
     }
 }
@@ -84,7 +90,13 @@ impl Bench {
     }
 
     fn writer(&self) -> write::Writer {
-        write::Writer::new(self.log.clone(), self.broker.log(AUDIT), false)
+        self.writer_with(false)
+    }
+
+    /// With prompts, or without.
+    fn writer_with(&self, prompts: bool) -> write::Writer {
+        let (log, blocks) = (self.log.clone(), self.broker.log(AUDIT));
+        write::Writer::new(log, blocks, self.released.clone(), prompts)
     }
 
     async fn exporter(&self) -> export::Exporter {
@@ -212,7 +224,7 @@ async fn what_does_not_fit_into_one_block_goes_into_the_next_and_none_is_left_ou
     const TASKS: u64 = 600;
     let bench = bench().await;
     let blocks = bench.broker.log(AUDIT);
-    let writer = write::Writer::new(bench.log.clone(), blocks.clone(), true);
+    let writer = bench.writer_with(true);
     let mut place = None;
     // The first asks by place, and the others go on reading.
     bench.task().await;
@@ -235,7 +247,7 @@ async fn what_does_not_fit_into_one_block_goes_into_the_next_and_none_is_left_ou
 async fn a_chain_that_has_no_room_goes_on_where_it_was_when_a_file_has_taken_some() {
     let bench = bench_with("256KiB").await;
     let blocks = bench.broker.log(AUDIT);
-    let writer = write::Writer::new(bench.log.clone(), blocks.clone(), true);
+    let writer = bench.writer_with(true);
     let prompt = "a secret cat ".repeat(300);
     let (mut place, mut events) = (None, 0);
     // Each round is a block of some 40 KiB.

@@ -3,13 +3,14 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant, SystemTime};
 
-use ::audit::{Chain, Head};
+use ::audit::{Chain, Event, Head};
 use bytes::Bytes;
-use messaging::{BrokerError, EventLog, NewEvent, Replaced};
-use task_log::{Following, Happened, TaskLog, What};
+use messaging::{BrokerError, Bucket, EventLog, NewEvent, Replaced};
+use task_log::{Following, Happened, Stretch, TaskLog, What};
 
+use super::gap::{self, Gap, Witness};
 use super::{
-    AuditError, BLOCKS, TIME_GOOD_FOR, content, last_block, line, number, rest, subject, text,
+    AuditError, BLOCKS, TIME_GOOD_FOR, content, hold, last_block, last_line, number, rest, subject,
 };
 
 /// Bytes after which a block takes no more records: half of what the broker takes in one message, and the largest record is far smaller.
@@ -29,6 +30,7 @@ const TRY_AGAIN: Duration = Duration::from_secs(1);
 pub(super) struct Writer {
     log: TaskLog,
     blocks: EventLog,
+    released: Bucket<hold::Released>,
     prompts: bool,
 }
 
@@ -41,14 +43,32 @@ pub(super) struct Place {
     last: u64,
     /// How far the log is recorded.
     source: u64,
+    /// What lies there.
+    witness: Witness,
     /// What reads on. Who has just begun asks by place: it may be that another writes, and that it will never need it.
     following: Option<Following>,
     /// What was read and is not recorded so far.
-    read: VecDeque<Happened>,
+    read: VecDeque<Next>,
     /// How many events there were behind that.
     behind: u64,
     /// A block for which there was no room.
     unsent: Option<Block>,
+}
+
+/// What is recorded next.
+enum Next {
+    Event(Happened),
+    Gap(Gap),
+}
+
+impl Next {
+    /// How far the log is recorded then.
+    fn place(&self) -> u64 {
+        match self {
+            Self::Event(happened) => happened.sequence,
+            Self::Gap(gap) => gap.to,
+        }
+    }
 }
 
 /// The next block.
@@ -56,6 +76,7 @@ struct Block {
     /// Its lines.
     payload: Bytes,
     records: u64,
+    gaps: Vec<Gap>,
     /// When the last event in it happened.
     at: Option<SystemTime>,
 }
@@ -98,10 +119,16 @@ fn behind_by(age: Duration) {
 }
 
 impl Writer {
-    pub(super) fn new(log: TaskLog, blocks: EventLog, prompts: bool) -> Self {
+    pub(super) fn new(
+        log: TaskLog,
+        blocks: EventLog,
+        released: Bucket<hold::Released>,
+        prompts: bool,
+    ) -> Self {
         Self {
             log,
             blocks,
+            released,
             prompts,
         }
     }
@@ -140,11 +167,6 @@ impl Writer {
         };
         let kept = here.unsent.take();
         if kept.is_none() && here.read.is_empty() && !self.read(&mut here).await? {
-            let log = self.log.last_sequence().await?;
-            if log < here.source {
-                let recorded = here.source;
-                return Err(AuditError::LogBehind { log, recorded });
-            }
             behind_by(Duration::ZERO);
             *place = Some(here);
             return Ok(Turn::Idle);
@@ -190,10 +212,12 @@ impl Writer {
         };
         here.block += 1;
         metrics::counter!("inkstone_orchestrator_audit_records_total").increment(block.records);
+        // Only now: another may have read it before it went.
+        block.gaps.iter().for_each(gap::tell);
         behind(block.at, self.log.now());
         if here.following.is_none() {
             // It is this one that writes.
-            let last = here.read.back().map(|it| it.sequence);
+            let last = here.read.back().map(Next::place);
             let from = last.unwrap_or(here.source);
             here.following = Some(self.log.following(from));
         }
@@ -206,15 +230,47 @@ impl Writer {
             Some(following) => following.next().await?,
             None => self.log.after(here.source).await?,
         };
-        let Some(last) = stretch.last else {
-            return Ok(false);
+        let missing = match stretch.is_whole() {
+            true => None,
+            false => self.missing(here.witness, here.source, &stretch).await?,
         };
         here.behind = stretch.behind;
-        here.read = stretch.happened.into();
+        here.read = stretch.happened.into_iter().map(Next::Event).collect();
+        if let Some(gap) = missing {
+            let before = here.read.partition_point(|next| next.place() < gap.from);
+            here.read.insert(before, Next::Gap(gap));
+        }
+        let Some(last) = stretch.last else {
+            return Ok(!here.read.is_empty());
+        };
         if here.read.is_empty() {
-            here.source = last;
+            here.source = here.source.max(last);
         }
         Ok(true)
+    }
+
+    /// What had gone behind `source` before it was read, as the log is now that `stretch` was read.
+    async fn missing(
+        &self,
+        witness: Witness,
+        source: u64,
+        stretch: &Stretch,
+    ) -> Result<Option<Gap>, AuditError> {
+        let log = self.log.extent().await?;
+        if stretch.last.is_none() && log.last < source {
+            return Err(AuditError::LogBehind {
+                log: log.last,
+                recorded: source,
+            });
+        }
+        // What reads on may stand in front of a gap that is recorded by now.
+        let after = stretch.after.max(source);
+        // States are no reason to tell of a gap behind a gap.
+        let read: &[u64] = match stretch.happened.is_empty() {
+            true if witness == Witness::Gap => &[],
+            _ => &stretch.places,
+        };
+        gap::find(witness, after, read, (&log, &self.released)).await
     }
 
     /// A block with as much of what was read as fits, recorded `now`.
@@ -222,36 +278,50 @@ impl Writer {
         // At once: a text that grows is copied into ever new memory, a fresh page for each.
         let room = here.read.len().saturating_mul(RECORD_BYTES);
         let mut text = String::with_capacity(room.min(BLOCK_BYTES + RECORD_BYTES));
-        let (mut records, mut last) = (0, None);
+        let (mut records, mut gaps, mut last) = (0, Vec::new(), None);
         while text.len() < BLOCK_BYTES
-            && let Some(happened) = here.read.pop_front()
+            && let Some(next) = here.read.pop_front()
         {
-            let content = content::of(&happened, self.prompts, now);
+            here.source = next.place();
+            let content = match next {
+                Next::Event(happened) => {
+                    here.witness = Witness::At(happened.sequence);
+                    last = at(&happened);
+                    content::of(&happened, self.prompts, now)
+                }
+                Next::Gap(gap) => {
+                    here.witness = Witness::Gap;
+                    gaps.push(gap);
+                    content::of_gap(&gap, now)
+                }
+            };
             text.push_str(&here.chain.append(content)?);
             text.push('\n');
             records += 1;
-            here.source = happened.sequence;
-            last = at(&happened);
         }
         Ok(Block {
             payload: text.into(),
             records,
+            gaps,
             at: last,
         })
     }
 
     async fn place(&self) -> Result<Place, AuditError> {
-        let (head, block, last, source) = match last_block(&self.blocks).await? {
-            None => (Head::genesis(), 0, 0, 0),
+        let (head, block, last, source, witness) = match last_block(&self.blocks).await? {
+            None => (Head::genesis(), 0, 0, 0, Witness::Begin),
             Some(last) => {
-                let block = number(&last);
-                let text = text(&last)?.lines().next_back();
-                let line = line(block, text.ok_or(AuditError::Missing(block))?)?;
+                let line = last_line(&last)?;
+                let source = line.content.source;
+                let witness = match line.content.event {
+                    Event::Gap { .. } => Witness::Gap,
+                    _ => Witness::At(source),
+                };
                 let head = Head {
                     sequence: line.sequence,
                     hash: line.hash,
                 };
-                (head, block, last.sequence, line.content.source)
+                (head, number(&last), last.sequence, source, witness)
             }
         };
         Ok(Place {
@@ -259,6 +329,7 @@ impl Writer {
             block: block + 1,
             last,
             source,
+            witness,
             following: None,
             read: VecDeque::new(),
             behind: 0,

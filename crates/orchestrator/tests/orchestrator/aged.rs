@@ -140,7 +140,7 @@ async fn what_waits_while_no_orchestrator_is_there_ends_when_one_comes_and_goes_
 }
 
 /// A figure of the orchestrator whose admin address this is; `name` with its labels.
-fn figure(admin: &str, name: &str) -> Option<f64> {
+pub(crate) fn figure(admin: &str, name: &str) -> Option<f64> {
     let mut connection = TcpStream::connect(admin).ok()?;
     let asked = "GET /metrics HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
     connection.write_all(asked.as_bytes()).ok()?;
@@ -186,7 +186,7 @@ async fn how_long_the_oldest_task_waits_is_told_before_it_ends_for_that() {
 }
 
 /// What was stored until now is older than this by the broker's clock when this returns.
-async fn grow_older_than(platform: &Platform, age: Duration) {
+pub(crate) async fn grow_older_than(platform: &Platform, age: Duration) {
     let late = platform.log.time().await.unwrap() + age;
     until("its time is over", async || {
         platform.log.time().await.unwrap() > late
@@ -232,7 +232,8 @@ async fn small() -> Platform {
     platform
 }
 
-async fn ended(platform: &Platform) -> TaskRef {
+/// A task that has ended.
+pub(crate) async fn ended(platform: &Platform) -> TaskRef {
     let task = platform.submit(&submitted("acme", "1")).await;
     let cancelled = Done {
         outcome: Some(done::Outcome::Cancelled(Cancelled::default())),

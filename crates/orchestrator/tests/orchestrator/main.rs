@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, clippy::disallowed_methods)]
 
 mod aged;
+mod audit;
 mod backlog;
 mod dispatch;
 mod lost;

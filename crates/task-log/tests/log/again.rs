@@ -128,7 +128,7 @@ async fn an_id_comes_again_while_room_is_made_of_its_task_and_the_new_one_stays(
     assert_eq!(left(&tasks, &task).await, 1);
     let retention = log.retention().await.unwrap();
     let later = log.time().await.unwrap() + Duration::from_secs(3600);
-    assert_eq!(retention.make_room(later, from).await.unwrap(), 0);
+    assert_eq!(retention.make_room(later, from, u64::MAX).await.unwrap(), 0);
     lives_a_life_of_its_own(&log, &second).await;
 }
 

@@ -197,15 +197,18 @@ async fn room_is_made_of_what_ended_long_ago_behind_a_task_that_has_not_ended() 
     let open = place(&log, &tasks[0]).await;
     let retention = log.retention().await.unwrap();
     let long_ago = log.time().await.unwrap() - Duration::from_secs(3600);
-    assert_eq!(retention.make_room(long_ago, open).await.unwrap(), 0);
+    assert_eq!(retention.make_room(long_ago, open, ALL).await.unwrap(), 0);
     assert_eq!(known(&log, &tasks).await, [true; 3]);
     let later = in_an_hour(&log).await;
     let went = retention.let_go(later, ALL).await.unwrap();
     assert_eq!(went, LetGo::UpTo(open));
-    assert_eq!(retention.make_room(later, open).await.unwrap(), 1);
+    let end = log.last_sequence().await.unwrap();
+    let bounded = retention.make_room(later, open, end).await.unwrap();
+    assert_eq!(bounded, 0, "it lies at the bound");
+    assert_eq!(retention.make_room(later, open, ALL).await.unwrap(), 1);
     assert_eq!(known(&log, &tasks).await, [true, false, true]);
     assert_eq!(log.done(&tasks[1]).await.unwrap(), None, "nothing is left");
-    assert_eq!(retention.make_room(later, open).await.unwrap(), 0);
+    assert_eq!(retention.make_room(later, open, ALL).await.unwrap(), 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -230,7 +233,7 @@ async fn room_that_was_being_made_when_its_maker_died_is_made_to_the_end() {
     assert_eq!(left().await, 2);
     let retention = log.retention().await.unwrap();
     let (later, from) = (in_an_hour(&log).await, place(&log, &open).await);
-    assert_eq!(retention.make_room(later, from).await.unwrap(), 1);
+    assert_eq!(retention.make_room(later, from, ALL).await.unwrap(), 1);
     assert_eq!(left().await, 0);
 }
 
@@ -244,7 +247,7 @@ async fn a_task_whose_submission_a_lagging_replica_does_not_know_goes_whole() {
     let retention = log.retention().await.unwrap();
     server.lag("TASKS", "inkstone.task.*.*.*.done").unwrap();
     let later = in_an_hour(&log).await;
-    assert_eq!(retention.make_room(later, from).await.unwrap(), 1);
+    assert_eq!(retention.make_room(later, from, ALL).await.unwrap(), 1);
     assert!(!log.is_there(task.task).await.unwrap());
     assert!(log.is_there(open.task).await.unwrap());
 }

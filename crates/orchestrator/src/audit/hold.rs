@@ -1,0 +1,167 @@
+//! What the log must keep until it is recorded.
+//!
+//! The log lets go of what is old and has ended ([`aged`](crate::aged)). It does not go beyond the event that was recorded last, and this one stays:
+//! it is the witness that nothing behind it has gone ([`gap`](super::gap)). So while AUDIT is full, or nobody writes, the log keeps what is older than
+//! `streams.task_retention`, and where it becomes full it refuses submissions: what is not accepted needs no record. That has an end. What is
+//! older than that by `audit.hold` goes all the same, and the chain tells of it when it goes on.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant, SystemTime};
+
+use messaging::{Broker, BrokerError, Bucket, EventLog};
+use task_log::TaskLog;
+
+use super::{AUDIT, AuditError, last_block, last_line};
+
+/// Where it lies in its bucket that the log has let go of what was not recorded.
+pub(super) const RELEASED: &str = "released";
+/// Between two times that the log of this process tells of it.
+const SAY_EVERY: Duration = Duration::from_secs(600);
+
+/// That the log has let go of what was not recorded, since it was held for too long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub(super) struct Released {
+    /// Of some that lay before this place.
+    pub(super) before: u64,
+}
+
+/// What the log may let go of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Leave {
+    /// Nothing at this place or behind it.
+    pub(crate) before: u64,
+    /// But what was stored before this time, wherever it lies.
+    pub(crate) regardless_of: Option<SystemTime>,
+    /// Whether there is anything old at that place that waits to be recorded.
+    pub(crate) is_held: bool,
+}
+
+impl Leave {
+    /// For who records nothing.
+    pub(crate) const ALL: Self = Self {
+        before: u64::MAX,
+        regardless_of: None,
+        is_held: false,
+    };
+}
+
+/// Where the chain stands.
+#[derive(Debug, Clone, Copy)]
+struct Taken {
+    /// The place of the event that was recorded last; 0 for none.
+    place: u64,
+    /// When the first was stored that is not recorded.
+    waits_since: Option<SystemTime>,
+}
+
+/// Keeps the log from letting go of what is not recorded.
+pub(crate) struct Hold {
+    log: TaskLog,
+    blocks: EventLog,
+    released: Bucket<Released>,
+    /// For so long.
+    most: Duration,
+    /// What `released` was last set to here.
+    noted: AtomicU64,
+    said: Mutex<Option<Instant>>,
+}
+
+impl Hold {
+    pub(super) async fn new(broker: &Broker, most: Duration) -> Result<Self, BrokerError> {
+        Ok(Self {
+            log: TaskLog::new(broker.clone()),
+            blocks: broker.log(AUDIT),
+            released: released(broker).await?,
+            most,
+            noted: AtomicU64::new(0),
+            said: Mutex::new(None),
+        })
+    }
+
+    /// What the log may let go of that was stored before `time`. Where nobody knows what is recorded, that is nothing but what was held for too long.
+    pub(crate) async fn leave(&self, time: SystemTime) -> Leave {
+        let too_long = time.checked_sub(self.most);
+        let taken = match self.taken().await {
+            Ok(taken) => taken,
+            Err(error) => {
+                metrics::counter!("inkstone_orchestrator_audit_errors_total").increment(1);
+                let error = lifecycle::chain(&error);
+                tracing::warn!(
+                    error,
+                    "how far the log is recorded is not known: it lets go of nothing for now that is not older than streams.task_retention and audit.hold together"
+                );
+                return Leave {
+                    before: 0,
+                    regardless_of: too_long,
+                    is_held: true,
+                };
+            }
+        };
+        let since = taken.waits_since;
+        let held = since.and_then(|since| time.duration_since(since).ok());
+        let seconds = held.unwrap_or_default().as_secs_f64();
+        metrics::gauge!("inkstone_orchestrator_audit_holds_log_seconds").set(seconds);
+        let regardless_of = too_long.filter(|time| since.is_some_and(|since| since < *time));
+        if held.is_some() {
+            self.tell(seconds, regardless_of.is_some());
+        }
+        Leave {
+            before: taken.place,
+            regardless_of,
+            is_held: held.is_some(),
+        }
+    }
+
+    /// Notes that the log lets go of some of what is not recorded, so that the chain can say why it is missing. Before it does: who dies in between
+    /// would leave a chain that begins with what is left, as if there had been nothing else.
+    pub(crate) async fn note_release(&self) -> Result<(), AuditError> {
+        let before = self.log.extent().await?.last + 1;
+        if before > self.noted.load(Ordering::Relaxed) {
+            self.released.put(RELEASED, &Released { before }).await?;
+            self.noted.store(before, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    async fn taken(&self) -> Result<Taken, AuditError> {
+        let place = match last_block(&self.blocks).await? {
+            Some(last) => last_line(&last)?.content.source,
+            None => 0,
+        };
+        // Of a log that was made anew nothing is recorded.
+        let is_anew = self.log.last_sequence().await? < place;
+        let place = if is_anew { 0 } else { place };
+        Ok(Taken {
+            place,
+            waits_since: self.log.next_stored_at(place).await?,
+        })
+    }
+
+    /// Says now and then that the log is held, or no longer is.
+    fn tell(&self, seconds: f64, is_over: bool) {
+        let now = Instant::now();
+        // It is only ever set.
+        let mut said = self.said.lock().unwrap_or_else(|e| e.into_inner());
+        if said.is_some_and(|at| now.saturating_duration_since(at) < SAY_EVERY) {
+            return;
+        }
+        *said = Some(now);
+        drop(said);
+        match is_over {
+            false => tracing::warn!(
+                seconds,
+                "the log keeps what is older than streams.task_retention, for the audit chain has not recorded it: see that the object store takes files, and that AUDIT has room (audit.max_size); after audit.hold it goes unrecorded"
+            ),
+            true => tracing::error!(
+                seconds,
+                "the log lets go of what the audit chain has not recorded, for audit.hold is over: the chain will have a gap; see that the object store takes files, and that AUDIT has room (audit.max_size)"
+            ),
+        }
+    }
+}
+
+/// Where it is noted that the log has let go of what was not recorded.
+pub(super) async fn released(broker: &Broker) -> Result<Bucket<Released>, BrokerError> {
+    broker.bucket("audit", Duration::ZERO).await
+}

@@ -1,0 +1,198 @@
+//! What the log keeps for the chain, and what the chain says of what was not kept.
+
+use contract::task::State;
+use task_log::LetGo;
+
+use super::*;
+
+impl Bench {
+    /// Removes all of the log in front of a place, as an operator can.
+    async fn purge(&self, before: u64) {
+        let tasks = self.broker.log("TASKS");
+        tasks.remove_before(before).await.unwrap();
+    }
+
+    /// What is recorded: places, and of gaps from where to where and why.
+    async fn recorded(&self) -> (Vec<u64>, Vec<(u64, u64, String)>) {
+        let later = SystemTime::now() + Duration::from_secs(600);
+        let exporter = self.exporter().await;
+        while exporter.turn(later).await.unwrap() {}
+        let (mut places, mut gaps) = (Vec::new(), Vec::new());
+        for line in self.records() {
+            match line.content.event {
+                ::audit::Event::Gap { from, to, why } => gaps.push((from, to, why)),
+                _ => places.push(line.content.source),
+            }
+        }
+        (places, gaps)
+    }
+
+    async fn hold(&self, most: &str) -> Hold {
+        let most: ::settings::Millis = most.parse().unwrap();
+        Hold::new(&self.broker, most.duration()).await.unwrap()
+    }
+
+    /// A task with states of which each takes the place of the one before, from submission to end five places.
+    async fn task_with_states(&self) {
+        let submitted = Submitted {
+            task_id: TaskId::random().to_string(),
+            tenant: "acme".to_owned(),
+            lane: "standard-image".to_owned(),
+            ..Submitted::default()
+        };
+        self.log.submit(&submitted).await.unwrap();
+        let task = TaskRef::of(&submitted).unwrap();
+        for attempt in 1..=3 {
+            let state = State {
+                attempt,
+                ..State::default()
+            };
+            self.log.set_state(&task, &state).await.unwrap();
+        }
+        self.log.end(&task, &Done::default()).await.unwrap();
+    }
+
+    /// Lets go of all that is older than an hour from now, as far as the chain leaves it; says up to where.
+    async fn let_go(&self, hold: &Hold) -> u64 {
+        let later = self.log.time().await.unwrap() + Duration::from_secs(3600);
+        let leave = hold.leave(later).await;
+        let retention = self.log.retention().await.unwrap();
+        match retention.let_go(later, leave.before).await.unwrap() {
+            LetGo::UpTo(place) => place,
+            went => panic!("what was recorded last stays, and a turn takes the rest: {went:?}"),
+        }
+    }
+}
+
+fn gap(from: u64, to: u64, why: &str) -> (u64, u64, String) {
+    (from, to, why.to_owned())
+}
+
+async fn go_on(writer: &write::Writer, place: &mut Option<write::Place>) {
+    while writer.turn(place).await.unwrap() != Turn::Idle {}
+}
+
+#[tokio::test]
+async fn a_chain_that_begins_lacks_what_was_held_for_too_long_for_it_and_no_more() {
+    let bench = bench().await;
+    bench.task().await;
+    // Before it was to be recorded: nobody has held it.
+    bench.purge(3).await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [3, 4]);
+    assert!(gaps.is_empty(), "{gaps:?}");
+
+    let bench = super::bench().await;
+    bench.task().await;
+    let hold = bench.hold("0s").await;
+    hold.note_release().await.unwrap();
+    bench.purge(3).await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [3, 4]);
+    assert_eq!(gaps, [gap(1, 2, "expired")]);
+}
+
+#[tokio::test]
+async fn what_was_purged_before_it_was_recorded_is_a_gap_for_a_writer_that_begins() {
+    let bench = bench().await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    bench.task().await;
+    bench.task().await;
+    // An end stays, and what lies before it has gone.
+    bench.purge(6).await;
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [1, 2, 6]);
+    assert_eq!(gaps, [gap(3, 5, "removed")]);
+}
+
+#[tokio::test]
+async fn a_purge_is_one_gap_for_a_writer_that_goes_on_and_is_told_at_once() {
+    let bench = bench().await;
+    let (writer, mut place) = (bench.writer(), None);
+    bench.task().await;
+    go_on(&writer, &mut place).await;
+    bench.task().await;
+    bench.purge(5).await;
+    go_on(&writer, &mut place).await;
+    assert_eq!(bench.recorded().await.1, [gap(3, 4, "removed")]);
+    bench.task().await;
+    go_on(&writer, &mut place).await;
+    // Another, which knows what is stored alone.
+    until_idle(&bench.writer()).await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [1, 2, 5, 6, 7, 8]);
+    assert_eq!(gaps, [gap(3, 4, "removed")]);
+}
+
+#[tokio::test]
+async fn a_purge_of_what_is_recorded_is_no_gap() {
+    let bench = bench().await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    bench.purge(3).await;
+    until_idle(&bench.writer()).await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [1, 2, 3, 4]);
+    assert!(gaps.is_empty(), "{gaps:?}");
+}
+
+#[tokio::test]
+async fn states_that_others_took_the_place_of_are_no_gap_though_the_log_lets_go_of_all_it_may() {
+    let bench = bench().await;
+    let hold = bench.hold("1h").await;
+    bench.task_with_states().await;
+    assert_eq!(bench.let_go(&hold).await, 0, "nothing is recorded");
+    until_idle(&bench.writer()).await;
+    bench.task_with_states().await;
+    assert_eq!(bench.let_go(&hold).await, 5, "it is recorded up to there");
+    // 5 is there, and 6, and of 7 to 9 the last.
+    until_idle(&bench.writer()).await;
+    assert_eq!(bench.let_go(&hold).await, 10);
+    let first = bench.log.extent().await.unwrap().first;
+    assert_eq!(first, 10, "what was recorded last stays");
+    bench.task_with_states().await;
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [1, 5, 6, 10, 11, 15]);
+    assert!(gaps.is_empty(), "{gaps:?}");
+}
+
+#[tokio::test]
+async fn what_was_held_for_too_long_may_go_and_is_a_gap_that_says_so() {
+    let bench = bench().await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    bench.task().await;
+    let now = bench.log.time().await.unwrap();
+    let hour = Duration::from_secs(3600);
+    let (later, soon) = (now + hour, now - hour);
+    let hold = bench.hold("30m").await;
+    let young = hold.leave(soon).await;
+    assert_eq!((young.before, young.is_held), (2, false));
+    assert_eq!(young.regardless_of, None);
+    let patient = bench.hold("2h").await.leave(later).await;
+    assert_eq!((patient.before, patient.is_held), (2, true));
+    assert_eq!(patient.regardless_of, None, "it is not held for long");
+    let leave = hold.leave(later).await;
+    let half = hour / 2;
+    assert_eq!(leave.regardless_of, Some(later - half));
+    hold.note_release().await.unwrap();
+    let retention = bench.log.retention().await.unwrap();
+    let went = retention.let_go(later - half, u64::MAX).await.unwrap();
+    assert_eq!(went, LetGo::All);
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [1, 2, 5, 6]);
+    assert_eq!(gaps, [gap(3, 4, "expired")]);
+}
