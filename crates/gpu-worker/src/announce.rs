@@ -114,10 +114,10 @@ async fn announce(
         (Some(own), Some(found)) if found.revision > own => {
             place.is_shared = true;
             metrics::namesake();
-            tracing::error!(
+            tracing::warn!(
                 name = record.name,
                 device = found.value.device,
-                "another worker has this name: each may take the other's tasks for its own; give each its own worker.name"
+                "another worker has this name: the fleet counts one of the two, and runs do not tell them apart; give each its own worker.name"
             );
         }
         (None, Some(found)) if !place.is_begun => tracing::warn!(
@@ -141,6 +141,11 @@ pub(crate) fn made_up_name() -> String {
     format!("{}-{}", plain(machine.trim()), &random[random.len() - 6..])
 }
 
+/// What tells this start of a worker from all others, whatever their names.
+pub(crate) fn new_incarnation() -> String {
+    uuid::Uuid::now_v7().simple().to_string()
+}
+
 /// A machine's name as part of a key.
 fn plain(machine: &str) -> String {
     let plain = |c: char| {
@@ -160,6 +165,7 @@ mod tests {
     #[test]
     fn made_up_names_differ_and_can_be_keys() {
         assert_ne!(made_up_name(), made_up_name());
+        assert_ne!(new_incarnation(), new_incarnation());
         assert_eq!(plain("gpu.node/7 ü"), "gpu-node-7--");
     }
 }

@@ -100,7 +100,12 @@ pub async fn start(mut settings: Settings, telemetry: Telemetry) -> Result<Servi
     let worker = Arc::new(worker(&settings, &device, &service, storage, &broker)?);
     let on_demand = settings.models.load == Load::Demand;
     let models = Models::new(checks.models, on_demand);
-    tracing::info!(name = worker.name, device = %settings.engine.device, "worker");
+    tracing::info!(
+        name = worker.name,
+        incarnation = worker.incarnation,
+        device = %settings.engine.device,
+        "worker"
+    );
 
     let tasks = &service.tasks;
     tasks.critical(
@@ -274,6 +279,7 @@ fn worker(
     Ok(Worker {
         fleet: Fleet::new(broker.clone(), name.clone()),
         name,
+        incarnation: announce::new_incarnation(),
         log: TaskLog::new(broker.clone()),
         storage,
         engine: engine(settings, device)?,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use lifecycle::chain;
 use storage::{Key, Storage};
-use task_log::TaskLog;
+use task_log::{TaskLog, Writer};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -57,6 +57,8 @@ impl RunLimits {
 pub(crate) struct Worker {
     /// As states and ends name it.
     pub(crate) name: String,
+    /// As they name this process, which another worker of the same name is not, nor this one when it is started again.
+    pub(crate) incarnation: String,
     pub(crate) log: TaskLog,
     pub(crate) storage: Storage,
     pub(crate) engine: Engine,
@@ -88,6 +90,15 @@ pub(crate) struct Worker {
 }
 
 impl Worker {
+    /// Who this is, in what it writes of an attempt.
+    pub(crate) fn as_writer(&self, attempt: u32) -> Writer<&str> {
+        Writer {
+            worker: self.name.as_str(),
+            incarnation: self.incarnation.as_str(),
+            attempt,
+        }
+    }
+
     /// Resolves when something hangs.
     pub(crate) async fn hangs(&self) -> Hung {
         let mut hung = self.hung.subscribe();

@@ -30,6 +30,7 @@ mod time;
 pub mod transition;
 mod unreadable;
 mod watch;
+mod writer;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -53,6 +54,7 @@ pub use retention::{Held, LetGo, Retention};
 pub use streams::{Out, StreamSettings, Work};
 pub use unreadable::Unreadable;
 pub use watch::{Ends, Update, Watch};
+pub use writer::Writer;
 
 /// What came of a submission.
 #[derive(Debug, Clone, PartialEq)]

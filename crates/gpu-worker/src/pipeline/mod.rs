@@ -22,7 +22,7 @@ use contract::v1::SubmitTask;
 use diffusion::{Request, RgbImage};
 use imaging::{Encoding, Format};
 use storage::Key;
-use task_log::{TaskLogError, TaskRef};
+use task_log::{TaskLogError, TaskRef, Writer};
 use tracing::Instrument as _;
 
 use crate::metrics;
@@ -155,7 +155,8 @@ impl TaskJob {
         let Some((stands, after)) = found.filter(|(_, sequence)| *sequence > after) else {
             return Ok(StateWritten::TakenOver(None));
         };
-        if stands.worker != self.worker.name || stands.attempt != self.state.attempt {
+        let own = self.worker.as_writer(self.state.attempt);
+        if !own.wrote(&Writer::from(&stands)) {
             return Ok(StateWritten::TakenOver(Some(Box::new(stands))));
         }
         let written = log.replace_state(&self.task, state, after).await?;

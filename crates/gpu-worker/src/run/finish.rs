@@ -3,10 +3,10 @@
 use std::time::{Duration, SystemTime};
 
 use contract::ErrorCode;
-use contract::task::{Done, Failed, State, Succeeded, done};
+use contract::task::{Failed, State, Succeeded, done};
 use messaging::Delivery;
-use task_log::Ended;
 use task_log::transition::{CameOut, Ending, Next, Settlement, after_attempt};
+use task_log::{Ended, Writer};
 
 use super::history::Over;
 use super::{end, ended_elsewhere, give_up, hand_back, leave, rest};
@@ -89,20 +89,18 @@ async fn succeed(job: &mut TaskJob) -> Left {
         engine_ms: job.engine_time.as_millis().try_into().unwrap_or(u64::MAX),
     };
     let ended = end(job, done::Outcome::Succeeded(succeeded.clone())).await?;
-    let attempt = job.state.attempt;
+    let own = job.worker.as_writer(job.state.attempt);
     match ended {
         Ended::First => Ok(("succeeded", Settlement::Ack)),
         // An answer that was lost makes our own end look like another's.
-        Ended::Already(done) if is_own(job, &done, attempt) => Ok(("succeeded", Settlement::Ack)),
+        Ended::Already(done) if own.wrote(&Writer::from(&*done)) => {
+            Ok(("succeeded", Settlement::Ack))
+        }
         Ended::Already(done) => {
             job.images = succeeded.images;
             Ok(("ended_elsewhere", ended_elsewhere(job, &done).await))
         }
     }
-}
-
-fn is_own(job: &TaskJob, done: &Done, attempt: u32) -> bool {
-    done.worker == job.worker.name && done.attempt == attempt
 }
 
 /// The task cannot be carried out.

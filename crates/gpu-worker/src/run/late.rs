@@ -99,6 +99,7 @@ pub(super) async fn expire(
     let within = deadline.saturating_sub(deadline::submitted_at(submitted));
     let done = Done {
         worker: worker.name.clone(),
+        incarnation: worker.incarnation.clone(),
         ..deadline::expired(within, now)
     };
     tracing::info!(?within, "too late to begin");

@@ -226,6 +226,7 @@ async fn run(
         phase: Phase::Running.into(),
         attempt,
         worker: worker.name.clone(),
+        incarnation: worker.incarnation.clone(),
         scheduled_at: before.scheduled_at,
         started_at: before.started_at.or(Some(now.into())),
         checkpoint: before.checkpoint,
@@ -306,6 +307,7 @@ fn ending(worker: &Worker, outcome: done::Outcome, attempt: u32, state: Option<&
         at: Some(worker.log.now().into()),
         outcome: Some(outcome),
         worker: worker.name.clone(),
+        incarnation: worker.incarnation.clone(),
         attempt,
         started_at: state.and_then(|state| state.started_at),
         ..Done::default()
@@ -361,6 +363,7 @@ async fn rest(
         phase: Phase::Scheduled.into(),
         attempt,
         worker: String::new(),
+        incarnation: String::new(),
         at: Some(job.worker.log.now().into()),
         ..job.state.clone()
     };

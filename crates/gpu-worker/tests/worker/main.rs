@@ -9,6 +9,8 @@ mod failures;
 mod full;
 mod interruptions;
 mod lagging;
+mod namesakes;
+mod process;
 mod processes;
 mod support;
 mod told;

@@ -1,75 +1,16 @@
 //! Workers as processes of their own: killed, hung, and replaced one after the other.
 
-use std::process::{Child, Command, ExitStatus, Stdio};
-
 use contract::TaskId;
 use contract::registry::{ModelVersion, Profile};
 use contract::task::{Done, Submitted, done, progress_event};
 use contract::v1::{Run, SubmitTask, TaskPhase};
 use task_log::{TaskRef, Update, deadline};
 
+use crate::process::Process;
 use crate::support::{PATIENCE, Platform, TENANT, request, until};
 
 /// What the worker ends with when something in it hangs.
 const HUNG: i32 = 75;
-
-/// A worker's process, killed when dropped.
-struct Process(Child);
-
-impl Process {
-    fn start(platform: &Platform, name: &str, settings: &[(&str, &str)]) -> Self {
-        let log = platform.folder.path().join(format!("{name}.log"));
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(log);
-        let child = Command::new(env!("CARGO_BIN_EXE_inkstone-gpu-worker"))
-            .envs(platform.environment(&[("worker.name", name)]))
-            .envs(platform.environment(settings))
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log.unwrap())
-            .spawn()
-            .unwrap();
-        Self(child)
-    }
-
-    /// As a crash would have it.
-    fn kill(mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-
-    /// Asks it to stop.
-    async fn terminate(mut self) -> ExitStatus {
-        self.signal("-TERM");
-        self.ends().await
-    }
-
-    fn signal(&self, signal: &str) {
-        let pid = self.0.id().to_string();
-        let sent = Command::new("kill").args([signal, &pid]).status();
-        assert!(sent.unwrap().success());
-    }
-
-    async fn ends(&mut self) -> ExitStatus {
-        let mut status = None;
-        until("the worker ends", async || {
-            status = self.0.try_wait().unwrap();
-            status.is_some()
-        })
-        .await;
-        status.unwrap()
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        // It may have ended by itself.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 /// The next told steps of a task, from `least` on.
 async fn told(platform: &Platform, task: &TaskRef, least: u32) -> u32 {

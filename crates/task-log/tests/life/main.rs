@@ -76,6 +76,7 @@ fn check(mishaps: Mishaps) {
         mishaps,
         guarded: true,
         hasty: false,
+        by_name: false,
     };
     let began = Instant::now();
     let (recorder, states) = StateRecorder::new_with_accessor();
@@ -113,6 +114,7 @@ fn a_state_that_is_written_over_whatever_stands_there_is_found_to_be_wrong() {
         mishaps: MISHAPS,
         guarded: false,
         hasty: false,
+        by_name: false,
     };
     let wrong = BTreeSet::from([properties::NEWEST_STATE, properties::ATTEMPTS]);
     let enough = HasDiscoveries::AllOf(wrong.clone());
@@ -127,9 +129,24 @@ fn a_checkpoint_that_goes_before_a_later_state_is_known_to_stand_is_found_to_be_
         mishaps: UNANSWERED,
         guarded: true,
         hasty: true,
+        by_name: false,
     };
     let enough = HasDiscoveries::AllOf(BTreeSet::from([properties::CHECKPOINT]));
     let checker = life.checker().threads(2).finish_when(enough);
     let found = checker.spawn_bfs().join().discoveries();
     assert!(found.contains_key(properties::CHECKPOINT));
+}
+
+#[test]
+fn workers_of_one_name_that_nothing_else_tells_apart_are_found_to_be_wrong() {
+    let life = Life {
+        mishaps: UNANSWERED,
+        guarded: true,
+        hasty: false,
+        by_name: true,
+    };
+    let enough = HasDiscoveries::AllOf(BTreeSet::from([properties::PICTURES]));
+    let checker = life.checker().threads(2).finish_when(enough);
+    let found = checker.spawn_bfs().join().discoveries();
+    assert!(found.contains_key(properties::PICTURES));
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use stateright::{Model, Property};
+use task_log::Writer;
 use task_log::transition::{
     CameOut, Decision, Ending, Known, Next, Settlement, Written, after_attempt, after_refusal,
     after_rest, decide, needs_dispatch,
@@ -32,7 +33,14 @@ pub(crate) struct Life {
     pub(crate) guarded: bool,
     /// Whether a checkpoint whose state nobody answered for is removed before a later state is known to stand.
     pub(crate) hasty: bool,
+    /// Whether nothing tells workers of one name apart, as all here are.
+    pub(crate) by_name: bool,
 }
+
+/// The name of all workers.
+const NAME: u8 = 1;
+/// The process of one that ends the task without having taken it up: none in which that runs, or has run.
+const NO_RUN: u8 = u8::MAX;
 
 /// One thing that happens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -129,7 +137,7 @@ impl Model for Life {
             Act::HearsNothing { worker, stored } => {
                 self.hear_nothing(&mut world, worker, stored)?;
             }
-            Act::ComesOut(worker, came_out) => comes_out(&mut world, worker, came_out)?,
+            Act::ComesOut(worker, came_out) => self.comes_out(&mut world, worker, came_out)?,
             Act::Dies(worker) => {
                 world.left.deaths -= 1;
                 world.workers[worker].at = At::Nothing;
@@ -197,12 +205,16 @@ impl Life {
             }),
             At::Running(run) => {
                 world.pictures = true;
-                left_by(run, CameOut::Drawn)
+                self.left_by(run, CameOut::Drawn)
             }
             At::PuttingAway(run) => self.name_checkpoint(world, run),
-            At::WritingEnd { run, ending } => {
-                let own = End::By(run.map_or(0, |run| run.number), ending);
-                if world.end(own) == own {
+            At::WritingEnd { by, ending } => {
+                let is_first = world.done.is_none();
+                let is_own = match world.end(End::By(by, ending)) {
+                    End::By(found, _) => by.wrote(&found),
+                    End::Cancelled => false,
+                };
+                if is_first || is_own {
                     At::Settling(Settlement::Ack)
                 } else {
                     At::CleaningUp
@@ -228,8 +240,8 @@ impl Life {
             Decision::Bury => unreachable!("the task is in the log"),
             Decision::AlreadyHere => unreachable!("see `deliver`"),
             Decision::Ended => At::Settling(Settlement::Ack),
-            Decision::Exhausted { .. } => At::WritingEnd {
-                run: None,
+            Decision::Exhausted { attempts } => At::WritingEnd {
+                by: self.writer(NO_RUN, attempts),
                 ending: Ending::GivenUp,
             },
             Decision::Run { attempt } => {
@@ -316,7 +328,9 @@ impl Life {
         if world.replace(run.version, stands, self.guarded) {
             return true;
         }
-        let is_own = world.stands.is_some_and(|stands| stands.run == run.number);
+        let own = self.writer(run.number, run.attempt);
+        let wrote = |stands| own.wrote(&self.writer_of(stands));
+        let is_own = world.stands.is_some_and(wrote);
         let version = world.version;
         is_own && world.replace(version, stands, self.guarded)
     }
@@ -339,6 +353,50 @@ impl Life {
             Written::Refused
         };
         At::Settling(after_rest(std::time::Duration::ZERO, written))
+    }
+}
+
+impl Life {
+    /// Who a run is in what it writes. Each is taken for a process of its own: of one process's no two go on at a time.
+    fn writer(&self, run: u8, attempt: u32) -> Writer<u8> {
+        Writer {
+            worker: NAME,
+            incarnation: if self.by_name { 0 } else { run },
+            attempt,
+        }
+    }
+
+    /// Who wrote a state, as it tells: where no worker has the task, nobody.
+    fn writer_of(&self, stands: Stands) -> Writer<u8> {
+        if stands.running {
+            return self.writer(stands.run, stands.attempt);
+        }
+        Writer {
+            worker: 0,
+            incarnation: 0,
+            attempt: stands.attempt,
+        }
+    }
+
+    fn comes_out(&self, world: &mut World, worker: usize, came_out: CameOut) -> Option<()> {
+        let At::Running(run) = world.workers[worker].at else {
+            return None;
+        };
+        if came_out == CameOut::Stopped || came_out == NOT_STORED {
+            world.left.stops -= 1;
+        }
+        world.workers[worker].at = self.left_by(run, came_out);
+        Some(())
+    }
+
+    fn left_by(&self, run: Run, came_out: CameOut) -> At {
+        match after_attempt(run.attempt, came_out, MAX_ATTEMPTS) {
+            Next::End(ending) => At::WritingEnd {
+                by: self.writer(run.number, run.attempt),
+                ending,
+            },
+            Next::Rest { attempts, .. } => At::Resting { run, attempts },
+        }
     }
 }
 
@@ -395,27 +453,6 @@ fn ack_wait_passes(world: &mut World) -> Option<()> {
         world.left.taken_for_dead = world.left.taken_for_dead.checked_sub(1)?;
     }
     Some(())
-}
-
-fn comes_out(world: &mut World, worker: usize, came_out: CameOut) -> Option<()> {
-    let At::Running(run) = world.workers[worker].at else {
-        return None;
-    };
-    if came_out == CameOut::Stopped || came_out == NOT_STORED {
-        world.left.stops -= 1;
-    }
-    world.workers[worker].at = left_by(run, came_out);
-    Some(())
-}
-
-fn left_by(run: Run, came_out: CameOut) -> At {
-    match after_attempt(run.attempt, came_out, MAX_ATTEMPTS) {
-        Next::End(ending) => At::WritingEnd {
-            run: Some(run),
-            ending,
-        },
-        Next::Rest { attempts, .. } => At::Resting { run, attempts },
-    }
 }
 
 /// The broker takes the word of whoever ever had the message.

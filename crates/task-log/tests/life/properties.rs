@@ -10,17 +10,24 @@ pub(crate) const NEWEST_STATE: &str =
     "the state is the latest run's: one taken for dead changes nothing";
 pub(crate) const ATTEMPTS: &str = "attempts are bounded";
 pub(crate) const CHECKPOINT: &str = "a checkpoint that the state names is there";
+pub(crate) const PICTURES: &str =
+    "pictures that no end names go with whoever drew them, unless that dies";
 
 type Holds = fn(&Life, &World) -> bool;
 
 pub(crate) fn all() -> Vec<Property<Life>> {
-    let always: [(&'static str, Holds); 8] = [
+    let always: [(&'static str, Holds); 9] = [
         ("I2: an end never changes", |_, world| {
             world.done == world.seen.first_end
         }),
         ("I3: who succeeded has its pictures", |_, world| {
             let succeeded = matches!(world.done, Some(End::By(_, Ending::Succeeded)));
             !succeeded || world.pictures
+        }),
+        (PICTURES, |life, world| {
+            let succeeded = matches!(world.done, Some(End::By(_, Ending::Succeeded)));
+            let any_died = world.left.deaths < life.mishaps.deaths;
+            !world.pictures || succeeded || any_died || !world.is_over()
         }),
         ("I4: acknowledged only after the end", |_, world| {
             !world.seen.acknowledged_before_the_end

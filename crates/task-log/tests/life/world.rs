@@ -2,6 +2,7 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher as _};
 
+use task_log::Writer;
 use task_log::transition::{Ending, Known, Settlement};
 
 /// Attempts that a task has.
@@ -30,7 +31,7 @@ pub(crate) struct Stands {
     pub(crate) running: bool,
     pub(crate) attempt: u32,
     pub(crate) checkpoint: Option<Checkpoint>,
-    /// Which taking up wrote it, 0 for the dispatcher. No service sees it; properties do.
+    /// Which taking up wrote it, 0 for the dispatcher.
     pub(crate) run: u8,
 }
 
@@ -52,8 +53,7 @@ impl Checkpoint {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(crate) enum End {
     Cancelled,
-    /// By the run with this number; 0 where nobody ran.
-    By(u8, Ending),
+    By(Writer<u8>, Ending),
 }
 
 /// The message in WORK.
@@ -106,7 +106,7 @@ pub(crate) enum At {
     /// The checkpoint's object is stored, the state that names it is not.
     PuttingAway(Run),
     WritingEnd {
-        run: Option<Run>,
+        by: Writer<u8>,
         ending: Ending,
     },
     Resting {
