@@ -168,6 +168,9 @@ pub enum Happened {
         attempt: u32,
         /// Which worker has it.
         worker: String,
+        /// Which process of that name; empty where an earlier version wrote it.
+        #[serde(default)]
+        incarnation: String,
         /// Steps at its last checkpoint, over all its pictures.
         checkpoint: Option<u32>,
     },

@@ -138,6 +138,7 @@ fn state(state: State) -> Happened {
         attempt: state.attempt,
         checkpoint: state.checkpoint.as_ref().map(|checkpoint| checkpoint.step),
         worker: state.worker,
+        incarnation: state.incarnation,
     }
 }
 

@@ -15,7 +15,8 @@ const REWORK: &str = "a dead worker costs at most the steps since the last check
 struct Known<'a> {
     /// The attempts that the last one counts; 0 where none was heard.
     attempts: u32,
-    worker: &'a str,
+    /// Whose it was: a process, whatever its worker's name, where that is told, else a name.
+    process: &'a str,
     /// It waits for a worker again.
     rests: bool,
     /// Steps of this run: when each was first heard of.
@@ -24,13 +25,13 @@ struct Known<'a> {
 
 impl<'a> Known<'a> {
     /// Whether a state that a worker has is that of another run than the last one that was heard. Of one that was handed back the attempt does not
-    /// count: then the state in between tells, or that it is another worker.
-    fn is_another(&self, attempt: u32, worker: &str) -> bool {
-        self.attempts > 0 && (attempt > self.attempts || self.rests || worker != self.worker)
+    /// count: then the state in between tells, or that it is another process.
+    fn is_another(&self, attempt: u32, process: &str) -> bool {
+        self.attempts > 0 && (attempt > self.attempts || self.rests || process != self.process)
     }
 
-    fn runs(&mut self, attempts: u32, worker: &'a str) {
-        (self.attempts, self.worker, self.rests) = (attempts, worker, false);
+    fn runs(&mut self, attempts: u32, process: &'a str) {
+        (self.attempts, self.process, self.rests) = (attempts, process, false);
     }
 }
 
@@ -74,9 +75,14 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
                     running: true,
                     attempt,
                     worker,
+                    incarnation,
                     checkpoint,
                 } => {
-                    if known.is_another(*attempt, worker) {
+                    let process = match incarnation.as_str() {
+                        "" => worker.as_str(),
+                        incarnation => incarnation,
+                    };
+                    if known.is_another(*attempt, process) {
                         let from = checkpoint.unwrap_or(0);
                         let handed_back = *attempt == known.attempts;
                         let told = std::mem::take(&mut known.told);
@@ -84,7 +90,7 @@ pub(super) fn check(evidence: &Evidence, verdict: &mut Verdict) {
                         verdict.count("times taken up again, handed back", u64::from(handed_back));
                         judge(rules, &disturbed, task, &told, from, verdict);
                     }
-                    known.runs(*attempt, worker);
+                    known.runs(*attempt, process);
                 }
                 Happened::State { running: false, .. } => known.rests = known.attempts > 0,
                 _ => {}
@@ -166,17 +172,22 @@ mod tests {
 
     #[test]
     fn more_drawn_again_of_what_was_handed_back_is_found_whoever_takes_it_up() {
-        let other = || Happened::State {
+        let by = |worker: &str, incarnation: &str| Happened::State {
             running: true,
             attempt: 1,
-            worker: "another".to_owned(),
+            worker: worker.to_owned(),
+            incarnation: incarnation.to_owned(),
             checkpoint: Some(5),
         };
+        let other = || by("another", "another-1");
         // That it rests may not have been heard.
         for next in [
             vec![state(false, 0, Some(5)), state(true, 1, Some(5))],
             vec![state(false, 0, Some(5)), other()],
             vec![other()],
+            // Its own worker, started again, and one that an earlier version is.
+            vec![by("w", "w-2")],
+            vec![by("another", "")],
         ] {
             let good = super::super::check(&with_next(1_400, next.clone()));
             assert_eq!(good.violations, []);

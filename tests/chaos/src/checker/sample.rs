@@ -29,6 +29,7 @@ pub(crate) fn state(running: bool, attempt: u32, checkpoint: Option<u32>) -> Hap
         running,
         attempt,
         worker: if running { "w" } else { "" }.to_owned(),
+        incarnation: if running { "w-1" } else { "" }.to_owned(),
         checkpoint,
     }
 }
