@@ -15,7 +15,7 @@ mod reading;
 mod running;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use contract::ErrorCode;
 use contract::task::{Dispatch, Done, Failed, Phase, State, StoredImage, done};
@@ -92,6 +92,7 @@ fn unless_lapsed(settlement: Settlement, lapsed: bool) -> Settlement {
     }
 }
 
+/// Reads a dispatch and its task, and does what is decided.
 async fn dispatched(
     worker: &Arc<Worker>,
     served: &Arc<Served>,
@@ -101,14 +102,7 @@ async fn dispatched(
         Ok(dispatch) => dispatch,
         Err(error) => return unreadable(worker, delivery, &error.to_string()).await,
     };
-    let Dispatch {
-        tenant,
-        lane,
-        task_id,
-        weight,
-        ..
-    } = &dispatch;
-    let task = match TaskRef::parse(tenant, lane, task_id) {
+    let task = match TaskRef::parse(&dispatch.tenant, &dispatch.lane, &dispatch.task_id) {
         Ok(task) => task,
         Err(error) => return unreadable(worker, delivery, &chain(&error)).await,
     };
@@ -117,27 +111,29 @@ async fn dispatched(
         Ok(record) => record,
         Err(error) => {
             let reason = format!("the task's events cannot be read: {}", chain(&error));
-            return give_up(
-                worker,
-                delivery,
-                &task,
-                ErrorCode::Internal,
-                reason,
-                0,
-                None,
-            )
-            .await;
+            let code = ErrorCode::Internal;
+            return give_up(worker, delivery, &task, code, reason, 0, None).await;
         }
     };
+    // Until what is decided is done.
     let place = worker.running.enter(task.task);
-    match (
-        decide(
-            record.as_ref().map(Known::from),
-            place.is_none(),
-            worker.max_attempts,
-        ),
-        record,
-    ) {
+    let known = record.as_ref().map(Known::from);
+    let decision = decide(known, place.is_none(), worker.max_attempts);
+    let weight = dispatch.weight;
+    decided(worker, served, delivery, task, weight, record, decision).await
+}
+
+/// Does what is decided of a task.
+async fn decided(
+    worker: &Arc<Worker>,
+    served: &Arc<Served>,
+    delivery: &Delivery,
+    task: TaskRef,
+    weight: u32,
+    record: Option<Record>,
+    decision: Decision,
+) -> Result<Settlement, Stopped> {
+    match (decision, record) {
         (Decision::Run { .. }, Some(_)) if is_anothers(worker, served, &task).await => {
             tracing::info!("it failed here: left to another worker");
             Ok(Settlement::GiveBack(LEFT_AGAIN))
@@ -147,7 +143,7 @@ async fn dispatched(
                 Ok(alone) => alone,
                 Err(settlement) => return Ok(settlement),
             };
-            let run = run(worker, served, delivery, task, *weight, record, attempt);
+            let run = run(worker, served, delivery, task, weight, record, attempt);
             Box::pin(run).await
         }
         // A replica that lags told so.
@@ -155,21 +151,7 @@ async fn dispatched(
             Ok(Settlement::GiveBack(LOOK_AGAIN))
         }
         (Decision::Exhausted { attempts }, Some(record)) => {
-            let reason = format!(
-                "taken up {attempts} times; each time the worker ended before the task did"
-            );
-            let code = ErrorCode::AttemptsExhausted;
-            forget_checkpoint(worker, Some(&record)).await;
-            give_up(
-                worker,
-                delivery,
-                &task,
-                code,
-                reason,
-                attempts,
-                record.state.as_ref(),
-            )
-            .await
+            exhausted(worker, delivery, &task, &record, attempts).await
         }
         (Decision::AlreadyHere, _) => {
             tracing::info!("delivered again while it runs here");
@@ -190,6 +172,21 @@ async fn dispatched(
             Ok(Settlement::Ack)
         }
     }
+}
+
+/// Gives up a task that was taken up as often as it may be.
+async fn exhausted(
+    worker: &Worker,
+    delivery: &Delivery,
+    task: &TaskRef,
+    record: &Record,
+    attempts: u32,
+) -> Result<Settlement, Stopped> {
+    let reason =
+        format!("taken up {attempts} times; each time the worker ended before the task did");
+    let (code, state) = (ErrorCode::AttemptsExhausted, record.state.as_ref());
+    forget_checkpoint(worker, Some(record)).await;
+    give_up(worker, delivery, task, code, reason, attempts, state).await
 }
 
 /// Removes what a task that is over would have gone on from; best effort, for nobody reads it again.
@@ -217,24 +214,12 @@ async fn run(
     {
         return Ok(settlement);
     }
-    let before = record.state.unwrap_or_default();
     // By the broker's clock, so that another worker can tell for how long the task was tried. Where that is not told, it is reckoned from what was
     // told last, and is not before the dispatch was queued, by that clock.
     let now = late::time_soon(worker, TIME_GOOD_FOR).await;
     let now = now.unwrap_or_else(|| worker.log.now().max(delivery.published()));
-    let mut state = State {
-        phase: Phase::Running.into(),
-        attempt,
-        worker: worker.name.clone(),
-        incarnation: worker.incarnation.clone(),
-        scheduled_at: before.scheduled_at,
-        started_at: before.started_at.or(Some(now.into())),
-        checkpoint: before.checkpoint,
-        at: Some(now.into()),
-        runs: before.runs,
-    };
-    let version = served.version.as_str();
-    history::begin(&mut state, &worker.name, &worker.device, version);
+    let before = record.state.unwrap_or_default();
+    let state = taken_up(worker, served, before, attempt, now);
     let after = record.state_sequence;
     let written = until_stopped(&worker.stop, "writing the task's state", || {
         worker.log.replace_state(&task, &state, after)
@@ -276,6 +261,30 @@ async fn run(
     }
     tracing::info!(outcome, took = ?started.elapsed(), "left");
     Ok(settlement)
+}
+
+/// The state of a task that this worker takes up, in place of the one before.
+fn taken_up(
+    worker: &Worker,
+    served: &Served,
+    before: State,
+    attempt: u32,
+    now: SystemTime,
+) -> State {
+    let mut state = State {
+        phase: Phase::Running.into(),
+        attempt,
+        worker: worker.name.clone(),
+        incarnation: worker.incarnation.clone(),
+        scheduled_at: before.scheduled_at,
+        started_at: before.started_at.or(Some(now.into())),
+        checkpoint: before.checkpoint,
+        at: Some(now.into()),
+        runs: before.runs,
+    };
+    let version = served.version.as_str();
+    history::begin(&mut state, &worker.name, &worker.device, version);
+    state
 }
 
 /// Resolves when somebody else has ended the task; never if the worker stops before it could listen.
