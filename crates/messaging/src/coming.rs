@@ -1,13 +1,16 @@
 //! A pull that stands: what is asked for at once and comes one by one.
 
 use std::pin::Pin;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use async_nats::jetstream;
 use async_nats::jetstream::consumer::pull;
 use futures::{FutureExt as _, StreamExt as _};
-use tokio::time::Instant;
 
 use crate::{Broker, BrokerError, Delivery};
+
+/// Looks in an ack wait at whether something has come.
+const LOOKS: u32 = 20;
 
 /// Messages that come one by one, see [`Puller::coming`](crate::Puller::coming).
 pub struct Coming {
@@ -15,21 +18,25 @@ pub struct Coming {
     messages: Pin<Box<pull::Batch>>,
     ack_wait: Duration,
     /// A limit of our own: the server's last word may be lost with the connection.
-    until: Instant,
+    until: tokio::time::Instant,
+    looks: Looks,
 }
 
 impl Coming {
+    /// `asked`: when, before which nothing can have come.
     pub(crate) fn new(
         broker: Broker,
         messages: pull::Batch,
         ack_wait: Duration,
-        until: Instant,
+        until: tokio::time::Instant,
+        asked: Instant,
     ) -> Self {
         Self {
             broker,
             messages: Box::pin(messages),
             ack_wait,
             until,
+            looks: Looks::new(ack_wait / LOOKS, asked),
         }
     }
 
@@ -38,14 +45,22 @@ impl Coming {
     /// # Errors
     /// When the broker says that no others will come this way. Those that came are not touched by that.
     pub async fn next(&mut self) -> Result<Option<Delivery>, BrokerError> {
-        let next = tokio::time::timeout_at(self.until, self.messages.next()).await;
-        match next {
-            Ok(Some(Ok(message))) => {
-                let delivery = Delivery::new(self.broker.clone(), message, self.ack_wait);
-                Ok(Some(delivery))
+        loop {
+            let next = match self.messages.next().now_or_never() {
+                Some(next) => Ok(next),
+                None => {
+                    self.looks.found_nothing(Instant::now());
+                    let again = tokio::time::Instant::now() + self.looks.every;
+                    tokio::time::timeout_at(again.min(self.until), self.messages.next()).await
+                }
+            };
+            match next {
+                Ok(Some(Ok(message))) => return Ok(Some(self.delivery(message))),
+                Ok(Some(Err(error))) => return Err(BrokerError::request("pulling work")(error)),
+                Ok(None) => return Ok(None),
+                Err(_) if tokio::time::Instant::now() >= self.until => return Ok(None),
+                Err(_) => {}
             }
-            Ok(Some(Err(error))) => Err(BrokerError::request("pulling work")(error)),
-            Ok(None) | Err(_) => Ok(None),
         }
     }
 
@@ -54,9 +69,65 @@ impl Coming {
         let mut come = Vec::new();
         while let Some(Some(next)) = self.messages.next().now_or_never() {
             if let Ok(message) = next {
-                come.push(Delivery::new(self.broker.clone(), message, self.ack_wait));
+                come.push(self.delivery(message));
             }
         }
         come
+    }
+
+    fn delivery(&self, message: jetstream::Message) -> Delivery {
+        let since = self.looks.since();
+        Delivery::new(self.broker.clone(), message, self.ack_wait, since)
+    }
+}
+
+/// When nothing had come: what does later may have lain here since then, where the process was stopped, or nobody asked for it.
+#[derive(Debug)]
+struct Looks {
+    every: Duration,
+    last: Instant,
+    before: Instant,
+}
+
+impl Looks {
+    fn new(every: Duration, asked: Instant) -> Self {
+        Self {
+            every,
+            last: asked,
+            before: asked,
+        }
+    }
+
+    fn found_nothing(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.last) >= self.every {
+            (self.before, self.last) = (self.last, now);
+        }
+    }
+
+    /// The last look but one: at the last one what came while the process was stopped may not have been read from the connection.
+    fn since(&self) -> Instant {
+        self.before
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_after_a_stop_may_have_lain_since_before_it() {
+        let (every, asked) = (Duration::from_secs(1), Instant::now());
+        let mut looks = Looks::new(every, asked);
+        assert_eq!(looks.since(), asked);
+        looks.found_nothing(asked + every);
+        looks.found_nothing(asked + 2 * every);
+        assert_eq!(looks.since(), asked + every);
+        // It was stopped; more than one look in the same moment are one.
+        let goes_on = asked + 60 * every;
+        looks.found_nothing(goes_on);
+        looks.found_nothing(goes_on + every / 10);
+        assert_eq!(looks.since(), asked + 2 * every);
+        looks.found_nothing(goes_on + every);
+        assert_eq!(looks.since(), goes_on);
     }
 }

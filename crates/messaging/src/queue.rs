@@ -272,6 +272,7 @@ impl Puller {
     /// # Errors
     /// When the broker cannot be asked.
     pub async fn coming(&self, room: usize) -> Result<Coming, BrokerError> {
+        let asked = Instant::now();
         let batch = self.consumer.batch().max_messages(room);
         let messages = batch.expires(PULL_EXPIRES).messages().await;
         let messages =
@@ -282,6 +283,7 @@ impl Puller {
             messages,
             self.ack_wait,
             until,
+            asked,
         ))
     }
 
@@ -301,6 +303,7 @@ impl Puller {
         wait: Option<Duration>,
     ) -> Result<Vec<Delivery>, BrokerError> {
         let failed = BrokerError::request::<pull::BatchError>;
+        let asked = Instant::now();
         let messages = match wait {
             Some(expires) => {
                 let batch = self.consumer.batch().max_messages(room).expires(expires);
@@ -311,34 +314,35 @@ impl Puller {
                 fetch.messages().await.map_err(failed("pulling work"))?
             }
         };
-        let mut messages = std::pin::pin!(messages);
-        let mut deliveries = Vec::new();
         // A limit of our own: the server's last word may have been lost with the connection.
         let limit = wait.unwrap_or(Duration::ZERO) + REQUEST_TIMEOUT;
         let until = tokio::time::Instant::now() + limit;
-        while let Ok(Some(message)) = tokio::time::timeout_at(until, messages.next()).await {
-            match message {
-                Ok(message) => {
-                    deliveries.push(Delivery::new(self.broker.clone(), message, self.ack_wait));
-                }
-                Err(error) if deliveries.is_empty() => {
-                    return Err(BrokerError::request("pulling work")(error));
-                }
-                Err(_) => break,
+        let broker = self.broker.clone();
+        let mut coming = Coming::new(broker, messages, self.ack_wait, until, asked);
+        let mut deliveries = Vec::new();
+        loop {
+            match coming.next().await {
+                Ok(Some(delivery)) => deliveries.push(delivery),
+                Err(error) if deliveries.is_empty() => return Err(error),
+                Ok(None) | Err(_) => return Ok(deliveries),
             }
         }
-        Ok(deliveries)
     }
 }
 
 impl Delivery {
-    /// A message that has just come.
-    pub(crate) fn new(broker: Broker, message: jetstream::Message, ack_wait: Duration) -> Self {
+    /// A message that may have lain here since then.
+    pub(crate) fn new(
+        broker: Broker,
+        message: jetstream::Message,
+        ack_wait: Duration,
+        since: Instant,
+    ) -> Self {
         Self {
             broker,
             message,
             ack_wait,
-            told: Mutex::new(Instant::now()),
+            told: Mutex::new(since),
             lapsed: AtomicBool::new(false),
         }
     }

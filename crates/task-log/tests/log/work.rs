@@ -66,6 +66,23 @@ async fn who_let_an_ack_wait_pass_knows_that_another_may_have_the_work_whatever_
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_lay_unread_for_an_ack_wait_counts_as_what_another_may_have() {
+    let (_server, log) = scratch_log().await;
+    let work = work_of_the_model(&log, Duration::from_secs(2)).await;
+    let mut standing = work.coming(1).await.unwrap();
+    // As a process that is stopped with a pull outstanding: the message comes, and nobody reads it.
+    let event = submitted(TaskId::random());
+    log.dispatch(&event, 0, 1).await.unwrap();
+    let mut other = work.pull(1).await.unwrap();
+    let awake = other.remove(0);
+    assert_eq!(awake.deliveries(), 2);
+    let late = standing.next().await.unwrap().unwrap();
+    assert_eq!(late.deliveries(), 1);
+    assert!(late.has_lapsed() && !awake.has_lapsed());
+    awake.ack().await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_is_given_back_at_once_comes_back_after_its_delay_and_not_after_the_ack_wait() {
     let (_server, log) = scratch_log().await;
     let mut left = 20;
