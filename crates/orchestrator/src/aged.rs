@@ -64,7 +64,7 @@ pub(crate) async fn start(
     service: &Service,
     log: &TaskLog,
     streams: &StreamSettings,
-    hold: Option<Hold>,
+    hold: Option<Arc<Hold>>,
 ) -> Result<(), TaskLogError> {
     let kept = streams.kept();
     let Some(retention) = kept.retention() else {
@@ -97,7 +97,7 @@ struct Aged {
     log: TaskLog,
     keeper: Retention,
     /// What must stay until it is recorded; `None` where nothing is recorded.
-    hold: Option<Hold>,
+    hold: Option<Arc<Hold>>,
     kept: Kept,
     retention: Duration,
     /// At how many bytes nothing new is accepted.

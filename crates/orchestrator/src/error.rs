@@ -65,6 +65,13 @@ impl From<CallError> for Failure {
                     RETRY_AFTER,
                 )
             }
+            CallError::TaskLog(error @ TaskLogError::EarlierEnd { .. }) => {
+                tracing::warn!(error = lifecycle::chain(&error), "answered unavailable");
+                Failure::unavailable(
+                    "an earlier task of this id has ended, and its end is not recorded so far; try again",
+                    RETRY_AFTER,
+                )
+            }
             CallError::TaskLog(error) => {
                 tracing::error!(error = lifecycle::chain(&error), "answered internal");
                 Failure::new(ErrorCode::Internal, "the task's record cannot be read")

@@ -145,9 +145,14 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         true => {
             // A client of its own: what waits for answers must not share connections with a thread that comes last.
             let storage = Storage::open(&settings.storage)?;
-            Some(self::audit::start(&service, &broker, storage, &settings).await?)
+            let hold = self::audit::start(&service, &broker, storage, &settings).await?;
+            Some(Arc::new(hold))
         }
         false => None,
+    };
+    let intake = match &hold {
+        Some(hold) => intake.asking(hold.clone().asked()),
+        None => intake,
     };
     deadlines::start(&service, &log);
     aged::start(&service, &log, &settings.streams, hold).await?;

@@ -12,6 +12,14 @@ pub enum TaskLogError {
     /// This process is stopping.
     #[error("this process is stopping")]
     Stopping,
+    /// The end of an earlier task of an id [must stay](crate::MayGo) for now, and keeps the next one out.
+    #[error(
+        "an earlier task of this id has ended, and its end, at place {place} of the log, must stay for now"
+    )]
+    EarlierEnd {
+        /// Where it lies.
+        place: u64,
+    },
     /// A stored event is not what this version writes.
     #[error("a stored `{what}` event cannot be decoded")]
     Decode {
@@ -34,6 +42,10 @@ impl TaskLogError {
 
     /// Whether what was to be stored is not, for certain.
     pub fn is_not_stored(&self) -> bool {
-        matches!(self, Self::Broker(BrokerError::NotStored { .. }))
+        // An end that is there has kept out whatever was tried before, too.
+        matches!(
+            self,
+            Self::Broker(BrokerError::NotStored { .. }) | Self::EarlierEnd { .. }
+        )
     }
 }

@@ -138,6 +138,21 @@ impl TaskLog {
         Ok(first.and_then(|event| event.stored_at()))
     }
 
+    /// Where the first submission or end behind place `sequence` lies, as the log's leader has it; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the broker does not answer, or the log has no leader just now.
+    pub async fn next_at_leader(&self, sequence: u64) -> Result<Option<u64>, TaskLogError> {
+        let mut first = None::<u64>;
+        for kind in ["submitted", "done"] {
+            let filter = format!("inkstone.task.*.*.*.{kind}");
+            let found = self.tasks.next_at_leader(&filter, sequence + 1).await?;
+            let found = found.map(|event| event.sequence);
+            first = first.into_iter().chain(found).min();
+        }
+        Ok(first)
+    }
+
     /// The same from place `sequence` on, for who goes on for long.
     pub fn following(&self, sequence: u64) -> Following {
         Following {

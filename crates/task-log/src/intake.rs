@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use contract::task::Submitted;
+use futures::future::BoxFuture;
 use futures::stream::{FuturesUnordered, StreamExt as _};
 use messaging::{Appended, BrokerError, EventLog, MAX_GROUP, Manner, NewEvent};
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -45,6 +46,9 @@ const CLEARINGS: usize = 3;
 /// Bytes in one append, so that one does not hold up the others for long.
 const GROUP_BYTES: usize = 1 << 20;
 
+/// Whether the end of an earlier task may be removed that lies at this place, for its id has come again: who must see each end says so.
+pub type MayGo = Arc<dyn Fn(u64) -> BoxFuture<'static, bool> + Send + Sync>;
+
 type Answer = oneshot::Sender<Result<Appended, BrokerError>>;
 
 struct Pending {
@@ -60,6 +64,7 @@ pub struct Intake {
     log: EventLog,
     /// Where they are stored one by one: room for them.
     by_itself: Option<Arc<Semaphore>>,
+    may_go: Option<MayGo>,
 }
 
 /// What appends them; somebody has to [run](Committer::run) it.
@@ -76,6 +81,7 @@ pub(crate) fn open(log: EventLog, commit: Commit) -> (Intake, Committer) {
         pending: sender,
         log: log.clone(),
         by_itself: alone.then(|| Arc::new(Semaphore::new(WAITING))),
+        may_go: None,
     };
     let committer = Committer {
         log,
@@ -86,15 +92,22 @@ pub(crate) fn open(log: EventLog, commit: Commit) -> (Intake, Committer) {
 }
 
 impl Intake {
+    /// The same, which removes the end of an earlier task only where that may go.
+    #[must_use]
+    pub fn asking(mut self, may_go: MayGo) -> Self {
+        self.may_go = Some(may_go);
+        self
+    }
+
     /// Stores that a task exists (create-only).
     ///
     /// # Errors
-    /// When it is not known to be stored. Unless it [is not](TaskLogError::is_not_stored), it may be: a caller that submits again under
+    /// [`TaskLogError::EarlierEnd`] when its id is not free so far; any other when it is not known to be stored. Unless it [is not](TaskLogError::is_not_stored), it may be: a caller that submits again under
     /// the same id finds out.
     pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
         if let Some(room) = &self.by_itself {
             let _room = room.acquire().await.map_err(|_| TaskLogError::Stopping)?;
-            return submit(&self.log, submitted).await;
+            return submit(&self.log, submitted, self.may_go.as_ref()).await;
         }
         let event = submission(submitted)?;
         let (answer, answered) = oneshot::channel();
@@ -106,7 +119,7 @@ impl Intake {
         let sent = self.pending.send(pending).await;
         sent.map_err(|_| TaskLogError::Stopping)?;
         let appended = answered.await.map_err(|_| TaskLogError::Stopping)?;
-        settle(&self.log, submitted, appended).await
+        settle(&self.log, submitted, self.may_go.as_ref(), appended).await
     }
 }
 
@@ -114,9 +127,10 @@ impl Intake {
 pub(crate) async fn submit(
     log: &EventLog,
     submitted: &Submitted,
+    may_go: Option<&MayGo>,
 ) -> Result<Submission, TaskLogError> {
     let appended = log.create(&submission(submitted)?).await;
-    settle(log, submitted, appended).await
+    settle(log, submitted, may_go, appended).await
 }
 
 /// The event that makes a task.
@@ -134,21 +148,26 @@ fn submission(submitted: &Submitted) -> Result<NewEvent, TaskLogError> {
 async fn settle(
     log: &EventLog,
     submitted: &Submitted,
+    may_go: Option<&MayGo>,
     appended: Result<Appended, BrokerError>,
 ) -> Result<Submission, TaskLogError> {
     match appended {
         // In a box: hardly any needs it.
-        Err(BrokerError::Barred { .. }) => Box::pin(submit_over(log, submitted)).await,
+        Err(BrokerError::Barred { .. }) => Box::pin(submit_over(log, submitted, may_go)).await,
         appended => outcome(appended?),
     }
 }
 
 /// Stores a submission that was kept out by what is left of an earlier task of its id.
-async fn submit_over(log: &EventLog, submitted: &Submitted) -> Result<Submission, TaskLogError> {
+async fn submit_over(
+    log: &EventLog,
+    submitted: &Submitted,
+    may_go: Option<&MayGo>,
+) -> Result<Submission, TaskLogError> {
     let task = TaskRef::of(submitted)?;
     let mut cleared = 0;
     loop {
-        retention::clear(log, &task).await?;
+        retention::clear(log, &task, may_go).await?;
         cleared += 1;
         let created = log.create(&submission(submitted)?).await;
         match created.map_err(BrokerError::in_doubt) {

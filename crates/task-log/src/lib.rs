@@ -45,7 +45,7 @@ pub use dispatch::{Handed, Handover, Missed};
 pub use due::{Due, slot_of};
 pub use error::TaskLogError;
 pub use follow::{Following, Happened, Stretch, What};
-pub use intake::{Commit, Committer, Intake};
+pub use intake::{Commit, Committer, Intake, MayGo};
 pub use letters::{Found, Letter, LetterId, LetterKind, LetterName, Undecodable, WantedLetters};
 pub use listing::{Page, Wanted};
 pub use queue::{Cursor, Queue, Touch};
@@ -109,13 +109,13 @@ impl TaskLog {
         Ok(())
     }
 
-    /// Stores that a task exists (create-only).
+    /// Stores that a task exists (create-only). What is left of an earlier task of its id goes, whoever has [yet to see it](MayGo).
     ///
     /// # Errors
     /// When it is not known to be stored. Unless it [is not](TaskLogError::is_not_stored), it may be: a caller that submits again under
     /// the same id finds out.
     pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
-        intake::submit(&self.tasks, submitted).await
+        intake::submit(&self.tasks, submitted, None).await
     }
 
     /// A way in for many at once. Whoever opens it runs the [`Committer`].

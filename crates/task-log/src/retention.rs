@@ -16,7 +16,7 @@ use futures::{StreamExt as _, TryStreamExt as _};
 use messaging::{Bucket, Event, EventLog};
 
 use crate::open::next_queues;
-use crate::{Cursor, TaskLog, TaskLogError, TaskRef, Touch, record};
+use crate::{Cursor, MayGo, TaskLog, TaskLogError, TaskRef, Touch, record};
 
 /// Queues that are looked at together.
 const AT_ONCE: usize = 8;
@@ -72,10 +72,14 @@ impl TaskLog {
     }
 }
 
-/// Removes what is left of a task whose submission has gone; nothing where there is one.
+/// Removes what is left of a task whose submission has gone; nothing where there is one, or its end must stay.
 ///
 /// Where this stops half way, or another does it too, no harm is done: events go by their places, and no task has what was without a submission.
-pub(crate) async fn clear(tasks: &EventLog, task: &TaskRef) -> Result<(), TaskLogError> {
+pub(crate) async fn clear(
+    tasks: &EventLog,
+    task: &TaskRef,
+    may_go: Option<&MayGo>,
+) -> Result<(), TaskLogError> {
     let TaskRef { tenant, task, .. } = task;
     let left = tasks.last_of_each(&record::filter(tenant, *task)).await?;
     // A replica has the log as it was at some time, and what lay there without a submission was left over. The leader is asked all the same, as
@@ -86,6 +90,14 @@ pub(crate) async fn clear(tasks: &EventLog, task: &TaskRef) -> Result<(), TaskLo
     let submission = record::event_in_any_lane(tenant, *task, "submitted");
     if tasks.last_at_leader(&submission).await?.is_some() {
         return Ok(());
+    }
+    for end in left.iter().filter(|event| record::is_end(event)) {
+        let place = end.sequence;
+        if let Some(may_go) = may_go
+            && !may_go(place).await
+        {
+            return Err(TaskLogError::EarlierEnd { place });
+        }
     }
     for event in &left {
         tasks.remove(event.sequence).await?;

@@ -5,6 +5,8 @@
 //! event that was recorded last stays in the log ([`hold`](super::hold)): while this witness is there nothing behind it has gone from
 //! the log's beginning. Where it has gone, so has what lay between it and the log's first event and was not read: a [`Gap`].
 //!
+//! The log itself lets go of the witness in one case, when the id of its task comes again. Then it is noted up to where nothing was missing.
+//!
 //! Not seen is who removes single events behind the witness, in the milliseconds before they are read.
 
 use messaging::{Bucket, Extent};
@@ -66,6 +68,13 @@ pub(super) async fn find(
     let first = match witness {
         Witness::Begin => log.first.min(let_go_before(released).await?),
         Witness::At(_) | Witness::Gap => log.first,
+    };
+    let after = match witness {
+        Witness::At(place) if first > place => {
+            let before = hold::whole_before(released, place).await?;
+            after.max(before.saturating_sub(1))
+        }
+        _ => after,
     };
     let Some((from, to)) = missing(witness, after, read, first) else {
         return Ok(None);

@@ -4,26 +4,35 @@
 //! it is the witness that nothing behind it has gone ([`gap`](super::gap)). So while AUDIT is full, or nobody writes, the log keeps what is older than
 //! `streams.task_retention`, and where it becomes full it refuses submissions: what is not accepted needs no record. That has an end. What is
 //! older than that by `audit.hold` goes all the same, and the chain tells of it when it goes on.
+//!
+//! One thing goes by another way: the end of a task whose submission the log has let go of, when its id comes again (`retention::clear` in
+//! `task-log`). It may not before it is recorded. And it may be the witness: then it is noted up to where the log is known to be whole behind it.
 
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use futures::FutureExt as _;
 use messaging::{Broker, BrokerError, Bucket, EventLog};
-use task_log::TaskLog;
+use task_log::{MayGo, TaskLog};
 
 use super::{AUDIT, AuditError, last_block, last_line};
 
 /// Where it lies in its bucket that the log has let go of what was not recorded.
 pub(super) const RELEASED: &str = "released";
+/// … and that it has let go of the witness.
+const WITNESS: &str = "witness";
 /// Between two times that the log of this process tells of it.
 const SAY_EVERY: Duration = Duration::from_secs(600);
 
-/// That the log has let go of what was not recorded, since it was held for too long.
+/// That the log has let go of what was not recorded, since it was held for too long; or of the witness, since the id of its task came again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Released {
-    /// Of some that lay before this place.
+    /// Of some that lay before this place. Of the witness: between it and this place there was nothing to record when it went.
     pub(super) before: u64,
+    /// Where the witness lay; 0 of what was not recorded.
+    #[serde(default)]
+    pub(super) witness: u64,
 }
 
 /// What the log may let go of.
@@ -118,20 +127,81 @@ impl Hold {
     pub(crate) async fn note_release(&self) -> Result<(), AuditError> {
         let before = self.log.extent().await?.last + 1;
         if before > self.noted.load(Ordering::Relaxed) {
-            self.released.put(RELEASED, &Released { before }).await?;
+            let released = Released { before, witness: 0 };
+            self.released.put(RELEASED, &released).await?;
             self.noted.store(before, Ordering::Relaxed);
         }
         Ok(())
     }
 
-    async fn taken(&self) -> Result<Taken, AuditError> {
+    /// Asks [`may_go`](Self::may_go).
+    pub(crate) fn asked(self: Arc<Self>) -> MayGo {
+        Arc::new(move |place| {
+            let hold = self.clone();
+            async move { hold.may_go(place).await }.boxed()
+        })
+    }
+
+    /// Whether the end at `place` may go now, for the id of its task has come again. Not where nobody knows.
+    pub(super) async fn may_go(&self, place: u64) -> bool {
+        self.goes(place).await.unwrap_or_else(|error| {
+            metrics::counter!("inkstone_orchestrator_audit_errors_total").increment(1);
+            let error = lifecycle::chain(&error);
+            tracing::warn!(
+                place,
+                error,
+                "whether an end is recorded is not known: it stays"
+            );
+            false
+        })
+    }
+
+    async fn goes(&self, place: u64) -> Result<bool, AuditError> {
+        let recorded = self.recorded().await?;
+        if place == recorded {
+            self.note_witness(place).await?;
+        }
+        Ok(place <= recorded)
+    }
+
+    /// Notes that the log lets go of the witness, and up to where nothing has gone behind it that is to be recorded. Before it does, as what is
+    /// released.
+    async fn note_witness(&self, witness: u64) -> Result<(), AuditError> {
+        let last = self.log.extent().await?.last;
+        let next = self.log.next_at_leader(witness).await?;
+        let before = next.map_or(last + 1, |next| next.min(last + 1));
+        // Asked last: whoever removed something behind it meanwhile has removed it, too.
+        if self.log.extent().await?.first > witness {
+            return Ok(());
+        }
+        let released = Released { before, witness };
+        match self.released.get(WITNESS).await? {
+            // Another has gone since: this one is no longer asked for.
+            Some(noted) if noted.value.witness > witness => {}
+            Some(noted) => {
+                let revision = noted.revision;
+                self.released.update(WITNESS, &released, revision).await?;
+            }
+            None => {
+                self.released.create(WITNESS, &released).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The place of the event that was recorded last; 0 for none.
+    async fn recorded(&self) -> Result<u64, AuditError> {
         let place = match last_block(&self.blocks).await? {
             Some(last) => last_line(&last)?.content.source,
             None => 0,
         };
         // Of a log that was made anew nothing is recorded.
         let is_anew = self.log.last_sequence().await? < place;
-        let place = if is_anew { 0 } else { place };
+        Ok(if is_anew { 0 } else { place })
+    }
+
+    async fn taken(&self) -> Result<Taken, AuditError> {
+        let place = self.recorded().await?;
         Ok(Taken {
             place,
             waits_since: self.log.next_stored_at(place).await?,
@@ -159,6 +229,16 @@ impl Hold {
             ),
         }
     }
+}
+
+/// Before which place there was nothing to record behind this witness when the log let go of it, as is noted; 0 where it is not.
+pub(super) async fn whole_before(
+    released: &Bucket<Released>,
+    witness: u64,
+) -> Result<u64, AuditError> {
+    let found = released.get(WITNESS).await?;
+    let found = found.filter(|found| found.value.witness == witness);
+    Ok(found.map_or(0, |found| found.value.before))
 }
 
 /// Where it is noted that the log has let go of what was not recorded.

@@ -1,7 +1,10 @@
 //! What the log keeps for the chain, and what the chain says of what was not kept.
 
+use std::sync::Arc;
+
 use contract::task::State;
-use task_log::LetGo;
+use contract::v1::Feedback;
+use task_log::{Commit, Intake, LetGo, Submission};
 
 use super::*;
 
@@ -195,4 +198,85 @@ async fn what_was_held_for_too_long_may_go_and_is_a_gap_that_says_so() {
     let (places, gaps) = bench.recorded().await;
     assert_eq!(places, [1, 2, 5, 6]);
     assert_eq!(gaps, [gap(3, 4, "expired")]);
+}
+
+/// The submission of a task that has ended, which the log has let go of: of places 1 and 2 its end is left.
+async fn let_go_of_submission(bench: &Bench) -> Submitted {
+    let submitted = Submitted {
+        task_id: TaskId::random().to_string(),
+        tenant: "acme".to_owned(),
+        lane: "standard-image".to_owned(),
+        ..Submitted::default()
+    };
+    bench.log.submit(&submitted).await.unwrap();
+    let task = TaskRef::of(&submitted).unwrap();
+    bench.log.end(&task, &Done::default()).await.unwrap();
+    bench.purge(2).await;
+    submitted
+}
+
+/// The way in for submissions, by which no end goes that is not recorded.
+async fn intake(bench: &Bench) -> Intake {
+    // Each goes by itself: nothing has to commit them.
+    let (intake, _) = bench.log.intake(Commit::OneByOne);
+    let hold = Arc::new(bench.hold("1h").await);
+    intake.asking(hold.asked())
+}
+
+#[tokio::test]
+async fn an_end_that_is_not_recorded_keeps_its_id_until_it_is() {
+    let bench = bench().await;
+    let submitted = let_go_of_submission(&bench).await;
+    let intake = intake(&bench).await;
+    let refused = intake.submit(&submitted).await.unwrap_err();
+    assert!(matches!(refused, TaskLogError::EarlierEnd { place: 2 }));
+    assert!(refused.is_not_stored());
+    assert_eq!(bench.log.extent().await.unwrap().first, 2, "it is there");
+    until_idle(&bench.writer()).await;
+    let accepted = intake.submit(&submitted).await.unwrap();
+    assert_eq!(accepted, Submission::Accepted);
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [2, 3]);
+    assert!(gaps.is_empty(), "{gaps:?}");
+}
+
+#[tokio::test]
+async fn what_was_recorded_last_goes_when_its_id_comes_again_and_that_is_no_gap() {
+    let bench = bench().await;
+    let submitted = let_go_of_submission(&bench).await;
+    let task = TaskRef::of(&submitted).unwrap();
+    // Of 3 and 4 the last is left, and goes with the end.
+    for rating in [1, 2] {
+        let feedback = Feedback {
+            rating,
+            ..Feedback::default()
+        };
+        bench.log.set_feedback(&task, &feedback).await.unwrap();
+    }
+    until_idle(&bench.writer()).await;
+    let again = intake(&bench).await.submit(&submitted).await.unwrap();
+    assert_eq!(again, Submission::Accepted);
+    assert_eq!(bench.log.extent().await.unwrap().first, 5);
+    // Another, which knows what is stored alone.
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [2, 5]);
+    assert!(gaps.is_empty(), "{gaps:?}");
+}
+
+#[tokio::test]
+async fn what_is_purged_behind_an_end_that_its_id_has_removed_is_a_gap_all_the_same() {
+    let bench = bench().await;
+    let submitted = let_go_of_submission(&bench).await;
+    until_idle(&bench.writer()).await;
+    // Not recorded so far.
+    bench.task().await;
+    let again = intake(&bench).await.submit(&submitted).await.unwrap();
+    assert_eq!(again, Submission::Accepted);
+    bench.purge(5).await;
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [2, 5]);
+    assert_eq!(gaps, [gap(3, 4, "removed")]);
 }
