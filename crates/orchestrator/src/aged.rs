@@ -419,15 +419,22 @@ impl Aged {
             LetGo::UpTo(place) => place,
         };
         // What was recorded last stays, and keeps nothing else.
-        if place == leave.before && !leave.is_held {
-            return Ok(Turn::Over);
+        if place != leave.before || leave.is_held {
+            self.keeps(before, place, leave.before).await?;
         }
+        self.give_up_held(before, now).await?;
+        Ok(Turn::Over)
+    }
+
+    /// Says that what was stored before `time` stays from `place` on, and makes room behind that where the log is full, nothing at `bound` or behind
+    /// it.
+    async fn keeps(&self, time: SystemTime, place: u64, bound: u64) -> Result<(), TaskLogError> {
         tracing::info!(
             place,
             "the log keeps more than streams.task_retention: a task from then has not ended, did so just now, or is not in the audit chain"
         );
         if self.log.size().await? >= self.full_at {
-            let number = self.keeper.make_room(before, place, leave.before).await?;
+            let number = self.keeper.make_room(time, place, bound).await?;
             if number > 0 {
                 tracing::warn!(
                     place,
@@ -436,8 +443,7 @@ impl Aged {
                 );
             }
         }
-        self.give_up_held(before, now).await?;
-        Ok(Turn::Over)
+        Ok(())
     }
 
     /// What may go of what was stored before `time`, by what is recorded. What was not, and was kept for too long, and lies before `bound`, goes here;

@@ -310,7 +310,7 @@ async fn a_full_log_whose_first_task_has_not_ended_has_room_for_its_end_all_the_
 }
 
 /// Puts what nobody can decode in place of a task's state.
-async fn garble(platform: &Platform, task: &TaskRef) {
+pub(crate) async fn garble(platform: &Platform, task: &TaskRef) {
     let TaskRef { tenant, lane, task } = task;
     let subject = format!("inkstone.task.{tenant}.{lane}.{task}.state");
     let tasks = platform.broker.log("TASKS");
@@ -319,7 +319,7 @@ async fn garble(platform: &Platform, task: &TaskRef) {
 }
 
 /// It ends as one that was given up, with a copy of what cannot be decoded, and then goes.
-async fn is_given_up(platform: &Platform, task: &TaskRef) {
+pub(crate) async fn is_given_up(platform: &Platform, task: &TaskRef) {
     let end = end_of(platform, task).await;
     let (code, message) = why(end);
     assert_eq!(code, contract::ErrorCode::Internal.to_string());

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use task_log::TaskRef;
 
-use crate::aged::{ended, figure, grow_older_than};
-use crate::support::{Platform, stop, until};
+use crate::aged::{ended, figure, garble, grow_older_than, is_given_up};
+use crate::support::{Platform, stop, submitted, until};
 
 /// The log keeps little for long.
 const KEPT: (&str, &str) = ("streams.task_retention", "2s");
@@ -84,5 +84,24 @@ async fn what_is_held_for_too_long_goes_and_the_chain_tells_of_it_when_it_has_ro
         figure(&admin, "inkstone_orchestrator_audit_gaps_total") == Some(1.0)
     })
     .await;
+    stop(orchestrator).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_cannot_be_read_ends_by_its_age_though_nothing_was_recorded_after_its_submission()
+ {
+    let platform = Platform::start().await;
+    let task = platform.submit(&submitted("acme", "1")).await;
+    garble(&platform, &task).await;
+    let kept = ("streams.task_retention", "20s");
+    let orchestrator = platform.orchestrator(&[kept]).await;
+    until("it is handed over", async || {
+        platform.out().await.len() == 1
+    })
+    .await;
+    // Nobody comes to it from there.
+    let work = platform.broker.queue("WORK");
+    assert_eq!(work.keep_last("inkstone.work.>", 0).await.unwrap(), 1);
+    is_given_up(&platform, &task).await;
     stop(orchestrator).await;
 }
