@@ -102,8 +102,8 @@ impl Intake {
     /// Stores that a task exists (create-only).
     ///
     /// # Errors
-    /// [`TaskLogError::EarlierEnd`] when its id is not free so far; any other when it is not known to be stored. Unless it [is not](TaskLogError::is_not_stored), it may be: a caller that submits again under
-    /// the same id finds out.
+    /// [`TaskLogError::EarlierEnd`] when its id is not free so far; any other when it is not known to be stored. Unless it
+    /// [is not](TaskLogError::is_not_stored), it may be: a caller that submits again under the same id finds out.
     pub async fn submit(&self, submitted: &Submitted) -> Result<Submission, TaskLogError> {
         if let Some(room) = &self.by_itself {
             let _room = room.acquire().await.map_err(|_| TaskLogError::Stopping)?;

@@ -109,7 +109,7 @@ impl TaskLog {
         Ok(())
     }
 
-    /// Stores that a task exists (create-only). What is left of an earlier task of its id goes, whoever has [yet to see it](MayGo).
+    /// Stores that a task exists (create-only). What is left of an earlier task of its id goes, and nobody is [asked](MayGo).
     ///
     /// # Errors
     /// When it is not known to be stored. Unless it [is not](TaskLogError::is_not_stored), it may be: a caller that submits again under

@@ -87,6 +87,22 @@ async fn what_is_more_than_a_turn_removes_goes_in_several_up_to_the_first_task_t
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_must_stay_behind_a_bound_is_not_told_of_as_more_that_may_go() {
+    let (_server, log) = scratch_log().await;
+    for _ in 0..20 {
+        let task = submit_one(&log).await;
+        log.end(&task, &cancelled()).await.unwrap();
+    }
+    let retention = log.retention().await.unwrap().in_stretches_of(1);
+    let later = in_an_hour(&log).await;
+    for went in [LetGo::More(17), LetGo::UpTo(20), LetGo::UpTo(20)] {
+        assert_eq!(retention.let_go(later, 20).await.unwrap(), went);
+    }
+    // Whoever has removed more than one knows may go.
+    assert_eq!(retention.let_go(later, 5).await.unwrap(), LetGo::UpTo(5));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_cursor_says_has_ended_is_not_looked_at_again() {
     let (_server, log) = scratch_log().await;
     let task = submit_one(&log).await;
