@@ -7,10 +7,8 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{Request, State};
+use axum::extract::Request;
 use axum::http::header;
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use contract::Failure;
 use futures::StreamExt as _;
@@ -20,7 +18,6 @@ use crate::body_room::BodyBytes;
 use crate::edge::Edge;
 use crate::json;
 use crate::openai;
-use crate::problem::Refused;
 
 /// What every body may have in memory whatever the others have: an ordinary request is never refused for those of others.
 const FREE_BYTES: usize = 16 * 1024;
@@ -28,19 +25,21 @@ const FREE_BYTES: usize = 16 * 1024;
 const LINGER_BYTES: usize = 16 * 1024 * 1024;
 const LINGER_TIME: Duration = Duration::from_secs(3);
 
-/// Refuses a body that announces more than the limit before any of it is read. One that does not announce its length
-/// is cut off where it is read.
-pub(crate) async fn limit(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
+/// Whether a body announces no more than the limit, before any of it is read. One that does not announce its length is cut off where it is read.
+///
+/// # Errors
+/// Too large, with the limit.
+pub(crate) fn check_length(edge: &Edge, request: &Request) -> Result<(), Failure> {
     let announced = request.headers().get(header::CONTENT_LENGTH);
     let announced = announced.and_then(|v| v.to_str().ok()?.parse::<u64>().ok());
     let limit = match request.uri().path() {
         openai::EDITS => edge.http.max_upload,
         _ => edge.http.max_body,
     };
-    if announced.is_some_and(|bytes| bytes > limit.bytes()) {
-        return Refused(json::too_large(limit)).into_response();
+    match announced {
+        Some(bytes) if bytes > limit.bytes() => Err(json::too_large(limit)),
+        _ => Ok(()),
     }
-    next.run(request).await
 }
 
 /// A body as it arrives. What of it goes beyond [`FREE_BYTES`] takes room until the body is dropped, which its readers do

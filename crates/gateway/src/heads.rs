@@ -10,11 +10,7 @@ use std::net::Ipv6Addr;
 
 use axum::extract::Request;
 use axum::http::{HeaderMap, Uri, Version, header};
-use axum::middleware::Next;
-use axum::response::{IntoResponse, Response};
 use contract::Failure;
-
-use crate::problem::Refused;
 
 /// Whoever reads the first of two would be told another thing than whoever reads the last.
 const ONCE: [&str; 9] = [
@@ -29,14 +25,14 @@ const ONCE: [&str; 9] = [
     "grpc-timeout",
 ];
 
-/// Refuses a request whose head can be read in two ways, before anyone reads it.
-pub(crate) async fn read_in_one_way(request: Request, next: Next) -> Response {
+/// Whether a request's head can be read in one way only.
+///
+/// # Errors
+/// An invalid argument that names what can be read in two.
+pub(crate) fn is_read_in_one_way(request: &Request) -> Result<(), Failure> {
     let headers = request.headers();
-    let read = check(headers).and_then(|()| addressed(request.version(), request.uri(), headers));
-    match read {
-        Ok(()) => next.run(request).await,
-        Err(failure) => Refused(failure).into_response(),
-    }
+    check(headers)?;
+    addressed(request.version(), request.uri(), headers)
 }
 
 /// Whether each header is there once that can mean one thing only; the same twice is refused too.

@@ -1,5 +1,6 @@
 //! What every request passes before its handler. `router.rs` puts these in order and says why.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +10,7 @@ use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use contract::{ErrorCode, Failure};
+use futures::FutureExt as _;
 use http_body_util::BodyExt as _;
 use settings::ByteSize;
 use tracing::Instrument as _;
@@ -17,11 +19,10 @@ use uuid::Uuid;
 use crate::counts::Counts;
 use crate::crowd::Network;
 use crate::edge::Edge;
-use crate::heads;
-use crate::json;
 use crate::problem::{self, Dialect, Refused};
 use crate::records::MODEL_STREAM_INFER;
 use crate::room::{Class, Place, Room, Share};
+use crate::{auth, bodies, heads, json};
 
 /// Carries a request's id in and out.
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -37,9 +38,41 @@ const UNMATCHED: &str = "unmatched";
 #[derive(Debug, Clone)]
 pub(crate) struct RequestId(pub(crate) Arc<str>);
 
+/// What [`observe`] needs.
+#[derive(Clone)]
+pub(crate) struct Observer {
+    counts: Arc<Counts>,
+    /// Bodies over their limit are refused at once; where there is none, each message has a limit of its own.
+    limits: Option<Arc<Edge>>,
+}
+
+impl Observer {
+    pub(crate) fn new(limits: Option<Arc<Edge>>) -> Self {
+        let counts = Arc::default();
+        Self { counts, limits }
+    }
+
+    /// What comes out of a request: a head that can be read in two ways is refused before anyone reads it, a body over the limit before
+    /// anyone works for it, and a panic anywhere inside becomes an answer like any other.
+    async fn answer(&self, request: Request, next: Next) -> Response {
+        let checked = heads::is_read_in_one_way(&request);
+        let checked = checked.and_then(|()| match &self.limits {
+            Some(edge) => bodies::check_length(edge, &request),
+            None => Ok(()),
+        });
+        match checked {
+            Ok(()) => {
+                let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await;
+                answer.unwrap_or_else(panicked)
+            }
+            Err(failure) => Refused(failure).into_response(),
+        }
+    }
+}
+
 /// Gives the request an id and a span, counts it, and puts a refusal into the words of its dialect.
 pub(crate) async fn observe(
-    State(counts): State<Arc<Counts>>,
+    State(observer): State<Observer>,
     mut request: Request,
     next: Next,
 ) -> Response {
@@ -61,7 +94,7 @@ pub(crate) async fn observe(
     });
     request.extensions_mut().insert(id.clone());
     let mut response = async {
-        let response = next.run(request).await;
+        let response = observer.answer(request, next).await;
         let response = problem::in_words(dialect, &id.0, response);
         tracing::debug!(status = response.status().as_u16(), "answered");
         response
@@ -77,7 +110,8 @@ pub(crate) async fn observe(
         headers.insert(telemetry::TRACEPARENT, value);
     }
     let route = route.as_ref().map_or(UNMATCHED, MatchedPath::as_str);
-    counts.count(dialect, route, &response, began.elapsed());
+    let took = began.elapsed();
+    observer.counts.count(dialect, route, &response, took);
     response
 }
 
@@ -95,7 +129,7 @@ fn request_id(headers: &HeaderMap) -> RequestId {
 }
 
 /// The answer to a request whose handler panicked.
-pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
+fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     let text = panic.downcast_ref::<&str>().copied();
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     tracing::error!(
@@ -106,23 +140,75 @@ pub(crate) fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
     Refused(Failure::new(ErrorCode::Internal, message)).into_response()
 }
 
+/// What a route asks of requests that need a key.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Terms {
+    /// The answer comes at once, or not at all.
+    pub(crate) quick: bool,
+    /// The body is JSON. Headers tell, so it costs the caller nothing of its rate limit.
+    pub(crate) json: bool,
+}
+
+/// What stands between a request and a handler for callers that auth knows. From the outside in: the deadline, what the headers say of the body,
+/// room, and only then a proof, because to verify one is work as well. All in one layer: with each layer more, what is behind it is put
+/// into a box, once for each request.
+pub(crate) async fn guard(
+    State((edge, terms)): State<(Arc<Edge>, Terms)>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let limit = terms.quick.then(|| edge.http.request_timeout.duration());
+    let work = async {
+        if terms.json
+            && let Err(failure) = json::check_media_type(request.headers())
+        {
+            return Refused(failure).into_response();
+        }
+        match enter(&edge, &mut request) {
+            Ok(_place) => auth::authenticate(State(edge), request, next).await,
+            Err(failure) => Refused(failure).into_response(),
+        }
+    };
+    match limit {
+        Some(limit) => within(limit, work).await,
+        None => work.await,
+    }
+}
+
+/// The same over gRPC. A stream's answer begins at once; how long it goes on is not limited here.
+pub(crate) async fn grpc_guard(
+    State(edge): State<Arc<Edge>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    let limit = asked_for(&request, edge.http.request_timeout.duration());
+    let work = async {
+        match enter(&edge, &mut request) {
+            Ok(_place) => auth::authenticate(State(edge), request, next).await,
+            Err(failure) => Refused(failure).into_response(),
+        }
+    };
+    within(limit, work).await
+}
+
 /// Ends a request that takes longer than one that answers at once may.
 pub(crate) async fn deadline(
     State(edge): State<Arc<Edge>>,
     request: Request,
     next: Next,
 ) -> Response {
-    let limit = edge.http.request_timeout.duration();
-    let work = rpc::deadline::within(limit, next.run(request));
-    match tokio::time::timeout(limit, work).await {
-        Ok(response) => response,
-        Err(_) => too_late(limit),
-    }
+    within(edge.http.request_timeout.duration(), next.run(request)).await
 }
 
-fn too_late(limit: Duration) -> Response {
-    let message = format!("the request took longer than {limit:?}");
-    Refused(Failure::new(ErrorCode::DeadlineExceeded, message)).into_response()
+async fn within(limit: Duration, work: impl Future<Output = Response>) -> Response {
+    let work = rpc::deadline::within(limit, work);
+    match tokio::time::timeout(limit, work).await {
+        Ok(response) => response,
+        Err(_) => {
+            let message = format!("the request took longer than {limit:?}");
+            Refused(Failure::new(ErrorCode::DeadlineExceeded, message)).into_response()
+        }
+    }
 }
 
 /// Ends a gRPC call at the deadline that its caller set, or at that of any request, whichever comes first. A stream's
@@ -132,7 +218,8 @@ pub(crate) async fn grpc_deadline(
     request: Request,
     next: Next,
 ) -> Response {
-    until(edge.http.request_timeout.duration(), request, next).await
+    let limit = asked_for(&request, edge.http.request_timeout.duration());
+    within(limit, next.run(request)).await
 }
 
 /// The same for calls that wait for pictures.
@@ -143,35 +230,29 @@ pub(crate) async fn grpc_generation_deadline(
 ) -> Response {
     // A generation ends itself with a better word; this is for what comes before and after it.
     let spare = edge.http.request_timeout.duration();
-    until(
-        edge.http.generation_timeout.duration() + spare,
-        request,
-        next,
-    )
-    .await
+    let most = edge.http.generation_timeout.duration() + spare;
+    within(asked_for(&request, most), next.run(request)).await
 }
 
-async fn until(most: Duration, request: Request, next: Next) -> Response {
-    let asked = request
-        .headers()
-        .get("grpc-timeout")
-        .and_then(|v| rpc::deadline::parse(v.to_str().ok()?));
-    let limit = asked.map_or(most, |asked| asked.min(most));
-    let work = rpc::deadline::within(limit, next.run(request));
-    match tokio::time::timeout(limit, work).await {
-        Ok(response) => response,
-        Err(_) => too_late(limit),
-    }
+/// How long a caller of gRPC waits, `most` at most.
+fn asked_for(request: &Request, most: Duration) -> Duration {
+    let asked = request.headers().get("grpc-timeout");
+    let asked = asked.and_then(|value| rpc::deadline::parse(value.to_str().ok()?));
+    asked.map_or(most, |asked| asked.min(most))
 }
 
 /// Refuses at once what there is no room for, rather than let everything become slow. Requests that make tasks, those that wait for
 /// pictures as well, and those that look have places of their own. Who asks is not known yet; what one tenant may hold is looked at
 /// once it is.
-pub(crate) async fn shed(State(edge): State<Arc<Edge>>, request: Request, next: Next) -> Response {
-    if let Err(failure) = edge.unread.admit() {
-        return Refused(failure).into_response();
+pub(crate) async fn shed(
+    State(edge): State<Arc<Edge>>,
+    mut request: Request,
+    next: Next,
+) -> Response {
+    match enter(&edge, &mut request) {
+        Ok(_place) => next.run(request).await,
+        Err(failure) => Refused(failure).into_response(),
     }
-    shed_but_for_unread(State(edge), request, next).await
 }
 
 /// The same for probes, whatever is unread: what they are answered is short and not counted, and who hears nothing may start a gateway
@@ -181,15 +262,24 @@ pub(crate) async fn shed_but_for_unread(
     mut request: Request,
     next: Next,
 ) -> Response {
-    let path = request.uri().path();
-    let class = Class::of(request.method(), path, request.headers());
-    match edge.room(class).enter() {
-        Ok(_place) => {
-            request.extensions_mut().insert(class);
-            next.run(request).await
-        }
+    match take_place(&edge, &mut request) {
+        Ok(_place) => next.run(request).await,
         Err(failure) => Refused(failure).into_response(),
     }
+}
+
+/// A request's place, until it is answered.
+fn enter(edge: &Edge, request: &mut Request) -> Result<Place, Failure> {
+    edge.unread.admit()?;
+    take_place(edge, request)
+}
+
+fn take_place(edge: &Edge, request: &mut Request) -> Result<Place, Failure> {
+    let path = request.uri().path();
+    let class = Class::of(request.method(), path, request.headers());
+    let place = edge.room(class).enter()?;
+    request.extensions_mut().insert(class);
+    Ok(place)
 }
 
 /// Has the whole of a short request that anyone may send, before it takes a place: whoever begins many and ends none keeps nobody out.
@@ -284,14 +374,6 @@ fn place_for_stream(room: &Room, from: Option<Network>) -> Result<(Place, Option
     let place = room.enter()?;
     let share = from.map(|network| room.share_of_address(network));
     Ok((place, share.transpose()?))
-}
-
-/// Refuses a body that is not JSON by its headers alone.
-pub(crate) async fn only_json(request: Request, next: Next) -> Response {
-    match json::check_media_type(request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(failure) => Refused(failure).into_response(),
-    }
 }
 
 #[cfg(test)]

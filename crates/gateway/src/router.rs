@@ -5,26 +5,43 @@ use std::sync::Arc;
 use axum::Router;
 use axum::extract::Request;
 use axum::http::{Method, Uri};
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::IntoResponse;
 use axum::routing::get;
 use contract::{ErrorCode, Failure};
 use settings::ByteSize;
 use tonic::service::Routes as Services;
 use tonic_health::server::HealthReporter;
-use tower_http::catch_panic::CatchPanicLayer;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
 
-use crate::counts::Counts;
 use crate::edge::Edge;
 use crate::error::StartError;
 use crate::json::shorten;
+use crate::layers::{Observer, Terms};
 use crate::openapi::{Routes, also_at, answers, with_version};
 use crate::problem::{Refused, text};
 use crate::{
-    auth, batch, bodies, cors, dashscope, feedback, grpc, heads, health, images, layers, list,
-    models, oip, openai, openapi, tasks, tokens, welcome,
+    batch, cors, dashscope, feedback, grpc, health, images, layers, list, models, oip, openai,
+    openapi, tasks, tokens, welcome,
+};
+
+const QUICK: Terms = Terms {
+    quick: true,
+    json: false,
+};
+const JSON: Terms = Terms {
+    quick: false,
+    json: true,
+};
+const QUICK_JSON: Terms = Terms {
+    quick: true,
+    json: true,
+};
+/// Waits for pictures, and may take what is no JSON.
+const SLOW: Terms = Terms {
+    quick: false,
+    json: false,
 };
 
 /// Everything that HTTP callers can reach, and the description of it that goes with it.
@@ -37,27 +54,19 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
         // The package's asynchronous classes put a slash at the end.
         .route(
             "/api/v1/tasks/{id}/",
-            quick(edge, guarded(edge, routes!(dashscope::poll))).2,
+            guarded(edge, QUICK, routes!(dashscope::poll)).2,
         )
         .route(
             "/api/v1/tasks/{id}/cancel/",
-            quick(edge, guarded(edge, routes!(dashscope::cancel))).2,
+            guarded(edge, QUICK, routes!(dashscope::cancel)).2,
         )
         // There is nothing to be had, so it needs no credentials, and only the package asks, so it is not described.
         .route("/api/v1/uploads", get(dashscope::uploads))
         .fallback(nothing_here)
         .method_not_allowed_fallback(not_this_way)
-        // Together where they stand next to each other: what is laid around by itself goes into a box, and with each request every layer around
-        // it copies that box and all that are in it. From the outside in: …
-        .layer((
-            // … whatever comes out gets its words, its request id and its place in the metrics, …
-            from_fn_with_state(Arc::<Counts>::default(), layers::observe),
-            // … a panic anywhere inside becomes an answer like any other, …
-            CatchPanicLayer::custom(layers::panicked),
-            // … a head that can be read in two ways is refused before anyone reads it, …
-            from_fn(heads::read_in_one_way),
-            // … and a body over the limit is refused before anyone works for it.
-            from_fn_with_state(edge.clone(), bodies::limit),
+        .layer(from_fn_with_state(
+            Observer::new(Some(edge.clone())),
+            layers::observe,
         ));
     // Around all of it, so that a page can read refusals too, and a preflight, which has no credentials, needs none.
     let router = match cors::layer(&edge.http.cors) {
@@ -70,7 +79,7 @@ pub(crate) fn http(edge: &Arc<Edge>) -> Router {
 /// The paths, each where its handler's attribute says.
 fn described(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
     let quick = |routes| quick(edge, routes);
-    let guarded = |routes| guarded(edge, routes);
+    let guarded = |terms, routes| guarded(edge, terms, routes);
     let without_key = |routes| without_key(edge, routes);
     OpenApiRouter::with_openapi(openapi::base())
         // These wait for nothing: no credentials, no place, no other service.
@@ -88,60 +97,62 @@ fn described(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
         // For everyone.
         .routes(quick(roomy(edge, routes!(tokens::keys))))
         // Our own dialect.
-        .routes(quick(guarded(routes!(list::list))))
-        .routes(quick(json(guarded(routes!(tasks::create)))))
-        .routes(quick(guarded(routes!(tasks::get, tasks::cancel))))
-        .routes(quick(json(guarded(routes!(batch::create)))))
-        .routes(quick(json(guarded(routes!(feedback::give)))))
-        .routes(quick(guarded(routes!(tasks::watch))))
+        .routes(guarded(QUICK, routes!(list::list)))
+        .routes(guarded(QUICK_JSON, routes!(tasks::create)))
+        .routes(guarded(QUICK, routes!(tasks::get, tasks::cancel)))
+        .routes(guarded(QUICK_JSON, routes!(batch::create)))
+        .routes(guarded(QUICK_JSON, routes!(feedback::give)))
+        .routes(guarded(QUICK, routes!(tasks::watch)))
         // Authenticates itself, because a token in the query will do.
         .routes(quick(proves_itself(edge, routes!(images::get))))
         // OpenAI's. A generation has its own, longer deadline.
-        .routes(json(guarded(routes!(openai::generate))))
-        .routes(guarded(routes!(openai::edits::edit)))
-        .routes(quick(guarded(routes!(models::list))))
-        .routes(quick(guarded(routes!(models::get))))
+        .routes(guarded(JSON, routes!(openai::generate)))
+        .routes(guarded(SLOW, routes!(openai::edits::edit)))
+        .routes(guarded(QUICK, routes!(models::list)))
+        .routes(guarded(QUICK, routes!(models::get)))
         .merge(dashscope_paths(edge))
         .merge(oip_paths(edge))
 }
 
 /// DashScope's. A request that waits for its pictures has its own, longer deadline.
 fn dashscope_paths(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
-    let quick = |routes| quick(edge, routes);
-    let guarded = |routes| guarded(edge, routes);
+    let guarded = |terms, routes| guarded(edge, terms, routes);
     OpenApiRouter::new()
-        .routes(quick(json(guarded(routes!(dashscope::synthesize)))))
-        .routes(quick(json(guarded(also_at(
-            "/api/v1/services/aigc/image2image/image-synthesis",
-            "FromPicture",
-            routes!(dashscope::synthesize),
-        )))))
-        .routes(quick(json(guarded(routes!(dashscope::generate)))))
-        .routes(json(guarded(routes!(dashscope::converse))))
-        .routes(quick(guarded(routes!(dashscope::tasks))))
-        .routes(quick(guarded(routes!(dashscope::poll))))
-        .routes(quick(guarded(routes!(dashscope::cancel))))
+        .routes(guarded(QUICK_JSON, routes!(dashscope::synthesize)))
+        .routes(guarded(
+            QUICK_JSON,
+            also_at(
+                "/api/v1/services/aigc/image2image/image-synthesis",
+                "FromPicture",
+                routes!(dashscope::synthesize),
+            ),
+        ))
+        .routes(guarded(QUICK_JSON, routes!(dashscope::generate)))
+        .routes(guarded(JSON, routes!(dashscope::converse)))
+        .routes(guarded(QUICK, routes!(dashscope::tasks)))
+        .routes(guarded(QUICK, routes!(dashscope::poll)))
+        .routes(guarded(QUICK, routes!(dashscope::cancel)))
 }
 
 /// The Open Inference Protocol's. What a model draws has its own, longer deadline; the server's own state needs no key.
 fn oip_paths(edge: &Arc<Edge>) -> OpenApiRouter<Arc<Edge>> {
-    let quick = |routes| quick(edge, routes);
-    let guarded = |routes| guarded(edge, routes);
+    let guarded = |terms, routes| guarded(edge, terms, routes);
     OpenApiRouter::new()
         .routes(routes!(oip::http::server))
         .routes(routes!(oip::http::live))
         .routes(routes!(oip::http::ready))
-        .routes(quick(guarded(routes!(oip::http::index))))
-        .routes(quick(guarded(routes!(oip::http::metadata))))
-        .routes(quick(guarded(routes!(oip::http::model_ready))))
-        .routes(quick(guarded(routes!(oip::http::config))))
-        .routes(guarded(routes!(oip::http::infer_model)))
-        .routes(quick(guarded(with_version(routes!(oip::http::metadata)))))
-        .routes(quick(guarded(with_version(routes!(
-            oip::http::model_ready
-        )))))
-        .routes(quick(guarded(with_version(routes!(oip::http::config)))))
-        .routes(guarded(with_version(routes!(oip::http::infer_model))))
+        .routes(guarded(QUICK, routes!(oip::http::index)))
+        .routes(guarded(QUICK, routes!(oip::http::metadata)))
+        .routes(guarded(QUICK, routes!(oip::http::model_ready)))
+        .routes(guarded(QUICK, routes!(oip::http::config)))
+        .routes(guarded(SLOW, routes!(oip::http::infer_model)))
+        .routes(guarded(QUICK, with_version(routes!(oip::http::metadata))))
+        .routes(guarded(
+            QUICK,
+            with_version(routes!(oip::http::model_ready)),
+        ))
+        .routes(guarded(QUICK, with_version(routes!(oip::http::config))))
+        .routes(guarded(SLOW, with_version(routes!(oip::http::infer_model))))
 }
 
 /// Everything that gRPC callers can reach.
@@ -150,11 +161,8 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
     let largest = edge.http.max_body.plus(grpc::PREFIX_BYTES);
     let calls = Services::new(grpc::Images::server(edge.clone()))
         .into_axum_router()
-        // As over HTTP: room first, because to verify a proof is work as well.
         .layer((
-            from_fn_with_state(edge.clone(), layers::grpc_deadline),
-            from_fn_with_state(edge.clone(), layers::shed),
-            from_fn_with_state(edge.clone(), auth::authenticate),
+            from_fn_with_state(edge.clone(), layers::grpc_guard),
             from_fn_with_state((edge.clone(), largest), layers::message),
         ));
     // Without a fallback of their own: the one of `calls`, behind the same door, answers what nobody knows.
@@ -188,25 +196,25 @@ pub(crate) fn grpc(edge: &Arc<Edge>) -> Result<(Router, HealthReporter), StartEr
             from_fn_with_state((edge.clone(), oip::grpc::MAX_REQUEST), layers::message),
         ))
         .reset_fallback();
-    let all = calls.merge(open).merge(reflection).merge(inference).layer((
-        from_fn_with_state(Arc::<Counts>::default(), layers::observe),
-        CatchPanicLayer::custom(layers::panicked),
-        from_fn(heads::read_in_one_way),
-    ));
+    let all = calls.merge(open).merge(reflection).merge(inference);
+    let all = all.layer(from_fn_with_state(Observer::new(None), layers::observe));
     Ok((all, reporter))
 }
 
-// Each of these puts a layer around handlers and says in their description what the layer may answer instead of them.
+// Each of these puts a layer around handlers, one where it can be, and says in their description what the layer may answer instead of them.
 
 /// For callers that auth knows; room first, as in [`roomy`].
-fn guarded(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
+fn guarded(edge: &Arc<Edge>, terms: Terms, (schemas, mut paths, methods): Routes) -> Routes {
     answers::guarded(&mut paths);
     answers::roomy(&mut paths);
-    let both = (
-        from_fn_with_state(edge.clone(), layers::shed),
-        from_fn_with_state(edge.clone(), auth::authenticate),
-    );
-    (schemas, paths, methods.route_layer(both))
+    if terms.json {
+        answers::json(&mut paths);
+    }
+    if terms.quick {
+        answers::quick(&mut paths);
+    }
+    let guard = from_fn_with_state((edge.clone(), terms), layers::guard);
+    (schemas, paths, methods.route_layer(guard))
 }
 
 /// For handlers that ask auth themselves.
@@ -246,16 +254,6 @@ fn quick(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
     answers::quick(&mut paths);
     let layer = from_fn_with_state(edge.clone(), layers::deadline);
     (schemas, paths, methods.route_layer(layer))
-}
-
-/// For what takes JSON. Headers tell, so it costs the caller nothing of its rate limit.
-fn json((schemas, mut paths, methods): Routes) -> Routes {
-    answers::json(&mut paths);
-    (
-        schemas,
-        paths,
-        methods.route_layer(from_fn(layers::only_json)),
-    )
 }
 
 async fn nothing_here(uri: Uri) -> impl IntoResponse {
