@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use contract::inference::ServerReadyRequest;
 use contract::inference::grpc_inference_service_client::GrpcInferenceServiceClient;
 use contract::v1::{
-    CancelRequest, GetImageRequest, SubmitTask, TaskPhase, WatchRequest, watch_response,
+    CancelRequest, GetImageRequest, SubmitTask, Task, TaskPhase, WatchRequest, watch_response,
 };
 use e2e::{Platform, agent};
 use serde_json::{Value, json};
@@ -289,7 +289,7 @@ async fn a_caller_who_waits_for_pictures_in_any_dialect_and_hangs_up_gets_its_ta
             json!({"inputs": [text, steps]}),
         ),
     ] {
-        let caller = ask_and_leave_open(&platform, path, &body);
+        let caller = ask_and_leave_open(&platform, path, "", &body);
         let id = wait_one_under_way(&platform, path).await;
         drop(caller);
         let ended = platform.wait_ended(&id).await;
@@ -297,10 +297,61 @@ async fn a_caller_who_waits_for_pictures_in_any_dialect_and_hangs_up_gets_its_ta
     }
 }
 
-fn ask_and_leave_open(platform: &Platform, path: &str, body: &Value) -> std::net::TcpStream {
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gateway_that_stops_cancels_the_tasks_of_those_who_wait_or_stream_without_a_key_to_come_back_with()
+ {
+    // Nobody draws, so that all of it would go on.
+    let front = ["auth", "model-registry", "orchestrator", "gateway"];
+    let drain = ("INKSTONE_GATEWAY__HTTP__DRAIN", "200ms");
+    let mut platform = Platform::start_services(&front, &[drain], false).await;
+    let asked = [
+        ("waits", false, ""),
+        ("streams", true, ""),
+        ("waits with a key", false, "idempotency-key: one\r\n"),
+        ("streams with a key", true, "idempotency-key: another\r\n"),
+    ];
+    let callers = asked.map(|(user, stream, key)| {
+        let body = json!({"prompt": "a 3d cat", "user": user, "stream": stream});
+        let caller = ask_and_leave_open(&platform, "/v1/images/generations", key, &body);
+        (user, stream, caller)
+    });
+    let deadline = Instant::now() + e2e::LIMIT;
+    let mut tasks = Vec::new();
+    while tasks.len() < callers.len() {
+        assert!(Instant::now() < deadline, "not all became tasks: {tasks:?}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        tasks = platform.list().await;
+    }
+    assert!(platform.terminate("gateway"), "{}", platform.log("gateway"));
+    platform.run("gateway");
+    platform.wait_ready("gateway");
+    for (user, stream, mut caller) in callers {
+        let mut heard = String::new();
+        std::io::Read::read_to_string(&mut caller, &mut heard).unwrap();
+        assert!(heard.contains("this gateway stops"), "{user}: {heard}");
+        assert_eq!(heard.contains("event: error"), stream, "{user}: {heard}");
+        let is_its = |task: &&Task| task.request.as_ref().is_some_and(|r| r.user == user);
+        let id = &tasks.iter().find(is_its).unwrap().id;
+        if user.ends_with("key") {
+            let task = platform.get(id).await.unwrap();
+            assert!(!e2e::has_ended(&task), "{user}: {task:?}");
+        } else {
+            let ended = platform.wait_ended(id).await;
+            assert_eq!(ended.phase(), TaskPhase::Cancelled, "{user}");
+        }
+    }
+}
+
+/// `headers`: further ones, each with its line's end.
+fn ask_and_leave_open(
+    platform: &Platform,
+    path: &str,
+    headers: &str,
+    body: &Value,
+) -> std::net::TcpStream {
     let body = body.to_string();
     let request = format!(
-        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n\
+        "POST {path} HTTP/1.1\r\nhost: x\r\nauthorization: {}\r\n{headers}\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         platform.authorization(),
         body.len()

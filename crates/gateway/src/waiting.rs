@@ -52,10 +52,9 @@ pub(crate) async fn accept(
 /// Why it has not, or that it goes on by itself beyond `watch`'s deadline.
 pub(crate) async fn success(mut watch: Watch, mut abandon: Abandon) -> Result<v1::Task, Failure> {
     let ended = watch.end().await;
-    // Ended, or out of time and going on by itself: either way not abandoned any more. But whoever is told to try again
-    // will submit again, and the first task would be drawn for nobody.
-    if !matches!(&ended, Err(failure) if failure.code == ErrorCode::Unavailable) {
-        abandon.disarm();
+    match &ended {
+        Ok(_) => abandon.disarm(),
+        Err(failure) => abandon.told(failure),
     }
     let task = ended?;
     match end_failure(&task) {

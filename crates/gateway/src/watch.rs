@@ -225,14 +225,23 @@ impl Abandon {
     pub(crate) fn disarm(&mut self) {
         self.armed = false;
     }
-}
 
-impl Drop for Abandon {
-    fn drop(&mut self) {
+    /// The caller was told this before the task's end. Mostly the task then goes on by itself. But whoever is told to try again will
+    /// submit again, and the first task would be drawn for nobody.
+    pub(crate) fn told(&mut self, failure: &Failure) {
+        if failure.code == ErrorCode::Unavailable {
+            self.give_up();
+        }
+        self.disarm();
+    }
+
+    /// Cancels the task unless it is not guarded any more.
+    fn give_up(&mut self) {
         // Outside the runtime there is no one to cancel with: the process ends.
         if !self.armed || tokio::runtime::Handle::try_current().is_err() {
             return;
         }
+        self.disarm();
         metrics::counter!("inkstone_gateway_abandoned_total").increment(1);
         let (edge, caller, task) = (
             self.edge.clone(),
@@ -255,6 +264,12 @@ impl Drop for Abandon {
             }
             tracing::warn!(%task, "an abandoned task could not be cancelled; it will be drawn");
         });
+    }
+}
+
+impl Drop for Abandon {
+    fn drop(&mut self) {
+        self.give_up();
     }
 }
 

@@ -93,8 +93,7 @@ impl Source for Partials {
             Ok(event) => event,
             Err(failure) => {
                 self.over = true;
-                // Told, and going on by itself.
-                self.abandon.disarm();
+                self.abandon.told(&failure);
                 tracing::debug!(%failure, "a stream ends early");
                 Some(
                     Sent::default()
