@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 use std::io::{BufRead as _, BufReader};
 use std::sync::mpsc;
+use std::time::{Duration, Instant};
 
 use e2e::{LIMIT, Platform, SECOND, agent};
 use serde_json::{Value, json};
@@ -267,5 +268,40 @@ async fn a_picture_is_sent_whole_and_its_head_and_what_is_known_already_without_
         assert_eq!((status, body.len()), (304, 0), "{method}");
         assert_eq!(known["etag"], tag.as_str());
         assert_eq!(ask(method, "\"other\"").0, 404, "{method}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_may_use_a_model_by_an_alias_only_is_told_no_other_name_of_it_in_any_dialect() {
+    let platform = Platform::start().await;
+    let key = platform.create_key("test-", "acme").await;
+    let caller = Caller {
+        bearer: format!("Bearer {}", key.bearer),
+        ..Caller::of(&platform)
+    };
+    let began = Instant::now();
+    let mut models = caller.get("/v1/models");
+    while models.0 == 401 {
+        assert!(began.elapsed() < LIMIT, "the key is not known");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        models = caller.get("/v1/models");
+    }
+    assert_eq!(models.1["data"][0]["id"], "t2i-basic", "{models:?}");
+    // One that leaves the model open, and one that names it.
+    let open = json!({"prompt": "a 3d cat", "steps": 2});
+    let submitted = caller.post("/v1/tasks", &open);
+    assert_eq!(submitted.1["model"], "t2i-basic", "{submitted:?}");
+    let prompt = json!({"name": "PROMPT", "datatype": "BYTES", "shape": [1], "data": ["a 3d cat"]});
+    let steps = json!({"name": "STEPS", "datatype": "INT32", "shape": [1], "data": [2]});
+    let inputs = json!({"inputs": [prompt, steps]});
+    let drawn = caller.post("/v2/models/t2i-basic/infer", &inputs);
+    assert_eq!(drawn.1["model_name"], "t2i-basic", "{drawn:?}");
+    let listed = caller.get("/v1/tasks?model=t2i-basic");
+    assert_eq!(listed.1["data"].as_array().unwrap().len(), 2, "{listed:?}");
+    let polled = caller.get("/api/v1/tasks");
+    assert_eq!(polled.1["data"][0]["model_name"], "t2i-basic", "{polled:?}");
+    for (status, answer) in [models, submitted, drawn, listed, polled] {
+        assert!(status < 300, "{status} {answer}");
+        assert!(!answer.to_string().contains("inkstone-demo"), "{answer}");
     }
 }

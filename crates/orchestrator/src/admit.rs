@@ -82,6 +82,19 @@ fn allows(policy: &Policy, model: &Model) -> bool {
     policy.allows_model(&model.name, &model.aliases)
 }
 
+/// What a caller sees a model as: by its own name where the policy allows that; else by the alias that it was asked for by or, where the request
+/// left the model open, by the first that the policy allows, as it is listed.
+pub(crate) fn shown_as<'a>(model: &'a Model, asked: &str, policy: &Policy) -> &'a str {
+    let own = model.name.as_str();
+    if policy.allows_name(own, own) {
+        return own;
+    }
+    let allowed = |alias: &&String| policy.allows_name(alias, own);
+    let mut allowed = model.aliases.iter().filter(allowed);
+    let same = allowed.clone().find(|alias| *alias == asked);
+    same.or_else(|| allowed.next()).map_or(own, String::as_str)
+}
+
 /// The request with every default filled in, or what is wrong with it. `seed` is used when the caller gave none.
 ///
 /// # Errors
@@ -104,27 +117,26 @@ pub(crate) fn normalise(
             )
         });
     }
+    let name = shown_as(model, &request.model, policy);
     let steps = or_default(request.steps, profile.default_steps);
     let guidance = request
         .guidance_scale
         .unwrap_or(profile.default_guidance_scale);
     if !(0.0..=profile.max_guidance_scale).contains(&guidance) {
         let limit = profile.max_guidance_scale;
-        let text = format!(
-            "guidance_scale must be 0 to {limit} for the model {}, not {guidance}",
-            model.name
-        );
+        let text =
+            format!("guidance_scale must be 0 to {limit} for the model {name}, not {guidance}");
         return Err(Failure::invalid("guidance_scale", text));
     }
     let mut full = request.clone();
-    full.model = model.name.clone();
+    full.model = name.to_owned();
     let width = or_default(request.width, profile.default_width);
     let height = or_default(request.height, profile.default_height);
-    full.width = side("width", width, model, profile)?;
-    full.height = side("height", height, model, profile)?;
+    full.width = side("width", width, name, profile)?;
+    full.height = side("height", height, name, profile)?;
     full.images = request.images.max(1);
     full.seed = Some(request.seed.unwrap_or(seed));
-    full.steps = at_most("steps", steps, profile.max_steps, model)?;
+    full.steps = at_most("steps", steps, profile.max_steps, name)?;
     full.guidance_scale = Some(guidance);
     full.output_compression = Some(request.output_compression.unwrap_or(DEFAULT_COMPRESSION));
     if request.quality() == Quality::Unspecified {
@@ -141,21 +153,19 @@ fn or_default(given: u32, default: u32) -> u32 {
 }
 
 /// Says whose limit refuses, too: another model may have another.
-fn at_most(field: &str, given: u32, limit: u32, model: &Model) -> Result<u32, Failure> {
+fn at_most(field: &str, given: u32, limit: u32, name: &str) -> Result<u32, Failure> {
     if given <= limit {
         return Ok(given);
     }
-    let name = &model.name;
     let text = format!("{field} must be 1 to {limit} for the model {name}, not {given}");
     Err(Failure::invalid(field, text))
 }
 
-fn side(field: &str, side: u32, model: &Model, profile: &Profile) -> Result<u32, Failure> {
+fn side(field: &str, side: u32, name: &str, profile: &Profile) -> Result<u32, Failure> {
     let (min, max, multiple) = (profile.min_side, profile.max_side, profile.multiple.max(1));
     if (min..=max).contains(&side) && side.is_multiple_of(multiple) {
         return Ok(side);
     }
-    let name = &model.name;
     let text = format!(
         "{field} must be {min} to {max} and a multiple of {multiple} for the model {name}, not {side}"
     );
@@ -376,6 +386,39 @@ mod tests {
         assert_eq!(denied.code, ErrorCode::PermissionDenied);
         let unknown = choose_model(&models, "x", "", &policy(&["*"])).unwrap_err();
         assert_eq!(unknown.code, ErrorCode::ModelNotFound);
+    }
+
+    #[test]
+    fn who_may_use_a_model_by_an_alias_only_sees_no_other_name_of_it() {
+        let model = Model {
+            aliases: vec!["t2i-v2".to_owned(), "t2i-v1".to_owned()],
+            ..model()
+        };
+        let shown = |asked, models: &[&str]| shown_as(&model, asked, &policy(models)).to_owned();
+        for asked in ["demo", "t2i-v1", "", "routed"] {
+            assert_eq!(shown(asked, &["demo"]), "demo", "{asked}");
+            assert_eq!(shown(asked, &["*"]), "demo", "{asked}");
+            assert_eq!(shown(asked, &["t2i-v1"]), "t2i-v1", "{asked}");
+        }
+        let both = ["t2i-v1", "t2i-v2"];
+        assert_eq!(shown("t2i-v1", &both), "t2i-v1");
+        assert_eq!(shown("", &both), "t2i-v2");
+        let asked = |change: fn(&mut SubmitTask)| {
+            let mut request = request("a cat");
+            request.model = "t2i-v1".to_owned();
+            change(&mut request);
+            normalise(&request, &model, &profile(), &policy(&both), 7)
+        };
+        assert_eq!(asked(|_| {}).unwrap().model, "t2i-v1");
+        let too_much: [fn(&mut SubmitTask); 3] = [
+            |r| r.width = 512,
+            |r| r.steps = 101,
+            |r| r.guidance_scale = Some(21.0),
+        ];
+        for change in too_much {
+            let told = asked(change).unwrap_err().message;
+            assert!(told.contains("for the model t2i-v1"), "{told}");
+        }
     }
 
     proptest! {

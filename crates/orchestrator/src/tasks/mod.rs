@@ -95,7 +95,7 @@ impl Tasks {
         mut request: ListRequest,
     ) -> Result<(Vec<v1::Task>, String), CallError> {
         let tenant: TenantId = request.tenant.parse()?;
-        // Tasks hold the name, whatever alias they were asked for by.
+        // What a task is found by is the model's own name, whatever alias it was asked for by.
         if let Some(model) = models::find(&self.models.all(), &request.model) {
             request.model = model.name.clone();
         }

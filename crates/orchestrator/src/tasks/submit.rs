@@ -297,7 +297,8 @@ impl Tasks {
         };
         let version = pinned.or_else(|| models::choose_version(model, task));
         let version = version.ok_or_else(|| {
-            let text = format!("the model {} takes no tasks at present", model.name);
+            let name = admit::shown_as(model, &request.model, policy);
+            let text = format!("the model {name} takes no tasks at present");
             Failure::unavailable(text, NO_VERSION_WAIT)
         })?;
         admit::check_source(&tenant, request)?;
