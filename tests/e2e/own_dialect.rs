@@ -158,6 +158,7 @@ async fn a_stream_of_a_gateway_that_stops_says_so_and_another_gateway_goes_on_be
     assert_eq!(hint.name, "reconnect", "{hint:?}");
     assert_eq!(hint.retry, Some(2_000));
     assert_eq!(hint.data["code"], "unavailable");
+    assert_eq!(hint.data["task_id"], task);
     assert!(seen.iter().all(|event| event.name != "error"), "{seen:?}");
 
     let mut rest = Vec::new();

@@ -107,8 +107,11 @@ async fn what_is_open_ends_when_its_key_is_revoked_what_arrives_later_makes_no_t
     platform.revoke_key(&key.key.unwrap().app_key).await;
     assert_eq!(refusal(&mut own).await, Code::Unauthenticated);
     assert_eq!(refusal(&mut answers).await, Code::Unauthenticated);
-    let end = heard(&mut events, "unauthenticated").await;
+    // Its last event names the task, which goes on.
+    let end = heard(&mut events, &format!("\"task_id\":\"{task}\"")).await;
     assert!(end.contains("event: error"), "{end}");
+    assert!(end.contains("unauthenticated"), "{end}");
+    assert!(end.contains(&format!("see /v1/tasks/{task}")), "{end}");
     tokio::time::sleep_until(let_in + NEWS).await;
     slow.write_all(body.as_bytes()).await.unwrap();
     let answer = heard(&mut slow, "\r\n\r\n").await;

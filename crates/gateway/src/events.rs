@@ -126,6 +126,14 @@ struct PreviewJson {
     b64_json: String,
 }
 
+/// Why a stream ends before its task, and which task goes on without it: a client may read many streams by one handler.
+#[derive(Serialize)]
+struct PartedJson<'a> {
+    #[serde(flatten)]
+    problem: Problem<'a>,
+    task_id: String,
+}
+
 impl TaskEvents {
     /// The events of `task` from now on, behind what was `seen`; `base` goes in front of its pictures' paths.
     pub(crate) fn new(
@@ -183,16 +191,17 @@ impl TaskEvents {
     /// call every loss of a connection an `error`, and tell a stream's listeners no difference.
     fn part(&mut self, parted: &Parted) -> Sent {
         self.over = true;
+        let (Parted::LetGo(failure) | Parted::Failed(failure)) = parted;
+        let data = text(&PartedJson {
+            problem: Problem::new(failure, None),
+            task_id: self.watch.task().to_string(),
+        });
         match parted {
-            Parted::LetGo(failure) => {
+            Parted::LetGo(_) => {
                 let wait = failure.retry_after.unwrap_or(REOPEN_WAIT);
-                let data = text(&Problem::new(failure, None));
                 Sent::default().event("reconnect").retry(wait).data(data)
             }
-            Parted::Failed(failure) => {
-                let data = text(&Problem::new(failure, None));
-                Sent::default().event("error").data(data)
-            }
+            Parted::Failed(_) => Sent::default().event("error").data(data),
         }
     }
 }

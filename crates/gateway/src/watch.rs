@@ -81,6 +81,11 @@ impl Watch {
         }
     }
 
+    /// Which task it follows.
+    pub(crate) fn task(&self) -> TaskId {
+        self.task
+    }
+
     /// The next event; `None` after the task's end. An error ends the watch, never the task.
     pub(crate) async fn next(&mut self) -> Result<Option<Event>, Parted> {
         if self.ended {
@@ -98,7 +103,10 @@ impl Watch {
                 let message = format!("this gateway stops; what becomes of the task: see /v1/tasks/{task}");
                 Err(Parted::LetGo(Failure::unavailable(message, RESTART_WAIT)))
             }
-            failure = key.revoked() => Err(Parted::Failed(failure)),
+            failure = key.revoked() => {
+                let message = format!("{}; what becomes of the task: see /v1/tasks/{task}", failure.message);
+                Err(Parted::Failed(Failure { message, ..failure }))
+            }
         }
     }
 
