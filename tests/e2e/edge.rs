@@ -232,7 +232,7 @@ async fn a_batch_is_answered_task_by_task_and_charged_task_by_task() {
     }
     let bad = json!({"prompt": "a 3d cat", "steps": 1_000_000});
     let typo = json!({"promt": "a 3d cat"});
-    let tasks = json!({"tasks": [good(1), bad, good(1), typo, good(2)]});
+    let tasks = json!({"tasks": [good(1), bad, good(1), typo, good(2), 7]});
     let (status, left, body) = send(&tasks);
     assert_eq!(status, 200, "{body}");
     assert!(left.is_some());
@@ -241,9 +241,12 @@ async fn a_batch_is_answered_task_by_task_and_charged_task_by_task() {
         .iter()
         .map(|one| one["status"].as_u64().unwrap())
         .collect();
-    assert_eq!(statuses, [202, 400, 202, 400, 202], "{body}");
+    assert_eq!(statuses, [202, 400, 202, 400, 202, 400], "{body}");
     assert_eq!(results[1]["error"]["field"], "steps");
     assert_eq!(results[3]["error"]["field"], "promt");
+    assert_eq!(results[5]["error"]["field"], "tasks");
+    let detail = "tasks[5] must be an object, not 7";
+    assert_eq!(results[5]["error"]["detail"], detail);
     // The same key and request is the same task, in one batch too; which of the two made it is a matter of luck.
     assert_eq!(results[0]["task"]["id"], results[2]["task"]["id"]);
     assert_ne!(results[0]["existing"], results[2]["existing"]);

@@ -8,14 +8,14 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use contract::auth::RateLimit;
-use contract::json::submission_with_key;
+use contract::json::{Element, submission_with_key};
 use contract::v1::submit_result;
 use contract::{Failure, check_batch, v1, validate};
 use serde::{Deserialize, Serialize};
 
 use crate::auth::Admitted;
 use crate::edge::Edge;
-use crate::json::{self, Fields};
+use crate::json;
 use crate::openapi::submission::Batch;
 use crate::openapi::task::BatchAnswer;
 use crate::problem::{Problem, Refused, json as json_answer};
@@ -30,7 +30,7 @@ pub(crate) type Answer = Result<(v1::Task, bool), Failure>;
 pub(crate) struct BatchJson {
     /// Left out is none: that one is missing is said with the limits, by the check of how many there are.
     #[serde(default)]
-    tasks: Vec<Fields>,
+    tasks: Vec<Element>,
 }
 
 #[derive(Serialize)]
@@ -96,7 +96,8 @@ pub(crate) fn decode_all(
     batch: BatchJson,
 ) -> Result<Vec<Result<v1::SubmitTask, Failure>>, Failure> {
     check_batch(batch.tasks.len())?;
-    Ok(batch.tasks.into_iter().map(submission_with_key).collect())
+    let read = |(index, one): (usize, Element)| submission_with_key(one.fields("tasks", index)?);
+    Ok(batch.tasks.into_iter().enumerate().map(read).collect())
 }
 
 fn json_of<'a>(answer: &'a Answer, base: &str) -> AnswerJson<'a> {
@@ -198,6 +199,19 @@ mod tests {
             assert!(held.len() < 100_000, "there is room for any number");
         }
         held
+    }
+
+    #[test]
+    fn what_is_no_object_is_refused_by_itself_with_its_place() {
+        let body = br#"{"tasks":[{"prompt":"a"},7,{"promt":"b"},{"prompt":"c"}]}"#;
+        let read = decode_all(json::parse(body).unwrap()).unwrap();
+        let failures: Vec<_> = read.into_iter().map(Result::err).collect();
+        assert!(failures[0].is_none() && failures[3].is_none());
+        let [second, third] = [1, 2].map(|index| failures[index].as_ref().unwrap());
+        assert_eq!(second.code, ErrorCode::InvalidArgument);
+        assert_eq!(second.field.as_deref(), Some("tasks"));
+        assert_eq!(second.message, "tasks[1] must be an object, not 7");
+        assert_eq!(third.field.as_deref(), Some("promt"));
     }
 
     #[tokio::test]

@@ -114,6 +114,7 @@ fn own(input: &[u8]) -> Result<(), Failure> {
 const BATCH: &[&str] = &[
     r#"{"tasks":[{"prompt":"a cat","idempotency_key":"k"},{"prompt":"b","images":3},{"promt":"typo"}]}"#,
     r#"{"tasks":[{"prompt":"a cat"}]}"#,
+    r#"{"tasks":[7,{"prompt":"a cat"},null,[{}]]}"#,
 ];
 
 fn many(input: &[u8]) -> Result<(), Failure> {

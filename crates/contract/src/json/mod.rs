@@ -2,6 +2,7 @@
 //! contract's own names. One decoder, whatever a submission comes by.
 
 mod asked;
+mod element;
 mod event;
 mod submission;
 mod task;
@@ -19,6 +20,7 @@ use crate::{ErrorCode, Failure};
 
 use asked::Listener;
 pub use asked::{Asked, Kind, asked};
+pub use element::Element;
 pub use event::{OutcomeJson, TaskEventJson};
 pub use submission::{SUBMISSION_FIELDS, submission, submission_with_key};
 pub use task::TaskJson;
