@@ -1,6 +1,6 @@
 //! Which URLs and which addresses are gone to.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use reqwest::Url;
 
@@ -9,6 +9,12 @@ use crate::{EgressError, EgressSettings};
 
 /// The longest URL, bytes. Signed ones of object stores have up to two KiB.
 pub(crate) const MAX_URL_BYTES: usize = 4096;
+
+/// Where names of the machine itself lead.
+const LOOPBACK: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::LOCALHOST),
+    IpAddr::V6(Ipv6Addr::LOCALHOST),
+];
 
 /// What the settings say about where to go.
 #[derive(Debug)]
@@ -73,12 +79,22 @@ impl Rules {
         };
         // An address needs no look-up, so nobody else would check it. Whatever way it was written, it is in its own now.
         let address = host.trim_matches(['[', ']']).parse::<IpAddr>();
-        if address.is_ok_and(|address| !self.permit(address)) {
+        let inside = match address {
+            Ok(address) => !self.permit(address),
+            Err(_) => is_of_the_machine(host) && !LOOPBACK.iter().any(|at| self.permit(*at)),
+        };
+        if inside {
             let host = host.to_owned();
             return Err(EgressError::NotPublic { host });
         }
         Ok(url)
     }
+}
+
+/// Whether a name, in lower case as the parser has it, is one that leads to the machine itself wherever it is looked up (RFC 6761, 6.3).
+fn is_of_the_machine(host: &str) -> bool {
+    let name = host.strip_suffix('.').unwrap_or(host);
+    name == "localhost" || name.ends_with(".localhost")
 }
 
 #[cfg(test)]
@@ -164,6 +180,32 @@ mod tests {
                 matches!(error, EgressError::NotPublic { .. }),
                 "{bad}: {error}"
             );
+        }
+    }
+
+    #[test]
+    fn a_name_of_the_machine_itself_is_found_by_its_text_and_another_is_left_to_the_look_up() {
+        let closed = rules(true, &[], &[]);
+        for bad in [
+            "https://localhost/hook",
+            "https://LOCALHOST:8443/",
+            "https://localhost./",
+            "https://a.localhost/",
+            "https://a.b.LocalHost.:1024/",
+            "https://%6cocalhost/",
+        ] {
+            let error = closed.check(bad).unwrap_err();
+            assert!(
+                matches!(error, EgressError::NotPublic { .. }),
+                "{bad}: {error}"
+            );
+        }
+        for name in ["localhost.example.com", "mylocalhost", "inside.test"] {
+            assert!(closed.check(&format!("https://{name}/")).is_ok(), "{name}");
+        }
+        for network in ["127.0.0.0/8", "::1"] {
+            let open = rules(true, &[network], &[]);
+            assert!(open.check("https://localhost/").is_ok(), "{network}");
         }
     }
 
