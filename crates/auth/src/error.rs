@@ -140,6 +140,9 @@ pub(crate) enum AuthError {
     /// None that signs now can be opened.
     #[error("no token can be signed just now; auth's log says why")]
     NoSigningKey,
+    /// It may be by a signing key that is held and cannot be opened here: another instance may know it.
+    #[error("it cannot be told just now whether auth has said so; auth's log says why")]
+    UnopenedKey,
     /// Unknown, wrong, expired or revoked: which of them is nobody's business.
     #[error("the key, the token or the signature is not valid")]
     NotValid { header: &'static str },
@@ -228,6 +231,7 @@ impl AuthError {
             Self::Lifetime { .. } => "lifetime",
             Self::TokenForToken => "token_for_token",
             Self::NoSigningKey => "no_signing_key",
+            Self::UnopenedKey => "unopened_key",
             Self::NotValid { .. } => "not_valid",
             Self::SignatureV1Off { .. } => "signature_v1_off",
             Self::NotOfTenant => "not_of_tenant",

@@ -428,7 +428,9 @@ fn failure(error: &AuthError) -> Failure {
             Failure::new(ErrorCode::PermissionDenied, error.to_string())
         }
         // It is not tried earlier to open one.
-        AuthError::NoSigningKey => Failure::unavailable(error.to_string(), LOOK),
+        AuthError::NoSigningKey | AuthError::UnopenedKey => {
+            Failure::unavailable(error.to_string(), LOOK)
+        }
         AuthError::NoPolicy { .. } => Failure::new(ErrorCode::PermissionDenied, error.to_string()),
         AuthError::RateLimited {
             rate, retry_after, ..

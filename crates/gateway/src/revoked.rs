@@ -1,7 +1,7 @@
 //! Whether the keys of what stays open are still good: streams, and requests that wait for pictures.
 //!
 //! Auth has let them in once. While any is open for a key, one job asks auth about it now and then, and all of the key's end when it is
-//! revoked. An auth that does not answer ends nothing.
+//! revoked. An auth that does not answer, or cannot tell, ends nothing: it is asked again, and what is open has its own bound.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, Weak};

@@ -9,7 +9,7 @@ use contract::assertion::{AUDIENCE, Claims, LIFETIME, MAX_BYTES};
 use contract::auth::Policy;
 use contract::{AppKey, TenantId};
 
-use super::Tokens;
+use super::{Ring, Tokens};
 use crate::error::AuthError;
 
 /// What is kept of assertions, bytes: some twenty thousand keys. When there is more, all of it is signed anew.
@@ -108,22 +108,28 @@ impl Assertions {
     }
 
     /// Of whom an assertion is that auth has made, just now or some time ago. Why one is not taken is nobody's business but the log's.
+    ///
+    /// # Errors
+    /// [`AuthError::NotValid`]; or [`AuthError::UnopenedKey`], which is not a word on whoever shows it.
     pub(crate) fn read(&self, assertion: &str) -> Result<Claims, AuthError> {
-        self.check(assertion).map_err(|problem| {
+        let ring = self.tokens.ring.borrow().clone();
+        self.check(&ring, assertion).map_err(|problem| {
             tracing::debug!(problem, "an assertion was refused");
+            if assertion.len() <= MAX_BYTES && super::may_be_by_unopened(&ring, assertion) {
+                return AuthError::UnopenedKey;
+            }
             AuthError::NotValid {
                 header: "Authorization",
             }
         })
     }
 
-    fn check(&self, assertion: &str) -> Result<Claims, &'static str> {
+    fn check(&self, ring: &Ring, assertion: &str) -> Result<Claims, &'static str> {
         if assertion.len() > MAX_BYTES {
             return Err("it is longer than any of ours");
         }
-        let ring = self.tokens.ring.borrow().clone();
         let expected = super::checked_for(AUDIENCE, &["exp", "aud", "sub"]);
-        let claims: Claims = super::read(&ring, assertion, &expected)?;
+        let claims: Claims = super::read(ring, assertion, &expected)?;
         let now = (self.tokens.clock)().as_second();
         match now.saturating_sub(RENEWABLE_SECONDS) < claims.ends() {
             true => Ok(claims),
@@ -146,7 +152,6 @@ mod tests {
     use secrecy::ExposeSecret as _;
     use tokio::sync::watch;
 
-    use super::super::Ring;
     use super::*;
     use crate::key_encryption::LocalKey;
     use crate::sealed::Key;
@@ -303,6 +308,30 @@ mod tests {
         assertions
             .read(&of(&stranger, &Policy::default()))
             .unwrap_err();
+    }
+
+    #[tokio::test]
+    async fn what_a_signing_key_may_have_signed_that_cannot_be_opened_is_not_called_false() {
+        let theirs = of(&assertions().await, &Policy::default());
+        let ring = Ring {
+            unopened: vec![2],
+            ..Ring::of_one(&key(), Timestamp::UNIX_EPOCH).await.unwrap()
+        };
+        let tokens = Tokens {
+            ring: watch::channel(Arc::new(ring)).1,
+            ..Tokens::for_test(&key(), clock).await
+        };
+        let assertions = Assertions::new(Arc::new(tokens));
+        let refused = |assertion: &str| assertions.read(assertion).unwrap_err();
+        assert!(matches!(refused(&theirs), AuthError::UnopenedKey));
+        // What can be told is told as ever.
+        let own = of(&assertions, &Policy::default());
+        assertions.read(&own).unwrap();
+        let (message, _) = own.rsplit_once('.').unwrap();
+        let unsigned = format!("{message}.AAAA");
+        for bad in ["", "x.y.z", &unsigned, &"a".repeat(MAX_BYTES + 1)] {
+            assert!(matches!(refused(bad), AuthError::NotValid { .. }), "{bad}");
+        }
     }
 
     #[tokio::test]

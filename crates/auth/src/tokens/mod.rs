@@ -146,6 +146,16 @@ fn read<C: DeserializeOwned>(
     Ok(read.claims)
 }
 
+/// Whether a JWT names a key that may be one of those which are held and could not be opened here: then it cannot be told here whether it is ours.
+fn may_be_by_unopened(ring: &Ring, token: &str) -> bool {
+    if ring.unopened.is_empty() {
+        return false;
+    }
+    let header = jsonwebtoken::decode_header(token);
+    let kid = header.ok().and_then(|header| header.kid);
+    kid.is_some_and(|kid| ring.verifier(&kid).is_none())
+}
+
 /// What every JWT of ours is checked for. Times are compared elsewhere, by the clock that everything here goes by.
 fn checked_for(audience: &str, required: &[&str]) -> Validation {
     let mut expected = Validation::new(Algorithm::EdDSA);

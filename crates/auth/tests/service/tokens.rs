@@ -144,6 +144,27 @@ async fn renew(instance: &mut Instance, assertion: &str) -> Result<String, Failu
 }
 
 #[tokio::test]
+async fn an_instance_that_cannot_open_a_signing_key_does_not_answer_as_if_the_callers_key_were_revoked()
+ {
+    let bench = Bench::new();
+    let mut opens = bench.instance().await;
+    let mut settings = bench.settings();
+    settings.keys.key_file = bench.folder.path().join("auth/another-kek");
+    let mut opens_none = bench.instance_with(settings).await;
+    let made = opens.create("prod-").await;
+    let admitted = opens.authenticate(bearer(&made)).await.unwrap();
+    let assertion = admitted.caller.unwrap().assertion;
+    let refused = renew(&mut opens_none, &assertion).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unavailable, "{refused}");
+    assert!(refused.retry_after.is_some(), "{refused}");
+    let refused = renew(&mut opens_none, "").await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Unauthenticated);
+    renew(&mut opens, &assertion).await.unwrap();
+    opens.stop().await;
+    opens_none.stop().await;
+}
+
+#[tokio::test]
 async fn an_assertion_lets_nobody_in_and_is_renewed_at_any_instance_until_its_key_is_revoked() {
     let bench = Bench::new();
     let (mut one, mut two) = tokio::join!(bench.instance(), bench.instance());
