@@ -93,15 +93,21 @@ async fn what_is_open_ends_when_its_key_is_revoked_what_arrives_later_makes_no_t
     let mut inference = GrpcInferenceServiceClient::new(platform.channel("gateway"));
     let answers = inference.model_stream_infer(requests).await;
     let mut answers = answers.unwrap().into_inner();
-    let body = r#"{"prompt": "a 3d cat", "steps": 2}"#;
-    let post = format!(
-        "POST /v1/tasks HTTP/1.1\r\n{head}content-type: application/json\r\ncontent-length: {}\r\n\
-         expect: 100-continue\r\nconnection: close\r\n\r\n",
-        body.len()
-    );
-    let mut slow = send(&platform, "gateway-2", &post).await;
-    // The body is asked for once its sender is known.
-    heard(&mut slow, "100 Continue\r\n\r\n").await;
+    let one = r#"{"prompt": "a 3d cat", "steps": 2}"#;
+    // More than the key may ever send at once, which is said where a batch is charged.
+    let many = format!("{{\"tasks\": [{}]}}", [one; 60].join(","));
+    let mut slow = Vec::new();
+    for (path, body) in [("/v1/tasks", one), ("/v1/tasks/batch", &many)] {
+        let post = format!(
+            "POST {path} HTTP/1.1\r\n{head}content-type: application/json\r\ncontent-length: {}\r\n\
+             expect: 100-continue\r\nconnection: close\r\n\r\n",
+            body.len()
+        );
+        let mut stream = send(&platform, "gateway-2", &post).await;
+        // The body is asked for once its sender is known.
+        heard(&mut stream, "100 Continue\r\n\r\n").await;
+        slow.push((stream, body));
+    }
     let let_in = tokio::time::Instant::now();
 
     platform.revoke_key(&key.key.unwrap().app_key).await;
@@ -113,9 +119,11 @@ async fn what_is_open_ends_when_its_key_is_revoked_what_arrives_later_makes_no_t
     assert!(end.contains("unauthenticated"), "{end}");
     assert!(end.contains(&format!("see /v1/tasks/{task}")), "{end}");
     tokio::time::sleep_until(let_in + NEWS).await;
-    slow.write_all(body.as_bytes()).await.unwrap();
-    let answer = heard(&mut slow, "\r\n\r\n").await;
-    assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    for (mut stream, body) in slow {
+        stream.write_all(body.as_bytes()).await.unwrap();
+        let answer = heard(&mut stream, "\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 401"), "{answer}");
+    }
 
     assert_eq!(platform.list().await.len(), 1);
     // The other key's watch hears of its task's end.

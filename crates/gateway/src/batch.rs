@@ -146,6 +146,8 @@ pub(crate) async fn submit(
     let requests: Vec<Result<v1::SubmitTask, Failure>> = requests.collect();
     // Before it is charged: what there is no room for costs its caller no more than the request.
     let _room = edge.platform.batch_room(&caller.tenant, &requests)?;
+    // Nor is one charged that came too late for its key.
+    let caller = &*edge.platform.still_admitted(caller).await?;
     let limit = edge.platform.charge_batch(caller, requests.len()).await?;
     let mut good = Vec::with_capacity(requests.len());
     let sort = |request: Result<v1::SubmitTask, Failure>| request.map(|task| good.push(task));

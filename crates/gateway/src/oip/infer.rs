@@ -91,19 +91,15 @@ pub(super) async fn infer(
 ) -> Result<Drawn, Failure> {
     let deadline = Instant::now() + edge.http.generation_timeout.duration();
     let plan = request::plan(&asked, idempotency_key)?;
-    if !asked.version.is_empty() {
-        let models = models::allowed(edge, caller).await?;
-        model::check_sole(
-            model::find(&models, &asked.model, &asked.version)?,
-            &asked.version,
-        )?;
-    }
+    check_version(edge, caller, &asked).await?;
     let Plan {
         tasks,
         raw,
         outputs,
     } = plan;
     check_burst(caller, tasks.len())?;
+    // Whose key was revoked since is not charged.
+    let caller = &*edge.platform.still_admitted(caller).await?;
     // Each is a task, and charged like one.
     let limit = edge.platform.charge_batch(caller, tasks.len()).await?;
     // The first that fails ends the others: there is no answer with holes.
@@ -157,6 +153,16 @@ pub(super) async fn infer(
         limit,
         carried,
     })
+}
+
+/// Refuses a version that is not there, or beside which others draw.
+async fn check_version(edge: &Edge, caller: &Caller, asked: &Asked) -> Result<(), Failure> {
+    if asked.version.is_empty() {
+        return Ok(());
+    }
+    let models = models::allowed(edge, caller).await?;
+    let model = model::find(&models, &asked.model, &asked.version)?;
+    model::check_sole(model, &asked.version)
 }
 
 /// The file of each task's picture.

@@ -66,17 +66,16 @@ impl Platform {
     ///
     /// # Errors
     /// As [`Self::renew`].
-    pub(super) async fn still_admitted<'a>(
+    pub(crate) async fn still_admitted<'a>(
         &self,
         admitted: &'a Admitted,
-    ) -> Result<Cow<'a, Caller>, Failure> {
-        let caller: &'a Caller = admitted;
+    ) -> Result<Cow<'a, Admitted>, Failure> {
         if admitted.ago() < NEWS {
-            return Ok(Cow::Borrowed(caller));
+            return Ok(Cow::Borrowed(admitted));
         }
         // In a box: most are quick.
-        let assertion = Box::pin(self.renew(caller)).await?;
-        Ok(Cow::Owned(worded(caller, assertion)))
+        let assertion = Box::pin(self.renew(admitted)).await?;
+        Ok(Cow::Owned(Admitted::now(worded(admitted, assertion))))
     }
 
     /// Another word of auth's on a caller that it has let in some time ago.
