@@ -97,7 +97,7 @@ async fn what_is_open_ends_when_its_key_is_revoked_what_arrives_later_makes_no_t
     // More than the key may ever send at once, which is said where a batch is charged.
     let many = format!("{{\"tasks\": [{}]}}", [one; 60].join(","));
     let mut slow = Vec::new();
-    for (path, body) in [("/v1/tasks", one), ("/v1/tasks/batch", &many)] {
+    for (path, body) in [("/v1/tasks", one), ("/v1/tasks/batch", many.as_str())] {
         let post = format!(
             "POST {path} HTTP/1.1\r\n{head}content-type: application/json\r\ncontent-length: {}\r\n\
              expect: 100-continue\r\nconnection: close\r\n\r\n",
