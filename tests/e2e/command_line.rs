@@ -33,7 +33,7 @@ pub(crate) struct Up {
 }
 
 impl Up {
-    fn start() -> Self {
+    pub(crate) fn start() -> Self {
         Self::start_with(&[])
     }
 
@@ -52,7 +52,7 @@ impl Up {
         let own = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
         let environment: Vec<_> = environment.iter().map(own).collect();
         let data = tempfile::tempdir().unwrap();
-        let (child, ups) = launch(data.path(), listen, &environment);
+        let (child, ups) = launch(up_command(data.path(), listen, &environment), data.path());
         Self {
             child,
             data,
@@ -64,7 +64,8 @@ impl Up {
 
     /// Starts it anew, where it was, after an end.
     fn start_again(&mut self) {
-        (self.child, self.ups) = launch(self.data.path(), &self.listen, &self.environment);
+        let data = self.data.path();
+        (self.child, self.ups) = launch(up_command(data, &self.listen, &self.environment), data);
     }
 
     /// How often the process that runs has said that it is up.
@@ -109,36 +110,41 @@ impl Up {
     }
 
     pub(crate) fn interrupt(&mut self) -> std::process::ExitStatus {
-        let pid = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+        press_ctrl_c(&self.child);
         self.child.wait().unwrap()
     }
+}
+
+pub(crate) fn press_ctrl_c(child: &Child) {
+    let pid = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
 }
 
 fn log_of(data: &Path) -> std::path::PathBuf {
     data.join("up.log")
 }
 
-/// Runs `inkstone up` and waits until it says that it is up.
-fn launch(
-    data: &Path,
-    listen: &str,
-    environment: &[(String, String)],
-) -> (Child, Arc<AtomicUsize>) {
+/// `inkstone up` in the repository, with its log in a file.
+pub(crate) fn up_command(data: &Path, listen: &str, environment: &[(String, String)]) -> Command {
     let log = std::fs::OpenOptions::new()
         .create(true)
         .append(true)
         .open(log_of(data))
         .unwrap();
-    let mut child = Command::new(binary("inkstone"))
+    let mut command = Command::new(binary("inkstone"));
+    command
         .args(["up", "--listen", listen, "--data"])
         .arg(data)
         .current_dir(repository())
         .envs(environment.iter().map(|(name, value)| (name, value)))
         .stdout(Stdio::piped())
-        .stderr(log)
-        .spawn()
-        .unwrap();
+        .stderr(log);
+    command
+}
+
+/// Runs it and waits until it says that it is up.
+fn launch(mut command: Command, data: &Path) -> (Child, Arc<AtomicUsize>) {
+    let mut child = command.spawn().unwrap();
     let lines = BufReader::new(child.stdout.take().unwrap()).lines();
     let mut lines = lines.map_while(Result::ok);
     let is_up = |line: &String| line.contains("Inkstone is up");
@@ -161,17 +167,17 @@ fn launch(
 }
 
 /// What a command that runs has written to one of its outputs up to the first such line, which comes back.
-fn line_of(output: &mut impl std::io::BufRead, wanted: &str) -> String {
+pub(crate) fn line_of(output: &mut impl std::io::BufRead, wanted: &str) -> String {
     let mut lines = output.lines().map_while(Result::ok);
     let line = lines.find(|line| line.contains(wanted));
     line.unwrap_or_else(|| panic!("it ended and never wrote {wanted:?}"))
 }
 
-fn text(bytes: &[u8]) -> String {
+pub(crate) fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 
-fn ended(child: &mut Child) -> ExitStatus {
+pub(crate) fn ended(child: &mut Child) -> ExitStatus {
     let deadline = Instant::now() + LIMIT;
     loop {
         if let Some(status) = child.try_wait().unwrap() {

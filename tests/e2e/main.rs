@@ -26,6 +26,7 @@ mod revoked;
 mod secrets;
 mod shares;
 mod signing;
+mod terminal;
 mod tls;
 mod users;
 

@@ -107,6 +107,8 @@ impl Telemetry {
         );
         let lines = tracing_subscriber::fmt::layer()
             .with_writer(std::io::stderr)
+            // A line that cannot be written would be complained of on the same stderr, by a macro that panics then.
+            .log_internal_errors(false)
             .with_ansi(colours);
         let lines = match settings.format {
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
