@@ -316,6 +316,14 @@ fn what_cannot_be_had_is_said_before_anything_starts() {
         .unwrap();
     assert_eq!(output.status.code(), Some(USAGE));
     assert!(text(&output.stderr).contains("is a folder"));
+    // In a folder that is not there.
+    let output = Command::new(binary("inkstone"))
+        .args(["generate", "a cat", "-o"])
+        .arg(data.path().join("nope/cat.png"))
+        .output()
+        .unwrap();
+    assert_eq!(output.status.code(), Some(USAGE));
+    assert!(text(&output.stderr).contains("there is no folder"));
     // Left behind is nothing: neither a broker's folder nor a key.
     assert_eq!(std::fs::read_dir(data.path()).unwrap().count(), 0);
 }

@@ -124,7 +124,7 @@ pub(crate) struct DemoArgs {
     /// What to draw.
     #[arg(long, default_value = "a 3d panda on a yellow background")]
     pub(crate) prompt: String,
-    /// Where the picture goes.
+    /// Where the picture goes; made where it is not there.
     #[arg(long, default_value = "out")]
     pub(crate) folder: PathBuf,
 }
@@ -177,8 +177,8 @@ pub(crate) struct TlsArgs {
 pub(crate) struct GenerateArgs {
     /// What to draw.
     pub(crate) prompt: String,
-    /// The file to write; with several pictures, -0, -1, … go before the extension. The extension (png, jpg, webp) says
-    /// which format; without one it is PNG.
+    /// The file to write, in a folder that is there; with several pictures, -0, -1, … go before the extension. The extension (png,
+    /// jpg, webp) says which format; without one it is PNG.
     #[arg(short, long, default_value = "inkstone.png")]
     pub(crate) output: PathBuf,
     /// What to keep out of the picture.

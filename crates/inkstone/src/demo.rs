@@ -21,6 +21,8 @@ const MAX_NAME: usize = 60;
 pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
     let began = Instant::now();
     let output = args.folder.join(file_name(&args.prompt));
+    let folder = &args.folder;
+    std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
     generate::check_output(&output)?;
     let options = Options {
         listen: SocketAddr::from((Ipv4Addr::LOCALHOST, 0)),

@@ -47,6 +47,14 @@ pub enum CliError {
         /// Where to.
         path: PathBuf,
     },
+    /// A picture is to be written into a folder that is not there.
+    #[error("{}: there is no folder {}; make it first, or name another", output.display(), folder.display())]
+    NoOutputFolder {
+        /// Where to.
+        output: PathBuf,
+        /// What is missing of it.
+        folder: PathBuf,
+    },
     /// Ctrl-C or SIGTERM before there was a task.
     #[error("stopped before anything was drawn")]
     Interrupted,

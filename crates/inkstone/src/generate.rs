@@ -1,5 +1,6 @@
 //! `inkstone generate`: submit, show progress, fetch, write.
 
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -170,7 +171,8 @@ fn numbered(output: &Path, index: u32, of: usize) -> PathBuf {
     output.with_file_name(format!("{stem}-{index}{}", extension.unwrap_or_default()))
 }
 
-/// Before anything is drawn: what cannot be written would be drawn, and charged, for nobody. Makes the folder.
+/// Before anything is drawn: what cannot be written would be drawn, and charged, for nobody. A folder is not made: one that is not there
+/// is misspelt more often than wished.
 pub(crate) fn check_output(output: &Path) -> Result<(), CliError> {
     if output.is_dir() {
         let path = output.to_owned();
@@ -178,7 +180,18 @@ pub(crate) fn check_output(output: &Path) -> Result<(), CliError> {
     }
     let folder = output.parent().filter(|f| !f.as_os_str().is_empty());
     let folder = folder.unwrap_or(Path::new("."));
-    std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
+    match std::fs::metadata(folder) {
+        Ok(found) if found.is_dir() => {}
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(CliError::file("look into", folder)(error));
+        }
+        _ => {
+            return Err(CliError::NoOutputFolder {
+                output: output.to_owned(),
+                folder: folder.to_owned(),
+            });
+        }
+    }
     let permitted = match output.exists() {
         true => access(output, Access::WRITE_OK),
         false => access(folder, Access::WRITE_OK | Access::EXEC_OK),
@@ -196,11 +209,16 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_folder_is_no_place_for_a_picture_and_missing_folders_are_made() {
+    fn a_folder_is_no_place_for_a_picture_and_neither_is_one_that_is_not_there() {
         let root = tempfile::tempdir().unwrap();
         let refused = check_output(root.path()).unwrap_err().to_string();
         assert!(refused.contains("is a folder"), "{refused}");
         let output = root.path().join("a/b/cat.png");
+        let refused = check_output(&output).unwrap_err().to_string();
+        let folder = root.path().join("a/b").display().to_string();
+        assert!(refused.contains(&folder), "{refused}");
+        assert_eq!(std::fs::read_dir(root.path()).unwrap().count(), 0);
+        std::fs::create_dir_all(root.path().join("a/b")).unwrap();
         check_output(&output).unwrap();
         write(&output, b"x").unwrap();
         assert!(check_output(&output.join("cat.png")).is_err());
