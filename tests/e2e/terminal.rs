@@ -1,9 +1,10 @@
 //! What someone at a terminal meets who stops `inkstone up`, looks away, or stands elsewhere.
 
 use std::io::BufReader;
-use std::process::{Child, Command};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
 
-use crate::command_line::{ended, line_of, press_ctrl_c, up_command};
+use crate::command_line::{Up, ended, line_of, press_ctrl_c, text, up_command};
 
 const ANY_PORT: &str = "127.0.0.1:0";
 
@@ -38,4 +39,36 @@ fn a_platform_whose_log_nobody_reads_starts_and_stops_as_any() {
     press_ctrl_c(&platform.0);
     line_of(&mut told, "stopped");
     assert!(ended(&mut platform.0).success());
+}
+
+#[test]
+fn elsewhere_than_in_the_repository_a_platform_goes_on_with_the_models_of_its_data() {
+    let mut before = Up::start();
+    assert!(before.interrupt().success());
+    let elsewhere = tempfile::tempdir().unwrap();
+    let broker = nats_server::find().unwrap();
+    let command = |data: &Path| {
+        let mut command = up_command(data, ANY_PORT, &[]);
+        command
+            .current_dir(elsewhere.path())
+            .env("INKSTONE_NATS_SERVER", &broker);
+        command
+    };
+    let mut platform = Running::of(command(before.data.path()));
+    let mut told = BufReader::new(platform.0.stdout.take().unwrap());
+    line_of(&mut told, "Inkstone is up");
+    assert!(before.ok(&["models", "list"]).contains("inkstone-demo"));
+    press_ctrl_c(&platform.0);
+    assert!(ended(&mut platform.0).success());
+
+    // Where nothing was published, nothing is started either.
+    let data = tempfile::tempdir().unwrap();
+    let refused = command(data.path()).stderr(Stdio::piped()).output();
+    let refused = refused.unwrap();
+    let said = text(&refused.stderr);
+    assert!(
+        !refused.status.success() && said.contains("--model"),
+        "{said}"
+    );
+    assert!(!data.path().join("nats").exists());
 }

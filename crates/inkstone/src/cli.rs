@@ -105,7 +105,8 @@ pub(crate) struct UpArgs {
     /// Where callers reach the platform.
     #[arg(long, value_parser = address, default_value = "127.0.0.1:8080")]
     pub(crate) listen: SocketAddr,
-    /// A model folder to publish at start; may be given several times. Default: the demo model.
+    /// A model folder to publish at start; may be given several times. Default: the demo model of the repository that it is started in;
+    /// elsewhere, what was published before.
     #[arg(long = "model")]
     pub(crate) models: Vec<PathBuf>,
     /// Flush every write to the disk before it is acknowledged: survives power loss, costs throughput.

@@ -112,6 +112,16 @@ pub enum CliError {
         /// Where one was looked for.
         path: PathBuf,
     },
+    /// No model is named, and none was published before.
+    #[error(
+        "there is no model to draw with: none was published on {} before; give a folder with --model, or start it in the \
+         repository, which has one",
+        data.display()
+    )]
+    NoModels {
+        /// The data folder.
+        data: PathBuf,
+    },
     /// `inkstone up` with certificates between its services.
     #[error(
         "{variable} is set, but `inkstone up` runs all services in one process, without certificates between them; unset it, or \

@@ -67,7 +67,7 @@ impl Platform {
             std::env::vars_os()
                 .filter_map(|(name, value)| Some((name.into_string().ok()?, value.is_empty()))),
         )?;
-        let models = model_folders(&options.models)?;
+        let models = model_folders(&options.models, &place)?;
         let folder = place.folder();
         std::fs::create_dir_all(folder).map_err(CliError::file("make", folder))?;
         let lock = place.lock()?;
@@ -302,13 +302,18 @@ fn running(services: &[Service], broker: &NatsServer, listen: SocketAddr, scheme
     }
 }
 
-/// The model folders to publish: those named, else the demo model of the repository that we are in.
-fn model_folders(named: &[PathBuf]) -> Result<Vec<PathBuf>, CliError> {
+/// The model folders to publish: those named, else the demo model of the repository that we are in, else none, where a platform ran
+/// before: whether it left a model, its registry knows.
+fn model_folders(named: &[PathBuf], place: &Place) -> Result<Vec<PathBuf>, CliError> {
     const DEMO: &str = "assets/models/inkstone-demo";
-    let folders = if named.is_empty() {
+    let folders: Vec<PathBuf> = if named.is_empty() {
         let here = std::env::current_dir().unwrap_or_default();
         let found = here.ancestors().map(|d| d.join(DEMO)).find(|d| d.is_dir());
-        vec![found.unwrap_or_else(|| PathBuf::from(DEMO))]
+        if found.is_none() && !place.join("nats").is_dir() {
+            let data = place.folder().to_owned();
+            return Err(CliError::NoModels { data });
+        }
+        found.into_iter().collect()
     } else {
         named.to_vec()
     };

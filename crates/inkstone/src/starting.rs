@@ -3,10 +3,13 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use contract::registry::ListModelsRequest;
 use lifecycle::Service;
 use telemetry::Telemetry;
 
+use crate::cli::TlsArgs;
 use crate::error::CliError;
+use crate::models;
 use crate::place::Place;
 
 /// Where an operator says what callers know the platform by.
@@ -71,7 +74,25 @@ impl Starting<'_> {
         ];
         let settings = settings::load(None, &settings)?;
         let registry = model_registry::start(settings, self.telemetry.clone()).await;
-        Ok(self.called(started("model-registry", registry)?))
+        let url = self.called(started("model-registry", registry)?);
+        if models.is_empty() {
+            self.some_model(&url).await?;
+        }
+        Ok(url)
+    }
+
+    /// With nothing to publish, something must have been published before.
+    async fn some_model(&self, registry: &str) -> Result<(), CliError> {
+        let clear = TlsArgs { tls_dir: None };
+        let data = self.place.folder();
+        let url = Some(registry.to_owned());
+        let (callee, mut registry) = models::registry(data, &clear, url)?;
+        let listed = registry.list_models(rpc::idempotent(ListModelsRequest {}));
+        if callee.call(listed).await?.models.is_empty() {
+            let data = data.to_owned();
+            return Err(CliError::NoModels { data });
+        }
+        Ok(())
     }
 
     async fn orchestrator(
