@@ -17,7 +17,7 @@ const UNREACHABLE: i32 = 5;
 const HAD_ENDED: i32 = 6;
 
 /// An engine that takes a known time for its steps.
-const SLOW: [(&str, &str); 2] = [
+pub(crate) const SLOW: [(&str, &str); 2] = [
     ("INKSTONE_GPU_WORKER__ENGINE__KIND", "simulated"),
     ("INKSTONE_GPU_WORKER__ENGINE__SIMULATED__STEP", "200ms"),
 ];

@@ -4,7 +4,9 @@ use std::io::BufReader;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
-use crate::command_line::{Up, ended, line_of, press_ctrl_c, text, up_command};
+use e2e::binary;
+
+use crate::command_line::{SLOW, Up, ended, line_of, press_ctrl_c, text, up_command};
 
 const ANY_PORT: &str = "127.0.0.1:0";
 
@@ -71,4 +73,41 @@ fn elsewhere_than_in_the_repository_a_platform_goes_on_with_the_models_of_its_da
         "{said}"
     );
     assert!(!data.path().join("nats").exists());
+}
+
+#[test]
+fn who_stops_a_platform_hears_what_it_waits_for_and_ends_it_at_once_with_a_second_ctrl_c() {
+    let data = tempfile::tempdir().unwrap();
+    // Long enough to be sure that it was not over.
+    let drain = ("INKSTONE_GATEWAY__HTTP__DRAIN", "15s");
+    let environment = SLOW.into_iter().chain([drain]);
+    let environment: Vec<_> = environment
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect();
+    let mut platform = Running::of(up_command(data.path(), ANY_PORT, &environment));
+    let mut told = BufReader::new(platform.0.stdout.take().unwrap());
+    line_of(&mut told, "Inkstone is up");
+    let mut draw = Command::new(binary("inkstone"));
+    draw.args(["generate", "a cat", "--steps", "100", "--patience", "0s"])
+        .arg("--data")
+        .arg(data.path())
+        .arg("-o")
+        .arg(data.path().join("a.png"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped());
+    let mut drawing = Running::of(draw);
+    let mut heard = BufReader::new(drawing.0.stderr.take().unwrap());
+    line_of(&mut heard, "running");
+
+    press_ctrl_c(&platform.0);
+    let stopping = line_of(&mut told, "stopping");
+    assert!(
+        stopping.contains("15 s") && stopping.contains("Ctrl-C again"),
+        "{stopping}"
+    );
+    press_ctrl_c(&platform.0);
+    line_of(&mut told, "stopped at once");
+    assert!(ended(&mut platform.0).success());
+    assert!(!data.path().join("run.json").exists());
+    assert!(!data.path().join("nats/nats-server.pid").exists());
 }

@@ -1,5 +1,6 @@
 //! All five services in this process, beside a nats-server child.
 
+use std::future::Future;
 use std::net::{SocketAddr, TcpListener};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -203,17 +204,30 @@ impl Platform {
 
     /// Stops everything in the order in which requests flow, the broker last.
     pub(crate) async fn stop(self) {
+        self.stop_unless(std::future::pending()).await;
+    }
+
+    /// The same until `hurry` resolves: then nothing but the broker is waited for, and what was under way breaks off, as in a crash. Whether
+    /// everything had its end.
+    pub(crate) async fn stop_unless(self, hurry: impl Future<Output = ()>) -> bool {
         self.place.withdraw();
-        stop_services(&self.services).await;
+        let whole = tokio::select! {
+            () = stop_services(&self.services) => true,
+            () = hurry => false,
+        };
         let Self {
             telemetry, broker, ..
         } = self;
         let blocking = move || {
-            telemetry.flush();
+            // What takes the spans may be away, and is waited for.
+            if whole {
+                telemetry.flush();
+            }
             drop(broker);
         };
         // It only fails when the runtime is going down, and then the broker was dropped all the same.
         let _ = tokio::task::spawn_blocking(blocking).await;
+        whole
     }
 }
 

@@ -39,10 +39,24 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
         () = &mut signal => None,
         failure = platform.keep() => Some(failure),
     };
-    say!("stopping …");
-    platform.stop().await;
-    say!("stopped");
+    // Installed before it is told of.
+    let hurry = lifecycle::interrupt().map_err(CliError::Runtime)?;
+    say!("{}", stopping());
+    match platform.stop_unless(hurry).await {
+        true => say!("stopped"),
+        false => say!("stopped at once; what was under way goes on at the next start"),
+    }
     failure.map_or(Ok(()), Err)
+}
+
+/// What a stop waits for, as far as the settings say.
+fn stopping() -> String {
+    let gateway = settings::load::<gateway::Settings>(None, &[]);
+    let drain = gateway.map_or(String::new(), |gateway| {
+        let seconds = gateway.http.drain.duration().as_secs();
+        format!(" for up to {seconds} s")
+    });
+    format!("stopping: waits{drain} for requests that are open; Ctrl-C again ends it at once")
 }
 
 /// What is said where others can reach the public port, and it speaks no TLS.

@@ -20,7 +20,9 @@ use std::time::Duration;
 
 pub use core_dump::forbid_core_dumps;
 pub use health::{Check, Health};
-pub use process::{HUNG, Process, ProcessSettings, RunError, run, shutdown_signal, threads};
+pub use process::{
+    HUNG, Process, ProcessSettings, RunError, interrupt, run, shutdown_signal, threads,
+};
 pub use tasks::{TaskFailure, Tasks, chain, panic_text};
 
 /// A running service.

@@ -226,6 +226,18 @@ pub fn shutdown_signal() -> io::Result<impl Future<Output = ()> + Send> {
     })
 }
 
+/// Resolves at the first SIGINT from now on: someone at a terminal who is waiting for an end, and does not want to.
+///
+/// # Errors
+/// When the handler cannot be installed.
+pub fn interrupt() -> io::Result<impl Future<Output = ()> + Send> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    Ok(async move {
+        let _ = interrupt.recv().await;
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
