@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::path::Path;
+use std::time::Duration;
 
 use contract::v1::image_service_client::ImageServiceClient;
 use contract::v1::{CancelRequest, GetRequest, Task, TaskPhase, WatchRequest};
@@ -16,6 +17,7 @@ use crate::error::CliError;
 use crate::follow::has_ended;
 use crate::out::say;
 use crate::place::Place;
+use crate::span::in_words;
 
 const DEFAULT_URL: &str = "http://127.0.0.1:8080";
 const CALL_LIMIT: &str = "30s";
@@ -206,12 +208,13 @@ pub(crate) fn wait(task: &Task) -> String {
     let before = task
         .queue_position
         .map(|before| format!(", {before} before it"));
-    let wait = task
-        .estimated_wait_ms
-        .map(|wait| match wait.div_ceil(1000) {
-            0 => ", begins at once".to_owned(),
-            seconds => format!(", begins in about {seconds} s"),
-        });
+    let wait = task.estimated_wait_ms.map(|wait| match wait {
+        0 => ", begins at once".to_owned(),
+        wait => format!(
+            ", begins in about {}",
+            in_words(Duration::from_millis(wait))
+        ),
+    });
     before.unwrap_or_default() + &wait.unwrap_or_default()
 }
 

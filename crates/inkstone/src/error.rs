@@ -3,8 +3,11 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use contract::{ErrorCode, Failure};
+
+use crate::span::in_words;
 
 /// Why a command did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -153,10 +156,10 @@ pub enum CliError {
     #[error(transparent)]
     Failed(#[from] lifecycle::TaskFailure),
     /// The platform did not become ready.
-    #[error("the platform did not become ready within {seconds} s: {problem}")]
+    #[error("the platform did not become ready within {}: {problem}", in_words(*limit))]
     NotReady {
         /// How long it was waited for.
-        seconds: u64,
+        limit: Duration,
         /// What is missing.
         problem: String,
     },
@@ -235,14 +238,15 @@ pub enum CliError {
     },
     /// The platform went away while a task was followed, and did not come back in time.
     #[error(
-        "the platform went away, and was waited for for {seconds} s (--patience); the task does not end by that: \
-         `inkstone watch {task}` follows it again"
+        "the platform went away, and was waited for for {} (--patience); the task does not end by that: \
+         `inkstone watch {task}` follows it again",
+        in_words(*patience)
     )]
     Away {
         /// Which task.
         task: String,
         /// How long it was waited for.
-        seconds: u64,
+        patience: Duration,
         /// What the last try met.
         #[source]
         source: Box<CliError>,
@@ -349,7 +353,7 @@ fn describe(failure: &Failure) -> String {
         text.push_str(" (`inkstone models list` shows them)");
     }
     if let Some(wait) = failure.retry_after {
-        text.push_str(&format!(" (in {:.1} s)", wait.as_secs_f32()));
+        text.push_str(&format!(" (in {})", in_words(wait)));
     }
     format!("{text} [{}]", failure.code)
 }
@@ -363,5 +367,20 @@ mod tests {
         let told = |code| CliError::Refused(Failure::new(code, "no")).to_string();
         assert!(told(ErrorCode::ModelNotFound).contains("`inkstone models list`"));
         assert!(!told(ErrorCode::TaskNotFound).contains("models list"));
+    }
+
+    #[test]
+    fn how_long_to_wait_is_told_as_people_say_it() {
+        let refused = CliError::Refused(Failure {
+            retry_after: Some(Duration::from_secs(3725)),
+            ..Failure::new(ErrorCode::QuotaExceeded, "no")
+        });
+        assert_eq!(refused.to_string(), "no (in 1 h 2 min) [quota_exceeded]");
+        let away = CliError::Away {
+            task: "t".to_owned(),
+            patience: Duration::from_secs(90),
+            source: Box::new(CliError::NoKey),
+        };
+        assert!(away.to_string().contains("for 1 min 30 s (--patience)"));
     }
 }

@@ -151,7 +151,7 @@ impl<'a> Follow<'a> {
                 None => {
                     return Err(CliError::Away {
                         task: self.task.to_owned(),
-                        seconds: self.patience.as_secs(),
+                        patience: self.patience,
                         source: Box::new(error),
                     });
                 }

@@ -129,8 +129,8 @@ impl Platform {
                 return Ok(());
             };
             if Instant::now() >= deadline {
-                let seconds = READY_LIMIT.as_secs();
-                return Err(CliError::NotReady { seconds, problem });
+                let limit = READY_LIMIT;
+                return Err(CliError::NotReady { limit, problem });
             }
             tokio::select! {
                 failure = self.failure() => return Err(failure.into()),

@@ -9,6 +9,7 @@ use crate::error::CliError;
 use crate::out::{self, complain, say};
 use crate::place::{Place, Running};
 use crate::platform::{Options, Platform};
+use crate::span::in_words;
 
 /// Width of the rules above and below the banner, in characters.
 const RULE: usize = 78;
@@ -53,8 +54,8 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
 fn stopping() -> String {
     let gateway = settings::load::<gateway::Settings>(None, &[]);
     let drain = gateway.map_or(String::new(), |gateway| {
-        let seconds = gateway.http.drain.duration().as_secs();
-        format!(" for up to {seconds} s")
+        let drain = gateway.http.drain.duration();
+        format!(" for up to {}", in_words(drain))
     });
     format!("stopping: waits{drain} for requests that are open; Ctrl-C again ends it at once")
 }

@@ -62,6 +62,9 @@ mod tests {
         task.set_phase(TaskPhase::Queued);
         let told = lines("http://h", &task);
         assert_eq!(told, ["queued, 2 before it, begins in about 2 s"]);
+        task.estimated_wait_ms = Some(3_725_000);
+        let long = "queued, 2 before it, begins in about 1 h 2 min";
+        assert_eq!(lines("http://h", &task), [long]);
         task.estimated_wait_ms = Some(0);
         assert_eq!(
             lines("http://h", &task),
