@@ -148,8 +148,12 @@ impl Exceeded {
     /// For a day that is used up.
     pub(crate) fn today(self, until_midnight: std::time::Duration) -> Failure {
         let Self { name, limit, asked } = self;
+        let what = match name {
+            "images_per_day" => "images",
+            _ => "pixels times steps",
+        };
         let text = format!(
-            "the {limit} that the policy of your key allows in a day ({name}) are used up, or nearly: this asks for {asked}; a \
+            "the {limit} {what} that the policy of your key allows in a day ({name}) are used up, or nearly: this asks for {asked}; a \
              new day begins at 00:00 UTC"
         );
         Failure {
@@ -237,6 +241,21 @@ mod tests {
         assert_eq!(exceeded.name, "pixel_steps_per_day");
         assert!(limit(10, 100).never(used(1, 101)).is_some());
         assert!(limit(10, 100).never(used(10, 100)).is_none());
+    }
+
+    #[test]
+    fn a_day_that_is_used_up_is_told_with_what_was_counted() {
+        let told = |limit: DayLimit, ask| {
+            let exceeded = limit.set_aside(Use::default(), ask).unwrap_err();
+            exceeded.today(std::time::Duration::ZERO).message
+        };
+        let images = told(limit(10, 0), used(11, 0));
+        assert!(images.starts_with("the 10 images that"), "{images}");
+        let work = told(limit(0, 100), used(0, 101));
+        assert!(
+            work.starts_with("the 100 pixels times steps that"),
+            "{work}"
+        );
     }
 
     #[test]
