@@ -111,3 +111,27 @@ fn who_stops_a_platform_hears_what_it_waits_for_and_ends_it_at_once_with_a_secon
     assert!(!data.path().join("run.json").exists());
     assert!(!data.path().join("nats/nats-server.pid").exists());
 }
+
+#[test]
+fn a_list_with_nothing_in_it_says_so() {
+    let up = Up::start();
+    let said = |arguments: &[&str]| up.ok(arguments).trim_end().to_owned();
+    assert_eq!(said(&["dead", "list"]), "There are no dead letters.");
+    assert_eq!(
+        said(&["dead", "list", "--kind", "webhook"]),
+        "There are no such dead letters."
+    );
+    assert_eq!(
+        said(&["keys", "list", "--tenant", "nobody"]),
+        "The tenant nobody has no keys."
+    );
+    for prefix in ["dev-", "test-", "prod-"] {
+        up.ok(&["policies", "remove", prefix, "--even-if-used"]);
+    }
+    let none = "There are no policies: every key is turned away.";
+    assert_eq!(said(&["policies", "list"]), none);
+    // For programs nothing is different.
+    let listed = up.ok(&["dead", "list", "--json"]);
+    let listed: serde_json::Value = serde_json::from_str(&listed).unwrap();
+    assert_eq!(listed["letters"], serde_json::json!([]));
+}

@@ -83,6 +83,19 @@ struct ListArgs {
     after: String,
 }
 
+impl ListArgs {
+    /// What is said of a list that nothing is in.
+    fn none(&self) -> &'static str {
+        let texts = [&self.tenant, &self.code, &self.after];
+        let all =
+            self.kind.is_none() && self.since.is_none() && texts.iter().all(|text| text.is_empty());
+        match all {
+            true => "There are no dead letters.",
+            false => "There are no such dead letters.",
+        }
+    }
+}
+
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Kind {
     Task,
@@ -151,6 +164,7 @@ impl Letters {
     }
 
     async fn list(&mut self, args: ListArgs, json: bool) -> Result<(), CliError> {
+        let none = args.none();
         let request = ListDeadLettersRequest {
             tenant: args.tenant,
             kind: args
@@ -168,6 +182,10 @@ impl Letters {
         if json {
             let letters: Vec<Value> = listed.letters.iter().map(as_json).collect();
             return print(&json!({ "letters": letters, "after": next }));
+        }
+        if listed.letters.is_empty() && next.is_empty() {
+            say!("{none}");
+            return Ok(());
         }
         say!("{:<54} {:<20} {:<22} REASON", "ID", "AT", "CODE");
         for info in &listed.letters {

@@ -78,8 +78,16 @@ pub(crate) async fn run(
             say!("Neither is shown again.");
         }
         KeysCommand::List { tenant } => {
+            let none = match tenant.as_str() {
+                "" => "There are no keys.".to_owned(),
+                tenant => format!("The tenant {tenant} has no keys."),
+            };
             let listed = keys.list_keys(with_bearer(ListKeysRequest { tenant }, token)?);
             let listed = auth.call(listed).await?;
+            if listed.keys.is_empty() {
+                say!("{none}");
+                return Ok(());
+            }
             say!(
                 "{:<24} {:<16} {:<9} {:<21} NAME",
                 "APP KEY",

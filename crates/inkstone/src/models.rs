@@ -27,6 +27,9 @@ pub(crate) async fn run(
             let client = Client::find(data, &server)?;
             let request = client.request(ListModelsRequest {})?;
             let answer = client.call(client.service().list_models(request)).await?;
+            if answer.models.is_empty() {
+                say!("There are no models that your key may use.");
+            }
             for model in answer.models {
                 let aliases = model.aliases.join(", ");
                 say!(

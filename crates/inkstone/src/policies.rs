@@ -235,6 +235,10 @@ fn put_limit<T>(field: &mut Option<T>, given: Option<Limit<T>>) {
 }
 
 fn print_all(all: &[PolicyInfo]) {
+    if all.is_empty() {
+        say!("There are no policies: every key is turned away.");
+        return;
+    }
     say!(
         "{:<14} {:>6} {:>8} {:>6} {:<5} {:<10} {:<30} MODELS",
         "PREFIX",
