@@ -10,7 +10,7 @@ use contract::v1::Scheduler;
 use contract::words::{SCHEDULERS, meaning};
 
 use crate::error::CliError;
-use crate::values::{address, pictures, seed, share, size, steps, time, weight};
+use crate::values::{address, pictures, requests, seed, share, size, steps, time, weight};
 use crate::{
     audit, client, dead, demo, doctor, generate, inspect, keys, models, policies, up, watch,
 };
@@ -135,7 +135,7 @@ pub(crate) struct WatchArgs {
     /// The task's id.
     pub(crate) task: String,
     /// How long to wait for a platform that has gone away meanwhile, such as 30s or 5m; 0s: not at all. Default: 1m.
-    #[arg(long, value_parser = time)]
+    #[arg(long, value_parser = time, allow_negative_numbers = true)]
     pub(crate) patience: Option<Duration>,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
@@ -216,7 +216,7 @@ pub(crate) struct GenerateArgs {
     #[arg(long)]
     pub(crate) visible_label: bool,
     /// How long to wait for a platform that has gone away meanwhile, such as 30s or 5m; 0s: not at all. Default: 1m.
-    #[arg(long, value_parser = time)]
+    #[arg(long, value_parser = time, allow_negative_numbers = true)]
     pub(crate) patience: Option<Duration>,
     #[command(flatten)]
     pub(crate) server: ServerArgs,
@@ -322,25 +322,25 @@ pub(crate) struct PolicyArgs {
     #[arg(long)]
     pub(crate) hd: Option<bool>,
     /// Requests a second of each key.
-    #[arg(long)]
+    #[arg(long, value_parser = requests, allow_negative_numbers = true)]
     pub(crate) requests_per_second: Option<u32>,
     /// Requests at once after a pause. New: as many as in a second.
-    #[arg(long)]
+    #[arg(long, value_parser = requests, allow_negative_numbers = true)]
     pub(crate) burst: Option<u32>,
     /// Scheduling tier. New: standard.
     #[arg(long)]
     pub(crate) tier: Option<String>,
     /// Tasks of a tenant that may wait for a worker; none: no limit.
-    #[arg(long, value_parser = limit::<u32>)]
+    #[arg(long, value_parser = limit::<u32>, allow_negative_numbers = true)]
     pub(crate) tasks_waiting: Option<Limit<u32>>,
     /// Tasks of a tenant that workers have at once; none: no limit.
-    #[arg(long, value_parser = limit::<u32>)]
+    #[arg(long, value_parser = limit::<u32>, allow_negative_numbers = true)]
     pub(crate) tasks_running: Option<Limit<u32>>,
     /// Pictures of a tenant in a day (UTC); none: no limit.
-    #[arg(long, value_parser = limit::<u64>)]
+    #[arg(long, value_parser = limit::<u64>, allow_negative_numbers = true)]
     pub(crate) images_per_day: Option<Limit<u64>>,
     /// Pixels times steps of a tenant in a day (UTC), over all pictures; none: no limit.
-    #[arg(long, value_parser = limit::<u64>)]
+    #[arg(long, value_parser = limit::<u64>, allow_negative_numbers = true)]
     pub(crate) pixel_steps_per_day: Option<Limit<u64>>,
     /// The registry's own address, to be warned of models that it does not know. Default: the one that runs on the data folder, where
     /// auth is that one's, too.
@@ -466,13 +466,28 @@ mod tests {
 
     #[test]
     fn a_negative_number_is_answered_with_what_may_be_there() {
-        let refused = |option: &str, value: &str| {
-            let args = ["inkstone", "generate", "a cat", option, value];
+        let refused_by = |command: &[&str], option: &str, value: &str| {
+            let args = [&["inkstone"][..], command, &[option, value]].concat();
             Cli::try_parse_from(args).unwrap_err().to_string()
         };
+        let refused = |option: &str, value: &str| refused_by(&["generate", "a cat"], option, value);
         assert!(refused("--seed", "-1").contains("from 0 to 18446744073709551615"));
         assert!(refused("-n", "-1").contains("from 1 to 10"));
         assert!(refused("--steps", "-1").contains("a whole number"));
         assert!(refused("--guidance-rescale", "-1").contains("from 0 to 1"));
+        assert!(refused("--patience", "-1").contains("such as 30s"));
+        let set = ["policies", "set", "dev-"];
+        for option in ["--requests-per-second", "--burst"] {
+            assert!(refused_by(&set, option, "-1").contains("requests is a whole number"));
+        }
+        for option in [
+            "--tasks-waiting",
+            "--tasks-running",
+            "--images-per-day",
+            "--pixel-steps-per-day",
+        ] {
+            assert!(refused_by(&set, option, "-1").contains("a whole number, or none"));
+        }
+        assert!(refused_by(&["dead", "list"], "--limit", "-1").contains("1..=200"));
     }
 }

@@ -76,7 +76,12 @@ struct ListArgs {
     #[arg(long, value_parser = since)]
     since: Option<SystemTime>,
     /// How many at most, 1 to 200.
-    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=200))]
+    #[arg(
+        long,
+        default_value_t = 50,
+        value_parser = clap::value_parser!(u32).range(1..=200),
+        allow_negative_numbers = true
+    )]
     limit: u32,
     /// Go on where a list ended, with the same filters.
     #[arg(long, default_value = "", hide_default_value = true)]

@@ -27,6 +27,12 @@ pub(crate) fn steps(text: &str) -> Result<u32, String> {
     parsed.map_err(|_| "the number of steps is a whole number, such as 20".to_owned())
 }
 
+/// A policy's; what is too few or too many, the platform says.
+pub(crate) fn requests(text: &str) -> Result<u32, String> {
+    let parsed = text.parse();
+    parsed.map_err(|_| "the number of requests is a whole number, such as 5".to_owned())
+}
+
 pub(crate) fn time(text: &str) -> Result<Duration, String> {
     let parsed = text.parse::<::settings::Millis>();
     let parsed = parsed.map(::settings::Millis::duration);
@@ -78,5 +84,7 @@ mod tests {
         }
         assert_eq!(steps("20"), Ok(20));
         assert!(steps("1.5").is_err());
+        assert_eq!(requests("5"), Ok(5));
+        assert!(requests("-1").is_err());
     }
 }
