@@ -7,6 +7,7 @@
 mod context;
 mod filter;
 mod ids;
+mod text;
 
 use std::ffi::OsStr;
 use std::io::IsTerminal as _;
@@ -112,7 +113,11 @@ impl Telemetry {
             .with_ansi(colours);
         let lines = match settings.format {
             LogFormat::Json => lines.json().flatten_event(true).boxed(),
-            LogFormat::Text => lines.compact().with_target(false).boxed(),
+            LogFormat::Text => lines
+                .compact()
+                .with_target(false)
+                .fmt_fields(text::ForPeople)
+                .boxed(),
         };
         tracing_subscriber::registry()
             .with(filter)

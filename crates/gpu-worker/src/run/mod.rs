@@ -325,7 +325,11 @@ fn ending(worker: &Worker, outcome: done::Outcome, attempt: u32, state: Option<&
 
 /// Someone else ended the task, such as its owner by cancelling it. What it left behind goes.
 async fn ended_elsewhere(job: &mut TaskJob, done: &Done) -> Settlement {
-    tracing::info!(by = done.worker, "ended elsewhere");
+    match done.worker.as_str() {
+        // As its owner wished, mostly: no news to whoever runs the worker.
+        "" => tracing::debug!("ended by the orchestrator"),
+        by => tracing::info!(by, "ended elsewhere"),
+    }
     checkpoint::remove(job).await;
     let unwanted = unnamed(&job.images, done);
     job.worker.forget(&unwanted).await;
