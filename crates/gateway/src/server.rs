@@ -20,7 +20,7 @@ use hyper_util::server::conn::auto;
 use lifecycle::Service;
 use rpc::tls::Public;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tower::ServiceExt as _;
@@ -41,6 +41,10 @@ use crate::unread::{Addressee, Whose};
 const LAST_WORDS: Duration = Duration::from_secs(1);
 /// Pause after the operating system would not give a connection (no file handles left, mostly): it needs time.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Connections that wait to be accepted: in a full house newcomers do, in turn. Each more would have to knock again, a second later or several.
+/// Up to 64 KiB that they have sent wait with each in the kernel, so there are not more of them. Linux takes no more than
+/// `net.core.somaxconn`.
+const QUEUE: u32 = 1024;
 /// What a client may send over HTTP/2 before anyone reads it, bytes: a request's and a connection's. Callers that nobody has
 /// vouched for can fill it, so it is no larger than uploads need.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -67,7 +71,7 @@ pub(crate) async fn serve(
 ) -> Result<SocketAddr, StartError> {
     let address = edge.http.listen;
     let failed = |source| StartError::Listen { address, source };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = listen(address).map_err(failed)?;
     let bound = listener.local_addr().map_err(failed)?;
     service.listens("http", bound);
     let tls = certificate(service, &edge.http.tls)?;
@@ -75,6 +79,18 @@ pub(crate) async fn serve(
         .tasks
         .critical("http", accept(listener, tls, edge.clone(), app));
     Ok(bound)
+}
+
+/// As [`TcpListener::bind`] does, but for the queue, which there is of 128.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    // For a gateway that starts again where another has just stopped.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(QUEUE)
 }
 
 /// What the port shows to callers, as it is at each moment.
