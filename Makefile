@@ -14,7 +14,7 @@ export PROMPT
 MINUTES ?= 60
 INKSTONE := $(CARGO_TARGET_DIR)/debug/inkstone
 
-.PHONY: help demo up build test lint unit e2e chaos chaos-short clients schemathesis kms bench-health bench-edge bench-tasks bench-backlog bench-memory bench-engine bench-start fuzz-snapshots fuzz-edge test-arm64 cuda test-kernels bench-cuda tools test-tools docs install
+.PHONY: help demo up build test lint unit e2e test-siege chaos chaos-short clients schemathesis kms bench-health bench-edge bench-tasks bench-backlog bench-memory bench-engine bench-start fuzz-snapshots fuzz-edge test-arm64 cuda test-kernels bench-cuda tools test-tools docs install
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 16
@@ -48,6 +48,10 @@ unit: test-tools ## unit and integration tests of every crate
 e2e: test-tools ## real processes, kill -9, bad input
 	cargo build --workspace --bins
 	cargo nextest run --workspace --filterset 'package(e2e)'
+
+test-siege: test-tools ## a hundred thousand connections with half a head each, beside a caller who must be served (half a minute or more)
+	cargo build --workspace --bins
+	cargo nextest run --workspace --run-ignored only --no-capture --filterset 'package(e2e) and test(a_hundred_thousand_connections)'
 
 chaos-short: test-tools ## a minute of random faults, the same each time, and proof of what held (docs/RELIABILITY.md)
 	cargo build --workspace --bins

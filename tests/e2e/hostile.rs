@@ -13,6 +13,7 @@ mod heads;
 mod messages;
 mod neighbour;
 mod pictures;
+mod siege;
 mod ssrf;
 
 use std::future::Future;
@@ -22,7 +23,7 @@ use std::time::Duration;
 
 use e2e::Platform;
 
-use self::neighbour::Neighbour;
+use self::neighbour::{Heard, Neighbour};
 
 /// All but the worker: nobody draws here.
 const FRONT: [&str; 4] = ["auth", "model-registry", "orchestrator", "gateway"];
@@ -38,10 +39,15 @@ async fn under_attack(platform: &Platform, name: &str, mib: u64, attack: impl Fu
     let before = memory("VmHWM");
     let neighbour = Neighbour::start(platform).await;
     attack.await;
-    let (served, accepted) = neighbour.finish();
+    let Heard {
+        served,
+        accepted,
+        slowest,
+        ..
+    } = neighbour.finish();
     let grown = memory("VmHWM").saturating_sub(before);
     println!(
-        "{name}: {grown} MiB more at most, the neighbour was served {served} times, and {accepted} of its tasks accepted"
+        "{name}: {grown} MiB more at most, the neighbour was served {served} times, {slowest:.1?} at the slowest, and {accepted} of its tasks accepted"
     );
     assert!(
         grown <= mib,

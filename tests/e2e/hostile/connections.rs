@@ -19,18 +19,25 @@ const OTHERS: usize = 8;
 /// How much of a head each sends, bytes: together as much as 100,000 connections with heads of 2 KiB.
 const HALF_A_HEAD: usize = 20 * 1024;
 /// `http.max_connections`.
-const MOST: usize = 4096;
+pub(super) const MOST: usize = 4096;
+/// What such a flood may take, MiB: `http.max_connections`, each with a head of `http.max_header_bytes`, 32 KiB, and as much again for all
+/// else. How many come and are closed has no part in it.
+pub(super) const FULL_HOUSE_MIB: u64 = (MOST * 64 / 1024) as u64;
 /// Opened at a time.
 const AT_ONCE: usize = 200;
 
-/// The `i`th connection of the flood, with half a head sent.
-async fn dribble(to: SocketAddr, i: usize) -> Option<tokio::net::TcpStream> {
+/// Where the `i`th connection of the flood comes from.
+fn source(i: usize) -> Ipv4Addr {
     let host = if i.is_multiple_of(2) {
         1
     } else {
         2 + i / 2 % OTHERS
     };
-    let from = Ipv4Addr::new(127, 0, 2, host as u8);
+    Ipv4Addr::new(127, 0, 2, host as u8)
+}
+
+/// A connection with half a head sent.
+pub(super) async fn dribble(to: SocketAddr, from: Ipv4Addr) -> Option<tokio::net::TcpStream> {
     let socket = TcpSocket::new_v4().unwrap();
     socket.bind((from, 0).into()).unwrap();
     let mut stream = tokio::time::timeout(PATIENCE, socket.connect(to))
@@ -54,7 +61,7 @@ async fn flood(to: SocketAddr) -> Vec<tokio::net::TcpStream> {
         {
             open.extend(stream.unwrap());
         }
-        opening.spawn(dribble(to, i));
+        opening.spawn(dribble(to, source(i)));
     }
     open.extend(opening.join_all().await.into_iter().flatten());
     open
@@ -64,8 +71,7 @@ async fn flood(to: SocketAddr) -> Vec<tokio::net::TcpStream> {
 async fn ten_thousand_connections_with_half_a_head_each_keep_nobody_out() {
     let platform = Platform::start_services(&FRONT, &[], false).await;
     let to = address(&platform);
-    // 4096 connections at most, each with a head of 32 KiB at most and as much again for all else.
-    under_attack(&platform, "half a head", (MOST * 64 / 1024) as u64, async {
+    under_attack(&platform, "half a head", FULL_HOUSE_MIB, async {
         let open = flood(to).await;
         assert!(
             open.len() > FLOOD / 2,
@@ -114,14 +120,17 @@ async fn keep_busy(from: Ipv4Addr, to: SocketAddr) {
 }
 
 /// How many connections the gateway has closed for this reason.
-fn closed(platform: &Platform, reason: &str) -> u64 {
+pub(super) fn closed(platform: &Platform, reason: &str) -> u64 {
+    let closed = "inkstone_gateway_connections_closed_total";
+    metric(platform, &format!("{closed}{{reason=\"{reason}\"}}"))
+}
+
+/// A number of the gateway's, by its name with all its labels; nothing is 0.
+pub(super) fn metric(platform: &Platform, name: &str) -> u64 {
     let metrics = platform.metrics("gateway");
-    let mut lines = metrics.lines().filter(|line| {
-        line.starts_with("inkstone_gateway_connections_closed_total")
-            && line.contains(&format!("reason=\"{reason}\""))
-    });
-    let count = lines.next().and_then(|line| line.rsplit(' ').next());
-    count.map_or(0, |count| count.parse().unwrap())
+    let values = metrics.lines().filter_map(|line| line.strip_prefix(name));
+    let mut counts = values.filter_map(|value| value.strip_prefix(' '));
+    counts.next().map_or(0, |count| count.parse().unwrap())
 }
 
 #[tokio::test(flavor = "multi_thread")]

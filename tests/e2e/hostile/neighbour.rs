@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use e2e::Platform;
 use serde_json::json;
@@ -16,7 +17,7 @@ use super::{PATIENCE, PAUSE, address};
 /// Where no attack comes from.
 const FROM: Ipv4Addr = Ipv4Addr::new(127, 0, 0, 9);
 const TENANT: &str = "neighbour";
-/// The first of so many requests submits a task, the others look at the models.
+/// The first of so many requests submits a task, the others look at that and at the models.
 const A_TASK_IN: usize = 20;
 
 /// A caller who behaves: each of its requests comes on a new connection and must be answered, and its tasks are accepted.
@@ -27,9 +28,12 @@ pub(super) struct Neighbour {
 
 /// What it was answered.
 #[derive(Default)]
-struct Heard {
-    served: usize,
-    accepted: usize,
+pub(super) struct Heard {
+    pub(super) served: usize,
+    /// Its tasks that were accepted.
+    pub(super) accepted: usize,
+    /// The longest that it waited for an answer, connecting included.
+    pub(super) slowest: Duration,
     refused: Vec<String>,
 }
 
@@ -49,35 +53,42 @@ impl Neighbour {
         Self { stop, thread }
     }
 
-    /// How often it was served, and how many of its tasks were accepted.
-    pub(super) fn finish(self) -> (usize, usize) {
+    /// How it was served: each time, or this panics.
+    pub(super) fn finish(self) -> Heard {
         self.stop.store(true, Ordering::Relaxed);
         let heard = self.thread.join().unwrap();
-        let refused = heard.refused;
+        let refused = &heard.refused;
         assert!(
             refused.is_empty(),
             "the neighbour was not served: {refused:?}"
         );
-        (heard.served, heard.accepted)
+        heard
     }
 }
 
 /// Begins with a task and ends with one, which comes when the attack has done all that it does.
 async fn live(to: SocketAddr, bearer: &str, stop: &AtomicBool) -> Heard {
     let mut heard = Heard::default();
+    let mut task: Option<String> = None;
     for number in 0.. {
         let last = stop.load(Ordering::Relaxed);
         let submits = last || number % A_TASK_IN == 0;
         let (request, expected) = if submits {
             (submission(bearer), "202")
         } else {
-            (look(bearer), "200")
+            let task = task.as_deref().filter(|_| number % 2 == 1);
+            (look(bearer, task.unwrap_or("/v1/models")), "200")
         };
+        let began = Instant::now();
         let answer = tokio::time::timeout(PATIENCE, ask(to, &request)).await;
+        heard.slowest = heard.slowest.max(began.elapsed());
         match answer {
             Ok(Ok(answer)) if status(&answer) == Some(expected) => {
                 heard.served += 1;
                 heard.accepted += usize::from(submits);
+                if submits {
+                    task = Some(location(&answer));
+                }
             }
             other => heard.refused.push(format!("{other:?}")),
         }
@@ -90,9 +101,9 @@ async fn live(to: SocketAddr, bearer: &str, stop: &AtomicBool) -> Heard {
     heard
 }
 
-fn look(bearer: &str) -> String {
+fn look(bearer: &str, path: &str) -> String {
     format!(
-        "GET /v1/models HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {bearer}\r\nconnection: close\r\n\r\n"
+        "GET {path} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {bearer}\r\nconnection: close\r\n\r\n"
     )
 }
 
@@ -118,4 +129,12 @@ async fn ask(to: SocketAddr, request: &str) -> io::Result<String> {
 
 fn status(answer: &str) -> Option<&str> {
     answer.strip_prefix("HTTP/1.1 ")?.get(..3)
+}
+
+/// Where an accepted task is looked at.
+fn location(answer: &str) -> String {
+    let mut places = answer
+        .lines()
+        .filter_map(|line| line.strip_prefix("location: "));
+    places.next().expect("an accepted task has a place").into()
 }
