@@ -61,7 +61,7 @@ chaos: tools ## MINUTES of random faults, each time others (SEED=N for the same 
 	cargo build --workspace --bins
 	@$(CARGO_TARGET_DIR)/debug/chaos --out $(CARGO_TARGET_DIR)/chaos --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-clients: build ## the OpenAI, DashScope, Triton and gRPC clients that callers have, against a running platform
+clients: build ## the OpenAI, DashScope, Triton, KServe and gRPC clients that callers have, against a running platform
 	@scripts/test-clients.sh
 
 schemathesis: build ## the running server against its own OpenAPI document

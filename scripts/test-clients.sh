@@ -7,14 +7,14 @@ cd "$(dirname "$0")/.."
 
 TESTS=tests/clients
 
-# Makes the environment of `$TESTS/$1.txt` and prints its folder.
+# Makes the environment of `$TESTS/$1.txt`, with what else pip is told, and prints its folder.
 environment() {
   local requirements="$TESTS/$1.txt" venv=".tools/clients-$1"
   if ! cmp -s "$requirements" "$venv/requirements.txt"; then
     echo "installing the packages of $requirements" >&2
     rm -rf "$venv"
     python3 -m venv "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --requirement "$requirements"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check "${@:2}" --requirement "$requirements"
     cp "$requirements" "$venv/requirements.txt"
   fi
   echo "$venv"
@@ -23,6 +23,8 @@ environment() {
 openai=$(environment openai)
 dashscope=$(environment dashscope)
 triton=$(environment triton)
+# The package depends on all that its server needs, 328 MB; the file lists what its client does, 30 MB to load.
+kserve=$(environment kserve --no-deps)
 nats=$(environment nats)
 
 # Node itself is not installed here: there are machines without it, on which this part is skipped.
@@ -59,6 +61,7 @@ export INKSTONE_GATEWAY__EGRESS__CA_FILE="$PWD/$INKSTONE_TEST_TLS/cert.pem"
 "$openai/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_openai.py $TESTS/test_openai_edits.py $TESTS/test_grpc.py
 "$dashscope/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_dashscope.py
 "$triton/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_oip.py $TESTS/test_same_picture.py
+"$kserve/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_kserve.py
 # The messages of proto/ as a producer in Python has them.
 "$nats/bin/python" -m grpc_tools.protoc -I proto --python_out="$nats" proto/inkstone/v1/image.proto
 PYTHONPATH="$nats" "$nats/bin/python" -m pytest --quiet -p no:cacheprovider $TESTS/test_nats.py

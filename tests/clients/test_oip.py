@@ -216,28 +216,6 @@ def test_json_without_raw_data_is_taken_and_answered():
     assert picture(base64.b64decode(image["data"][0])).format == "PNG"
 
 
-def test_a_request_as_kserves_client_sends_it_is_drawn_and_answered_as_it_reads_answers():
-    # The package itself brings a server with sixty dependencies; these are the bytes that its version 0.21.0 sends.
-    raw = [len(PROMPT).to_bytes(4, "little") + PROMPT, (4).to_bytes(4, "little")]
-    kinds = [("PROMPT", "BYTES"), ("STEPS", "INT32")]
-    inputs = [
-        {"name": name, "shape": [1], "datatype": datatype, "parameters": {"binary_data_size": len(data)}}
-        for (name, datatype), data in zip(kinds, raw, strict=True)
-    ]
-    parameters = {"image_format": "raw", "binary_data_output": True}
-    asked = json.dumps({"id": "7", "model_name": MODEL, "inputs": inputs, "parameters": parameters}).encode()
-    headers = KEY | {"inference-header-content-length": str(len(asked)), "content-type": "application/octet-stream"}
-    url = f"{os.environ['INKSTONE_URL']}/v2/models/{MODEL}/infer"
-    with urllib.request.urlopen(urllib.request.Request(url, asked + b"".join(raw), headers)) as served:
-        length, answer = int(served.headers["inference-header-content-length"]), served.read()
-    told, rest = json.loads(answer[:length]), answer[length:]
-    assert (told["id"], told["model_name"]) == ("7", MODEL)
-    sizes = [output["parameters"]["binary_data_size"] for output in told["outputs"]]
-    assert sum(sizes) == len(rest)
-    image = told["outputs"][0]
-    assert (image["name"], image["datatype"], sizes[0]) == ("IMAGE", "UINT8", int(np.prod(image["shape"])))
-
-
 def test_a_stream_answers_each_request_and_survives_a_refusal():
     answers = queue.Queue()
     with triton_grpc.InferenceServerClient(ADDRESS) as client:
