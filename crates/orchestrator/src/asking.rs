@@ -1,4 +1,4 @@
-//! Asking the orchestrator that serves a queue what a task of it waits for: only that one knows.
+//! Asking the orchestrator that serves a queue what a task of it waits for, or how many of a tenant's tasks wait: only that one knows.
 //!
 //! A question goes to `inkstone.wait.<partition>`, which all orchestrators hear and the partition's owner answers, to
 //! `inkstone.told.<who asks>`. Neither is stored and both may be lost: who hears nothing in time has nothing to tell. Questions are few:
@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
-use contract::TaskId;
+use contract::{TaskId, TenantId};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use lifecycle::Service;
@@ -62,11 +62,27 @@ struct Asked {
     id: u64,
     to: String,
     tenant: String,
+    /// Empty, like the task, where it is asked how many of the tenant's tasks wait. The version before this one leaves such a question alone.
     lane: String,
     task: String,
     at: At,
     cost: u64,
     limit: Option<u64>,
+}
+
+impl Asked {
+    fn about(&self) -> Option<About> {
+        if self.lane.is_empty() && self.task.is_empty() {
+            return self.tenant.parse().ok().map(About::Tenant);
+        }
+        let place = TaskRef::parse(&self.tenant, &self.lane, &self.task).ok()?;
+        Some(About::Task(Waiter {
+            place,
+            at: self.at,
+            cost: self.cost,
+            limit: self.limit,
+        }))
+    }
 }
 
 /// An answer on its way. Also where nothing is known: who asks waits for it.
@@ -100,7 +116,16 @@ impl Told {
 pub(crate) struct Question {
     id: u64,
     to: TaskId,
-    pub(crate) waiter: Waiter,
+    pub(crate) about: About,
+}
+
+/// What is asked about.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum About {
+    /// What a task waits for.
+    Task(Waiter),
+    /// How many tasks of a tenant wait: the position that the next one would have if all were in one queue.
+    Tenant(TenantId),
 }
 
 /// Who asks. Cheap to clone.
@@ -173,17 +198,30 @@ impl Asking {
     }
 
     /// What the partition's owner tells; `None` when it tells nothing in time.
-    pub(crate) async fn ask(&self, partition: Partition, waiter: &Waiter) -> Option<Figures> {
+    pub(crate) async fn ask(&self, partition: Partition, about: About) -> Option<Figures> {
         let (id, answered) = self.enter()?;
-        let asked = Asked {
-            id,
-            to: self.0.name.to_string(),
-            tenant: waiter.place.tenant.to_string(),
-            lane: waiter.place.lane.to_string(),
-            task: waiter.place.task.to_string(),
-            at: waiter.at,
-            cost: waiter.cost,
-            limit: waiter.limit,
+        let to = self.0.name.to_string();
+        let asked = match about {
+            About::Task(waiter) => Asked {
+                id,
+                to,
+                tenant: waiter.place.tenant.to_string(),
+                lane: waiter.place.lane.to_string(),
+                task: waiter.place.task.to_string(),
+                at: waiter.at,
+                cost: waiter.cost,
+                limit: waiter.limit,
+            },
+            About::Tenant(tenant) => Asked {
+                id,
+                to,
+                tenant: tenant.to_string(),
+                lane: String::new(),
+                task: String::new(),
+                at: At::End,
+                cost: 0,
+                limit: None,
+            },
         };
         // Plain data: there is nothing in it that JSON has no words for.
         let payload = serde_json::to_vec(&asked).unwrap_or_default();
@@ -241,16 +279,10 @@ fn subject_of(name: TaskId) -> String {
 fn read(subject: &str, payload: &[u8]) -> Option<(Partition, Question)> {
     let partition = subject.rsplit('.').next()?.parse().ok()?;
     let asked: Asked = serde_json::from_slice(payload).ok()?;
-    let place = TaskRef::parse(&asked.tenant, &asked.lane, &asked.task).ok()?;
     let question = Question {
         id: asked.id,
         to: asked.to.parse().ok()?,
-        waiter: Waiter {
-            place,
-            at: asked.at,
-            cost: asked.cost,
-            limit: asked.limit,
-        },
+        about: asked.about()?,
     };
     Some((partition, question))
 }
@@ -275,10 +307,26 @@ mod tests {
         let payload = serde_json::to_vec(&asked).unwrap();
         let (partition, question) = read("inkstone.wait.3", &payload).unwrap();
         assert_eq!((partition, question.id, question.to), (3, 7, to));
-        assert_eq!(question.waiter.place.task, task);
-        assert_eq!(question.waiter.at, At::Sequence(9));
+        let About::Task(waiter) = question.about else {
+            panic!("{question:?}");
+        };
+        assert_eq!((waiter.place.task, waiter.at), (task, At::Sequence(9)));
         assert!(read("inkstone.wait.x", &payload).is_none());
         assert!(read("inkstone.wait.3", b"{}").is_none());
+        let of_tenant = Asked {
+            lane: String::new(),
+            task: String::new(),
+            ..asked
+        };
+        let payload = serde_json::to_vec(&of_tenant).unwrap();
+        let (_, question) = read("inkstone.wait.3", &payload).unwrap();
+        assert_eq!(question.about, About::Tenant("acme".parse().unwrap()));
+        let half = Asked {
+            task: task.to_string(),
+            ..of_tenant
+        };
+        let payload = serde_json::to_vec(&half).unwrap();
+        assert!(read("inkstone.wait.3", &payload).is_none());
     }
 
     #[test]

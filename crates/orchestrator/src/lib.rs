@@ -75,6 +75,7 @@ use std::time::Duration;
 use contract::orchestrator::dead_letter_service_server::DeadLetterServiceServer;
 use contract::orchestrator::orchestrator_service_server::OrchestratorServiceServer;
 use egress::Egress;
+use futures::FutureExt as _;
 use lifecycle::Service;
 use messaging::Broker;
 use rpc::{Identity, Security};
@@ -169,6 +170,11 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
         settings.scheduling.policy(),
     )
     .await?;
+    let asked = waits.clone();
+    waiting.ask(Box::new(move |tenant| {
+        let waits = asked.clone();
+        async move { waits.of_tenant(&tenant).await }.boxed()
+    }));
     let tasks = tasks::Tasks {
         log,
         intake,

@@ -1,21 +1,25 @@
 //! How many tasks of a tenant wait for a worker, for policies that limit it.
 //!
-//! Nothing is kept of tenants without a limit. For the others there is one number each: counted anew from the log now and then
-//! ([`TaskLog::waiting`]), and kept up to date by what this orchestrator accepts and hands to workers. What others of several
-//! orchestrators do shows with the next count, so together they may let a few seconds' submissions too many through.
+//! Nothing is kept of tenants without a limit. For the others there is one number each: asked for anew now and then, and kept up to date by what this
+//! orchestrator accepts and hands to workers. What others of several orchestrators do shows with the next one, so together they may let a few seconds'
+//! submissions too many through.
 //!
-//! A count asks the broker to go through all that the tenant has in the log: 1.9 s with a million tasks. So nobody waits for one whom the number
-//! lets in: it is counted beside that ([`Number::is_fair`]). Only who would be refused by an old number waits, and who comes first.
+//! The orchestrator that serves the tenant's queues has their lengths in memory, and is [asked](Waiting::ask). A queue holds tasks too that were cancelled in
+//! it, until their turn comes: so whom its length lets in is let in, and nobody is refused by it. Who would be, and who hears nothing, counts from the log
+//! ([`TaskLog::waiting`]). That asks the broker to go through all that the tenant has there, ended or not: 1.9 s with a million tasks, and for a part of it
+//! nobody's task is stored. So nobody waits for one whom the number lets in: it is counted beside that ([`Number::is_fair`]). Only who would
+//! be refused by an old number waits, and who comes first.
 //!
 //! Who is refused is told when a place will be free, by how fast the tenant's became free so far ([`Leaving`]): seen here, and of what others hand
 //! over or end, by a count that finds fewer than were known. That costs a refusal no look at anything else.
 
 use std::collections::HashMap;
 use std::num::NonZeroU32;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use contract::{ErrorCode, Failure, TenantId};
+use futures::future::BoxFuture;
 use lifecycle::Tasks as ServiceTasks;
 use task_log::{TaskLog, TaskLogError};
 use tokio::sync::Mutex as Turn;
@@ -43,6 +47,8 @@ struct Number {
     coming: i64,
     counted: Option<Instant>,
     took: Duration,
+    /// It was counted from the log: it may refuse.
+    is_exact: bool,
     /// How fast they become fewer.
     leaving: Leaving,
     /// Held by whoever counts.
@@ -57,6 +63,7 @@ impl Number {
             coming: 0,
             counted: None,
             took: Duration::ZERO,
+            is_exact: false,
             leaving: Leaving::default(),
             turn: Arc::default(),
         }
@@ -102,8 +109,8 @@ impl Number {
     }
 
     fn is_good(&self, at_limit: bool, now: Instant) -> bool {
-        self.age(now)
-            .is_some_and(|age| age < self.good_for(at_limit))
+        let age = self.age(now).filter(|_| self.is_exact || !at_limit);
+        age.is_some_and(|age| age < self.good_for(at_limit))
     }
 
     /// Good enough to let somebody in while it is counted anew.
@@ -130,10 +137,14 @@ pub(crate) struct Waiting {
     jobs: ServiceTasks,
 }
 
+/// How many of a tenant's tasks wait, and perhaps some more, by who has them in memory; `None` where nobody tells.
+type Known = Box<dyn Fn(TenantId) -> BoxFuture<'static, Option<u64>> + Send + Sync>;
+
 /// Cheap to clone.
 #[derive(Clone)]
 struct Numbers {
     log: TaskLog,
+    known: Arc<OnceLock<Known>>,
     tenants: Arc<Mutex<HashMap<TenantId, Number>>>,
 }
 
@@ -166,9 +177,18 @@ impl Drop for Place<'_> {
 impl Waiting {
     /// Counts beside calls are jobs of these.
     pub(crate) fn new(log: TaskLog, jobs: ServiceTasks) -> Self {
-        let tenants = Arc::default();
-        let numbers = Numbers { log, tenants };
+        let numbers = Numbers {
+            log,
+            known: Arc::default(),
+            tenants: Arc::default(),
+        };
         Self { numbers, jobs }
+    }
+
+    /// Asks `known` from now on before the log.
+    pub(crate) fn ask(&self, known: Known) {
+        // Once: whoever else would be asked knows the same.
+        let _ = self.numbers.known.set(known);
     }
 
     /// Takes a place among the tenant's tasks that wait.
@@ -194,7 +214,7 @@ impl Waiting {
                 if good || (!full && number.is_fair(now)) {
                     number.coming += 1;
                     if !good {
-                        self.count_beside(tenant, number.turn.clone());
+                        self.count_beside(tenant, limit, number.turn.clone());
                     }
                     return Ok(Place {
                         waiting: self,
@@ -206,7 +226,7 @@ impl Waiting {
             };
             // Whoever comes while someone counts waits for that instead.
             match turn.try_lock() {
-                Ok(_turn) => self.numbers.count(tenant).await?,
+                Ok(_turn) => self.numbers.count(tenant, limit).await?,
                 Err(_) => drop(turn.lock().await),
             }
         }
@@ -222,13 +242,13 @@ impl Waiting {
     }
 
     /// Counts anew, unless someone does, and lets nobody wait for it.
-    fn count_beside(&self, tenant: &TenantId, turn: Arc<Turn<()>>) {
+    fn count_beside(&self, tenant: &TenantId, limit: NonZeroU32, turn: Arc<Turn<()>>) {
         let Ok(turn) = turn.try_lock_owned() else {
             return;
         };
         let (numbers, tenant) = (self.numbers.clone(), tenant.clone());
         self.jobs.job("count", async move {
-            if let Err(error) = numbers.count(&tenant).await {
+            if let Err(error) = numbers.count(&tenant, limit).await {
                 let error = lifecycle::chain(&error);
                 tracing::debug!(error, %tenant, "a tenant's waiting tasks are counted later");
             }
@@ -251,16 +271,30 @@ impl Numbers {
     }
 
     /// Counts anew. Whoever calls this has the number's turn.
-    async fn count(&self, tenant: &TenantId) -> Result<(), TaskLogError> {
+    async fn count(&self, tenant: &TenantId, limit: NonZeroU32) -> Result<(), TaskLogError> {
         let began = Instant::now();
         if let Some(number) = self.tenants().get_mut(tenant) {
             number.since = 0;
         }
-        let waiting = self.log.waiting(tenant).await?;
+        let (waiting, is_exact) = match self.below(tenant, limit).await {
+            Some(waiting) => (waiting, false),
+            None => (self.log.waiting(tenant).await?, true),
+        };
         if let Some(number) = self.tenants().get_mut(tenant) {
             number.take_count(waiting, began.elapsed(), Instant::now());
+            number.is_exact = is_exact;
         }
         Ok(())
+    }
+
+    /// How many wait by who has them in memory, if another one is let in by that and what is on its way.
+    async fn below(&self, tenant: &TenantId, limit: NonZeroU32) -> Option<u64> {
+        let known = self.known.get()?;
+        let waiting = known(tenant.clone()).await?;
+        let tenants = self.tenants();
+        let more = tenants.get(tenant).map_or(0, |one| one.coming + one.since);
+        let all = waiting.saturating_add(u64::try_from(more).unwrap_or(0));
+        (all < u64::from(limit.get())).then_some(waiting)
     }
 }
 
@@ -292,6 +326,7 @@ fn too_many(limit: NonZeroU32, wait: Duration) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use futures::FutureExt as _;
     use lifecycle::Service;
     use messaging::{Broker, BrokerSettings};
     use nats_server::NatsServer;
@@ -331,6 +366,48 @@ mod tests {
             number.counted = Instant::now().checked_sub(2 * GOOD_FOR);
         }
         assert!(enter(9).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn whom_the_queues_length_lets_in_costs_no_count_and_nobody_is_refused_by_it() {
+        let server = NatsServer::scratch().unwrap();
+        let broker = BrokerSettings::new(server.url(), "20s".parse().unwrap());
+        let broker = Broker::connect(&broker, "test").await.unwrap();
+        let log = TaskLog::new(broker.clone());
+        let service = Service::new("test");
+        let waiting = Waiting::new(log.clone(), service.tasks.clone());
+        let known = Arc::new(Mutex::new(Some(3)));
+        let told = known.clone();
+        waiting.ask(Box::new(move |_| {
+            let told = *told.lock().unwrap();
+            async move { told }.boxed()
+        }));
+        let tell = |number| *known.lock().unwrap() = number;
+        let acme: TenantId = "acme".parse().unwrap();
+        let limit = |limit| NonZeroU32::new(limit).unwrap();
+        // There is no log so far: whoever counted would hear that.
+        waiting.enter(&acme, limit(4)).await.unwrap().taken();
+        assert!(waiting.enter(&acme, limit(4)).await.is_err(), "it counts");
+        let settings: crate::Settings = settings::load(None, &[]).unwrap();
+        log.ensure_streams(&settings.streams).await.unwrap();
+        // By the log none waits: the others have been cancelled where they waited.
+        let place = waiting.enter(&acme, limit(4)).await.unwrap();
+        let anew = || {
+            if let Some(number) = waiting.numbers.tenants().get_mut(&acme) {
+                number.counted = None;
+            }
+        };
+        for (told, most) in [(Some(4), 5), (Some(100), 5), (None, 5)] {
+            tell(told);
+            anew();
+            let entered = waiting.enter(&acme, limit(most)).await;
+            assert!(entered.is_ok(), "{told:?}");
+        }
+        // One is on its way, and the log has none.
+        tell(Some(100));
+        anew();
+        assert!(waiting.enter(&acme, limit(1)).await.is_err());
+        drop(place);
     }
 
     #[test]
@@ -380,7 +457,7 @@ mod tests {
         let now = Instant::now();
         let mut number = Number::new();
         assert!(!number.is_good(false, now));
-        number.counted = Some(now);
+        (number.counted, number.is_exact) = (Some(now), true);
         assert!(number.is_good(false, now + Duration::from_secs(4)));
         assert!(!number.is_good(true, now + Duration::from_secs(4)));
         number.took = Duration::from_secs(1);

@@ -14,6 +14,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use contract::TenantId;
 use lifecycle::Service;
 use messaging::{Broker, BrokerError, Bucket};
 use task_log::{Queue, TaskLog, TaskRef, Touch};
@@ -226,8 +227,19 @@ impl Queues for Backlog {
         Some(waiting + lock(&self.0.pokes).untold(queue))
     }
 
-    fn partition(&self, task: &TaskRef) -> (Partition, bool) {
-        let partition = self.0.partitions.of(&task.tenant);
+    fn of_tenant(&self, tenant: &TenantId) -> Option<u64> {
+        let (partition, is_mine) = self.partition(tenant);
+        if !is_mine || !self.standing().settled.contains(&partition) {
+            return None;
+        }
+        let lines = self.lines();
+        let lines = lines.values().filter(|line| line.queue.tenant == *tenant);
+        let waiting: u64 = lines.map(Line::waiting).sum();
+        Some(waiting + lock(&self.0.pokes).untold_of(tenant))
+    }
+
+    fn partition(&self, tenant: &TenantId) -> (Partition, bool) {
+        let partition = self.0.partitions.of(tenant);
         (partition, self.is_mine(partition))
     }
 

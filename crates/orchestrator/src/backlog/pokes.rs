@@ -3,6 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
 
+use contract::TenantId;
 use task_log::Queue;
 
 /// Between two words about one queue. It is what a task of a busy tenant waits for to be seen at most, half of it on average.
@@ -46,6 +47,15 @@ impl Pokes {
     /// How many submissions of a queue are still to be told of.
     pub(crate) fn untold(&self, queue: &Queue) -> u64 {
         self.queues.get(queue).map_or(0, |(_, untold)| *untold)
+    }
+
+    /// The same of all queues of a tenant.
+    pub(crate) fn untold_of(&self, tenant: &TenantId) -> u64 {
+        let of_tenant = self
+            .queues
+            .iter()
+            .filter(|(queue, _)| queue.tenant == *tenant);
+        of_tenant.map(|(_, (_, untold))| untold).sum()
     }
 
     /// What is to be told now; forgets queues of which there is nothing to tell.

@@ -5,36 +5,29 @@
 //! microseconds; of a queue that another orchestrator serves that one is asked ([`crate::asking`]). What is not known is not told: no
 //! wait before any end has told what tasks cost, unless nothing is to be waited for.
 
-use std::collections::BTreeMap;
+mod solving;
+
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use contract::fleet::{self, WorkerRecord};
+use contract::TenantId;
 use contract::v1::{self, TaskPhase};
 use futures::StreamExt as _;
 use futures::stream::BoxStream;
 use lifecycle::Service;
-use messaging::{Broker, BrokerError, Bucket};
+use messaging::{Broker, BrokerError};
 use task_log::{Queue, Record, TaskRef};
 use tokio::sync::watch;
 
 use crate::ahead::{Ahead, Handed};
-use crate::asking::{Asking, At, Figures, Question, Waiter};
+use crate::asking::{About, Asking, At, Figures, Question, Waiter};
 use crate::backlog::{Standing, queue_of};
 use crate::estimate::{Fleet, Outlook, Place, QueueLoad};
 use crate::learning::Learned;
 use crate::partitions::Partition;
 use crate::schedule::LanePolicy;
-use crate::throughput::{Sample, Throughput};
+use solving::keep_solving;
 
-/// How often the model is solved …
-const SOLVE_EVERY: Duration = Duration::from_millis(100);
-/// … and that takes at most one part in so many of the time.
-const SOLVE_PART: u32 = 50;
-/// How often the workers are counted …
-const COUNT_EVERY: Duration = Duration::from_secs(2);
-/// … and while there is none.
-const COUNT_NONE_EVERY: Duration = Duration::from_millis(500);
 /// What workers have before all that waits is worked out anew when it was told anew, or after so long.
 const AHEAD_GOOD_FOR: Duration = Duration::from_millis(10);
 /// Of two waits told for one moment, the later one is news when it is away from the other by this part of the larger …
@@ -54,8 +47,12 @@ pub(crate) trait Queues: Send + Sync + 'static {
     /// How many tasks wait in a queue, and so before the next one that comes; `None` when another orchestrator serves it.
     fn length(&self, queue: &Queue) -> Option<u64>;
 
-    /// The partition in which a task's queue is, and whether this orchestrator serves it.
-    fn partition(&self, task: &TaskRef) -> (Partition, bool);
+    /// How many tasks of a tenant wait in all of its queues, of which some may have ended there; `None` when another orchestrator serves them, or this
+    /// one has not found all of them so far.
+    fn of_tenant(&self, tenant: &TenantId) -> Option<u64>;
+
+    /// The partition in which a tenant's queues are, and whether this orchestrator serves it.
+    fn partition(&self, tenant: &TenantId) -> (Partition, bool);
 
     /// Where the dispatcher stands.
     fn standing(&self) -> Arc<Standing>;
@@ -178,12 +175,24 @@ impl Waits {
 
     async fn keep_answering(&self, mut questions: BoxStream<'static, (Partition, Question)>) {
         while let Some((_, question)) = questions.next().await {
-            let (_, is_here) = self.queues.partition(&question.waiter.place);
-            if is_here {
-                let figures = self.figures(&question.waiter, None);
+            let (tenant, figures) = match &question.about {
+                About::Task(waiter) => (&waiter.place.tenant, self.figures(waiter, None)),
+                About::Tenant(tenant) => (tenant, self.queues.of_tenant(tenant).map(position)),
+            };
+            if self.queues.partition(tenant).1 {
                 self.asking.answer(&question, figures).await;
             }
         }
+    }
+
+    /// How many tasks of a tenant wait, as far as the orchestrator that serves them has it in memory: some may have ended in their queues.
+    pub(crate) async fn of_tenant(&self, tenant: &TenantId) -> Option<u64> {
+        let (partition, is_here) = self.queues.partition(tenant);
+        if is_here {
+            return self.queues.of_tenant(tenant);
+        }
+        let told = self.asking.ask(partition, About::Tenant(tenant.clone()));
+        told.await.map(|figures| figures.position)
     }
 
     /// How many tasks wait in a task's queue, and so before it if it is about to be stored there; not known of a queue of another's.
@@ -213,7 +222,7 @@ impl Waits {
         let Ok(place) = record.task_ref() else {
             return task;
         };
-        let (partition, is_here) = self.queues.partition(&place);
+        let (partition, is_here) = self.queues.partition(&place.tenant);
         let cost = self.learned.cost(&record.submitted);
         let waiter = Waiter {
             place,
@@ -229,7 +238,7 @@ impl Waits {
         };
         let figures = match is_here {
             true => self.figures(&waiter, before),
-            false => self.asking.ask(partition, &waiter).await,
+            false => self.asking.ask(partition, About::Task(waiter)).await,
         };
         if let Some(Figures { position, wait }) = figures {
             task.queue_position = Some(position);
@@ -318,6 +327,14 @@ impl Waits {
     }
 }
 
+/// A place of which no wait is told.
+fn position(position: u64) -> Figures {
+    Figures {
+        position,
+        wait: None,
+    }
+}
+
 /// Whether a task waits to begin.
 pub(crate) fn waits(task: &v1::Task) -> bool {
     matches!(task.phase(), TaskPhase::Queued | TaskPhase::Scheduled)
@@ -371,95 +388,6 @@ impl Told {
             }
         }
     }
-}
-
-async fn keep_solving(
-    broker: &Broker,
-    queues: &dyn Queues,
-    policy: &LanePolicy,
-    sender: &watch::Sender<Option<Arc<Outlook>>>,
-) {
-    let mut bucket = None;
-    let mut workers = Workers::default();
-    let mut counted: Option<Instant> = None;
-    let mut throughput = Throughput::default();
-    loop {
-        let count_every = match workers.devices {
-            0 => COUNT_NONE_EVERY,
-            _ => COUNT_EVERY,
-        };
-        if counted.is_none_or(|at| at.elapsed() >= count_every) {
-            counted = Some(Instant::now());
-            match count_workers(broker, &mut bucket).await {
-                Ok(count) => workers = count,
-                // The last count holds: workers do not come and go with the broker's answers.
-                Err(error) => {
-                    tracing::debug!(error = lifecycle::chain(&error), "workers not counted");
-                }
-            }
-        }
-        let began = Instant::now();
-        let standing = queues.standing();
-        if let Some(at) = standing.at {
-            let capacity = workers.devices as f64 * standing.share;
-            throughput.note(Sample {
-                at,
-                tally: standing.tally,
-                handed: &standing.handed,
-                capacity,
-                changes: standing.changes,
-            });
-            let fleet = fleet_of(workers, standing.share, &throughput);
-            let outlook = Outlook::new(&queues.queues(), policy, &standing.turns, fleet);
-            sender.send_replace(Some(Arc::new(outlook)));
-        }
-        let pause = (began.elapsed() * SOLVE_PART).max(SOLVE_EVERY);
-        tokio::time::sleep(pause).await;
-    }
-}
-
-/// What of the workers goes to the queues here, `share` of them.
-fn fleet_of(workers: Workers, share: f64, throughput: &Throughput) -> Fleet {
-    let slots = workers.slots as f64 * share;
-    let rate = throughput.rate(workers.devices as f64 * share);
-    // Before any task has told what it gets of its device: as much as any other.
-    let even = rate / slots.max(1.0);
-    Fleet {
-        slots,
-        rate,
-        speed: throughput.speed().unwrap_or(even),
-        alone: throughput.alone(),
-    }
-}
-
-/// All live workers together, each with a device of its own.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Workers {
-    devices: u64,
-    /// Tasks that they can run at once.
-    slots: u64,
-}
-
-impl Workers {
-    /// Those that have a model to work with.
-    fn of(records: &BTreeMap<String, WorkerRecord>) -> Self {
-        let able = records.values().filter(|worker| !worker.models.is_empty());
-        able.fold(Self::default(), |sum, worker| Self {
-            devices: sum.devices + 1,
-            slots: sum.slots + worker.slots as u64,
-        })
-    }
-}
-
-async fn count_workers(
-    broker: &Broker,
-    bucket: &mut Option<Bucket<WorkerRecord>>,
-) -> Result<Workers, BrokerError> {
-    let bucket = match bucket {
-        Some(bucket) => bucket,
-        None => bucket.insert(broker.bucket(fleet::BUCKET, fleet::MAX_AGE).await?),
-    };
-    Ok(Workers::of(&bucket.all().await?))
 }
 
 #[cfg(test)]
