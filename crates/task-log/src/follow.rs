@@ -123,6 +123,14 @@ impl TaskLog {
         Ok(self.tasks.extent().await?)
     }
 
+    /// When the oldest event was stored that the log has, by the broker's clock, as its leader has it; `None` where there is none.
+    ///
+    /// # Errors
+    /// When the broker does not answer.
+    pub async fn oldest_at(&self) -> Result<Option<SystemTime>, TaskLogError> {
+        Ok(self.tasks.fill().await?.oldest_at)
+    }
+
     /// When the first submission or end behind place `sequence` was stored, by the broker's clock; `None` where there is none.
     ///
     /// # Errors

@@ -90,9 +90,8 @@ impl Hold {
 
     /// What the log may let go of that was stored before `time`. Where nobody knows what is recorded, that is nothing but what was held for too long.
     pub(crate) async fn leave(&self, time: SystemTime) -> Leave {
-        let too_long = time.checked_sub(self.most);
-        let taken = match self.taken().await {
-            Ok(taken) => taken,
+        let (taken, is_known) = match self.taken().await {
+            Ok(taken) => (taken, true),
             Err(error) => {
                 metrics::counter!("inkstone_orchestrator_audit_errors_total").increment(1);
                 let error = lifecycle::chain(&error);
@@ -100,20 +99,18 @@ impl Hold {
                     error,
                     "how far the log is recorded is not known: it lets go of nothing for now that is not older than streams.task_retention and audit.hold together"
                 );
-                return Leave {
-                    before: 0,
-                    regardless_of: too_long,
-                    is_held: true,
-                };
+                (self.nothing_taken().await, false)
             }
         };
         let since = taken.waits_since;
         let held = since.and_then(|since| time.duration_since(since).ok());
         let seconds = held.unwrap_or_default().as_secs_f64();
         metrics::gauge!("inkstone_orchestrator_audit_holds_log_seconds").set(seconds);
+        let too_long = time.checked_sub(self.most);
         let regardless_of = too_long.filter(|time| since.is_some_and(|since| since < *time));
-        if held.is_some() {
-            self.tell(seconds, regardless_of.is_some());
+        let is_over = regardless_of.is_some();
+        if held.is_some() && (is_known || is_over) {
+            self.tell(seconds, is_over);
         }
         Leave {
             before: taken.place,
@@ -206,6 +203,15 @@ impl Hold {
             place,
             waits_since: self.log.next_stored_at(place).await?,
         })
+    }
+
+    /// Where nobody knows what is recorded: as if nothing were, all that the log has waits.
+    async fn nothing_taken(&self) -> Taken {
+        Taken {
+            place: 0,
+            // Where the broker does not say that either, nothing goes.
+            waits_since: self.log.oldest_at().await.unwrap_or_default(),
+        }
     }
 
     /// Says now and then that the log is held, or no longer is.

@@ -200,6 +200,30 @@ async fn what_was_held_for_too_long_may_go_and_is_a_gap_that_says_so() {
     assert_eq!(gaps, [gap(3, 4, "expired")]);
 }
 
+#[tokio::test]
+async fn where_nobody_knows_what_is_recorded_all_stays_that_was_not_held_for_too_long() {
+    let bench = bench().await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    // There were blocks, and none is there.
+    let blocks = bench.broker.log(AUDIT);
+    let last = blocks.last_sequence().await.unwrap();
+    blocks.remove_before(last + 1).await.unwrap();
+    let now = bench.log.time().await.unwrap();
+    let hour = Duration::from_secs(3600);
+    let (later, soon) = (now + hour, now - hour);
+    let hold = bench.hold("30m").await;
+    let young = hold.leave(soon).await;
+    assert_eq!((young.before, young.is_held), (0, false));
+    assert_eq!(young.regardless_of, None, "nothing is old");
+    let patient = bench.hold("2h").await.leave(later).await;
+    assert_eq!((patient.before, patient.is_held), (0, true));
+    assert_eq!(patient.regardless_of, None, "nothing was held for too long");
+    let leave = hold.leave(later).await;
+    assert_eq!((leave.before, leave.is_held), (0, true));
+    assert_eq!(leave.regardless_of, Some(later - hour / 2));
+}
+
 /// The submission of a task that has ended, which the log has let go of: of places 1 and 2 its end is left.
 async fn let_go_of_submission(bench: &Bench) -> Submitted {
     let submitted = Submitted {
