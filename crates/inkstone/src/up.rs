@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use lifecycle::TaskFailure;
+
 use crate::cli::{DATA, UpArgs};
 use crate::error::CliError;
 use crate::out::{self, complain, say};
@@ -43,11 +45,27 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
     // Installed before it is told of.
     let hurry = lifecycle::interrupt().map_err(CliError::Runtime)?;
     say!("{}", stopping());
-    match platform.stop_unless(hurry).await {
+    let whole = platform.stop_unless(hurry).await;
+    match whole {
         true => say!("stopped"),
         false => say!("stopped at once; what was under way goes on at the next start"),
     }
-    failure.map_or(Ok(()), Err)
+    outcome(failure, whole)
+}
+
+/// What it ends with. Where something hangs it would begin anew by itself, which is not what someone wants who has ended it at once.
+fn outcome(failure: Option<CliError>, whole: bool) -> Result<(), CliError> {
+    match failure {
+        None => Ok(()),
+        Some(CliError::Failed(failure)) if !whole => {
+            let failure = TaskFailure {
+                hung: false,
+                ..failure
+            };
+            Err(failure.into())
+        }
+        Some(failure) => Err(failure),
+    }
 }
 
 /// What a stop waits for, as far as the settings say.
@@ -140,6 +158,24 @@ mod tests {
         for listen in ["127.0.0.1:8080", "[::1]:80", "[::ffff:127.0.0.1]:80"] {
             assert_eq!(warned(listen, "http"), None, "{listen}");
         }
+    }
+
+    #[test]
+    fn a_platform_with_something_that_hangs_begins_anew_unless_someone_has_ended_it_at_once() {
+        let hangs = |whole| {
+            let failure = TaskFailure {
+                service: "gpu-worker",
+                task: "engine",
+                problem: "does not come back".to_owned(),
+                hung: true,
+            };
+            outcome(Some(failure.into()), whole).unwrap_err()
+        };
+        let begins_anew =
+            |error: CliError| matches!(error, CliError::Failed(failure) if failure.hung);
+        assert!(begins_anew(hangs(true)));
+        assert!(!begins_anew(hangs(false)));
+        assert!(outcome(None, false).is_ok());
     }
 
     #[test]
