@@ -1,4 +1,4 @@
-//! What every request passes before its handler. `router.rs` puts these in order and says why.
+//! What every request passes before its handler. `router.rs` puts these in order; where several are one layer, it says the order itself, and why.
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -414,6 +414,34 @@ mod tests {
         assert_eq!(late, Some(ErrorCode::DeadlineExceeded));
         // Of a stream each message comes when it comes.
         assert_eq!(refused(MODEL_STREAM_INFER, never()).await, None);
+    }
+
+    async fn breaks() -> &'static str {
+        panic!("on purpose")
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered_in_the_words_of_its_dialect_and_with_the_requests_id() {
+        let router = Router::new().fallback(breaks);
+        let router = router.layer(from_fn_with_state(Observer::new(None), observe));
+        let answer = async |kind: &str| {
+            let request = axum::http::Request::post("/v1/tasks")
+                .header("host", "x")
+                .header("x-request-id", "mine")
+                .header("content-type", kind);
+            let request = request.body(Body::empty()).unwrap();
+            let response = router.clone().oneshot(request).await.unwrap();
+            assert_eq!(response.headers()["x-request-id"], "mine");
+            response
+        };
+        let own = answer("application/json").await;
+        assert_eq!(own.status(), ErrorCode::Internal.http());
+        let body = axum::body::to_bytes(own.into_body(), usize::MAX);
+        let body = String::from_utf8(body.await.unwrap().to_vec()).unwrap();
+        assert!(body.contains("\"code\":\"internal\""), "{body}");
+        assert!(!body.contains("on purpose"), "{body}");
+        let grpc = answer("application/grpc").await;
+        assert_eq!(grpc.headers()["grpc-status"], "13");
     }
 
     #[test]

@@ -249,7 +249,7 @@ fn without_key(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Route
     (schemas, paths, methods.route_layer(layer))
 }
 
-/// For what answers at once; outside of [`guarded`], so that the deadline covers all of it.
+/// For what answers at once; outside of all else, so that the deadline covers it. What is [`guarded`] has that deadline there.
 fn quick(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
     answers::quick(&mut paths);
     let layer = from_fn_with_state(edge.clone(), layers::deadline);
@@ -301,6 +301,38 @@ mod tests {
         for _ in 0..16 {
             assert!(made() == first, "a part of it comes in another order");
         }
+    }
+
+    #[tokio::test]
+    async fn what_a_head_shows_is_refused_before_a_proof_is_looked_for_and_so_is_what_there_is_no_room_for()
+     {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let edge = Arc::new(edge(&service, &storage));
+        let router = http(&edge);
+        let refused = async |head: &[(&str, &str)]| {
+            let mut request = axum::http::Request::post("/v1/tasks");
+            for (name, value) in head {
+                request = request.header(*name, *value);
+            }
+            let request = request.body(Body::empty()).unwrap();
+            router.clone().oneshot(request).await.unwrap().status()
+        };
+        let (host, long) = (("host", "x"), ("content-length", "1000000000"));
+        let (text, json) = (
+            ("content-type", "text/plain"),
+            ("content-type", "application/json"),
+        );
+        // What is wrong with it besides comes later.
+        assert_eq!(refused(&[long, text]).await, StatusCode::BAD_REQUEST);
+        let long = refused(&[host, long, text]).await;
+        assert_eq!(long, StatusCode::PAYLOAD_TOO_LARGE);
+        let more = edge.http.max_unread_bytes.bytes() + 1;
+        assert_eq!(refused(&[host, json]).await, StatusCode::UNAUTHORIZED);
+        edge.unread.add(&tenant("one"), more);
+        let text = refused(&[host, text]).await;
+        assert_eq!(text, StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        let full = refused(&[host, json]).await;
+        assert_eq!(full, StatusCode::SERVICE_UNAVAILABLE);
     }
 
     #[tokio::test]
