@@ -11,6 +11,8 @@ use crate::{Broker, BrokerError, Delivery};
 
 /// Looks in an ack wait at whether something has come.
 const LOOKS: u32 = 20;
+/// Within this, who goes on after it was stopped reads from its connection what has come meanwhile, also on a machine that has other work.
+const READ_WITHIN: Duration = Duration::from_millis(200);
 
 /// Messages that come one by one, see [`Puller::coming`](crate::Puller::coming).
 pub struct Coming {
@@ -85,6 +87,8 @@ impl Coming {
 #[derive(Debug)]
 struct Looks {
     every: Duration,
+    /// How long after the last look the next one counts.
+    apart: Duration,
     last: Instant,
     before: Instant,
 }
@@ -93,15 +97,24 @@ impl Looks {
     fn new(every: Duration, asked: Instant) -> Self {
         Self {
             every,
+            apart: every,
             last: asked,
             before: asked,
         }
     }
 
     fn found_nothing(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.last) >= self.every {
-            (self.before, self.last) = (self.last, now);
+        let since = now.saturating_duration_since(self.last);
+        if since < self.apart {
+            return;
         }
+        // So late a look is one after a stop, or after nobody asked: what came meanwhile may still lie in the connection for longer than `every`.
+        let is_late = since > 2 * self.apart;
+        self.apart = match is_late {
+            true => self.every.max(READ_WITHIN),
+            false => self.every,
+        };
+        (self.before, self.last) = (self.last, now);
     }
 
     /// The last look but one: at the last one what came while the process was stopped may not have been read from the connection.
@@ -129,5 +142,25 @@ mod tests {
         assert_eq!(looks.since(), asked + 2 * every);
         looks.found_nothing(goes_on + every);
         assert_eq!(looks.since(), goes_on);
+    }
+
+    #[test]
+    fn after_a_stop_there_is_time_to_read_from_the_connection_however_often_is_looked() {
+        let (every, asked) = (Duration::from_millis(50), Instant::now());
+        let mut looks = Looks::new(every, asked);
+        looks.found_nothing(asked + every);
+        looks.found_nothing(asked + 2 * every);
+        let stopped = asked + 2 * every;
+        let goes_on = asked + Duration::from_secs(60);
+        looks.found_nothing(goes_on);
+        for number in 1..4 {
+            looks.found_nothing(goes_on + number * every);
+            assert_eq!(looks.since(), stopped, "{number}");
+        }
+        looks.found_nothing(goes_on + READ_WITHIN);
+        assert_eq!(looks.since(), goes_on);
+        // And from there on as before.
+        looks.found_nothing(goes_on + READ_WITHIN + every);
+        assert_eq!(looks.since(), goes_on + READ_WITHIN);
     }
 }
