@@ -6,7 +6,7 @@ use async_nats::jetstream::message::PublishMessage;
 use bytes::Bytes;
 
 use crate::group::NewEvent;
-use crate::{BrokerError, Event, EventLog};
+use crate::{BrokerError, Event, EventLog, in_flight};
 
 /// To which subjects `Nats-Expected-Last-Subject-Sequence` looks (nats-server 2.11); the client library has no name for it.
 pub(crate) const EXPECTED_SUBJECT: &str = "Nats-Expected-Last-Subject-Sequence-Subject";
@@ -68,18 +68,21 @@ impl EventLog {
         match Box::pin(self.last(&event.family)).await? {
             Some(found) if ambiguous && found.payload == event.payload => Ok(Appended::Created),
             Some(found) => Ok(Appended::Exists(found.payload)),
-            None if !ambiguous && event.has_bar() => Box::pin(self.barred(event)).await,
+            None if !ambiguous => Box::pin(self.refused(event, error)).await,
             None => Err(BrokerError::request(APPENDING)(error)),
         }
     }
 
     /// What came of a create-only append that was refused though a replica has nothing of its family: that replica lags, or something else is there.
-    async fn barred(&self, event: &NewEvent) -> Result<Appended, BrokerError> {
+    async fn refused(
+        &self,
+        event: &NewEvent,
+        error: PublishError,
+    ) -> Result<Appended, BrokerError> {
         match self.last_at_leader(&event.family).await? {
             Some(found) => Ok(Appended::Exists(found.payload)),
-            None => Err(BrokerError::Barred {
-                filter: event.bar().to_owned(),
-            }),
+            None if event.has_bar() => Err(event.barred()),
+            None => Err(BrokerError::request(APPENDING)(error)),
         }
     }
 
@@ -172,13 +175,32 @@ impl EventLog {
         }
     }
 
+    /// Where it is stored. One that another keeps out which is on its way is offered again until it is known what there is.
     async fn publish(&self, subject: &str, message: PublishMessage) -> Result<u64, PublishError> {
+        let message = message.expected_stream(self.stream);
+        let mut pauses = in_flight::pauses();
+        loop {
+            let error = match self.publish_once(subject, message.clone()).await {
+                Ok(sequence) => return Ok(sequence),
+                Err(error) => error,
+            };
+            match pauses.next() {
+                Some(pause) if in_flight::is_why(&error) => tokio::time::sleep(pause).await,
+                _ => return Err(error),
+            }
+        }
+    }
+
+    async fn publish_once(
+        &self,
+        subject: &str,
+        message: PublishMessage,
+    ) -> Result<u64, PublishError> {
         // Without a connection the client would keep the message and send it later, when whoever waited has been told
         // that it failed: an accepted task that nobody knows of.
         if !self.broker.is_connected() {
             return Err(PublishErrorKind::BrokenPipe.into());
         }
-        let message = message.expected_stream(self.stream);
         let sent = self
             .broker
             .jetstream()

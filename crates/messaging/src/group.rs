@@ -10,7 +10,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 
 use crate::append::{EXPECTED_SUBJECT, trace_headers};
-use crate::{Appended, BrokerError, Event, EventLog, REQUEST_TIMEOUT};
+use crate::{Appended, BrokerError, Event, EventLog, REQUEST_TIMEOUT, in_flight};
 
 const BATCH_ID: &str = "Nats-Batch-Id";
 const BATCH_SEQUENCE: &str = "Nats-Batch-Sequence";
@@ -78,6 +78,13 @@ impl NewEvent {
     /// Whether more than its family bars it.
     pub(crate) fn has_bar(&self) -> bool {
         self.barred_by.is_some()
+    }
+
+    /// That something else bars it.
+    pub(crate) fn barred(&self) -> BrokerError {
+        BrokerError::Barred {
+            filter: self.bar().to_owned(),
+        }
     }
 
     /// Bytes of what is to be stored.
@@ -168,12 +175,21 @@ impl EventLog {
         self.last_of_all(&families).await
     }
 
-    /// All of them, or none if an error says so; after a time-out that is not known.
+    /// All of them, or none if an error says so; after a time-out that is not known. Offered again while one is kept out by a write on its way.
     async fn create_together(&self, events: &[&NewEvent]) -> Result<(), BrokerError> {
         // The client itself only limits the wait for an answer: with a broken connection, what is to be sent waits for another.
         let limit = 2 * REQUEST_TIMEOUT;
-        let sent = tokio::time::timeout(limit, self.send_together(events)).await;
-        sent.unwrap_or_else(|_| Err(self.broker.unreachable()))
+        let mut pauses = in_flight::pauses();
+        loop {
+            let sent = tokio::time::timeout(limit, self.send_together(events)).await;
+            let Err(error) = sent.unwrap_or_else(|_| Err(self.broker.unreachable())) else {
+                return Ok(());
+            };
+            match pauses.next() {
+                Some(pause) if in_flight::is_why(&error) => tokio::time::sleep(pause).await,
+                _ => return Err(error),
+            }
+        }
     }
 
     async fn send_together(&self, events: &[&NewEvent]) -> Result<(), BrokerError> {

@@ -11,6 +11,7 @@ mod append;
 mod bucket;
 mod coming;
 mod group;
+mod in_flight;
 mod leader;
 mod log;
 mod options;
@@ -191,10 +192,15 @@ impl BrokerError {
 
 /// Whether the broker refused because the stream has no room. It does not say more than that it could not store.
 fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    refusal(error) == Some(jetstream::ErrorCode::STREAM_STORE_FAILED)
+}
+
+/// The code with which the broker refused, where it did.
+fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<jetstream::ErrorCode> {
     // A bucket's errors lie around those of its stream.
     let mut causes = std::iter::successors(Some(error), |&error| error.source());
     let refusal = causes.find_map(|cause| cause.downcast_ref::<jetstream::Error>());
-    refusal.is_some_and(|it| it.error_code() == jetstream::ErrorCode::STREAM_STORE_FAILED)
+    refusal.map(jetstream::Error::error_code)
 }
 
 /// A connection to NATS. Cheap to clone; it reconnects by itself, for ever.

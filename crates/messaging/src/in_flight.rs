@@ -1,0 +1,142 @@
+//! Writes that are kept out by another one that is on its way.
+//!
+//! A cluster stores what most of its servers have. Until then a second write that names the same subjects in what it expects is refused, with a code
+//! of its own. That says nothing of what will be there: the first one may still fail. So the second is offered again, a few times, until the
+//! stream has stored it or says what there is.
+
+use std::error::Error;
+use std::time::Duration;
+
+use async_nats::jetstream::ErrorCode;
+
+/// How often a write is offered again.
+const TRIES: u32 = 8;
+/// Before the first of these; each pause is twice the one before, 2.55 s in all.
+const FIRST_PAUSE: Duration = Duration::from_millis(10);
+
+/// Whether a write was refused for another that is on its way. It is not stored then, for certain.
+pub(crate) fn is_why(error: &(dyn Error + 'static)) -> bool {
+    crate::refusal(error) == Some(ErrorCode::STREAM_WRONG_LAST_SEQUENCE_CONSTANT)
+}
+
+/// How long to wait before each further try.
+pub(crate) fn pauses() -> impl Iterator<Item = Duration> {
+    (0..TRIES).map(|tried| FIRST_PAUSE * 2u32.pow(tried))
+}
+
+#[cfg(test)]
+mod tests {
+    use async_nats::jetstream;
+    use bytes::Bytes;
+    use nats_server::{Cluster, NatsServer, Routes, free_port};
+
+    use super::*;
+    use crate::{
+        Appended, Broker, BrokerError, BrokerSettings, EventLog, Manner, NewEvent, RetentionPolicy,
+        StreamSpec,
+    };
+
+    /// Encounters of two writers in one test.
+    const ROUNDS: usize = 100;
+
+    #[test]
+    fn a_write_in_flight_is_told_from_what_is_stored_however_deep_its_code_lies() {
+        let refused = |code: u64| {
+            let text =
+                format!(r#"{{"code":400,"err_code":{code},"description":"wrong last sequence"}}"#);
+            serde_json::from_str::<jetstream::Error>(&text).unwrap()
+        };
+        assert!(is_why(&BrokerError::request("writing")(refused(10164))));
+        assert!(!is_why(&BrokerError::request("writing")(refused(10071))));
+        assert!(!is_why(&BrokerError::request("writing")("no answer")));
+    }
+
+    /// A log that three servers keep together, as whoever is connected to one of them and whoever is to another have it.
+    async fn two_writers() -> (Cluster, EventLog, EventLog) {
+        let ports: Vec<u16> = (0..3).map(|_| free_port().unwrap()).collect();
+        let routes = ports.iter().map(|&listen| Routes {
+            listen,
+            to: ports.iter().copied().filter(|&to| to != listen).collect(),
+        });
+        let cluster = Cluster::scratch(routes.collect()).unwrap();
+        let connected = async |node: &NatsServer| {
+            let settings = BrokerSettings {
+                replicas: 3,
+                ..BrokerSettings::new(node.url(), "120s".parse().unwrap())
+            };
+            Broker::connect(&settings, "test").await.unwrap()
+        };
+        let one = connected(&cluster.nodes[0]).await;
+        let two = connected(&cluster.nodes[1]).await;
+        let spec = StreamSpec {
+            name: "TEST",
+            subjects: &["test.>"],
+            retention: RetentionPolicy::Limits,
+            max_messages: -1,
+            max_messages_per_subject: 1,
+            shares: false,
+            max_message_size: -1,
+            max_age: Duration::ZERO,
+            max_bytes: 1 << 24,
+            refuse_when_full: true,
+            batches: true,
+            duplicate_window: Duration::from_secs(120),
+            republish: None,
+        };
+        one.patiently(|| one.ensure_stream(&spec)).await.unwrap();
+        let logs = (one.log("TEST"), two.log("TEST"));
+        // It has a leader by now.
+        let ready = one.patiently(|| logs.0.put("test.ready.now", Bytes::new()));
+        ready.await.unwrap();
+        (cluster, logs.0, logs.1)
+    }
+
+    /// As a submission is: kept out by whatever there is of its task.
+    fn event(task: &str, payload: &'static str) -> NewEvent {
+        let subject = format!("test.{task}.made");
+        let payload = Bytes::from_static(payload.as_bytes());
+        NewEvent::new(subject.clone(), subject, payload).barred_by(format!("test.{task}.*"))
+    }
+
+    /// Of two, one has made it and the other hears of that one.
+    fn one_counts(one: &Appended, two: &Appended) {
+        let heard = match (one, two) {
+            (Appended::Created, Appended::Exists(heard)) => (heard, "one"),
+            (Appended::Exists(heard), Appended::Created) => (heard, "two"),
+            both => panic!("{both:?}"),
+        };
+        assert_eq!(heard.0, heard.1);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_two_who_create_one_thing_at_once_in_a_cluster_one_does_and_the_other_hears_of_it() {
+        let (_cluster, one, two) = two_writers().await;
+        for round in 0..ROUNDS {
+            let task = round.to_string();
+            let (ones, twos) = (event(&task, "one"), event(&task, "two"));
+            let (by_one, by_two) = tokio::join!(one.create(&ones), two.create(&twos));
+            one_counts(&by_one.unwrap(), &by_two.unwrap());
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn of_two_groups_at_once_in_a_cluster_one_has_what_is_in_both_and_each_all_of_its_own() {
+        let (_cluster, one, two) = two_writers().await;
+        for round in 0..ROUNDS / 4 {
+            let group = |name: &'static str| -> Vec<NewEvent> {
+                let own = (0..8).map(|number| event(&format!("{round}-{name}-{number}"), name));
+                let both = event(&format!("{round}-both"), name);
+                own.chain([both]).collect()
+            };
+            let (mut by_one, mut by_two) = tokio::join!(
+                one.create_each(group("one"), Manner::Together),
+                two.create_each(group("two"), Manner::Together),
+            );
+            let both = (by_one.pop().unwrap(), by_two.pop().unwrap());
+            one_counts(&both.0.unwrap(), &both.1.unwrap());
+            for own in by_one.into_iter().chain(by_two) {
+                assert_eq!(own.unwrap(), Appended::Created);
+            }
+        }
+    }
+}
