@@ -93,6 +93,13 @@ impl NewEvent {
     }
 }
 
+/// How often the rest of a group is tried together: without what was there, without what is barred, and once more for what a replica that
+/// lags did not tell of.
+const ROUNDS: usize = 4;
+
+/// What one event of a group hears.
+type Answer = Result<Appended, BrokerError>;
+
 /// What came of trying to store a group in one batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Tried {
@@ -112,27 +119,23 @@ struct Committed {
 }
 
 impl EventLog {
-    /// Creates each of these. Together: with one flush for all; when some were there before, those are answered so and the others are
-    /// tried together again, and when that fails too, each is created by itself, so that what is wrong with one is nobody
+    /// Creates each of these. Together: with one flush for all; when some were there before, or are barred, those are answered so and the others are
+    /// tried together again, and when that fails, too, each is created by itself, so that what is wrong with one is nobody
     /// else's answer. Answers are in the events' order, with errors as of [`create`](Self::create). At most [`MAX_GROUP`], no two of one
     /// family.
-    pub async fn create_each(
-        &self,
-        events: Vec<NewEvent>,
-        manner: Manner,
-    ) -> Vec<Result<Appended, BrokerError>> {
-        let mut answers: Vec<Option<Appended>> = events.iter().map(|_| None).collect();
+    pub async fn create_each(&self, events: Vec<NewEvent>, manner: Manner) -> Vec<Answer> {
+        let mut answers: Vec<Option<Answer>> = events.iter().map(|_| None).collect();
         let tried = match manner {
             Manner::OneByOne => Tried::NotSent,
             Manner::Together => self.try_together(&events, &mut answers).await,
         };
         if tried == Tried::Stored {
-            let settled = |answer: Option<Appended>| Ok(answer.unwrap_or(Appended::Created));
+            let settled = |answer: Option<Answer>| answer.unwrap_or(Ok(Appended::Created));
             return answers.into_iter().map(settled).collect();
         }
         let one_by_one = events.iter().zip(answers).map(async |(event, answer)| {
             if let Some(answer) = answer {
-                return Ok(answer);
+                return answer;
             }
             let created = self.create(event).await;
             if tried == Tried::NotSent {
@@ -147,9 +150,9 @@ impl EventLog {
         join_all(one_by_one).await
     }
 
-    async fn try_together(&self, events: &[NewEvent], answers: &mut [Option<Appended>]) -> Tried {
+    async fn try_together(&self, events: &[NewEvent], answers: &mut [Option<Answer>]) -> Tried {
         let mut tried = Tried::NotSent;
-        for _ in 0..2 {
+        for _ in 0..ROUNDS {
             let open: Vec<&NewEvent> = unanswered(events, answers);
             match self.create_together(&open).await {
                 Ok(()) => return Tried::Stored,
@@ -169,10 +172,16 @@ impl EventLog {
         tried
     }
 
-    /// What there is of these events' families.
+    /// What there is of these events' families; where there is nothing of any, what bars them.
     async fn find_each(&self, events: &[&NewEvent]) -> Result<Vec<Event>, BrokerError> {
         let families: Vec<&str> = events.iter().map(|event| event.family()).collect();
-        self.last_of_all(&families).await
+        let found = self.last_of_all(&families).await?;
+        if !found.is_empty() || !events.iter().any(|event| event.has_bar()) {
+            return Ok(found);
+        }
+        // Not at once: of a task that is there these are several events, and the broker takes no question with too many answers.
+        let bars: Vec<&str> = events.iter().map(|event| event.bar()).collect();
+        self.last_of_all(&bars).await
     }
 
     /// All of them, or none if an error says so; after a time-out that is not known. Offered again while one is kept out by a write on its way.
@@ -243,23 +252,29 @@ impl EventLog {
     }
 }
 
-fn unanswered<'a>(events: &'a [NewEvent], answers: &[Option<Appended>]) -> Vec<&'a NewEvent> {
+fn unanswered<'a>(events: &'a [NewEvent], answers: &[Option<Answer>]) -> Vec<&'a NewEvent> {
     let pairs = events.iter().zip(answers);
     let open = pairs.filter(|(_, answer)| answer.is_none());
     open.map(|(event, _)| event).collect()
 }
 
-/// Answers those of whose family something was found. What was found may be the event itself, when only the answer was lost.
-fn settle(events: &[NewEvent], answers: &mut [Option<Appended>], found: &[Event]) {
+/// Answers those of whose family something was found, and those that something else bars. What was found may be the event itself, when only
+/// the answer was lost. An event of the family lies in front of what else there is of its task.
+fn settle(events: &[NewEvent], answers: &mut [Option<Answer>], found: &[Event]) {
     for there in found {
         let pairs = events.iter().zip(answers.iter_mut());
         for (event, answer) in pairs {
-            if answer.is_none() && matches(&event.family, &there.subject) {
-                *answer = Some(if event.payload == there.payload {
+            if answer.is_some() {
+                continue;
+            }
+            if matches(&event.family, &there.subject) {
+                *answer = Some(Ok(if event.payload == there.payload {
                     Appended::Created
                 } else {
                     Appended::Exists(there.payload.clone())
-                });
+                }));
+            } else if matches(event.bar(), &there.subject) {
+                *answer = Some(Err(event.barred()));
             }
         }
     }
@@ -279,7 +294,49 @@ fn matches(pattern: &str, subject: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashSet;
+
+    use nats_server::NatsServer;
+
     use super::*;
+    use crate::scratch::{SPEC, event};
+    use crate::{Broker, BrokerSettings};
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn what_is_barred_and_what_is_there_is_taken_out_of_a_group_and_all_others_go_together() {
+        let server = NatsServer::scratch().unwrap();
+        let settings = BrokerSettings::new(server.url(), "20s".parse().unwrap());
+        let broker = Broker::connect(&settings, "test").await.unwrap();
+        broker.ensure_stream(&SPEC).await.unwrap();
+        let log = broker.log(SPEC.name);
+        for leftover in ["test.7.ended", "test.31.ended"] {
+            log.put(leftover, Bytes::new()).await.unwrap();
+        }
+        let first = log.create(&event("12", "first")).await.unwrap();
+        assert_eq!(first, Appended::Created);
+
+        let group = (0..40).map(|number| event(&number.to_string(), "new"));
+        let answers = log.create_each(group.collect(), Manner::Together).await;
+        let mut batches = HashSet::new();
+        for (number, answer) in answers.into_iter().enumerate() {
+            match (number, answer) {
+                (7 | 31, Err(BrokerError::Barred { filter })) => {
+                    assert_eq!(filter, format!("test.{number}.*"));
+                }
+                (12, Ok(Appended::Exists(found))) => assert_eq!(found, "first"),
+                (_, Ok(Appended::Created)) => {
+                    let stored = log.at(&format!("test.{number}.made")).await.unwrap();
+                    let stored = stored.unwrap();
+                    batches.insert(stored.header(BATCH_ID).map(str::to_owned));
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+        assert!(
+            batches.len() == 1 && !batches.contains(&None),
+            "{batches:?}"
+        );
+    }
 
     #[test]
     fn a_star_stands_for_one_token() {

@@ -31,10 +31,8 @@ mod tests {
     use nats_server::{Cluster, NatsServer, Routes, free_port};
 
     use super::*;
-    use crate::{
-        Appended, Broker, BrokerError, BrokerSettings, EventLog, Manner, NewEvent, RetentionPolicy,
-        StreamSpec,
-    };
+    use crate::scratch::{SPEC, event};
+    use crate::{Appended, Broker, BrokerError, BrokerSettings, EventLog, Manner, NewEvent};
 
     /// Encounters of two writers in one test.
     const ROUNDS: usize = 100;
@@ -68,34 +66,12 @@ mod tests {
         };
         let one = connected(&cluster.nodes[0]).await;
         let two = connected(&cluster.nodes[1]).await;
-        let spec = StreamSpec {
-            name: "TEST",
-            subjects: &["test.>"],
-            retention: RetentionPolicy::Limits,
-            max_messages: -1,
-            max_messages_per_subject: 1,
-            shares: false,
-            max_message_size: -1,
-            max_age: Duration::ZERO,
-            max_bytes: 1 << 24,
-            refuse_when_full: true,
-            batches: true,
-            duplicate_window: Duration::from_secs(120),
-            republish: None,
-        };
-        one.patiently(|| one.ensure_stream(&spec)).await.unwrap();
+        one.patiently(|| one.ensure_stream(&SPEC)).await.unwrap();
         let logs = (one.log("TEST"), two.log("TEST"));
         // It has a leader by now.
         let ready = one.patiently(|| logs.0.put("test.ready.now", Bytes::new()));
         ready.await.unwrap();
         (cluster, logs.0, logs.1)
-    }
-
-    /// As a submission is: kept out by whatever there is of its task.
-    fn event(task: &str, payload: &'static str) -> NewEvent {
-        let subject = format!("test.{task}.made");
-        let payload = Bytes::from_static(payload.as_bytes());
-        NewEvent::new(subject.clone(), subject, payload).barred_by(format!("test.{task}.*"))
     }
 
     /// Of two, one has made it and the other hears of that one.

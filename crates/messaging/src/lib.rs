@@ -17,6 +17,8 @@ mod log;
 mod options;
 mod queue;
 mod reader;
+#[cfg(test)]
+mod scratch;
 
 use std::path::PathBuf;
 use std::sync::Arc;
