@@ -13,6 +13,9 @@ use task_log::TaskLogError;
 
 /// How long callers are asked to wait when a part is down.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// The same of a submission whose id waits for the audit chain: each try is announced, charged and given back, and a chain that stands still goes on
+/// when somebody has seen to it.
+const EARLIER_END_RETRY_AFTER: Duration = Duration::from_secs(30);
 
 /// Why the orchestrator did not start.
 #[derive(Debug, thiserror::Error)]
@@ -69,7 +72,7 @@ impl From<CallError> for Failure {
                 tracing::warn!(error = lifecycle::chain(&error), "answered unavailable");
                 Failure::unavailable(
                     "an earlier task of this id has ended, and its end is not recorded so far; try again",
-                    RETRY_AFTER,
+                    EARLIER_END_RETRY_AFTER,
                 )
             }
             CallError::TaskLog(error) => {
@@ -86,4 +89,21 @@ pub(crate) fn task_not_found(task: &str) -> CallError {
     let shown: String = task.chars().take(64).collect();
     let text = format!("there is no task {shown}");
     CallError::Refused(Failure::new(ErrorCode::TaskNotFound, text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_waits_for_the_audit_chain_is_asked_to_wait_longer_than_who_waits_for_the_log() {
+        let wait = |error: TaskLogError| {
+            let failure = Failure::from(CallError::TaskLog(error));
+            assert_eq!(failure.code, ErrorCode::Unavailable);
+            failure.retry_after
+        };
+        let earlier_end = wait(TaskLogError::EarlierEnd { place: 7 });
+        assert_eq!(earlier_end, Some(EARLIER_END_RETRY_AFTER));
+        assert_eq!(wait(TaskLogError::Stopping), Some(RETRY_AFTER));
+    }
 }
