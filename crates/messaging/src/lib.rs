@@ -10,6 +10,7 @@
 mod append;
 mod bucket;
 mod coming;
+mod error;
 mod group;
 mod in_flight;
 mod leader;
@@ -34,13 +35,14 @@ pub use append::{Appended, Replaced};
 pub use async_nats::jetstream::stream::RetentionPolicy;
 pub use bucket::{Bucket, Change, Entry, Snapshot, Written};
 pub use coming::Coming;
+pub use error::BrokerError;
 pub use group::{MAX_GROUP, Manner, NewEvent};
 pub use leader::{Extent, Fill};
 pub use log::{Event, EventLog, MAX_BATCH, Page};
 pub use queue::{Delivery, Outgoing, Puller, WorkQueue};
 pub use reader::Reader;
 
-type Cause = Box<dyn std::error::Error + Send + Sync>;
+pub(crate) use error::{is_full, refusal};
 
 /// How long the server may take to answer one request.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
@@ -80,129 +82,6 @@ impl BrokerSettings {
             password_file: PathBuf::new(),
         }
     }
-}
-
-/// What went wrong with the broker.
-#[derive(Debug, thiserror::Error)]
-pub enum BrokerError {
-    /// There is no connection just now.
-    #[error("the broker at {url} cannot be reached")]
-    Unreachable {
-        /// Where it should be.
-        url: String,
-    },
-    /// TLS is asked for and its files are not there.
-    #[error("setting broker.tls_dir: {} is missing", path.display())]
-    NoCertificate {
-        /// The file.
-        path: PathBuf,
-    },
-    /// The broker's user cannot be one.
-    #[error("setting broker.user {problem}")]
-    User {
-        /// What is wrong with it.
-        problem: &'static str,
-    },
-    /// The user's password cannot be had.
-    #[error(transparent)]
-    Password(#[from] settings::SecretFileError),
-    /// The address is malformed or the credentials are refused.
-    #[error("cannot connect to the broker at {url}")]
-    Connect {
-        /// Where.
-        url: String,
-        /// Why not.
-        #[source]
-        source: async_nats::ConnectError,
-    },
-    /// The broker answered no, or did not answer.
-    #[error("{operation} failed")]
-    Request {
-        /// What was asked.
-        operation: &'static str,
-        /// Its answer.
-        #[source]
-        source: Cause,
-    },
-    /// It was never sent, or no stream took it: nothing is stored, now or later.
-    #[error("{operation} failed, and nothing is stored")]
-    NotStored {
-        /// What was asked.
-        operation: &'static str,
-        /// Why not.
-        #[source]
-        source: Cause,
-    },
-    /// A stored value is not what this version writes.
-    #[error("{what} cannot be decoded")]
-    Decode {
-        /// Which value.
-        what: String,
-        /// Why not.
-        #[source]
-        source: Cause,
-    },
-    /// A stream that refuses when it is full is full, or a subject's share of it is.
-    #[error("{stream} has no room for it")]
-    Full {
-        /// Which stream.
-        stream: &'static str,
-    },
-    /// It was refused for something that is there and is not [of its family](NewEvent::barred_by).
-    #[error("it cannot be created while there is something at {filter}")]
-    Barred {
-        /// Where.
-        filter: String,
-    },
-    /// Someone else changed the value since it was read.
-    #[error("{key} was changed by someone else meanwhile")]
-    Conflict {
-        /// Which key.
-        key: String,
-    },
-}
-
-impl BrokerError {
-    /// Whether the broker had no room: nothing is stored then.
-    pub fn is_full(&self) -> bool {
-        matches!(self, Self::Full { .. }) || is_full(self)
-    }
-
-    fn request<E: Into<Cause>>(operation: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::Request {
-            operation,
-            source: source.into(),
-        }
-    }
-
-    fn not_stored<E: Into<Cause>>(operation: &'static str) -> impl FnOnce(E) -> Self {
-        move |source| Self::NotStored {
-            operation,
-            source: source.into(),
-        }
-    }
-
-    /// The same of what an earlier try may have stored.
-    #[must_use]
-    pub fn in_doubt(self) -> Self {
-        match self {
-            Self::NotStored { operation, source } => Self::Request { operation, source },
-            error => error,
-        }
-    }
-}
-
-/// Whether the broker refused because the stream has no room. It does not say more than that it could not store.
-fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
-    refusal(error) == Some(jetstream::ErrorCode::STREAM_STORE_FAILED)
-}
-
-/// The code with which the broker refused, where it did.
-fn refusal(error: &(dyn std::error::Error + 'static)) -> Option<jetstream::ErrorCode> {
-    // A bucket's errors lie around those of its stream.
-    let mut causes = std::iter::successors(Some(error), |&error| error.source());
-    let refusal = causes.find_map(|cause| cause.downcast_ref::<jetstream::Error>());
-    refusal.map(jetstream::Error::error_code)
 }
 
 /// A connection to NATS. Cheap to clone; it reconnects by itself, for ever.
