@@ -123,58 +123,20 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let meter = Arc::new(Meter::open(&broker, today, settings.refunds.max_size).await?);
     meter.clone().keep_up(&service);
     let learned = learning::Learned::start(&service, &broker, &log).await?;
-    let backlog = dispatch(
-        &service,
-        &broker,
-        &log,
-        &waiting,
-        learned.clone(),
-        &settings,
-    )
-    .await?;
-    let (intake, committer) = log.intake(settings.commit.manner);
-    service.tasks.critical("commit", async move {
-        // Until nobody can submit any more: what was sent is answered, even while the service stops.
-        committer.run().await;
-        Ok::<(), std::convert::Infallible>(())
-    });
+    let numbers = (waiting.clone(), learned.clone());
+    let backlog = dispatch(&service, &broker, &log, numbers, &settings).await?;
+    let intake = commit(&service, &log, settings.commit.manner);
     let peer = security.peer("auth", Identity::Auth, &settings.auth)?;
     let auth = auth::Auth::new(peer, settings.auth.timeout.duration(), &service.tasks);
     let demanded = settings.callers.demand_assertion;
     let callers = callers::Callers::start(&service, &auth, &log, demanded);
-    let hold = match settings.audit.enabled {
-        true => {
-            // A client of its own: what waits for answers must not share connections with a thread that comes last.
-            let storage = Storage::open(&settings.storage)?;
-            let hold = self::audit::start(&service, &broker, storage, &settings).await?;
-            Some(Arc::new(hold))
-        }
-        false => None,
-    };
+    let hold = record(&service, &broker, &settings).await?;
     let intake = match &hold {
         Some(hold) => intake.asking(hold.clone().asked()),
         None => intake,
     };
-    deadlines::start(&service, &log);
-    aged::start(&service, &log, &settings.streams, hold).await?;
-    retention::start(&service, &storage, &log, &settings.retention);
-    leftovers::start(&service, &storage, &log, &settings.retention);
-    let dry_run = settings.retention.dry_run;
-    let inputs = inputs::Inputs::new(storage, &settings.inputs, dry_run);
-    inputs::start(&service, inputs.clone(), log.clone(), &settings.inputs);
-    let queues: Arc<dyn waits::Queues> = Arc::new(backlog.clone());
-    let waits = waits::Waits::start(
-        &service,
-        &broker,
-        (queues, learned),
-        settings.scheduling.policy(),
-    )
-    .await?;
-    let asked = waits.clone();
-    waiting.ask(Box::new(move |tenant| {
-        let waits = asked.clone();
-        async move { waits.of_tenant(&tenant).await }.boxed()
-    }));
+    let inputs = sweep(&service, storage, &log, hold, &settings).await?;
+    let waits = tell_waits(&service, &broker, &backlog, &waiting, learned, &settings).await?;
     let tasks = tasks::Tasks {
         log,
         intake,
@@ -190,14 +152,12 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     };
     let outcomes = exchange(&service, &broker, &settings, &auth, &tasks).await?;
     let letters = letters::Letters::new(&broker, tasks.clone(), auth, outcomes);
-    let letters = rpc::with_limits!(DeadLetterServiceServer::new(letters));
     let grpc = grpc::Grpc {
         tasks,
         callers,
         service: service.tasks.clone(),
     };
-    let server = rpc::with_limits!(OrchestratorServiceServer::new(grpc));
-    let routes = tonic::service::Routes::new(server).add_service(letters);
+    let routes = routes(grpc, letters);
     let address = settings.grpc.listen;
     security.serve(&mut service, address, routes).await?;
     Ok(service.started())
@@ -208,8 +168,7 @@ async fn dispatch(
     service: &Service,
     broker: &Broker,
     log: &TaskLog,
-    waiting: &Arc<Waiting>,
-    learned: learning::Learned,
+    numbers: (Arc<Waiting>, learning::Learned),
     settings: &Settings,
 ) -> Result<Backlog, StartError> {
     let partitions = Partitions(settings.scheduling.partitions);
@@ -218,9 +177,81 @@ async fn dispatch(
     let ends = partitions::start(service, broker, partitions, name).await?;
     let mandate = ends.mandate.clone();
     let backlog = Backlog::open(service, broker, log, partitions, mandate).await?;
-    let (kept, numbers) = (backlog.0.clone(), (waiting.clone(), learned));
+    let kept = backlog.0.clone();
     dispatch::start(service, broker, log, backlog, numbers, settings, ends).await?;
     Ok(kept)
+}
+
+/// Starts what stores submissions, and says where they go in.
+fn commit(service: &Service, log: &TaskLog, manner: task_log::Commit) -> task_log::Intake {
+    let (intake, committer) = log.intake(manner);
+    service.tasks.critical("commit", async move {
+        // Until nobody can submit any more: what was sent is answered, even while the service stops.
+        committer.run().await;
+        Ok::<(), std::convert::Infallible>(())
+    });
+    intake
+}
+
+/// Starts what records who asked for what, where that is wanted, and says what the log must keep for it.
+async fn record(
+    service: &Service,
+    broker: &Broker,
+    settings: &Settings,
+) -> Result<Option<Arc<self::audit::Hold>>, StartError> {
+    if !settings.audit.enabled {
+        return Ok(None);
+    }
+    // A client of its own: what waits for answers must not share connections with a thread that comes last.
+    let storage = Storage::open(&settings.storage)?;
+    let hold = self::audit::start(service, broker, storage, settings).await?;
+    Ok(Some(Arc::new(hold)))
+}
+
+/// Starts what looks now and then for what must end and what may go. Hands back the files that callers have sent, for tasks to hold.
+async fn sweep(
+    service: &Service,
+    storage: Storage,
+    log: &TaskLog,
+    hold: Option<Arc<self::audit::Hold>>,
+    settings: &Settings,
+) -> Result<inputs::Inputs, StartError> {
+    deadlines::start(service, log);
+    aged::start(service, log, &settings.streams, hold).await?;
+    retention::start(service, &storage, log, &settings.retention);
+    leftovers::start(service, &storage, log, &settings.retention);
+    let dry_run = settings.retention.dry_run;
+    let inputs = inputs::Inputs::new(storage, &settings.inputs, dry_run);
+    inputs::start(service, inputs.clone(), log.clone(), &settings.inputs);
+    Ok(inputs)
+}
+
+/// Starts what tells callers how long their tasks wait, and has policies go by how many of a tenant it knows to wait.
+async fn tell_waits(
+    service: &Service,
+    broker: &Broker,
+    backlog: &Backlog,
+    waiting: &Waiting,
+    learned: learning::Learned,
+    settings: &Settings,
+) -> Result<waits::Waits, StartError> {
+    let queues: Arc<dyn waits::Queues> = Arc::new(backlog.clone());
+    let known = (queues, learned);
+    let policy = settings.scheduling.policy();
+    let waits = waits::Waits::start(service, broker, known, policy).await?;
+    let asked = waits.clone();
+    waiting.ask(Box::new(move |tenant| {
+        let waits = asked.clone();
+        async move { waits.of_tenant(&tenant).await }.boxed()
+    }));
+    Ok(waits)
+}
+
+/// What callers and operators call.
+fn routes(grpc: grpc::Grpc, letters: letters::Letters) -> tonic::service::Routes {
+    let server = rpc::with_limits!(OrchestratorServiceServer::new(grpc));
+    let letters = rpc::with_limits!(DeadLetterServiceServer::new(letters));
+    tonic::service::Routes::new(server).add_service(letters)
 }
 
 /// Starts what reaches producers and receivers of webhooks, and what they reach.
