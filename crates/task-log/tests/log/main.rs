@@ -4,7 +4,6 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod again;
-mod lagging;
 mod lists;
 mod open;
 mod retention;
