@@ -5,14 +5,12 @@ use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroU64};
 
 use contract::AppKey;
-use contract::limits::MAX_MODEL_BYTES;
+use contract::limits::{MAX_MODEL_BYTES, MAX_POLICY_REQUESTS};
 use serde::{Deserialize, Serialize};
 
 use crate::error::AuthError;
 use crate::limit::Rate;
 
-/// A rate or burst above this is no limit worth the name.
-const MOST_PER_SECOND: u32 = 1_000_000;
 /// Models that one policy names.
 const MAX_MODELS: usize = 100;
 /// Bytes of a prefix without its dash: a key has room for ten random characters behind it.
@@ -149,11 +147,11 @@ fn check_models(models: &[String]) -> Result<(), AuthError> {
 }
 
 fn per_second(field: &'static str, given: u32) -> Result<NonZeroU32, AuthError> {
-    let given_or_zero = NonZeroU32::new(given).filter(|n| n.get() <= MOST_PER_SECOND);
+    let given_or_zero = NonZeroU32::new(given).filter(|n| n.get() <= MAX_POLICY_REQUESTS);
     given_or_zero.ok_or_else(|| {
         invalid(
             field,
-            format!("must be 1 to {MOST_PER_SECOND}, not {given}"),
+            format!("must be 1 to {MAX_POLICY_REQUESTS}, not {given}"),
         )
     })
 }

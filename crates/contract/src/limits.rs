@@ -45,6 +45,8 @@ pub const MAX_BATCH_TASKS: usize = 100;
 pub const MAX_JSON_VALUES: usize = 10_000;
 /// Tasks on a page when the caller does not say.
 pub const DEFAULT_PAGE_SIZE: u32 = 20;
+/// Requests that a policy allows in a second, and at once: a rate or burst above this is no limit worth the name.
+pub const MAX_POLICY_REQUESTS: u32 = 1_000_000;
 /// One gRPC message between services, bytes: a 10-picture task's largest single picture fits.
 pub const MAX_GRPC_MESSAGE_BYTES: usize = 36 * 1024 * 1024;
 /// Clock difference that a signature may have, seconds.

@@ -10,7 +10,10 @@ use contract::v1::Scheduler;
 use contract::words::{SCHEDULERS, meaning};
 
 use crate::error::CliError;
-use crate::values::{address, pictures, requests, seed, share, size, steps, time, weight};
+use crate::values::{
+    Limit, address, day_limit, pictures, requests, seed, share, size, steps, tasks_limit, time,
+    weight,
+};
 use crate::{
     audit, client, dead, demo, doctor, generate, inspect, keys, models, policies, up, watch,
 };
@@ -331,38 +334,21 @@ pub(crate) struct PolicyArgs {
     #[arg(long)]
     pub(crate) tier: Option<String>,
     /// Tasks of a tenant that may wait for a worker; none: no limit.
-    #[arg(long, value_parser = limit::<u32>, allow_negative_numbers = true)]
+    #[arg(long, value_parser = tasks_limit, allow_negative_numbers = true)]
     pub(crate) tasks_waiting: Option<Limit<u32>>,
     /// Tasks of a tenant that workers have at once; none: no limit.
-    #[arg(long, value_parser = limit::<u32>, allow_negative_numbers = true)]
+    #[arg(long, value_parser = tasks_limit, allow_negative_numbers = true)]
     pub(crate) tasks_running: Option<Limit<u32>>,
     /// Pictures of a tenant in a day (UTC); none: no limit.
-    #[arg(long, value_parser = limit::<u64>, allow_negative_numbers = true)]
+    #[arg(long, value_parser = day_limit, allow_negative_numbers = true)]
     pub(crate) images_per_day: Option<Limit<u64>>,
     /// Pixels times steps of a tenant in a day (UTC), over all pictures; none: no limit.
-    #[arg(long, value_parser = limit::<u64>, allow_negative_numbers = true)]
+    #[arg(long, value_parser = day_limit, allow_negative_numbers = true)]
     pub(crate) pixel_steps_per_day: Option<Limit<u64>>,
     /// The registry's own address, to be warned of models that it does not know. Default: the one that runs on the data folder, where
     /// auth is that one's, too.
     #[arg(long, env = "INKSTONE_REGISTRY_URL")]
     pub(crate) registry_url: Option<String>,
-}
-
-/// A limit, or that there is none.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Limit<T> {
-    /// No limit.
-    None,
-    /// At most so many.
-    Most(T),
-}
-
-fn limit<T: std::str::FromStr>(text: &str) -> Result<Limit<T>, String> {
-    if text == "none" {
-        return Ok(Limit::None);
-    }
-    let most = text.parse().map(Limit::Most);
-    most.map_err(|_| "a limit is a whole number, or none".to_owned())
 }
 
 #[derive(Debug, Subcommand)]
@@ -456,15 +442,6 @@ mod tests {
     }
 
     #[test]
-    fn a_limit_is_a_number_or_none() {
-        assert_eq!(limit::<u32>("none"), Ok(Limit::None));
-        assert_eq!(limit::<u64>("5"), Ok(Limit::Most(5)));
-        for bad in ["", "-1", "many", "4294967296"] {
-            assert!(limit::<u32>(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn a_negative_number_is_answered_with_what_may_be_there() {
         let refused_by = |command: &[&str], option: &str, value: &str| {
             let args = [&["inkstone"][..], command, &[option, value]].concat();
@@ -478,7 +455,9 @@ mod tests {
         assert!(refused("--patience", "-1").contains("such as 30s"));
         let set = ["policies", "set", "dev-"];
         for option in ["--requests-per-second", "--burst"] {
-            assert!(refused_by(&set, option, "-1").contains("requests is a whole number"));
+            for bad in ["-1", "5000000000"] {
+                assert!(refused_by(&set, option, bad).contains("from 1 to 1000000,"));
+            }
         }
         for option in [
             "--tasks-waiting",
@@ -486,7 +465,7 @@ mod tests {
             "--images-per-day",
             "--pixel-steps-per-day",
         ] {
-            assert!(refused_by(&set, option, "-1").contains("a whole number, or none"));
+            assert!(refused_by(&set, option, "-1").contains("or none"));
         }
         assert!(refused_by(&["dead", "list"], "--limit", "-1").contains("1..=200"));
     }

@@ -10,13 +10,14 @@ use contract::auth::{
 use contract::registry::{ListModelsRequest, Model};
 use rpc::{Identity, Peer};
 
-use crate::cli::{AuthArgs, Limit, PoliciesCommand, PolicyArgs, TlsArgs};
+use crate::cli::{AuthArgs, PoliciesCommand, PolicyArgs, TlsArgs};
 use crate::client::{service_peer, with_bearer};
 use crate::error::CliError;
 use crate::keys::Operator;
 use crate::models;
 use crate::out::{complain, say};
 use crate::place::Place;
+use crate::values::Limit;
 
 /// Among a policy's models: all there are.
 const EVERY_MODEL: &str = "*";

@@ -1,9 +1,20 @@
 //! How values on the command line are read. Where one is not good, the error says what is.
 
+use std::fmt::Display;
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
-use contract::limits::MAX_IMAGES;
+use contract::limits::{MAX_IMAGES, MAX_POLICY_REQUESTS};
+
+/// A limit, or that there is none.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Limit<T> {
+    /// No limit.
+    None,
+    /// At most so many.
+    Most(T),
+}
 
 pub(crate) fn address(text: &str) -> Result<SocketAddr, String> {
     let parsed = text.parse();
@@ -24,13 +35,37 @@ pub(crate) fn seed(text: &str) -> Result<u64, String> {
 /// The most is the model's, and the platform says it.
 pub(crate) fn steps(text: &str) -> Result<u32, String> {
     let parsed = text.parse();
-    parsed.map_err(|_| "the number of steps is a whole number, such as 20".to_owned())
+    parsed.map_err(|_| {
+        "the number of steps is a whole number that the model takes, such as 20".to_owned()
+    })
 }
 
 /// A policy's; what is too few or too many, the platform says.
 pub(crate) fn requests(text: &str) -> Result<u32, String> {
     let parsed = text.parse();
-    parsed.map_err(|_| "the number of requests is a whole number, such as 5".to_owned())
+    parsed.map_err(|_| {
+        format!(
+            "the number of requests is a whole number from 1 to {MAX_POLICY_REQUESTS}, such as 5"
+        )
+    })
+}
+
+/// How many tasks a policy allows.
+pub(crate) fn tasks_limit(text: &str) -> Result<Limit<u32>, String> {
+    limit(text, u32::MAX)
+}
+
+/// How much a policy allows in a day.
+pub(crate) fn day_limit(text: &str) -> Result<Limit<u64>, String> {
+    limit(text, u64::MAX)
+}
+
+fn limit<T: FromStr + Display>(text: &str, most: T) -> Result<Limit<T>, String> {
+    if text == "none" {
+        return Ok(Limit::None);
+    }
+    let parsed = text.parse().map(Limit::Most);
+    parsed.map_err(|_| format!("a limit is a whole number from 1 to {most}, or none"))
 }
 
 pub(crate) fn time(text: &str) -> Result<Duration, String> {
@@ -70,6 +105,17 @@ mod tests {
         assert!(time("soon").is_err());
         assert_eq!(weight("2=10"), Ok(("2".to_owned(), 10)));
         assert!(weight("2").is_err());
+    }
+
+    #[test]
+    fn a_limit_is_a_number_or_none() {
+        assert_eq!(tasks_limit("none"), Ok(Limit::None));
+        assert_eq!(day_limit("5"), Ok(Limit::Most(5)));
+        assert_eq!(day_limit("4294967296"), Ok(Limit::Most(4_294_967_296)));
+        for bad in ["", "-1", "many", "4294967296"] {
+            let said = tasks_limit(bad).unwrap_err();
+            assert!(said.contains("from 1 to 4294967295, or none"), "{said}");
+        }
     }
 
     #[test]
