@@ -44,7 +44,7 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
     };
     // Installed before it is told of.
     let hurry = lifecycle::interrupt().map_err(CliError::Runtime)?;
-    say!("{}", stopping());
+    say!("{}", stopping(failure.is_some()));
     let whole = platform.stop_unless(hurry).await;
     match whole {
         true => say!("stopped"),
@@ -68,14 +68,18 @@ fn outcome(failure: Option<CliError>, whole: bool) -> Result<(), CliError> {
     }
 }
 
-/// What a stop waits for, as far as the settings say.
-fn stopping() -> String {
+/// What a stop waits for, as far as the settings say, and how it ends at once. Where something has `failed` nobody has asked for it so far.
+fn stopping(failed: bool) -> String {
     let gateway = settings::load::<gateway::Settings>(None, &[]);
     let drain = gateway.map_or(String::new(), |gateway| {
         let drain = gateway.http.drain.duration();
         format!(" for up to {}", in_words(drain))
     });
-    format!("stopping: waits{drain} for requests that are open; Ctrl-C again ends it at once")
+    let hurry = match failed {
+        true => "Ctrl-C",
+        false => "Ctrl-C again",
+    };
+    format!("stopping: waits{drain} for requests that are open; {hurry} ends it at once")
 }
 
 /// What is said where others can reach the public port, and it speaks no TLS.
@@ -176,6 +180,14 @@ mod tests {
         assert!(begins_anew(hangs(true)));
         assert!(!begins_anew(hangs(false)));
         assert!(outcome(None, false).is_ok());
+    }
+
+    #[test]
+    fn who_has_stopped_a_platform_is_told_of_a_second_ctrl_c_and_who_has_not_of_a_first() {
+        let asked_for = stopping(false);
+        assert!(asked_for.ends_with("; Ctrl-C again ends it at once"));
+        let failed = stopping(true);
+        assert!(failed.ends_with("; Ctrl-C ends it at once"), "{failed}");
     }
 
     #[test]
