@@ -1,9 +1,9 @@
 //! The allocator of the services that allocate most, and how long it keeps what is freed.
 //!
 //! It is mimalloc: allocating was a seventh of the processor's time (docs/PERFORMANCE.md, "The edge"). By itself it keeps freed memory for a
-//! second before the system has it back. What takes and frees much at once pays for each page that comes back: with 10 ms a sixth of the
-//! processor's time under load, with 100 ms a tenth less than that. The orchestrator, which may hold a large backlog, has 100 ms ("A long
-//! backlog"); the others keep the second.
+//! second before the system has it back. What takes and frees much at once pays for each page that comes back: of a submission under load, auth, the
+//! gateway and the orchestrator take a tenth to a fifth less with a second than with 10 ms. Beside a large backlog the orchestrator has too much with a
+//! second ("A long backlog"), so it has 100 ms; the others keep the second.
 //!
 //! A service's `main.rs` names it as its allocator, and the orchestrator's `main` calls [`give_back_soon`] before anything else. Its library does
 //! neither: what else uses that has an allocator of its own.
