@@ -387,6 +387,7 @@ mod tests {
         let limit = |limit| NonZeroU32::new(limit).unwrap();
         // There is no log so far: whoever counted would hear that.
         waiting.enter(&acme, limit(4)).await.unwrap().taken();
+        tell(Some(4));
         assert!(waiting.enter(&acme, limit(4)).await.is_err(), "it counts");
         let settings: crate::Settings = settings::load(None, &[]).unwrap();
         log.ensure_streams(&settings.streams).await.unwrap();
