@@ -102,7 +102,12 @@ def test_a_file_is_base64_in_json_and_itself_over_grpc(wire):
 
 
 def test_only_the_outputs_asked_for_are_answered(wire):
-    assert list(named(wire.infer(request(request_outputs=[RequestedOutput("SEED")])))) == ["SEED"]
+    assert set(named(wire.infer(request()))) == {"IMAGE", "SEED", "TASK_ID"}
+    assert list(named(wire.infer(request(request_outputs=[RequestedOutput("IMAGE")])))) == ["IMAGE"]
+    # What is drawn is answered in any case.
+    with pytest.raises(wire.Error) as raised:
+        wire.infer(request(request_outputs=[RequestedOutput("SEED")]))
+    assert "IMAGE" in str(raised.value)
 
 
 @pytest.mark.parametrize(
