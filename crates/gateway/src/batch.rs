@@ -205,6 +205,11 @@ mod tests {
 
     #[test]
     fn what_is_no_object_is_refused_by_itself_with_its_place() {
+        // A list of batches is none, nor are the tasks alone.
+        for list in [&br#"[[{"prompt":"a"}]]"#[..], br#"[{"prompt":"a"}]"#] {
+            let refused = json::parse::<BatchJson>(list).err().unwrap();
+            assert!(refused.message.contains("not a list"), "{refused:?}");
+        }
         let body = br#"{"tasks":[{"prompt":"a"},7,{"promt":"b"},{"prompt":"c"}]}"#;
         let read = decode_all(json::parse(body).unwrap()).unwrap();
         let failures: Vec<_> = read.into_iter().map(Result::err).collect();

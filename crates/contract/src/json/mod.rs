@@ -39,7 +39,7 @@ pub struct Fields {
     listener: Option<Listener>,
 }
 
-/// Reads JSON.
+/// Reads one JSON object.
 ///
 /// # Errors
 /// An invalid argument that says where the text stops being what is expected, or that it has too many values.
@@ -48,6 +48,12 @@ pub fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Failure>
     if bytes.iter().all(u8::is_ascii_whitespace) {
         return Err(invalid(
             "the body is empty; a JSON object is expected".to_owned(),
+        ));
+    }
+    // A list would do for the reader of an object whose fields are known: in their order, without their names.
+    if bytes.trim_ascii_start().first() == Some(&b'[') {
+        return Err(invalid(
+            "the body must be a JSON object, not a list".to_owned(),
         ));
     }
     let text = std::str::from_utf8(bytes).map_err(|error| {
@@ -388,7 +394,12 @@ mod tests {
         assert!(complaint(b"").contains("empty"));
         assert!(complaint(b" \n").contains("empty"));
         assert!(complaint(b"{\"a\":\n!}").contains("line 2 column 1"));
-        assert!(complaint(b"[1]").contains("a JSON object"));
+        for list in [&b"[1]"[..], b" \n[[{}]]", b"["] {
+            assert_eq!(
+                complaint(list),
+                "the body must be a JSON object, not a list"
+            );
+        }
         assert!(complaint(b"{\"a\": \"\xff\"}").contains("not UTF-8 from byte 7"));
         assert!(complaint(b"{} {}").contains("trailing characters"));
         let deep = format!("{{\"a\":{}", "[".repeat(1000));
