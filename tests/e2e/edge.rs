@@ -224,7 +224,12 @@ async fn a_batch_is_answered_task_by_task_and_charged_task_by_task() {
         (answer.status().as_u16(), left, body)
     };
     // One without any task says how many there may be.
-    for none in [json!({}), json!([]), json!({"tasks": []})] {
+    for list in [json!([]), json!([good(1)]), json!([[good(1)]])] {
+        let (status, _, body) = send(&list);
+        let told = "the body must be a JSON object, not a list";
+        assert_eq!((status, &body["detail"]), (400, &json!(told)), "{list}");
+    }
+    for none in [json!({}), json!({"tasks": []})] {
         let (status, _, body) = send(&none);
         assert_eq!((status, &body["field"]), (400, &json!("tasks")), "{none}");
         let detail = body["detail"].as_str().unwrap();
