@@ -141,7 +141,7 @@ fn panicked(panic: Box<dyn std::any::Any + Send>) -> Response {
 }
 
 /// What a route asks of requests that need a key.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub(crate) struct Terms {
     /// The answer comes at once, or not at all.
     pub(crate) quick: bool,
@@ -154,7 +154,7 @@ pub(crate) struct Terms {
 /// into a box, once for each request.
 pub(crate) async fn guard(
     State((edge, terms)): State<(Arc<Edge>, Terms)>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     let limit = terms.quick.then(|| edge.http.request_timeout.duration());
@@ -164,10 +164,7 @@ pub(crate) async fn guard(
         {
             return Refused(failure).into_response();
         }
-        match enter(&edge, &mut request) {
-            Ok(_place) => auth::authenticate(State(edge), request, next).await,
-            Err(failure) => Refused(failure).into_response(),
-        }
+        enter_and_prove(edge, request, next).await
     };
     match limit {
         Some(limit) => within(limit, work).await,
@@ -178,17 +175,18 @@ pub(crate) async fn guard(
 /// The same over gRPC. A stream's answer begins at once; how long it goes on is not limited here.
 pub(crate) async fn grpc_guard(
     State(edge): State<Arc<Edge>>,
-    mut request: Request,
+    request: Request,
     next: Next,
 ) -> Response {
     let limit = asked_for(&request, edge.http.request_timeout.duration());
-    let work = async {
-        match enter(&edge, &mut request) {
-            Ok(_place) => auth::authenticate(State(edge), request, next).await,
-            Err(failure) => Refused(failure).into_response(),
-        }
-    };
-    within(limit, work).await
+    within(limit, enter_and_prove(edge, request, next)).await
+}
+
+async fn enter_and_prove(edge: Arc<Edge>, mut request: Request, next: Next) -> Response {
+    match enter(&edge, &mut request) {
+        Ok(_place) => auth::authenticate(State(edge), request, next).await,
+        Err(failure) => Refused(failure).into_response(),
+    }
 }
 
 /// Ends a request that takes longer than one that answers at once may.

@@ -128,6 +128,16 @@ pub(crate) enum About {
     Tenant(TenantId),
 }
 
+impl About {
+    /// Whose owner is asked.
+    pub(crate) fn tenant(&self) -> &TenantId {
+        match self {
+            Self::Task(waiter) => &waiter.place.tenant,
+            Self::Tenant(tenant) => tenant,
+        }
+    }
+}
+
 /// Who asks. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct Asking(Arc<Inner>);

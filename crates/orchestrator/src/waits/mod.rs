@@ -175,11 +175,12 @@ impl Waits {
 
     async fn keep_answering(&self, mut questions: BoxStream<'static, (Partition, Question)>) {
         while let Some((_, question)) = questions.next().await {
-            let (tenant, figures) = match &question.about {
-                About::Task(waiter) => (&waiter.place.tenant, self.figures(waiter, None)),
-                About::Tenant(tenant) => (tenant, self.queues.of_tenant(tenant).map(position)),
-            };
-            if self.queues.partition(tenant).1 {
+            let (_, is_here) = self.queues.partition(question.about.tenant());
+            if is_here {
+                let figures = match &question.about {
+                    About::Task(waiter) => self.figures(waiter, None),
+                    About::Tenant(tenant) => self.queues.of_tenant(tenant).map(position),
+                };
                 self.asking.answer(&question, figures).await;
             }
         }
