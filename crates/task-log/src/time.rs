@@ -6,25 +6,61 @@ use std::time::{Duration, Instant, SystemTime};
 use crate::{TaskLog, TaskLogError};
 
 /// What the broker said of the time.
+///
+/// An answer was true at some moment between the question and its arrival, so the present is never before what is reckoned from its arrival, and
+/// after a busy moment far behind. What was heard soonest after it was said is gone by, as long as no later answer contradicts it (the clock filter
+/// and the intersection of intervals of RFC 5905, section 10 and 11.2.1, with one peer): so two services date what they write by one clock
+/// within the fastest answer each of them had, and not within the slowest.
 #[derive(Debug, Default)]
 pub(crate) struct Said {
-    /// As it was said last, and when that was heard.
-    said: Mutex<Option<(SystemTime, Instant)>>,
+    /// The best of what was said, and when the broker answered last.
+    said: Mutex<Option<Heard>>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    /// The broker's time when it was heard.
+    time: SystemTime,
+    at: Instant,
+    /// The last answer.
+    last: Instant,
+}
+
+impl Heard {
+    /// The broker's time at some other moment.
+    fn reckon(&self, now: Instant) -> SystemTime {
+        match now.checked_duration_since(self.at) {
+            Some(since) => self.time + since,
+            None => self.time - self.at.saturating_duration_since(now),
+        }
+    }
 }
 
 impl Said {
-    /// The present, unless it was said longer ago than `good_for`.
+    /// The present, unless the broker answered longer ago than `good_for`.
     fn reckon(&self, now: Instant, good_for: Duration) -> Option<SystemTime> {
-        let (time, heard) = (*self.said())?;
-        let since = now.saturating_duration_since(heard);
-        (since <= good_for).then(|| time + since)
+        let heard = (*self.said())?;
+        let since = now.saturating_duration_since(heard.last);
+        (since <= good_for).then(|| heard.reckon(now))
     }
 
-    fn hear(&self, time: SystemTime, now: Instant) {
-        *self.said() = Some((time, now));
+    /// The broker said so, to whoever had asked it then.
+    fn hear(&self, time: SystemTime, asked: Instant, now: Instant) {
+        let mut said = self.said();
+        *said = Some(match *said {
+            // It was not later than that when it was asked: otherwise one of the two clocks was set, or runs faster.
+            Some(best) if best.reckon(now) >= time && best.reckon(asked) <= time => {
+                Heard { last: now, ..best }
+            }
+            _ => Heard {
+                time,
+                at: now,
+                last: now,
+            },
+        });
     }
 
-    fn said(&self) -> MutexGuard<'_, Option<(SystemTime, Instant)>> {
+    fn said(&self) -> MutexGuard<'_, Option<Heard>> {
         // It is only ever set.
         self.said
             .lock()
@@ -38,9 +74,9 @@ impl TaskLog {
     /// # Errors
     /// When the broker does not answer.
     pub async fn time(&self) -> Result<SystemTime, TaskLogError> {
+        let asked = Instant::now();
         let time = self.deadlines.time().await?;
-        // From when the answer is here, not from when it was asked for: what is reckoned is behind, if anything, and ends nothing too early.
-        self.said.hear(time, Instant::now());
+        self.said.hear(time, asked, Instant::now());
         Ok(time)
     }
 
@@ -49,8 +85,9 @@ impl TaskLog {
     /// # Errors
     /// When the broker has not answered by then.
     pub async fn time_patiently(&self) -> Result<SystemTime, TaskLogError> {
+        let asked = Instant::now();
         let time = self.broker.patiently(|| self.deadlines.time()).await?;
-        self.said.hear(time, Instant::now());
+        self.said.hear(time, asked, Instant::now());
         Ok(time)
     }
 
@@ -87,12 +124,41 @@ mod tests {
         assert_eq!(time.reckon(begin, GOOD_FOR), None);
         // A day behind this machine.
         let said = SystemTime::now() - Duration::from_secs(24 * 3600);
-        time.hear(said, begin);
+        time.hear(said, begin, begin);
         let half = GOOD_FOR / 2;
         assert_eq!(time.reckon(begin + half, GOOD_FOR), Some(said + half));
         let later = begin + GOOD_FOR + half;
         assert_eq!(time.reckon(later, GOOD_FOR), None);
         let reckoned = time.reckon(later, Duration::MAX);
         assert_eq!(reckoned, Some(said + GOOD_FOR + half));
+    }
+
+    #[test]
+    fn an_answer_that_came_late_sets_nothing_back() {
+        let (time, begin) = (Said::default(), Instant::now());
+        let (said, moment) = (SystemTime::now(), Duration::from_millis(1));
+        time.hear(said, begin, begin + moment);
+        // Asked for a second later, said at once, and heard half a second after that.
+        let asked = begin + GOOD_FOR;
+        time.hear(said + GOOD_FOR, asked, asked + GOOD_FOR / 2);
+        let later = begin + 2 * GOOD_FOR;
+        let reckoned = time.reckon(later, GOOD_FOR);
+        assert_eq!(reckoned, Some(said + 2 * GOOD_FOR - moment));
+        // One that came sooner after it was said puts it right.
+        time.hear(said + 2 * GOOD_FOR, later - moment, later);
+        let reckoned = time.reckon(later, GOOD_FOR);
+        assert_eq!(reckoned, Some(said + 2 * GOOD_FOR));
+    }
+
+    #[test]
+    fn a_clock_that_was_set_is_gone_by_from_the_next_answer_on() {
+        let (said, hour) = (SystemTime::now(), Duration::from_secs(3600));
+        for set in [said + hour, said - hour] {
+            let (time, begin) = (Said::default(), Instant::now());
+            time.hear(said, begin, begin);
+            let (asked, heard) = (begin + GOOD_FOR / 2, begin + GOOD_FOR);
+            time.hear(set, asked, heard);
+            assert_eq!(time.reckon(heard, GOOD_FOR), Some(set));
+        }
     }
 }
