@@ -38,6 +38,7 @@ pub(crate) async fn pull(
         Ok(puller) => puller,
         Err(Stopped) => return,
     };
+    run::hear_time(worker).await;
     // A pull that is dropped half-way leaves what is on its way to the ack wait at worst.
     tokio::select! {
         () = end.cancelled() => {}

@@ -1,13 +1,12 @@
 //! Learns from ends what tasks cost.
 
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use contract::task::Submitted;
-use futures::StreamExt as _;
 use lifecycle::Service;
-use messaging::{Broker, BrokerError};
 use task_log::TaskLog;
+use tokio::sync::mpsc;
 
 use crate::cost::{Costs, Size};
 use crate::schedule::Version;
@@ -16,33 +15,23 @@ use crate::schedule::Version;
 const SAMPLE_EVERY: Duration = Duration::from_millis(200);
 
 /// What was learned so far. Cheap to clone.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Learned(Arc<Mutex<Costs>>);
+#[derive(Debug, Clone)]
+pub(crate) struct Learned {
+    costs: Arc<Mutex<Costs>>,
+    /// Ends to be learned from. There is room for one: of others nothing is learned.
+    ends: mpsc::Sender<String>,
+}
 
 impl Learned {
-    /// Learns for as long as the service runs.
-    ///
-    /// # Errors
-    /// When the ends cannot be listened to.
-    pub(crate) async fn start(
-        service: &Service,
-        broker: &Broker,
-        log: &TaskLog,
-    ) -> Result<Self, BrokerError> {
-        let learned = Self::default();
-        let mut ends = broker
-            .listen("inkstone.event.*.*.*.done".to_owned())
-            .await?;
+    /// Learns from what is [heard](Self::hear) for as long as the service runs.
+    pub(crate) fn start(service: &Service, log: &TaskLog) -> Self {
+        let (learned, mut ends) = Self::new();
         let (learning, log) = (learned.clone(), log.clone());
         let stopping = service.tasks.stopping();
         let learn = async move {
-            let mut last: Option<Instant> = None;
-            while let Some((subject, _)) = ends.next().await {
-                if last.is_some_and(|at| at.elapsed() < SAMPLE_EVERY) {
-                    continue;
-                }
-                last = Some(Instant::now());
+            while let Some(subject) = ends.recv().await {
                 learning.learn_from(&log, &subject).await;
+                tokio::time::sleep(SAMPLE_EVERY).await;
             }
         };
         service.tasks.critical("costs", async move {
@@ -52,7 +41,20 @@ impl Learned {
             }
             Ok::<(), std::convert::Infallible>(())
         });
-        Ok(learned)
+        learned
+    }
+
+    fn new() -> (Self, mpsc::Receiver<String>) {
+        let (ends, heard) = mpsc::channel(1);
+        let costs = Arc::default();
+        (Self { costs, ends }, heard)
+    }
+
+    /// A task has ended whose end is told at `inkstone.event.<tenant>.<lane>.<task>.done`. Costs next to nothing but for the one that is learned from.
+    pub(crate) fn hear(&self, subject: &str) {
+        if let Ok(room) = self.ends.try_reserve() {
+            room.send(subject.to_owned());
+        }
     }
 
     /// What a task will take of a device, in microseconds.
@@ -98,6 +100,6 @@ impl Learned {
 
     fn costs(&self) -> MutexGuard<'_, Costs> {
         // Every change leaves them whole.
-        self.0.lock().unwrap_or_else(|e| e.into_inner())
+        self.costs.lock().unwrap_or_else(|e| e.into_inner())
     }
 }

@@ -122,7 +122,7 @@ pub async fn start(settings: Settings, telemetry: Telemetry) -> Result<Service, 
     let today = move || meter::now(&clock);
     let meter = Arc::new(Meter::open(&broker, today, settings.refunds.max_size).await?);
     meter.clone().keep_up(&service);
-    let learned = learning::Learned::start(&service, &broker, &log).await?;
+    let learned = learning::Learned::start(&service, &log);
     let numbers = (waiting.clone(), learned.clone());
     let backlog = dispatch(&service, &broker, &log, numbers, &settings).await?;
     let intake = commit(&service, &log, settings.commit.manner);

@@ -186,6 +186,7 @@ mod tests {
             },
             state: None,
             state_sequence: 0,
+            last_sequence: 0,
             done: None,
             feedback: None,
             sequence: 1,

@@ -4,9 +4,9 @@
 //! message there while the first waits or is being worked on. Whoever was interrupted between the two writes does both again.
 
 use contract::task::{Dispatch, Phase, State, Submitted};
-use messaging::Replaced;
+use messaging::{NewEvent, Replaced};
 
-use crate::{Record, TaskLog, TaskLogError, TaskRef, encode, record, streams, transition};
+use crate::{Behind, Record, TaskLog, TaskLogError, TaskRef, encode, record, streams, transition};
 
 /// A task that is to be handed to workers.
 #[derive(Debug, Clone)]
@@ -21,6 +21,16 @@ pub struct Handover {
     pub weight: u32,
     /// Its submission, byte for byte as the log has it, which spares the worker reading it; empty where it is not at hand.
     pub submitted: Vec<u8>,
+    /// Where that lies in the log; 0 where it is not known.
+    pub sequence: u64,
+}
+
+/// The state that a dispatch tells of.
+struct Told {
+    state: State,
+    sequence: u64,
+    /// Nothing else lies behind the submission.
+    is_last: bool,
 }
 
 /// What came of handing a task over.
@@ -48,8 +58,7 @@ pub enum Missed {
 }
 
 impl TaskLog {
-    /// Hands a task to the workers of its model version, unless they have it or it is known to have ended. One that was ended before it was
-    /// ever handed over is handed over all the same: who takes it finds out.
+    /// Hands a task to the workers of its model version, unless they have it or it has ended.
     ///
     /// # Errors
     /// When it is not known whether its dispatch is stored. Try again: it is there once, however often that is.
@@ -62,21 +71,66 @@ impl TaskLog {
             ..State::default()
         };
         // Before the dispatch, so that a fast worker's "running" is not overwritten; and never over a state that is there, which may name
-        // a checkpoint.
-        let subject = to.task.subject("state");
-        let stands = match self.tasks.replace(&subject, encode(&state), 0).await? {
-            Replaced::Stored(sequence) => Some((state, sequence)),
-            Replaced::Refused => {
-                // It was handed over before, and may have ended since.
-                let done = self.tasks.last(&to.task.subject("done")).await?;
-                if !transition::needs_dispatch(true, done.is_some()) {
-                    return Ok(Handed::Ended);
-                }
-                // Whoever takes it up reads what stands there.
-                None
-            }
-        };
-        self.queue_dispatch(to, Some(0), stands).await
+        // a checkpoint. Nor behind an end, where that can be told.
+        if to.sequence > 0
+            && let Some(sequence) = self.append_state(&to.task, &state, to.sequence).await?
+        {
+            let told = Told {
+                state,
+                sequence,
+                is_last: true,
+            };
+            return self.queue_dispatch(to, Some(0), Some(told)).await;
+        }
+        // In a box: hardly any needs it.
+        Box::pin(self.hand_over_known(to, state)).await
+    }
+
+    /// Hands a task over that is known by more than its submission, or whose submission is known by no place.
+    async fn hand_over_known(&self, to: Handover, state: State) -> Result<Handed, TaskLogError> {
+        let done = self.tasks.last(&to.task.subject("done")).await?;
+        if !transition::needs_dispatch(true, done.is_some()) {
+            return Ok(Handed::Ended);
+        }
+        // Where one stands there, whoever takes it up reads that.
+        let written = self.replace_state(&to.task, &state, 0).await?;
+        let told = written.map(|sequence| Told {
+            state,
+            sequence,
+            is_last: false,
+        });
+        self.queue_dispatch(to, Some(0), told).await
+    }
+
+    /// Writes that a worker has the task from now on; the state's place. `None` where the task is not as it was read or told of: another has it by
+    /// now, or it has ended.
+    ///
+    /// # Errors
+    /// When neither is known. Try again with the same state: one that was stored is found.
+    pub async fn take_up(
+        &self,
+        task: &TaskRef,
+        state: &State,
+        behind: Behind,
+    ) -> Result<Option<u64>, TaskLogError> {
+        match behind {
+            Behind::Last(sequence) => self.append_state(task, state, sequence).await,
+            Behind::State(sequence) => self.replace_state(task, state, sequence).await,
+        }
+    }
+
+    /// Writes where a task stands, if the event with the sequence `after` is the last that the log has of it.
+    async fn append_state(
+        &self,
+        task: &TaskRef,
+        state: &State,
+        after: u64,
+    ) -> Result<Option<u64>, TaskLogError> {
+        let event = NewEvent::new(task.subject("state"), task.subject("*"), encode(state));
+        Ok(match self.tasks.append(&event, after).await? {
+            Replaced::Stored(sequence) => Some(sequence),
+            Replaced::Refused => None,
+        })
     }
 
     /// Hands a task over once more whose dispatch was handed over and is in WORK no more, unless it has ended; what a worker has begun only
@@ -113,6 +167,7 @@ impl TaskLog {
             weight,
             // Whoever takes it up reads what the log holds by then.
             submitted: Vec::new(),
+            sequence: 0,
         };
         // Under no id: the broker remembers that of the one that was lost.
         Ok(match self.queue_dispatch(to, None, None).await? {
@@ -137,17 +192,18 @@ impl TaskLog {
             version: submitted.model_version.clone(),
             weight,
             submitted: Vec::new(),
+            sequence: 0,
         };
         self.queue_dispatch(to, Some(attempt), None).await
     }
 
     /// `attempt`: its message's id, which the broker remembers for a while; without one only the subject keeps it from being there twice.
-    /// `stands`: the state that was written for it, and its place.
+    /// `told`: the state that was written for it.
     async fn queue_dispatch(
         &self,
         to: Handover,
         attempt: Option<u32>,
-        stands: Option<(State, u64)>,
+        told: Option<Told>,
     ) -> Result<Handed, TaskLogError> {
         let subject = streams::work_subject(&to.model, &to.version, &to.task);
         let message_id = attempt.map(|attempt| format!("{}-{attempt}", to.task.task));
@@ -158,12 +214,13 @@ impl TaskLog {
             weight: to.weight,
             ..Dispatch::default()
         };
-        if let Some((state, sequence)) = stands
+        if let Some(told) = told
             && !to.submitted.is_empty()
         {
             dispatch.submitted = to.submitted;
-            dispatch.state = Some(state);
-            dispatch.state_sequence = sequence;
+            dispatch.state = Some(told.state);
+            dispatch.state_sequence = told.sequence;
+            dispatch.state_is_last = told.is_last;
         }
         let (id, dispatch) = (message_id.as_deref(), encode(&dispatch));
         Ok(match self.work.create(&subject, id, dispatch).await? {

@@ -49,7 +49,7 @@ pub use intake::{Commit, Committer, Intake, MayGo};
 pub use letters::{Found, Letter, LetterId, LetterKind, LetterName, Undecodable, WantedLetters};
 pub use listing::{Page, Wanted};
 pub use queue::{Cursor, Queue, Touch};
-pub use record::{Record, TaskRef, has_listeners};
+pub use record::{Behind, Record, TaskRef, has_listeners};
 pub use retention::{Held, LetGo, Retention};
 pub use streams::{Out, StreamSettings, Work};
 pub use unreadable::Unreadable;

@@ -89,6 +89,15 @@ pub fn has_listeners(submitted: &Submitted) -> bool {
     submitted.producer.is_some() || webhook.is_some()
 }
 
+/// Behind which event of a task its next state is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Behind {
+    /// Behind the one with this sequence, if no later one of the task is there, of whatever kind.
+    Last(u64),
+    /// In place of the state with this sequence, 0 for none, whatever else is there.
+    State(u64),
+}
+
 /// All that the log knows of one task.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record {
@@ -98,6 +107,8 @@ pub struct Record {
     pub state: Option<State>,
     /// The place of that in the log, which [`TaskLog::replace_state`](crate::TaskLog::replace_state) goes by; 0 without one.
     pub state_sequence: u64,
+    /// The place of the last event of the task, of whatever kind; 0 where it is not known which that is.
+    pub last_sequence: u64,
     /// How it ended.
     pub done: Option<Done>,
     /// What its caller last said of it.
@@ -122,6 +133,7 @@ impl Record {
             submitted: decode("submitted", submitted)?,
             state: find("state").map(|p| decode("state", p)).transpose()?,
             state_sequence: event("state").map_or(0, |event| event.sequence),
+            last_sequence: events.iter().map(|it| it.sequence).max().unwrap_or(0),
             done: find("done").map(decode_end),
             feedback: find("feedback")
                 .map(|p| decode("feedback", p))
@@ -133,8 +145,8 @@ impl Record {
     /// What a dispatch tells of its task: the log as it was when the dispatch was queued. `None` where it does not tell all of that, or tells of
     /// another task than its own.
     ///
-    /// It knows of no end; whoever goes by it asks for that ([`TaskLog::done`](crate::TaskLog::done)). Whether the state still stands, the next
-    /// write tells ([`TaskLog::replace_state`](crate::TaskLog::replace_state)).
+    /// It knows of no end. Whether the state still stands, the next write tells ([`TaskLog::take_up`](crate::TaskLog::take_up)), and where the state was
+    /// the task's last event, whether that is over; else who goes by it asks ([`TaskLog::done`](crate::TaskLog::done)).
     pub fn of_dispatch(task: &TaskRef, dispatch: &Dispatch) -> Option<Self> {
         let state = dispatch.state.clone()?;
         let submitted: Submitted = decode("submitted", &dispatch.submitted).ok()?;
@@ -146,10 +158,22 @@ impl Record {
             submitted,
             state: Some(state),
             state_sequence: dispatch.state_sequence,
+            last_sequence: match dispatch.state_is_last {
+                true => dispatch.state_sequence,
+                false => 0,
+            },
             done: None,
             feedback: None,
             sequence: 0,
         })
+    }
+
+    /// Behind which event the state is stored of whoever takes the task up.
+    pub fn behind(&self) -> Behind {
+        match self.last_sequence {
+            0 => Behind::State(self.state_sequence),
+            last => Behind::Last(last),
+        }
     }
 
     /// Where the task's events are.
@@ -277,7 +301,13 @@ mod tests {
         let (task, whole) = dispatch();
         let record = Record::of_dispatch(&task, &whole).unwrap();
         assert_eq!(record.task_ref().unwrap(), task);
-        assert_eq!((record.state_sequence, record.done), (7, None));
+        assert_eq!((record.behind(), &record.done), (Behind::State(7), &None));
+        let last = Dispatch {
+            state_is_last: true,
+            ..whole.clone()
+        };
+        let record = Record::of_dispatch(&task, &last).unwrap();
+        assert_eq!(record.behind(), Behind::Last(7));
         let nothing = |alter: fn(&mut Dispatch)| {
             let mut dispatch = whole.clone();
             alter(&mut dispatch);

@@ -191,6 +191,7 @@ impl Known {
             }
             _ => {}
         }
+        record.last_sequence = record.last_sequence.max(sequence);
         Ok(())
     }
 }
@@ -237,6 +238,7 @@ mod tests {
             submitted: Submitted::default(),
             state: None,
             state_sequence: 0,
+            last_sequence: 0,
             done: None,
             feedback: None,
             sequence: 1,

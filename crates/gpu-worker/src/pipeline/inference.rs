@@ -17,7 +17,8 @@ use crate::retry::Stopped;
 use crate::worker::Checkpoints;
 use lifecycle::chain;
 
-/// How often progress is told at most.
+/// How often progress is told at most, and for how long a task is drawn before it is told for the first time: what is done sooner tells its end, and a
+/// word of each to nobody costs the broker as much as one that is heard.
 const TELL_EVERY: Duration = Duration::from_millis(100);
 /// Previews of one task that wait to be encoded; more are left out.
 const PREVIEWS_WAITING: usize = 8;
@@ -35,6 +36,7 @@ impl PipelineNode for Inference {
         let (seen, mut previews) = mpsc::channel(PREVIEWS_WAITING);
         let flow = job.worker.engine.flow_of(job.task.task, job.weight);
         let (mut pictures, mut outcomes) = (Vec::new(), Vec::new());
+        let began = Instant::now();
         for (index, planned) in (0..).zip(&job.planned) {
             let start = start(job, index, planned, flow, seen.clone());
             let (picture, outcome) = job.worker.engine.begin(start).await?;
@@ -50,7 +52,9 @@ impl PipelineNode for Inference {
         while let Ok(preview) = previews.try_recv() {
             tell_preview(job, preview).await;
         }
-        tell_progress(job, &pictures, &mut None).await;
+        if began.elapsed() >= TELL_EVERY {
+            tell_progress(job, &pictures, &mut None).await;
+        }
         job.engine_time = drawn.iter().map(|drawn| drawn.busy).sum();
         job.drawn = drawn.into_iter().map(|drawn| drawn.image).collect();
         Ok(())
@@ -94,7 +98,7 @@ async fn follow(
         .map(async |(index, outcome)| (index, outcome.await))
         .collect();
     let mut drawn: Vec<Option<Drawn>> = pictures.iter().map(|_| None).collect();
-    let mut tell = ticks(Duration::ZERO, TELL_EVERY);
+    let mut tell = ticks(TELL_EVERY, TELL_EVERY);
     let mut told = None;
     // Without checkpoints the interval is of no meaning.
     let mut save = ticks(every.unwrap_or(TELL_EVERY), every.unwrap_or(TELL_EVERY));

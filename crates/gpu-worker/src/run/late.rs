@@ -20,6 +20,8 @@ use lifecycle::chain;
 /// How long the present is reckoned, for a deadline, from what the broker said last. Deadlines are in seconds, and nobody is asked more often.
 const GOOD_FOR: Duration = Duration::from_secs(1);
 
+/// How often the broker is asked for its time before there is work; the soonest answer counts.
+const HEARD_BEFORE_WORK: usize = 3;
 /// How long the broker's time is waited for by what can do without it.
 const PATIENCE: Duration = Duration::from_millis(500);
 /// After it was not told, what can do without it does so at once for this long: not every task waits in vain.
@@ -60,6 +62,13 @@ pub(super) async fn time_soon(worker: &Worker, good_for: Duration) -> Option<Sys
         "the broker does not say what time it is: dispatches are decided by what the log holds"
     );
     None
+}
+
+/// Asks for the time before there is work: what is heard in a quiet moment is heard soon after it was said, and gone by later.
+pub(crate) async fn hear_time(worker: &Worker) {
+    for _ in 0..HEARD_BEFORE_WORK {
+        time_soon(worker, Duration::ZERO).await;
+    }
 }
 
 /// The present, by the broker's clock, reckoned from what that was `good_for` ago at most; for as long as it takes.

@@ -76,6 +76,7 @@ fn kept(payload: &[u8]) -> Vec<u8> {
     dispatch.submitted.clear();
     dispatch.state = None;
     dispatch.state_sequence = 0;
+    dispatch.state_is_last = false;
     dispatch.encode_to_vec()
 }
 
@@ -107,6 +108,7 @@ mod tests {
             submitted: b"a prompt".to_vec(),
             state: Some(Default::default()),
             state_sequence: 7,
+            state_is_last: true,
             ..dispatch.clone()
         };
         assert_eq!(kept(&told.encode_to_vec()), dispatch.encode_to_vec());

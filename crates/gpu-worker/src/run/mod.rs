@@ -40,11 +40,11 @@ pub(crate) use elsewhere::Elsewhere;
 use elsewhere::{LEFT_AGAIN, is_anothers};
 use finish::finish;
 use history::Over;
-pub(crate) use late::Untold;
 use late::expire;
+pub(crate) use late::{Untold, hear_time};
 use letters::{bury, unreadable};
 pub(crate) use missing::Missing;
-use reading::{TIME_GOOD_FOR, is_exhausted, look, read};
+use reading::{TIME_GOOD_FOR, is_exhausted, look, read_at_leader};
 pub(crate) use running::Running;
 
 /// Between two looks for a task that is not in the log, or not as it was told to be.
@@ -218,16 +218,17 @@ async fn run(
     // told last, and is not before the dispatch was queued, by that clock.
     let now = late::time_soon(worker, TIME_GOOD_FOR).await;
     let now = now.unwrap_or_else(|| worker.log.now().max(delivery.published()));
+    let behind = record.behind();
     let before = record.state.unwrap_or_default();
     let state = taken_up(worker, served, before, attempt, now);
-    let after = record.state_sequence;
     let written = until_stopped(&worker.stop, "writing the task's state", || {
-        worker.log.replace_state(&task, &state, after)
+        worker.log.take_up(&task, &state, behind)
     });
     let Some(sequence) = written.await? else {
-        tracing::info!(attempt, "not taken up: its state has changed meanwhile");
-        // Read or told of: whoever has taken it up keeps it, and where nobody has it, the next delivery is decided by what the log holds.
-        let now = read(worker, &task).await?.ok().flatten();
+        tracing::info!(attempt, "not taken up: it has changed meanwhile");
+        // Read or told of: whoever has taken it up keeps it, and where nobody has it, the next delivery is decided by what the log holds. The leader says
+        // so, which has refused it: for a replica that lags, an end would not be there yet.
+        let now = read_at_leader(worker, &task).await?.ok().flatten();
         return Ok(after_refusal(now.as_ref().map(Known::from)));
     };
     if attempt == 1 {

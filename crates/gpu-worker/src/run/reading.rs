@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use contract::task::{Dispatch, Submitted};
 use messaging::Delivery;
 use task_log::transition::{Decision, Known, decide};
-use task_log::{Record, TaskLogError, TaskRef, deadline};
+use task_log::{Behind, Record, TaskLogError, TaskRef, deadline};
 
 use super::late;
 use crate::retry::{Stopped, until_stopped};
@@ -26,8 +26,9 @@ pub(super) type Found = Result<Option<Record>, TaskLogError>;
 
 /// Looks at the task of a dispatch, for as long as it takes.
 ///
-/// What the dispatch tells is as old as itself. The first who gets it asks only whether the task has ended; that the state still stands shows
-/// when the next one is written in its place. Whoever gets it later, or gets one of a task that was submitted long ago, reads everything.
+/// What the dispatch tells is as old as itself. That the state still stands shows when the next one is written in its place, and so does an end that has
+/// come since, where it tells that there was none; else the first who gets it asks for that. Whoever gets it later, or gets one of a task that was submitted
+/// long ago, reads everything.
 pub(super) async fn look(
     worker: &Worker,
     delivery: &Delivery,
@@ -42,6 +43,9 @@ pub(super) async fn look(
     let Some(record) = told else {
         return read(worker, task).await;
     };
+    if let Behind::Last(_) = record.behind() {
+        return Ok(Ok(Some(record)));
+    }
     let done = until_stopped(&worker.stop, "asking for the task's end", || async {
         match worker.log.done(task).await {
             Err(error @ TaskLogError::Broker(_)) => Err(error),

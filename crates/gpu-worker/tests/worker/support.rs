@@ -135,12 +135,14 @@ impl Platform {
     /// Hands a task over as an orchestrator does, which tells `told` of it.
     pub(crate) async fn hand_over(&self, told: &Submitted) -> TaskRef {
         let task = TaskRef::of(told).unwrap();
+        let stored = self.log.read(&task.tenant, task.task).await.unwrap();
         let to = Handover {
             task: task.clone(),
             model: told.model.clone(),
             version: told.model_version.clone(),
             weight: 1,
             submitted: told.encode_to_vec(),
+            sequence: stored.map_or(0, |record| record.sequence),
         };
         let handed = self.log.hand_over(to).await.unwrap();
         assert_eq!(handed, Handed::Dispatched);

@@ -144,9 +144,9 @@ pub(crate) async fn start(
     ends: Ends,
 ) -> Result<(), TaskLogError> {
     log.adopt_older_backlog().await?;
-    let known = (numbers, learned);
+    let known = (numbers, learned.clone());
     let mut dispatcher = Dispatcher::new(log, backlog, known, settings, ends).await?;
-    let heard = Heard::listen(broker, own_words).await?;
+    let heard = Heard::listen(broker, own_words, learned).await?;
     let stopping = service.tasks.stopping();
     service.tasks.critical("dispatcher", async move {
         tokio::select! {
@@ -182,11 +182,13 @@ impl Heard {
     async fn listen(
         broker: &Broker,
         own_words: mpsc::Receiver<Word>,
+        learned: Learned,
     ) -> Result<Self, TaskLogError> {
         let done = broker.listen("inkstone.event.*.*.*.done".to_owned());
-        let done = done
-            .await?
-            .filter_map(async |(subject, _)| task_of(&subject));
+        let done = done.await?.filter_map(move |(subject, _)| {
+            learned.hear(&subject);
+            std::future::ready(task_of(&subject))
+        });
         let states = broker.listen("inkstone.event.*.*.*.state".to_owned());
         let states = states
             .await?

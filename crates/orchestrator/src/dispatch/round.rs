@@ -354,6 +354,7 @@ async fn hand_over(log: &TaskLog, head: &Waiting, weight: u32) -> Result<Handed,
         version,
         weight,
         submitted: head.submitted.clone(),
+        sequence: head.sequence,
     };
     log.hand_over(to).instrument(span).await
 }

@@ -330,6 +330,7 @@ mod tests {
             },
             state: None,
             state_sequence: 0,
+            last_sequence: 0,
             done: Some(Done {
                 outcome: Some(done::Outcome::Cancelled(Cancelled::default())),
                 ..Done::default()

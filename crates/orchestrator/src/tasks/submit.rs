@@ -132,6 +132,7 @@ impl Tasks {
             submitted,
             state: None,
             state_sequence: 0,
+            last_sequence: 0,
             done: None,
             feedback: None,
             sequence: 0,

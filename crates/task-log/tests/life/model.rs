@@ -60,6 +60,9 @@ pub(crate) enum Act {
     ComesOut(usize, CameOut),
     Dies(usize),
     Canceller,
+    /// A state is stored behind an end that was on its way in a cluster: each is checked against what is there, and not against the other.
+    DispatcherOvertaken,
+    Overtaken(usize),
 }
 
 impl Model for Life {
@@ -76,6 +79,9 @@ impl Model for Life {
             if world.left.deaths > 0 && world.dispatcher != Dispatcher::Handed {
                 acts.push(Act::DispatcherDies);
             }
+            if world.dispatcher == Dispatcher::Handed && world.done.is_some() {
+                acts.push(Act::DispatcherOvertaken);
+            }
         }
         if !matches!(world.canceller, Canceller::Told(_)) {
             acts.push(Act::Canceller);
@@ -91,6 +97,9 @@ impl Model for Life {
                 continue;
             }
             acts.push(Act::Goes(number));
+            if matches!(worker.at, At::Looked { .. }) && world.done.is_some() {
+                acts.push(Act::Overtaken(number));
+            }
             if world.left.deaths > 0 {
                 acts.push(Act::Dies(number));
             }
@@ -125,7 +134,8 @@ impl Model for Life {
     fn next_state(&self, before: &World, act: Act) -> Option<World> {
         let mut world = *before;
         match act {
-            Act::Dispatcher => Self::dispatch(&mut world),
+            Act::Dispatcher => Self::dispatch(&mut world, true),
+            Act::DispatcherOvertaken => Self::dispatch(&mut world, false),
             Act::DispatcherDies => {
                 world.left.deaths -= 1;
                 world.dispatcher = Dispatcher::Handed;
@@ -133,6 +143,12 @@ impl Model for Life {
             Act::Deliver(worker) => deliver(&mut world, worker),
             Act::AckWaitPasses => ack_wait_passes(&mut world)?,
             Act::Goes(worker) => self.go(&mut world, worker),
+            Act::Overtaken(worker) => {
+                let At::Looked { known, version } = world.workers[worker].at else {
+                    return None;
+                };
+                world.workers[worker].at = self.decided(&mut world, known, version, false);
+            }
             Act::PutsAway(worker) => self.put_away(&mut world, worker)?,
             Act::HearsNothing { worker, stored } => {
                 self.hear_nothing(&mut world, worker, stored)?;
@@ -154,7 +170,7 @@ impl Model for Life {
 
 impl Life {
     /// `TaskLog::hand_over`: neither write overwrites anything, and whoever was interrupted does both again.
-    fn dispatch(world: &mut World) {
+    fn dispatch(world: &mut World, sees_end: bool) {
         world.dispatcher = match world.dispatcher {
             Dispatcher::Handed => {
                 let scheduled = Stands {
@@ -163,7 +179,7 @@ impl Life {
                     checkpoint: None,
                     run: 0,
                 };
-                if world.replace(0, scheduled, true) {
+                if !(sees_end && world.done.is_some()) && world.replace(0, scheduled, true) {
                     let told = Some(world.version);
                     Dispatcher::Scheduled { told }
                 } else {
@@ -195,7 +211,7 @@ impl Life {
         let at = match world.workers[worker].at {
             At::Nothing => At::Nothing,
             At::Delivered { told } => look(world, told),
-            At::Looked { known, version } => self.decided(world, known, version),
+            At::Looked { known, version } => self.decided(world, known, version, true),
             At::Refused => At::Settling(after_refusal(Some(world.known()))),
             // `gpu-worker/src/run/mod.rs`, `run`: it listens for the end beside what it does. There is nothing to decide, so no function is asked.
             At::Running(_) if world.done.is_some() => At::CleaningUp,
@@ -235,7 +251,8 @@ impl Life {
         world.workers[worker].at = at;
     }
 
-    fn decided(&self, world: &mut World, known: Known, version: u8) -> At {
+    /// `sees_end`: whether an end that is there keeps it from being taken up.
+    fn decided(&self, world: &mut World, known: Known, version: u8, sees_end: bool) -> At {
         match decide(Some(known), false, MAX_ATTEMPTS) {
             Decision::Bury => unreachable!("the task is in the log"),
             Decision::AlreadyHere => unreachable!("see `deliver`"),
@@ -254,7 +271,8 @@ impl Life {
                     checkpoint,
                     run: number,
                 };
-                if !world.replace(version, stands, self.guarded) {
+                let has_ended = sees_end && world.done.is_some();
+                if has_ended || !world.replace(version, stands, self.guarded) {
                     return At::Refused;
                 }
                 world.seen.runs = number;
@@ -410,19 +428,18 @@ fn names(run: Run, checkpoint: Checkpoint) -> Stands {
     }
 }
 
-/// `gpu-worker/src/run/reading.rs`, `look`. The dispatcher's state counts no attempt; of the end, the log is asked in any case.
+/// `gpu-worker/src/run/reading.rs`, `look`. The dispatcher's state counts no attempt; of an end it knows nothing.
 fn look(world: &World, told: Option<u8>) -> At {
-    let read = world.known();
     match told {
         Some(version) => At::Looked {
             known: Known {
                 attempts: 0,
-                ..read
+                ended: false,
             },
             version,
         },
         None => At::Looked {
-            known: read,
+            known: world.known(),
             version: world.version,
         },
     }

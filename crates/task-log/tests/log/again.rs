@@ -68,6 +68,7 @@ async fn lives_a_life_of_its_own(log: &TaskLog, second: &Submitted) {
         version: second.model_version.clone(),
         weight: 1,
         submitted: Vec::new(),
+        sequence: record.sequence,
     };
     assert_eq!(log.hand_over(to).await.unwrap(), Handed::Dispatched);
     assert_eq!(log.end(&task, &cancelled()).await.unwrap(), Ended::First);

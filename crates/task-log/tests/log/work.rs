@@ -6,7 +6,7 @@ use contract::TaskId;
 use contract::task::{Dispatch, Phase, State, Submitted};
 use messaging::{BrokerError, Puller};
 use prost::Message as _;
-use task_log::{Cursor, Handed, Handover, Missed, Queue, Record, TaskLog, TaskRef};
+use task_log::{Behind, Cursor, Handed, Handover, Missed, Queue, Record, TaskLog, TaskRef};
 
 use crate::support::{Bench, bench, cancelled, scratch_log, submitted, tenant};
 
@@ -128,13 +128,16 @@ async fn without_a_connection_no_acknowledgement_waits_in_line() {
     assert!(matches!(refused, BrokerError::Unreachable { .. }));
 }
 
-fn handover(event: &Submitted) -> Handover {
+async fn handover(log: &TaskLog, event: &Submitted) -> Handover {
+    let task = TaskRef::of(event).unwrap();
+    let stored = log.read(&task.tenant, task.task).await.unwrap();
     Handover {
-        task: TaskRef::of(event).unwrap(),
+        task,
         model: event.model.clone(),
         version: event.model_version.clone(),
         weight: 1,
         submitted: event.encode_to_vec(),
+        sequence: stored.map_or(0, |record| record.sequence),
     }
 }
 
@@ -153,7 +156,7 @@ async fn a_dispatch_tells_what_the_log_holds_where_its_state_was_written_for_it(
     let task = TaskRef::of(&known).unwrap();
     log.set_state(&task, &state).await.unwrap();
     for event in [&new, &known] {
-        let handed = log.hand_over(handover(event)).await.unwrap();
+        let handed = log.hand_over(handover(&log, event).await).await.unwrap();
         assert_eq!(handed, Handed::Dispatched);
     }
     let wait = Duration::from_secs(30);
@@ -190,11 +193,63 @@ async fn a_dispatch_tells_what_the_log_holds_where_its_state_was_written_for_it(
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_ended_while_it_waited_is_not_handed_over() {
+    let (_server, log) = scratch_log().await;
+    let event = submitted(TaskId::random());
+    log.submit(&event).await.unwrap();
+    let to = handover(&log, &event).await;
+    let task = to.task.clone();
+    log.end(&task, &cancelled()).await.unwrap();
+    assert_eq!(log.hand_over(to).await.unwrap(), Handed::Ended);
+    let record = log.read(&task.tenant, task.task).await.unwrap().unwrap();
+    assert_eq!(record.state, None);
+    assert!(log.out().await.unwrap().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_task_that_has_ended_since_it_was_told_of_or_read_is_not_taken_up() {
+    let (_server, log) = scratch_log().await;
+    let running = State {
+        phase: Phase::Running.into(),
+        attempt: 1,
+        ..State::default()
+    };
+    let work = work_of_the_model(&log, Duration::from_secs(30)).await;
+    for is_told in [true, false] {
+        for has_ended in [false, true] {
+            let event = submitted(TaskId::random());
+            log.submit(&event).await.unwrap();
+            let to = handover(&log, &event).await;
+            let task = to.task.clone();
+            log.hand_over(to).await.unwrap();
+            let pulled = work.pull(1).await.unwrap();
+            let dispatch = Dispatch::decode(pulled[0].payload().clone()).unwrap();
+            let told = Record::of_dispatch(&task, &dispatch).unwrap();
+            let read = log.read(&task.tenant, task.task).await.unwrap().unwrap();
+            assert_eq!(told.behind(), read.behind());
+            assert_eq!(told.behind(), Behind::Last(told.state_sequence));
+            if has_ended {
+                log.end(&task, &cancelled()).await.unwrap();
+            }
+            let known = if is_told { told } else { read };
+            let taken_up = log.take_up(&task, &running, known.behind()).await;
+            assert_eq!(taken_up.unwrap().is_some(), !has_ended);
+            let again = State {
+                attempt: 2,
+                ..running.clone()
+            };
+            let second = log.take_up(&task, &again, known.behind()).await;
+            assert_eq!(second.unwrap(), None, "somebody has it, or it is over");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn handing_a_task_over_overwrites_no_state_and_leaves_alone_what_has_ended() {
     let (_server, log) = scratch_log().await;
     let event = submitted(TaskId::random());
     log.submit(&event).await.unwrap();
-    let to = handover(&event);
+    let to = handover(&log, &event).await;
     let task = to.task.clone();
     assert_eq!(log.hand_over(to.clone()).await.unwrap(), Handed::Dispatched);
     let running = State {
@@ -219,7 +274,7 @@ async fn a_task_whose_dispatch_is_lost_is_handed_over_again_unless_it_has_ended(
     } = bench().await;
     let event = submitted(TaskId::random());
     log.submit(&event).await.unwrap();
-    let to = handover(&event);
+    let to = handover(&log, &event).await;
     let task = to.task.clone();
     log.hand_over(to.clone()).await.unwrap();
     let again = async |though_running| {
@@ -249,7 +304,7 @@ async fn a_task_whose_dispatch_is_lost_is_handed_over_again_unless_it_has_ended(
     assert_eq!(purge().await, 1);
     log.end(&task, &cancelled()).await.unwrap();
     assert_eq!(again(true).await, Missed::Over);
-    let nobodys = handover(&submitted(TaskId::random())).task;
+    let nobodys = handover(&log, &submitted(TaskId::random())).await.task;
     let again = log.hand_over_again(&nobodys, 1, true).await;
     assert_eq!(again.unwrap(), Missed::Over);
     assert_eq!(purge().await, 0);
