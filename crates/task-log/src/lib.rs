@@ -16,6 +16,7 @@ pub mod deadline;
 mod dispatch;
 mod due;
 mod error;
+mod feedback;
 mod follow;
 mod intake;
 mod letters;
@@ -36,7 +37,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use contract::task::{DeadLetter, Done, ProgressEvent, State, Submitted};
-use contract::v1::Feedback;
 use contract::{ModelName, TaskId, TenantId, VersionName};
 use messaging::{Appended, Broker, Event, EventLog, NewEvent, Puller, Replaced, WorkQueue};
 use prost::Message;
@@ -265,19 +265,6 @@ impl TaskLog {
             return Ok(None);
         };
         Ok(Some((decode("state", &event.payload)?, event.sequence)))
-    }
-
-    /// Keeps what a caller says of a task, in place of what it said before.
-    ///
-    /// # Errors
-    /// When it is not known to be stored.
-    pub async fn set_feedback(
-        &self,
-        task: &TaskRef,
-        feedback: &Feedback,
-    ) -> Result<(), TaskLogError> {
-        let subject = task.subject("feedback");
-        Ok(self.tasks.put(&subject, encode(feedback)).await?)
     }
 
     /// Ends a task unless it has ended (create-only).

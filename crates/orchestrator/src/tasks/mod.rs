@@ -123,9 +123,10 @@ impl Tasks {
             return Err(Failure::new(ErrorCode::NotReady, text).into());
         }
         feedback.at = Some(self.log.now().into());
-        self.log
-            .set_feedback(&record.task_ref()?, &feedback)
-            .await?;
+        // Its id may have come again since it was read: another task is nothing that the caller has seen.
+        if !self.log.set_feedback(&record, &feedback).await? {
+            return Err(task_not_found(task));
+        }
         record.feedback = Some(feedback);
         Ok(record.view())
     }

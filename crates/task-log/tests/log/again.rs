@@ -19,7 +19,8 @@ async fn drawn(log: &TaskLog) -> TaskRef {
         rating: 1,
         ..Feedback::default()
     };
-    log.set_feedback(&task, &feedback).await.unwrap();
+    let record = read(log, &task).await.unwrap();
+    assert!(log.set_feedback(&record, &feedback).await.unwrap());
     task
 }
 

@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::disallowed_methods)]
 
 mod again;
+mod feedback;
 mod lists;
 mod open;
 mod retention;
@@ -13,7 +14,7 @@ mod work;
 
 use contract::TaskId;
 use contract::task::{DeadLetter, Done, Phase, State, Submitted, Succeeded, done};
-use contract::v1::{Feedback, TaskPhase};
+use contract::v1::TaskPhase;
 use messaging::BrokerError;
 use prost::Message as _;
 use task_log::{Commit, Ended, Submission, TaskRef, Update};
@@ -291,22 +292,6 @@ async fn a_submission_is_refused_while_the_broker_is_away_and_leaves_no_ghost() 
         }
     };
     assert!(found.is_none());
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn of_several_words_on_a_task_the_last_one_counts() {
-    let (_server, log) = scratch_log().await;
-    let task = submit_one(&log).await;
-    for rating in [2, 5] {
-        let feedback = Feedback {
-            rating,
-            ..Feedback::default()
-        };
-        log.set_feedback(&task, &feedback).await.unwrap();
-    }
-    let record = log.read(&task.tenant, task.task).await.unwrap().unwrap();
-    assert_eq!(record.view().feedback.unwrap().rating, 5);
-    assert_eq!(record.phase(), TaskPhase::Queued);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -224,8 +224,8 @@ async fn where_nobody_knows_what_is_recorded_all_stays_that_was_not_held_for_too
     assert_eq!(leave.regardless_of, Some(later - hour / 2));
 }
 
-/// The submission of a task that has ended, which the log has let go of: of places 1 and 2 its end is left.
-async fn let_go_of_submission(bench: &Bench) -> Submitted {
+/// The submission of a task that has ended, at places 1 and 2.
+async fn ended(bench: &Bench) -> Submitted {
     let submitted = Submitted {
         task_id: TaskId::random().to_string(),
         tenant: "acme".to_owned(),
@@ -235,6 +235,12 @@ async fn let_go_of_submission(bench: &Bench) -> Submitted {
     bench.log.submit(&submitted).await.unwrap();
     let task = TaskRef::of(&submitted).unwrap();
     bench.log.end(&task, &Done::default()).await.unwrap();
+    submitted
+}
+
+/// The same of one that the log has let go of: its end is left.
+async fn let_go_of_submission(bench: &Bench) -> Submitted {
+    let submitted = ended(bench).await;
     bench.purge(2).await;
     submitted
 }
@@ -268,16 +274,19 @@ async fn an_end_that_is_not_recorded_keeps_its_id_until_it_is() {
 #[tokio::test]
 async fn what_was_recorded_last_goes_when_its_id_comes_again_and_that_is_no_gap() {
     let bench = bench().await;
-    let submitted = let_go_of_submission(&bench).await;
+    let submitted = ended(&bench).await;
     let task = TaskRef::of(&submitted).unwrap();
+    let record = bench.log.read(&task.tenant, task.task).await.unwrap();
+    let record = record.unwrap();
     // Of 3 and 4 the last is left, and goes with the end.
     for rating in [1, 2] {
         let feedback = Feedback {
             rating,
             ..Feedback::default()
         };
-        bench.log.set_feedback(&task, &feedback).await.unwrap();
+        assert!(bench.log.set_feedback(&record, &feedback).await.unwrap());
     }
+    bench.purge(2).await;
     until_idle(&bench.writer()).await;
     let again = intake(&bench).await.submit(&submitted).await.unwrap();
     assert_eq!(again, Submission::Accepted);
