@@ -178,17 +178,7 @@ impl EventLog {
     /// Where it is stored. One that another keeps out which is on its way is offered again until it is known what there is.
     async fn publish(&self, subject: &str, message: PublishMessage) -> Result<u64, PublishError> {
         let message = message.expected_stream(self.stream);
-        let mut pauses = in_flight::pauses();
-        loop {
-            let error = match self.publish_once(subject, message.clone()).await {
-                Ok(sequence) => return Ok(sequence),
-                Err(error) => error,
-            };
-            match pauses.next() {
-                Some(pause) if in_flight::is_why(&error) => tokio::time::sleep(pause).await,
-                _ => return Err(error),
-            }
-        }
+        in_flight::until_settled(|| self.publish_once(subject, message.clone())).await
     }
 
     async fn publish_once(

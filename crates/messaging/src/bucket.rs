@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
 use crate::log::{MAX_BATCH, direct_get};
-use crate::{Broker, BrokerError, Event, leader};
+use crate::{Broker, BrokerError, Event, in_flight, leader};
 
 /// How often a live copy is read anew, in case the watch missed something.
 const RECONCILE: Duration = Duration::from_secs(30);
@@ -152,8 +152,9 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
     /// # Errors
     /// [`BrokerError::Conflict`] when it has one, [`BrokerError::Full`] when a bucket [of a size](Broker::bucket_of_size) has no room.
     pub async fn create(&self, key: &str, value: &T) -> Result<u64, BrokerError> {
-        let created = self.store.create(key, self.encode(key, value)?).await;
-        created.map_err(|error| match error.kind() {
+        let bytes = self.encode(key, value)?;
+        let created = in_flight::until_settled(|| self.store.create(key, bytes.clone()));
+        created.await.map_err(|error| match error.kind() {
             CreateErrorKind::AlreadyExists => self.conflict(key),
             _ if crate::is_full(&error) => BrokerError::Full { stream: self.name },
             _ => BrokerError::request("writing a bucket")(error),
@@ -166,8 +167,8 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
     /// [`BrokerError::Conflict`] when it has changed since.
     pub async fn update(&self, key: &str, value: &T, revision: u64) -> Result<u64, BrokerError> {
         let bytes = self.encode(key, value)?;
-        let updated = self.store.update(key, bytes, revision).await;
-        updated.map_err(|error| match error.kind() {
+        let updated = in_flight::until_settled(|| self.store.update(key, bytes.clone(), revision));
+        updated.await.map_err(|error| match error.kind() {
             UpdateErrorKind::WrongLastRevision => self.conflict(key),
             _ => BrokerError::request("writing a bucket")(error),
         })
@@ -197,14 +198,11 @@ impl<T: Serialize + DeserializeOwned> Bucket<T> {
     /// # Errors
     /// [`BrokerError::Conflict`] when it has changed since.
     pub async fn delete_at(&self, key: &str, revision: u64) -> Result<(), BrokerError> {
-        let deleted = self.store.delete_expect_revision(key, Some(revision)).await;
-        deleted.map_err(|error| {
-            let error = BrokerError::request("writing a bucket")(error);
-            // The client library has no name for it here.
-            match lifecycle::chain(&error).contains("wrong last sequence") {
-                true => self.conflict(key),
-                false => error,
-            }
+        let expected = Some(revision);
+        let deleted = in_flight::until_settled(|| self.store.delete_expect_revision(key, expected));
+        deleted.await.map_err(|error| match error.kind() {
+            UpdateErrorKind::WrongLastRevision => self.conflict(key),
+            _ => BrokerError::request("writing a bucket")(error),
         })
     }
 

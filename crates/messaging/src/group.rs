@@ -188,17 +188,11 @@ impl EventLog {
     async fn create_together(&self, events: &[&NewEvent]) -> Result<(), BrokerError> {
         // The client itself only limits the wait for an answer: with a broken connection, what is to be sent waits for another.
         let limit = 2 * REQUEST_TIMEOUT;
-        let mut pauses = in_flight::pauses();
-        loop {
+        in_flight::until_settled(|| async {
             let sent = tokio::time::timeout(limit, self.send_together(events)).await;
-            let Err(error) = sent.unwrap_or_else(|_| Err(self.broker.unreachable())) else {
-                return Ok(());
-            };
-            match pauses.next() {
-                Some(pause) if in_flight::is_why(&error) => tokio::time::sleep(pause).await,
-                _ => return Err(error),
-            }
-        }
+            sent.unwrap_or_else(|_| Err(self.broker.unreachable()))
+        })
+        .await
     }
 
     async fn send_together(&self, events: &[&NewEvent]) -> Result<(), BrokerError> {

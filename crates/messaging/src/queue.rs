@@ -8,13 +8,14 @@ use async_nats::jetstream::consumer::pull;
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PullConsumer};
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
+use async_nats::jetstream::publish::PublishAck;
 use async_nats::jetstream::{self, AckKind};
 use bytes::Bytes;
 use futures::StreamExt as _;
 
 use crate::append::trace_headers;
 use crate::coming::Coming;
-use crate::{Broker, BrokerError, REQUEST_TIMEOUT};
+use crate::{Broker, BrokerError, REQUEST_TIMEOUT, in_flight};
 
 /// How long one pull waits for messages before it is asked again.
 const PULL_EXPIRES: Duration = Duration::from_secs(5);
@@ -103,10 +104,8 @@ impl WorkQueue {
         if let Some(id) = message.id {
             publish = publish.message_id(id);
         }
-        let context = &self.broker.jetstream();
-        let failed = |error| self.failed(error);
-        let sent = context.send_publish(message.subject, publish).await;
-        let stored = sent.map_err(failed)?.await.map_err(failed)?;
+        let stored = self.offer(&message.subject, publish).await;
+        let stored = stored.map_err(|error| self.failed(error))?;
         Ok(stored.sequence)
     }
 
@@ -133,16 +132,25 @@ impl WorkQueue {
         if let Some(id) = message_id {
             publish = publish.message_id(id);
         }
-        let context = &self.broker.jetstream();
-        let stored = match context.send_publish(subject.to_owned(), publish).await {
-            Ok(sent) => sent.await,
-            Err(error) => Err(error),
-        };
-        match stored {
+        match self.offer(subject, publish).await {
             Ok(stored) => Ok(!stored.duplicate),
             Err(error) if error.kind() == PublishErrorKind::WrongLastSequence => Ok(false),
             Err(error) => Err(self.failed(error)),
         }
+    }
+
+    /// One that another keeps out which is on its way is offered again until it is known what there is.
+    async fn offer(
+        &self,
+        subject: &str,
+        message: PublishMessage,
+    ) -> Result<PublishAck, PublishError> {
+        let context = self.broker.jetstream();
+        in_flight::until_settled(|| async {
+            let sent = context.send_publish(subject.to_owned(), message.clone());
+            sent.await?.await
+        })
+        .await
     }
 
     fn failed(&self, error: PublishError) -> BrokerError {
