@@ -80,16 +80,18 @@ pub(crate) async fn start(
         kept,
         retention,
         full_at: streams.task_max_size.bytes(),
+        every,
         told_within,
         told: Mutex::new(Told {
             all_from: Instant::now() + told_within,
             ended: VecDeque::new(),
             said: None,
         }),
+        under_way: Mutex::new(None),
     });
     sweeps::start_in_turns(service, "aged", every, move || {
         let aged = aged.clone();
-        async move { aged.look().await }
+        async move { aged.turn().await }
     });
     Ok(())
 }
@@ -103,9 +105,22 @@ struct Aged {
     retention: Duration,
     /// At how many bytes nothing new is accepted.
     full_at: u64,
+    /// From one look to the next.
+    every: Duration,
     /// How long what has ended here stays.
     told_within: Duration,
     told: Mutex<Told>,
+    /// The look that has not let go of all that it may.
+    under_way: Mutex<Option<Look>>,
+}
+
+/// What a look has found in WORK: what may go, in as many turns as that takes.
+#[derive(Debug, Clone, Copy)]
+struct Look {
+    /// When all of WORK was looked through.
+    at: Instant,
+    /// Where what may go lies before.
+    bound: u64,
 }
 
 /// What others are told, and when.
@@ -151,33 +166,53 @@ struct Failed {
 }
 
 impl Aged {
-    /// Ends what must end, and lets go of what may go; whether there is more of that.
-    async fn look(&self) -> Turn {
+    /// A turn: ends what must end, unless a look goes on that did, and lets go of what may go; whether there is more of that.
+    async fn turn(&self) -> Turn {
+        let mut look = self.goes_on(Instant::now());
+        if look.is_none() {
+            look = self.look().await;
+        }
+        let Some(look) = look else {
+            return Turn::Over;
+        };
+        let turn = self.let_go(look.bound).await.unwrap_or_else(|error| {
+            let error = lifecycle::chain(&error);
+            tracing::warn!(error, "what is kept no longer stays for now");
+            Turn::Over
+        });
+        *self.under_way() = (turn == Turn::GoesOn).then_some(look);
+        turn
+    }
+
+    /// The look that goes on. Not when it is time for the next: what is in WORK grows older meanwhile, and is to end before the log lets go of it.
+    fn goes_on(&self, now: Instant) -> Option<Look> {
+        let look = self.under_way().take()?;
+        (now.saturating_duration_since(look.at) < self.every).then_some(look)
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, Option<Look>> {
+        // Every change leaves it whole.
+        self.under_way.lock().unwrap_or_else(|e| e.into_inner())
+    }
+
+    /// Ends what must end; `None` where nothing may go then.
+    async fn look(&self) -> Option<Look> {
         let swept = match self.sweep().await {
             Ok(swept) => swept,
             Err(error) => {
                 let error = lifecycle::chain(&error);
                 tracing::warn!(error, "tasks that are kept no longer are looked at again");
-                return Turn::Over;
+                return None;
             }
         };
         swept.tell_failures();
         self.tell_unreadable(&swept);
-        let bound = {
-            let (mut told, now) = (self.told(), Instant::now());
-            if let Some(place) = swept.ended {
-                told.note(place, now);
-            }
-            told.before(now, self.told_within)
-        };
-        let Some(bound) = bound.and_then(|told| swept.bound(told)) else {
-            return Turn::Over;
-        };
-        self.let_go(bound).await.unwrap_or_else(|error| {
-            let error = lifecycle::chain(&error);
-            tracing::warn!(error, "what is kept no longer stays for now");
-            Turn::Over
-        })
+        let (mut told, at) = (self.told(), Instant::now());
+        if let Some(place) = swept.ended {
+            told.note(place, at);
+        }
+        let bound = swept.bound(told.before(at, self.told_within)?)?;
+        Some(Look { at, bound })
     }
 
     fn told(&self) -> MutexGuard<'_, Told> {

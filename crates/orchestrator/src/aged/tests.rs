@@ -4,7 +4,7 @@ use contract::task::Submitted;
 use task_log::TaskRef;
 
 use super::*;
-use crate::sweeps::tests::{begun, place};
+use crate::sweeps::tests::{begun, expiring, place};
 
 const SECOND: Duration = Duration::from_secs(1);
 const HOUR: Duration = Duration::from_secs(3600);
@@ -20,12 +20,14 @@ async fn aged(log: &TaskLog) -> Aged {
         kept: Kept::new(HOUR),
         retention: HOUR,
         full_at: u64::MAX,
+        every: HOUR,
         told_within: STAYS_FOR,
         told: Mutex::new(Told {
             all_from: Instant::now(),
             ended: VecDeque::new(),
             said: None,
         }),
+        under_way: Mutex::new(None),
     }
 }
 
@@ -144,7 +146,7 @@ fn what_could_not_be_ended_keeps_what_lies_behind_it_and_what_was_not_read_keeps
 }
 
 #[tokio::test]
-async fn a_look_that_leaves_more_to_let_go_of_is_followed_by_another_at_once() {
+async fn a_turn_that_leaves_more_to_let_go_of_is_followed_by_another_at_once() {
     let (log, _storage, _kept) = place().await;
     let at = log.time().await.unwrap();
     for _ in 0..10 {
@@ -157,8 +159,52 @@ async fn a_look_that_leaves_more_to_let_go_of_is_followed_by_another_at_once() {
     aged.retention = Duration::ZERO;
     aged.keeper = log.retention().await.unwrap().in_stretches_of(1);
     // 22 places, of which a turn takes 16.
-    assert_eq!(aged.look().await, Turn::GoesOn);
+    assert_eq!(aged.turn().await, Turn::GoesOn);
     assert!(log.is_there(last.task).await.unwrap());
-    assert_eq!(aged.look().await, Turn::Over);
+    assert_eq!(aged.turn().await, Turn::Over);
     assert!(!log.is_there(last.task).await.unwrap());
+}
+
+#[tokio::test]
+async fn what_is_in_work_is_looked_through_once_a_look_in_however_many_turns_the_log_lets_go() {
+    let (log, _storage, _kept) = place().await;
+    let at = log.time().await.unwrap();
+    for _ in 0..10 {
+        let task = submit(&log, at).await;
+        log.end(&task, &Done::default()).await.unwrap();
+    }
+    // Ended just now and still in WORK: whoever looks through that notes it each time.
+    let handed_over = expiring(at);
+    log.submit(&handed_over).await.unwrap();
+    let done = Done {
+        at: Some(at.into()),
+        ..Done::default()
+    };
+    let task = TaskRef::of(&handed_over).unwrap();
+    log.end(&task, &done).await.unwrap();
+    log.dispatch(&handed_over, 0, 1).await.unwrap();
+    let mut aged = aged(&log).await;
+    (aged.retention, aged.told_within) = (Duration::ZERO, HOUR);
+    aged.keeper = log.retention().await.unwrap().in_stretches_of(1);
+    let looks = |aged: &Aged| aged.told().ended.len();
+    // 20 places, of which a turn takes 16, lie before it, and it stays.
+    assert_eq!((aged.turn().await, looks(&aged)), (Turn::GoesOn, 1));
+    assert_eq!((aged.turn().await, looks(&aged)), (Turn::Over, 1));
+    assert_eq!((aged.turn().await, looks(&aged)), (Turn::Over, 2));
+    assert!(log.is_there(task.task).await.unwrap());
+}
+
+#[tokio::test]
+async fn a_look_that_goes_on_until_the_next_one_is_due_gives_way_to_it() {
+    let (log, _storage, _kept) = place().await;
+    let mut aged = aged(&log).await;
+    let at = Instant::now();
+    let note = |aged: &Aged| *aged.under_way() = Some(Look { at, bound: 7 });
+    aged.every = 10 * SECOND;
+    note(&aged);
+    let look = aged.goes_on(at + 9 * SECOND).unwrap();
+    assert_eq!(look.bound, 7);
+    note(&aged);
+    assert!(aged.goes_on(at + 10 * SECOND).is_none());
+    assert!(aged.goes_on(at).is_none(), "it is forgotten");
 }
