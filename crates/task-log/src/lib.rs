@@ -325,7 +325,8 @@ impl TaskLog {
     }
 
     /// How many tasks of a tenant have not ended and wait for a worker to be handed to. It is counted anew, which costs the broker
-    /// time that grows with the tenant's tasks in the log; while tasks begin and end it may be off by some of them.
+    /// time that grows with the tenant's tasks in the log; while tasks begin and end it may be off by some of them. Too few where the log
+    /// has let go of submissions whose ends it still has: by as many as had not ended when the oldest that is left came.
     ///
     /// # Errors
     /// When the broker does not answer.
