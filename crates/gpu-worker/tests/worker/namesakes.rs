@@ -1,6 +1,5 @@
 //! Workers of one name: two at a time, which nobody should set up and somebody will, and one that is started again.
 
-use contract::registry::{ModelVersion, Profile};
 use contract::task::{Phase, State};
 use task_log::{Record, TaskRef};
 
@@ -30,23 +29,6 @@ async fn holder(platform: &Platform, task: &TaskRef, another: &str) -> String {
     holder
 }
 
-/// Whose model takes as many steps as a test needs.
-async fn with_long_tasks() -> Platform {
-    let profile = Profile {
-        multiple: 8,
-        max_side: 256,
-        max_steps: 1000,
-        ..Profile::default()
-    };
-    Platform::with_versions(|version| {
-        vec![ModelVersion {
-            profile: Some(profile),
-            ..version
-        }]
-    })
-    .await
-}
-
 #[tokio::test]
 async fn a_worker_hands_nothing_back_of_what_a_namesake_has_as_the_same_attempt() {
     let platform = Platform::start().await;
@@ -71,7 +53,7 @@ async fn a_worker_hands_nothing_back_of_what_a_namesake_has_as_the_same_attempt(
 
 #[tokio::test]
 async fn a_worker_that_was_stopped_leaves_its_task_to_a_namesake_that_has_it_by_now() {
-    let platform = with_long_tasks().await;
+    let platform = Platform::with_long_tasks().await;
     let settings = [
         ("worker.ack_wait", ACK_WAIT),
         ("engine.kind", "simulated"),
@@ -100,7 +82,7 @@ async fn a_worker_that_was_stopped_leaves_its_task_to_a_namesake_that_has_it_by_
 
 #[tokio::test]
 async fn workers_of_one_name_end_each_task_once_and_what_one_had_that_died_is_taken_over() {
-    let platform = with_long_tasks().await;
+    let platform = Platform::with_long_tasks().await;
     // Its steps take as long on a machine that has other work.
     let settings = [
         ("worker.slots", "1"),

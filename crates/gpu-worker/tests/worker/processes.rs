@@ -1,7 +1,6 @@
 //! Workers as processes of their own: killed, hung, and replaced one after the other.
 
 use contract::TaskId;
-use contract::registry::{ModelVersion, Profile};
 use contract::task::{Done, Submitted, done, progress_event};
 use contract::v1::{Run, SubmitTask, TaskPhase};
 use task_log::{TaskRef, Update, deadline};
@@ -88,16 +87,19 @@ async fn a_killed_worker_costs_no_more_than_the_steps_since_its_last_checkpoint(
 #[tokio::test]
 async fn a_worker_that_was_stopped_for_longer_than_the_ack_wait_leaves_its_task_to_whoever_has_it()
 {
-    let platform = Platform::start().await;
+    let platform = Platform::with_long_tasks().await;
     let settings = [
-        ("worker.ack_wait", "2s"),
+        // Whoever is at work says so every third of it: one that gets no processor for some seconds keeps what it has.
+        ("worker.ack_wait", "5s"),
+        ("engine.kind", "simulated"),
+        ("engine.simulated.step", "20ms"),
         ("engine.checkpoint_every", "300ms"),
     ];
     let first = Process::start(&platform, "first", &settings);
-    let undisturbed = platform
-        .pictures(&platform.submit(large(3, 60)).await)
-        .await;
-    let task = platform.submit(large(3, 60)).await;
+    // 4 s of steps: it has not ended when it is stopped, however fast the machine is.
+    let car = || request("a red car", 3, 200);
+    let undisturbed = platform.pictures(&platform.submit(car()).await).await;
+    let task = platform.submit(car()).await;
     let state = async || platform.record(&task).await.state.unwrap_or_default();
     until("it is put away", async || {
         state().await.checkpoint.is_some()
@@ -143,19 +145,7 @@ async fn a_task_that_kills_its_workers_ends_with_the_reason_and_a_copy_in_dead()
 
 #[tokio::test]
 async fn a_task_that_kills_each_process_it_runs_in_takes_none_of_its_neighbours_with_it() {
-    let profile = Profile {
-        multiple: 8,
-        max_side: 256,
-        max_steps: 1000,
-        ..Profile::default()
-    };
-    let platform = Platform::with_versions(|version| {
-        vec![ModelVersion {
-            profile: Some(profile),
-            ..version
-        }]
-    })
-    .await;
+    let platform = Platform::with_long_tasks().await;
     // Its steps take as long on a machine that has other work: all run for some seconds.
     let settings = [
         ("worker.slots", "4"),

@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use contract::registry::registry_service_server::{RegistryService, RegistryServiceServer};
 use contract::registry::{
-    Artifact, ListModelsRequest, ListModelsResponse, Model, ModelVersion, RegisterVersionRequest,
-    RegisterVersionResponse, SetTrafficRequest, SetTrafficResponse, WatchModelsRequest,
-    WatchModelsResponse,
+    Artifact, ListModelsRequest, ListModelsResponse, Model, ModelVersion, Profile,
+    RegisterVersionRequest, RegisterVersionResponse, SetTrafficRequest, SetTrafficResponse,
+    WatchModelsRequest, WatchModelsResponse,
 };
 use contract::task::{DeadLetter, Done, StoredImage, Submitted, done};
 use contract::v1::{SubmitTask, TaskPhase};
@@ -48,6 +48,23 @@ impl Platform {
     /// With the demo model in version 1.
     pub(crate) async fn start() -> Self {
         Self::with_versions(|version| vec![version]).await
+    }
+
+    /// The same, whose model takes as many steps as a test needs.
+    pub(crate) async fn with_long_tasks() -> Self {
+        let profile = Profile {
+            multiple: 8,
+            max_side: 256,
+            max_steps: 1000,
+            ..Profile::default()
+        };
+        Self::with_versions(|version| {
+            vec![ModelVersion {
+                profile: Some(profile),
+                ..version
+            }]
+        })
+        .await
     }
 
     /// With the versions that `versions` makes of the demo model's.
