@@ -120,7 +120,7 @@ pub(crate) fn press_ctrl_c(child: &Child) {
     rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
 }
 
-fn log_of(data: &Path) -> std::path::PathBuf {
+pub(crate) fn log_of(data: &Path) -> std::path::PathBuf {
     data.join("up.log")
 }
 

@@ -6,7 +6,9 @@ use std::process::{Child, Command, Stdio};
 
 use e2e::binary;
 
-use crate::command_line::{SLOW, Up, ended, line_of, press_ctrl_c, text, up_command};
+use crate::command_line::{
+    SLOW, Up, ended, line_of, log_of, press_ctrl_c, text, up_command,
+};
 
 const ANY_PORT: &str = "127.0.0.1:0";
 
@@ -99,6 +101,8 @@ fn who_stops_a_platform_hears_what_it_waits_for_and_ends_it_at_once_with_a_secon
     let mut heard = BufReader::new(drawing.0.stderr.take().unwrap());
     line_of(&mut heard, "running");
 
+    let log = || std::fs::read_to_string(log_of(data.path())).unwrap();
+    let before = log().len();
     press_ctrl_c(&platform.0);
     let stopping = line_of(&mut told, "stopping");
     assert!(
@@ -110,6 +114,9 @@ fn who_stops_a_platform_hears_what_it_waits_for_and_ends_it_at_once_with_a_secon
     assert!(ended(&mut platform.0).success());
     assert!(!data.path().join("run.json").exists());
     assert!(!data.path().join("nats/nats-server.pid").exists());
+    // What goes down with the platform is well enough for that.
+    let after = &log()[before..];
+    assert!(!after.contains(" fails: "), "{after}");
 }
 
 #[test]

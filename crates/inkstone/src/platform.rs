@@ -216,8 +216,13 @@ impl Platform {
             () = hurry => false,
         };
         let Self {
-            telemetry, broker, ..
+            telemetry,
+            broker,
+            services,
+            ..
         } = self;
+        // Before the broker: what is left of them and misses it has nothing to warn of.
+        drop(services);
         let blocking = move || {
             // What takes the spans may be away, and is waited for.
             if whole {

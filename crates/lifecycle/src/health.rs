@@ -124,7 +124,7 @@ impl Health {
         self.phase.store(RUNNING, Ordering::Release);
     }
 
-    /// From now on changes are what stopping is like, and not worth a warning.
+    /// From now on changes are what stopping is like, and not worth a warning: whoever stops takes away what the checks are of.
     pub(crate) fn stopping(&self) {
         self.phase.store(STOPPING, Ordering::Release);
     }

@@ -25,7 +25,7 @@ pub use process::{
 };
 pub use tasks::{TaskFailure, Tasks, chain, panic_text};
 
-/// A running service.
+/// A running service. Who lets go of it waits for it no more: what its checks say from then on is part of its end, and no warning.
 pub struct Service {
     /// Its name, as in its binary's.
     pub name: &'static str,
@@ -76,5 +76,27 @@ impl Service {
     pub async fn stop(&self, grace: Duration) -> bool {
         self.health.stopping();
         self.tasks.stop(grace).await
+    }
+}
+
+impl Drop for Service {
+    fn drop(&mut self) {
+        // Not every end is a stop: a start may be broken off, and so may a stop. The tasks end with the runtime then, and what they let go of
+        // fails its checks.
+        self.health.stopping();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_that_was_let_go_of_is_not_ready_and_stops() {
+        let service = Service::new("test").started();
+        let health = service.health.clone();
+        assert_eq!(health.not_ready(), None);
+        drop(service);
+        assert_eq!(health.not_ready().unwrap(), "stopping");
     }
 }
