@@ -6,9 +6,7 @@ use std::process::{Child, Command, Stdio};
 
 use e2e::binary;
 
-use crate::command_line::{
-    SLOW, Up, ended, line_of, log_of, press_ctrl_c, text, up_command,
-};
+use crate::command_line::{SLOW, Up, ended, line_of, log_of, press_ctrl_c, text, up_command};
 
 const ANY_PORT: &str = "127.0.0.1:0";
 

@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// Where data is kept unless somebody says otherwise.
-pub(crate) const DATA: &str = ".inkstone";
+const DATA: &str = ".inkstone";
 
 /// Text to image, from prompt to picture.
 #[derive(Debug, Parser)]

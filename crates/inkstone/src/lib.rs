@@ -24,6 +24,7 @@ mod place;
 mod platform;
 mod policies;
 mod progress;
+mod shell;
 mod span;
 mod starting;
 mod up;

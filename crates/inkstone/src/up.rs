@@ -6,11 +6,12 @@ use std::time::{Duration, Instant};
 
 use lifecycle::TaskFailure;
 
-use crate::cli::{DATA, UpArgs};
+use crate::cli::UpArgs;
 use crate::error::CliError;
 use crate::out::{self, complain, say};
 use crate::place::{Place, Running};
 use crate::platform::{Options, Platform};
+use crate::shell::quoted;
 use crate::span::in_words;
 
 /// Width of the rules above and below the banner, in characters.
@@ -27,13 +28,15 @@ pub(crate) async fn run(data: &Path, args: &UpArgs) -> Result<(), CliError> {
         log: args.log.clone(),
         otlp_endpoint: args.otlp_endpoint.clone(),
     };
+    let place = Place::at(data);
     let mut platform = tokio::select! {
-        started = Platform::start(Place::at(data), &options) => started?,
+        started = Platform::start(place.clone(), &options) => started?,
         // What has started so far goes down with the start that is dropped here, the broker included.
         () = &mut signal => return Ok(()),
     };
     // Logs go to the same terminal meanwhile: in one piece, none of them comes between its lines.
-    let text = banner(&platform.running, &platform.key, data, began.elapsed());
+    let took = began.elapsed();
+    let text = banner(&platform.running, &platform.key, &place, took);
     out::write(text.as_bytes());
     if let Some(warning) = in_the_clear(args.listen, &platform.running.gateway) {
         complain!("inkstone: {warning}");
@@ -93,35 +96,38 @@ fn in_the_clear(listen: SocketAddr, url: &str) -> Option<String> {
     })
 }
 
-/// What a person needs who has just started a platform.
-fn banner(running: &Running, key: &str, data: &Path, took: Duration) -> String {
-    // Another terminal looks there by itself.
-    let elsewhere = match data == Path::new(DATA) {
-        true => String::new(),
-        false => format!(" --data {}", data.display()),
-    };
-    let (url, data) = (&running.gateway, data.display());
+/// What a person needs who has just started a platform. Another terminal may stand in another folder: every path is whole.
+fn banner(running: &Running, key: &str, place: &Place, took: Duration) -> String {
+    let (url, data) = (&running.gateway, quoted(place.folder()));
+    let (key_file, nats) = (place.join("key"), place.join("nats/nats-server.log"));
     // `make up` does not put it on the path.
     let own = std::env::current_exe().unwrap_or_else(|_| "inkstone".into());
     let mut lines = vec![
         format!("Inkstone is up at {url}  ({:.1} s)", took.as_secs_f32()),
         String::new(),
-        format!("{:<15} {key}   (in {data}/key)", "key"),
+        format!("{:<15} {}", "data", place.folder().display()),
+        format!("{:<15} {key}   (in {})", "key", key_file.display()),
     ];
     for (service, admin) in &running.admin {
         lines.push(format!("{service:<15} {admin}/metrics"));
     }
     lines.extend([
-        format!("{:<15} {}", "nats-server", running.broker),
+        format!(
+            "{:<15} {}   (log in {})",
+            "nats-server",
+            running.broker,
+            nats.display()
+        ),
         String::new(),
         format!(
-            "{:<15} {} generate{elsewhere} \"a 3d cat on a blue background\" -o cat.png",
+            "{:<15} {} generate --data {data} \"a 3d cat on a blue background\" -o cat.png",
             "next",
-            own.display()
+            quoted(&own)
         ),
         format!(
-            "{:<15} curl {url}/v1/images/generations -H \"Authorization: Bearer $(cat {data}/key)\" \\",
-            ""
+            "{:<15} curl {url}/v1/images/generations -H \"Authorization: Bearer $(cat {})\" \\",
+            "",
+            quoted(&key_file)
         ),
         format!(
             "{:<15}      -H 'Content-Type: application/json' -d '{{\"prompt\":\"a 3d cat\",\"response_format\":\"url\"}}'",
@@ -201,18 +207,31 @@ mod tests {
             orchestrator: String::new(),
             broker: "nats://127.0.0.1:4222".to_owned(),
         };
-        let text = |data| banner(&running, "ink_x", Path::new(data), Duration::from_secs(2));
-        let next = "generate --data /srv/ink \"a 3d cat";
-        assert!(text("/srv/ink").contains(next), "{}", text("/srv/ink"));
-        let text = text(DATA);
+        let text = |data| {
+            let place = Place::at(Path::new(data));
+            banner(&running, "ink_x", &place, Duration::from_secs(2))
+        };
+        let spaced = text("/my data");
+        for part in ["generate --data '/my data' \"a", "$(cat '/my data/key')\""] {
+            assert!(spaced.contains(part), "{part}: {spaced}");
+        }
+        // Wherever the next command is given, it finds what lies here.
+        let here = std::env::current_dir().unwrap();
+        let whole = quoted(&here.join(".inkstone"));
+        let relative = text(".inkstone");
+        assert!(relative.contains(&format!("generate --data {whole} \"a")));
+        assert!(!relative.contains(" .inkstone"), "{relative}");
+        let text = text("/srv/ink");
         let rules = text.lines().filter(|line| line.starts_with('─')).count();
         assert_eq!(rules, 2);
         for part in [
             "up at http://127.0.0.1:8080  (2.0 s)",
-            "ink_x   (in .inkstone/key)",
+            "data            /srv/ink\n",
+            "ink_x   (in /srv/ink/key)",
+            "nats://127.0.0.1:4222   (log in /srv/ink/nats/nats-server.log)",
             "gateway         http://127.0.0.1:7000/metrics",
-            "generate \"a 3d cat",
-            "$(cat .inkstone/key)\" \\\n",
+            "generate --data /srv/ink \"a 3d cat",
+            "$(cat /srv/ink/key)\" \\\n",
             "\"response_format\":\"url\"",
             "Ctrl-C",
         ] {
