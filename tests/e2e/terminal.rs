@@ -118,7 +118,7 @@ fn who_stops_a_platform_hears_what_it_waits_for_and_ends_it_at_once_with_a_secon
 }
 
 #[test]
-fn a_list_with_nothing_in_it_says_so() {
+fn a_list_with_nothing_in_it_says_so_and_what_is_not_in_one_is_answered_with_what_is() {
     let up = Up::start();
     let said = |arguments: &[&str]| up.ok(arguments).trim_end().to_owned();
     assert_eq!(said(&["dead", "list"]), "There are no dead letters.");
@@ -130,9 +130,20 @@ fn a_list_with_nothing_in_it_says_so() {
         said(&["keys", "list", "--tenant", "nobody"]),
         "The tenant nobody has no keys."
     );
+    for command in ["show", "remove"] {
+        let absent = up.inkstone(&["policies", command, "gold-"]);
+        let told = text(&absent.stderr);
+        assert_eq!(absent.status.code(), Some(1), "{told}");
+        assert!(
+            told.contains("there are dev-, prod-, test-"),
+            "{command}: {told}"
+        );
+    }
     for prefix in ["dev-", "test-", "prod-"] {
         up.ok(&["policies", "remove", prefix, "--even-if-used"]);
     }
+    let absent = text(&up.inkstone(&["policies", "remove", "dev-"]).stderr);
+    assert!(absent.contains("there are none"), "{absent}");
     let none = "There are no policies: every key is turned away.";
     assert_eq!(said(&["policies", "list"]), none);
     // For programs nothing is different.

@@ -91,7 +91,7 @@ pub enum CliError {
     #[error("no key: give --key or INKSTONE_KEY, or make one with `inkstone keys create`")]
     NoKey,
     /// There is no policy for a prefix.
-    #[error("there is no policy for {prefix:?}; there are {}", known.join(", "))]
+    #[error("there is no policy for {prefix:?}; there are {}", listed(known))]
     NoSuchPolicy {
         /// As given.
         prefix: String,
@@ -347,6 +347,13 @@ impl CliError {
     }
 }
 
+fn listed(names: &[String]) -> String {
+    match names {
+        [] => "none".to_owned(),
+        names => names.join(", "),
+    }
+}
+
 fn describe(failure: &Failure) -> String {
     let mut text = failure.message.clone();
     if failure.code == ErrorCode::ModelNotFound {
@@ -367,6 +374,17 @@ mod tests {
         let told = |code| CliError::Refused(Failure::new(code, "no")).to_string();
         assert!(told(ErrorCode::ModelNotFound).contains("`inkstone models list`"));
         assert!(!told(ErrorCode::TaskNotFound).contains("models list"));
+    }
+
+    #[test]
+    fn a_policy_that_there_is_not_is_answered_with_those_that_there_are() {
+        let told = |known: &[&str]| {
+            let known = known.iter().map(|name| (*name).to_owned()).collect();
+            let prefix = "gold-".to_owned();
+            CliError::NoSuchPolicy { prefix, known }.to_string()
+        };
+        assert!(told(&["dev-", "prod-"]).ends_with("there are dev-, prod-"));
+        assert!(told(&[]).ends_with("there are none"), "{}", told(&[]));
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use contract::ErrorCode;
 use contract::auth::policy_service_client::PolicyServiceClient;
 use contract::auth::{
     ListPoliciesRequest, Policy, PolicyInfo, RemovePolicyRequest, SetPolicyRequest,
@@ -39,8 +40,7 @@ pub(crate) async fn run(
         PoliciesCommand::Show { prefix } => {
             let all = policies.list().await?;
             let Some(one) = all.iter().find(|policy| policy.prefix == prefix) else {
-                let known = all.into_iter().map(|policy| policy.prefix).collect();
-                return Err(CliError::NoSuchPolicy { prefix, known });
+                return Err(no_such_policy(prefix, all));
             };
             print_one(one);
         }
@@ -74,7 +74,12 @@ pub(crate) async fn run(
                 prefix: prefix.clone(),
                 even_if_used,
             };
-            let removed = policies.remove(request).await?;
+            let removed = match policies.remove(request).await {
+                Err(CliError::Refused(failure)) if failure.code == ErrorCode::NotFound => {
+                    return Err(no_such_policy(prefix, policies.list().await?));
+                }
+                removed => removed?,
+            };
             let keys = removed.map_or(0, |policy| policy.keys);
             say!("{prefix} removed; keys that are turned away: {keys}");
         }
@@ -108,6 +113,11 @@ impl Policies {
         let removed = self.service.remove_policy(request);
         Ok(self.operator.auth.call(removed).await?.policy)
     }
+}
+
+fn no_such_policy(prefix: String, all: Vec<PolicyInfo>) -> CliError {
+    let known = all.into_iter().map(|policy| policy.prefix).collect();
+    CliError::NoSuchPolicy { prefix, known }
 }
 
 /// A policy with what is given in it; what a new one needs must be given.
