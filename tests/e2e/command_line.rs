@@ -436,7 +436,7 @@ fn where_nobody_looks_the_log_has_no_colours_and_generate_tells_how_far_it_is_in
     assert!(up.ok(&["watch", task]).starts_with("succeeded"));
     let late = up.inkstone(&["cancel", task]);
     assert_eq!(late.status.code(), Some(HAD_ENDED));
-    assert!(text(&late.stdout).contains("succeeded"));
+    assert!(text(&late.stdout).contains("succeeded before, at 20"));
     assert!(text(&late.stderr).contains("had succeeded already"));
     let unknown = "0197c5a2-0000-7000-8000-000000000001";
     for command in ["watch", "cancel"] {
@@ -455,10 +455,14 @@ fn who_cancels_hears_whether_there_was_something_to_cancel_and_who_waits_that_it
     let mut told = BufReader::new(drawing.stderr.take().unwrap());
     let task = line_of(&mut told, "task ").replace("task ", "");
     line_of(&mut told, "running");
-    assert!(up.ok(&["cancel", &task]).contains("cancelled"));
+    assert_eq!(
+        up.ok(&["cancel", &task]).trim_end(),
+        format!("{task}  cancelled")
+    );
     assert_eq!(ended(&mut drawing).code(), Some(CANCELLED));
     let again = up.inkstone(&["cancel", &task]);
     assert_eq!(again.status.code(), Some(HAD_ENDED));
+    assert!(text(&again.stdout).contains("cancelled before, at 20"));
     assert!(text(&again.stderr).contains("had been cancelled already"));
     let watched = up.inkstone(&["watch", &task]);
     assert_eq!(watched.status.code(), Some(CANCELLED));

@@ -185,10 +185,25 @@ pub(crate) async fn cancel(data: &Path, server: &ServerArgs, task: &str) -> Resu
         true => before,
         false => client.cancel(task).await?,
     };
-    say!("{}  {}", task.id, phase(&task));
-    match too_late(&task, late) {
+    let how = too_late(&task, late);
+    say!("{}  {}", task.id, outcome(&task, how.is_some()));
+    match how {
         Some(how) => Err(CliError::HadEnded { task: task.id, how }),
         None => Ok(()),
+    }
+}
+
+/// How a task is that was to be cancelled. `before`: it had ended without that, and when it had.
+fn outcome(task: &Task, before: bool) -> String {
+    let phase = phase(task);
+    if !before {
+        return phase.to_owned();
+    }
+    let ended = task.ended_at.as_ref();
+    let ended = ended.and_then(|at| jiff::Timestamp::from_second(at.seconds).ok());
+    match ended {
+        Some(at) => format!("{phase} before, at {at}"),
+        None => format!("{phase} before"),
     }
 }
 
@@ -272,5 +287,20 @@ mod tests {
         // It ended between the look and the call.
         assert_eq!(ended(TaskPhase::Succeeded, false), Some("had succeeded"));
         assert_eq!(ended(TaskPhase::Failed, true), Some("had failed"));
+    }
+
+    #[test]
+    fn a_cancel_of_what_was_cancelled_before_does_not_look_like_the_first() {
+        let mut task = Task::default();
+        task.set_phase(TaskPhase::Cancelled);
+        assert_eq!(outcome(&task, false), "cancelled");
+        assert_eq!(outcome(&task, true), "cancelled before");
+        let at = jiff::Timestamp::from_second(1_767_323_045).unwrap();
+        task.ended_at = Some(std::time::SystemTime::from(at).into());
+        assert_eq!(
+            outcome(&task, true),
+            "cancelled before, at 2026-01-02T03:04:05Z"
+        );
+        assert_eq!(outcome(&task, false), "cancelled");
     }
 }
