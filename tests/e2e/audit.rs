@@ -152,6 +152,10 @@ async fn the_files_of_a_run_are_good_and_what_is_done_to_them_is_found() {
         .trim_end_matches(',')
         .to_owned();
     audit(&["verify", "--head", &head], &folder).unwrap();
+    // Where no folder is named, these are the files that are meant.
+    let same = up.ok(&["audit", "verify", "--head", &head]);
+    assert!(same.contains(&folder.display().to_string()), "{same}");
+    assert!(same.contains(&format!("good up to {head},")), "{same}");
 
     let second = name(&all[1]);
     let before: u64 = second[..20].parse::<u64>().unwrap() - 1;

@@ -7,20 +7,55 @@ use ::audit::{Chain, Event, Head, Line, file};
 use crate::cli::AuditCommand;
 use crate::error::CliError;
 use crate::out::say;
+use crate::place::Place;
 
 /// Gaps that are told one by one.
 const MOST_TOLD: usize = 20;
+/// Where a platform on this machine keeps its files, in its data folder.
+const IN_DATA: &str = "objects/audit";
 
-pub(crate) fn run(command: &AuditCommand) -> Result<(), CliError> {
+pub(crate) fn run(data: &Path, command: &AuditCommand) -> Result<(), CliError> {
     match command {
         AuditCommand::Verify {
             files,
             after,
             head,
             known_gaps,
-        } => verify(files, after.as_ref(), head.as_ref(), *known_gaps),
-        AuditCommand::Show { task, files, after } => show(files, after.as_ref(), task),
+        } => {
+            let folder = folder(data, files.as_deref())?;
+            if files.is_none() {
+                say!("the files in {}:", folder.display());
+            }
+            verify(&folder, after.as_ref(), head.as_ref(), *known_gaps)
+        }
+        AuditCommand::Show { task, files, after } => {
+            show(&folder(data, files.as_deref())?, after.as_ref(), task)
+        }
     }
+}
+
+/// The folder that was named, else that of the platform whose data this is, if it has files by now.
+fn folder(data: &Path, named: Option<&Path>) -> Result<PathBuf, CliError> {
+    if let Some(named) = named {
+        return Ok(named.to_owned());
+    }
+    let place = Place::at(data);
+    let path = place.join(IN_DATA);
+    let is_there = path.try_exists().map_err(CliError::file("read", &path))?;
+    if is_there && !listed(&path)?.is_empty() {
+        return Ok(path);
+    }
+    if !place.join("nats").is_dir() {
+        let data = place.folder().to_owned();
+        return Err(CliError::NoData { data });
+    }
+    // As the platform reads them, if it is started from here.
+    let settings: orchestrator::Settings = settings::load(None, &[])?;
+    let (enabled, every) = (settings.audit.enabled, settings.audit.export_every);
+    Err(CliError::NoAuditFilesYet {
+        path,
+        every: enabled.then_some(every.duration()),
+    })
 }
 
 fn verify(
@@ -201,6 +236,42 @@ mod tests {
             assert!(error.contains(&end.to_string()), "{error}");
         }
         verify(files.path(), None, Some(&end), 2).unwrap();
+    }
+
+    #[test]
+    fn who_names_no_folder_has_the_datas_files_checked_or_hears_when_they_come() {
+        let verified = |data: &Path| {
+            let command = AuditCommand::Verify {
+                files: None,
+                after: None,
+                head: None,
+                known_gaps: 0,
+            };
+            run(data, &command).map_err(|error| error.to_string())
+        };
+        let root = tempfile::tempdir().unwrap();
+        let data = root.path().join("data");
+        let said = verified(&data).unwrap_err();
+        assert!(
+            said.contains("--data") && said.contains("--files"),
+            "{said}"
+        );
+        // A platform ran there, and not for long enough.
+        std::fs::create_dir_all(data.join("nats")).unwrap();
+        let said = verified(&data).unwrap_err();
+        assert!(said.contains("within 5 min"), "{said}");
+        let folder = data.join("objects/audit/2026-01-02");
+        std::fs::create_dir_all(&folder).unwrap();
+        assert_eq!(verified(&data).unwrap_err(), said);
+        let (files, _) = with_gaps(0);
+        std::fs::copy(files.path().join("0-1.jsonl"), folder.join("0-1.jsonl")).unwrap();
+        verified(&data).unwrap();
+        let show = AuditCommand::Show {
+            task: "t-1".to_owned(),
+            files: None,
+            after: None,
+        };
+        run(&data, &show).unwrap();
     }
 
     #[test]

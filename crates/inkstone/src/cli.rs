@@ -86,7 +86,7 @@ enum Command {
         #[command(flatten)]
         tls: TlsArgs,
     },
-    /// Check and read audit files; needs no running platform.
+    /// Check and read audit files: those of `inkstone up`, or a copy of others. Needs no running platform.
     Audit {
         #[command(subcommand)]
         command: AuditCommand,
@@ -229,9 +229,9 @@ pub(crate) struct GenerateArgs {
 pub(crate) enum AuditCommand {
     /// Check that no record was changed, removed, added or moved, and that nothing was lost before it was recorded.
     Verify {
-        /// The folder with the files, such as a copy of the object store's audit/.
+        /// The folder with the files, such as a copy of the object store's audit/. Default: objects/audit in the data folder.
         #[arg(long)]
-        files: PathBuf,
+        files: Option<PathBuf>,
         /// The files go on behind this record, SEQUENCE:HASH. Default: they begin with the first record.
         #[arg(long)]
         after: Option<::audit::Head>,
@@ -248,9 +248,9 @@ pub(crate) enum AuditCommand {
     Show {
         /// The task's id.
         task: String,
-        /// The folder with the files.
+        /// The folder with the files, such as a copy of the object store's audit/. Default: objects/audit in the data folder.
         #[arg(long)]
-        files: PathBuf,
+        files: Option<PathBuf>,
         /// The files go on behind this record, SEQUENCE:HASH. Default: they begin with the first record.
         #[arg(long)]
         after: Option<::audit::Head>,
@@ -399,7 +399,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), CliError> {
         }
         Command::Models { command, tls } => models::run(&data, &tls, command).await,
         Command::Dead { args, tls } => dead::run(&data, &tls, args).await,
-        Command::Audit { command } => audit::run(&command),
+        Command::Audit { command } => audit::run(&data, &command),
         Command::Inspect { file } => inspect::run(&file),
         Command::Doctor { server } => doctor::run(&data, &server).await,
     }

@@ -275,6 +275,23 @@ pub enum CliError {
         /// Where they were looked for.
         path: PathBuf,
     },
+    /// Nothing was ever kept on the data folder.
+    #[error(
+        "{} is no platform's data folder: name the one of `inkstone up` with --data, or a folder with audit files with --files",
+        data.display()
+    )]
+    NoData {
+        /// The data folder.
+        data: PathBuf,
+    },
+    /// The platform on the data folder has written no audit files so far.
+    #[error("there are no audit files in {} so far: {}", path.display(), when_audited(*every))]
+    NoAuditFilesYet {
+        /// Where they were looked for.
+        path: PathBuf,
+        /// How long a record waits for its file; `None` where nothing is recorded.
+        every: Option<Duration>,
+    },
     /// An audit file was tampered with, or one in front of it is missing.
     #[error("{} is not good; the chain is good up to record {good}", path.display())]
     Audit {
@@ -344,6 +361,17 @@ impl CliError {
             path,
             source,
         }
+    }
+}
+
+fn when_audited(every: Option<Duration>) -> String {
+    match every {
+        Some(every) => format!(
+            "while the platform runs, what happens to a task is in one within {} (audit.export_every) and some seconds; wait for it, or \
+             start the platform with INKSTONE_ORCHESTRATOR__AUDIT__EXPORT_EVERY=10s",
+            in_words(every)
+        ),
+        None => "nothing is recorded, for audit.enabled is false (INKSTONE_ORCHESTRATOR__AUDIT__ENABLED)".to_owned(),
     }
 }
 
