@@ -15,23 +15,19 @@ use crate::values::{
     weight,
 };
 use crate::{
-    audit, client, dead, demo, doctor, generate, inspect, keys, models, policies, up, watch,
+    audit, client, dead, demo, doctor, examples, generate, inspect, keys, models, policies, up,
+    watch,
 };
 
 /// Where data is kept unless somebody says otherwise.
 const DATA: &str = ".inkstone";
 
-/// Text to image, from prompt to picture.
+/// Text to image, from prompt to picture: `inkstone up` runs the platform, the other commands call one.
 #[derive(Debug, Parser)]
-#[command(name = "inkstone", version, about)]
+#[command(name = "inkstone", version, after_help = examples::INKSTONE)]
 pub(crate) struct Cli {
     /// The folder where `inkstone up` keeps its data, and where other commands find a running platform.
-    #[arg(
-        long,
-        global = true,
-        env = "INKSTONE_DATA",
-        default_value = DATA
-    )]
+    #[arg(long, global = true, env = "INKSTONE_DATA", default_value = DATA, value_name = "FOLDER")]
     data: PathBuf,
     #[command(subcommand)]
     command: Command,
@@ -40,21 +36,24 @@ pub(crate) struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Run the whole platform in this process until Ctrl-C.
+    #[command(after_help = examples::UP)]
     Up(UpArgs),
-    /// Run the whole platform, draw one picture, and stop.
+    /// Run the whole platform, draw one picture, and stop. Its data is in the folder demo of the data folder.
     Demo(DemoArgs),
     /// Draw a picture with a running platform.
+    #[command(after_help = examples::GENERATE)]
     Generate(GenerateArgs),
     /// Follow a task until it ends.
     Watch(WatchArgs),
-    /// Cancel a task.
+    /// Cancel a task. One that has ended before stays as it is, and the exit code is 6.
     Cancel {
-        /// The task's id.
+        /// The task's id, as `generate` says it.
         task: String,
         #[command(flatten)]
         server: ServerArgs,
     },
     /// Create, list and revoke keys.
+    #[command(after_help = examples::KEYS)]
     Keys {
         #[command(subcommand)]
         command: KeysCommand,
@@ -64,6 +63,7 @@ enum Command {
         tls: TlsArgs,
     },
     /// List, change and remove policies: what keys may do, by their prefix.
+    #[command(after_help = examples::POLICIES)]
     Policies {
         #[command(subcommand)]
         command: PoliciesCommand,
@@ -73,6 +73,7 @@ enum Command {
         tls: TlsArgs,
     },
     /// List models, publish versions, shift traffic.
+    #[command(after_help = examples::MODELS)]
     Models {
         #[command(subcommand)]
         command: ModelsCommand,
@@ -80,6 +81,7 @@ enum Command {
         tls: TlsArgs,
     },
     /// List, show and try again what was given up: tasks, submissions over NATS, webhooks.
+    #[command(after_help = examples::DEAD)]
     Dead {
         #[command(flatten)]
         args: dead::DeadArgs,
@@ -87,13 +89,14 @@ enum Command {
         tls: TlsArgs,
     },
     /// Check and read audit files: those of `inkstone up`, or a copy of others. Needs no running platform.
+    #[command(after_help = examples::AUDIT)]
     Audit {
         #[command(subcommand)]
         command: AuditCommand,
     },
     /// Read the labels in a picture file.
     Inspect {
-        /// A PNG, JPEG or WebP file.
+        /// A PNG, JPEG or WebP file, 64 MiB at most.
         file: PathBuf,
     },
     /// Check that this machine and a running platform have what they need.
@@ -105,21 +108,33 @@ enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct UpArgs {
-    /// Where callers reach the platform.
-    #[arg(long, value_parser = address, default_value = "127.0.0.1:8080")]
+    /// Where callers reach the platform: 127.0.0.1 is for this machine only, 0.0.0.0 for all who reach it; port 0 is any that is free.
+    #[arg(long, value_parser = address, default_value = "127.0.0.1:8080", value_name = "IP:PORT")]
     pub(crate) listen: SocketAddr,
     /// A model folder to publish at start; may be given several times. Default: the demo model of the repository that it is started in;
     /// elsewhere, what was published before.
-    #[arg(long = "model")]
+    #[arg(long = "model", value_name = "FOLDER")]
     pub(crate) models: Vec<PathBuf>,
     /// Flush every write to the disk before it is acknowledged: survives power loss, costs throughput.
     #[arg(long)]
     pub(crate) sync_always: bool,
-    /// gRPC endpoint of an OTLP receiver such as Jaeger; empty exports nothing.
-    #[arg(long, env = "INKSTONE_OTLP_ENDPOINT", default_value = "")]
+    /// Where traces go: the gRPC endpoint of an OTLP receiver such as Jaeger, http://127.0.0.1:4317. Default: nowhere.
+    #[arg(
+        long,
+        env = "INKSTONE_OTLP_ENDPOINT",
+        default_value = "",
+        hide_default_value = true,
+        value_name = "URL"
+    )]
     pub(crate) otlp_endpoint: String,
-    /// What is logged, in tracing's filter syntax.
-    #[arg(long, env = "INKSTONE_LOG", default_value = "info,async_nats=warn")]
+    /// What is logged, to the standard error output: error, warn, info, debug or trace, and another level for a part behind a comma
+    /// (gpu_worker=debug).
+    #[arg(
+        long,
+        env = "INKSTONE_LOG",
+        default_value = "info,async_nats=warn",
+        value_name = "FILTER"
+    )]
     pub(crate) log: String,
 }
 
@@ -128,14 +143,14 @@ pub(crate) struct DemoArgs {
     /// What to draw.
     #[arg(long, default_value = "a 3d panda on a yellow background")]
     pub(crate) prompt: String,
-    /// Where the picture goes; made where it is not there.
+    /// The folder that the picture goes into; made where it is not there.
     #[arg(long, default_value = "out")]
     pub(crate) folder: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct WatchArgs {
-    /// The task's id.
+    /// The task's id, as `generate` says it.
     pub(crate) task: String,
     /// How long to wait for a platform that has gone away meanwhile, such as 30s or 5m; 0s: not at all. Default: 1m.
     #[arg(long, value_parser = time, allow_negative_numbers = true)]
@@ -188,22 +203,22 @@ pub(crate) struct GenerateArgs {
     /// What to keep out of the picture.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) negative: String,
-    /// Model name or alias. Default: the platform's.
+    /// Model name or alias, as `inkstone models list` shows them. Default: the platform's.
     #[arg(long, default_value = "", hide_default_value = true)]
     pub(crate) model: String,
-    /// WIDTHxHEIGHT in pixels. Default: the model's.
+    /// WIDTHxHEIGHT in pixels, such as 128x128, within the model's limits. Default: the model's.
     #[arg(long, value_parser = size)]
     pub(crate) size: Option<(u32, u32)>,
     /// How many pictures, 1 to 10.
     #[arg(short, long, value_parser = pictures, allow_negative_numbers = true, default_value_t = 1)]
     pub(crate) n: u32,
-    /// Same seed, same picture. Default: random.
+    /// A whole number: the same seed draws the same picture, on one kind of machine. Default: random.
     #[arg(long, value_parser = seed, allow_negative_numbers = true)]
     pub(crate) seed: Option<u64>,
-    /// Denoising steps. Default: the model's.
+    /// Denoising steps, from 1 to the model's limit: more take longer. Default: the model's.
     #[arg(long, value_parser = steps, allow_negative_numbers = true, default_value_t = 0, hide_default_value = true)]
     pub(crate) steps: u32,
-    /// Guidance scale; 1 or less switches guidance off. Default: the model's.
+    /// Guidance scale, from 0 to the model's limit: how closely to keep to the prompt; 1 or less switches guidance off. Default: the model's.
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) guidance: Option<f32>,
     /// Sampler. Default: the model's.
@@ -228,6 +243,7 @@ pub(crate) struct GenerateArgs {
 #[derive(Debug, Subcommand)]
 pub(crate) enum AuditCommand {
     /// Check that no record was changed, removed, added or moved, and that nothing was lost before it was recorded.
+    #[command(after_help = examples::AUDIT)]
     Verify {
         /// The folder with the files, such as a copy of the object store's audit/. Default: objects/audit in the data folder.
         #[arg(long)]
@@ -260,15 +276,16 @@ pub(crate) enum AuditCommand {
 #[derive(Debug, Subcommand)]
 pub(crate) enum KeysCommand {
     /// Make a key; its secret and bearer are shown once.
+    #[command(after_help = examples::KEYS)]
     Create {
-        /// Who owns what the key makes: a-z, 0-9 and -.
+        /// Who owns what the key makes: 1 to 40 characters of a-z, 0-9 and -.
         #[arg(long)]
         tenant: String,
-        /// The policy, by its prefix: dev-, test-, prod-, ….
+        /// What the key may do: the prefix of a policy, such as dev-, test- or prod-; `inkstone policies list` shows them.
         #[arg(long, default_value = "dev-")]
         prefix: String,
-        /// For people.
-        #[arg(long, default_value = "")]
+        /// What people call the key, 80 bytes at most. Default: nothing.
+        #[arg(long, default_value = "", hide_default_value = true)]
         name: String,
         /// Refuse signature v1, which signs no body.
         #[arg(long)]
@@ -276,18 +293,18 @@ pub(crate) enum KeysCommand {
     },
     /// List keys.
     List {
-        /// Only this tenant's.
-        #[arg(long, default_value = "")]
+        /// Only this tenant's. Default: all.
+        #[arg(long, default_value = "", hide_default_value = true)]
         tenant: String,
     },
     /// Show what the webhooks of a key's tasks are verified with. It is the same every time.
     WebhookSecret {
-        /// The public half of the key.
+        /// The public half of the key, as `inkstone keys list` shows it.
         app_key: String,
     },
     /// Revoke a key: every service refuses it within a second.
     Revoke {
-        /// The public half of the key.
+        /// The public half of the key, as `inkstone keys list` shows it.
         app_key: String,
     },
 }
@@ -302,12 +319,13 @@ pub(crate) enum PoliciesCommand {
         prefix: String,
     },
     /// Change a policy, or make one. What is not given stays as it is; in force everywhere within a second.
+    #[command(after_help = examples::POLICIES)]
     Set(PolicyArgs),
-    /// Remove a policy. Keys that fall under it are turned away.
+    /// Remove a policy. Keys that fall under it are turned away from then on.
     Remove {
         /// The prefix of its keys, such as prod-.
         prefix: String,
-        /// Though there are such keys.
+        /// Also where good keys fall under it.
         #[arg(long)]
         even_if_used: bool,
     },
@@ -316,33 +334,33 @@ pub(crate) enum PoliciesCommand {
 /// A policy's fields. A new policy needs models and requests a second.
 #[derive(Debug, Default, Args)]
 pub(crate) struct PolicyArgs {
-    /// The prefix of its keys, such as prod-.
+    /// The prefix of its keys, such as prod-. A new policy needs --models and --requests-per-second.
     pub(crate) prefix: String,
-    /// Model names or aliases, separated by commas; * is all.
+    /// Model names or aliases, separated by commas; '*' is all.
     #[arg(long, value_delimiter = ',')]
     pub(crate) models: Option<Vec<String>>,
     /// Whether HD quality is allowed: true or false. New: false.
     #[arg(long)]
     pub(crate) hd: Option<bool>,
-    /// Requests a second of each key.
+    /// Requests a second of each key, 1 to 1000000.
     #[arg(long, value_parser = requests, allow_negative_numbers = true)]
     pub(crate) requests_per_second: Option<u32>,
-    /// Requests at once after a pause. New: as many as in a second.
+    /// Requests of each key at once after a pause, 1 to 1000000. New: as many as in a second.
     #[arg(long, value_parser = requests, allow_negative_numbers = true)]
     pub(crate) burst: Option<u32>,
-    /// Scheduling tier. New: standard.
+    /// Scheduling tier: standard, priority, or another that the orchestrator has lanes for. New: standard.
     #[arg(long)]
     pub(crate) tier: Option<String>,
-    /// Tasks of a tenant that may wait for a worker; none: no limit.
+    /// Tasks of a tenant that may wait for a worker, 1 or more; none: no limit. New: none.
     #[arg(long, value_parser = tasks_limit, allow_negative_numbers = true)]
     pub(crate) tasks_waiting: Option<Limit<u32>>,
-    /// Tasks of a tenant that workers have at once; none: no limit.
+    /// Tasks of a tenant that workers have at once, 1 or more; none: no limit. New: none.
     #[arg(long, value_parser = tasks_limit, allow_negative_numbers = true)]
     pub(crate) tasks_running: Option<Limit<u32>>,
-    /// Pictures of a tenant in a day (UTC); none: no limit.
+    /// Pictures of a tenant in a day (UTC), 1 or more; none: no limit. New: none.
     #[arg(long, value_parser = day_limit, allow_negative_numbers = true)]
     pub(crate) images_per_day: Option<Limit<u64>>,
-    /// Pixels times steps of a tenant in a day (UTC), over all pictures; none: no limit.
+    /// Pixels times steps of a tenant in a day (UTC), over all pictures, 1 or more; none: no limit. New: none.
     #[arg(long, value_parser = day_limit, allow_negative_numbers = true)]
     pub(crate) pixel_steps_per_day: Option<Limit<u64>>,
     /// The registry's own address, to be warned of models that it does not know. Default: the one that runs on the data folder, where
@@ -358,7 +376,7 @@ pub(crate) enum ModelsCommand {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Publish a model folder as a version, on a running `inkstone up`.
+    /// Publish a model folder as a version. The registry reads the folder: it must be on the registry's machine.
     Register {
         /// A folder in diffusers layout with an inkstone.json.
         folder: PathBuf,
@@ -367,10 +385,11 @@ pub(crate) enum ModelsCommand {
         registry_url: Option<String>,
     },
     /// Share new tasks among versions, such as `1=90 2=10`.
+    #[command(after_help = examples::MODELS)]
     Traffic {
-        /// The model.
+        /// The model's name, as `inkstone models list` shows it.
         model: String,
-        /// VERSION=WEIGHT; 0 takes no new tasks.
+        /// VERSION=WEIGHT, a weight being 0 to 10000; a version with 0, or that is not named, takes no new tasks.
         #[arg(required = true, value_parser = weight)]
         weights: Vec<(String, u32)>,
         /// The registry's own address. Default: the one that runs on the data folder.

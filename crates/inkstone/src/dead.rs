@@ -30,7 +30,7 @@ pub(crate) struct DeadArgs {
     /// The orchestrator's own address. Default: the one that runs on the data folder.
     #[arg(long, global = true, env = "INKSTONE_ORCHESTRATOR_URL")]
     orchestrator_url: Option<String>,
-    /// Print JSON.
+    /// Print JSON, for programs; it holds prompts.
     #[arg(long, global = true)]
     json: bool,
     #[command(subcommand)]
@@ -40,6 +40,7 @@ pub(crate) struct DeadArgs {
 #[derive(Debug, clap::Subcommand)]
 enum DeadCommand {
     /// List dead letters, oldest first.
+    #[command(after_help = crate::examples::DEAD)]
     List(ListArgs),
     /// Show one letter with what it holds a copy of. One that cannot be decoded has a number for its id.
     Show {
@@ -69,7 +70,7 @@ struct ListArgs {
     /// Only of tasks, of submissions over NATS (intake), or of webhooks.
     #[arg(long)]
     kind: Option<Kind>,
-    /// Only those with this code, such as attempts_exhausted.
+    /// Only those with this code, such as attempts_exhausted; a list shows them.
     #[arg(long, default_value = "", hide_default_value = true)]
     code: String,
     /// Only those written since: a time (2026-01-02T03:04:05Z), or how long ago (90m, 2d).
@@ -83,7 +84,7 @@ struct ListArgs {
         allow_negative_numbers = true
     )]
     limit: u32,
-    /// Go on where a list ended, with the same filters.
+    /// Go on where a list ended, with the same filters: what its last line says.
     #[arg(long, default_value = "", hide_default_value = true)]
     after: String,
 }

@@ -13,6 +13,7 @@ mod demo;
 mod doctor;
 mod environment;
 mod error;
+mod examples;
 mod exit;
 mod follow;
 mod generate;
