@@ -73,6 +73,7 @@ async fn bad_input_of_every_kind_is_refused_by_name_and_disturbs_nothing() {
     numbers(&caller);
     keys(&caller).await;
     bodies(&caller);
+    batches(&caller);
     openai(&caller);
     credentials(&caller).await;
     hang_ups(&platform);
@@ -173,6 +174,27 @@ fn bodies(caller: &Caller<'_>) {
         .unwrap();
     let problem: Value = answer.body_mut().read_json().unwrap();
     assert_eq!(answer.status(), 415, "{problem}");
+}
+
+fn batches(caller: &Caller<'_>) {
+    let tasks = |value: Value| json!({"tasks": value});
+    for (body, field, text) in [
+        (tasks(json!(5)), "tasks", "1 to 100 tasks, not 5"),
+        (tasks(json!("x")), "tasks", "1 to 100 tasks, not \"x\""),
+        (tasks(json!({})), "tasks", "1 to 100 tasks, not an object"),
+        (tasks(json!(null)), "tasks", "1 to 100 tasks, not 0"),
+        (
+            json!({"tasks": [{"prompt": "a cat"}], "foo": 1}),
+            "foo",
+            "it takes tasks",
+        ),
+    ] {
+        let (status, problem) = caller.post("/v1/tasks/batch", body.to_string());
+        assert_eq!(status, 400, "{body}: {problem}");
+        assert_eq!(problem["field"], field, "{body}: {problem}");
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(detail.contains(text), "{detail:?} does not say {text:?}");
+    }
 }
 
 fn openai(caller: &Caller<'_>) {

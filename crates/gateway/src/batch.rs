@@ -8,10 +8,10 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use contract::auth::RateLimit;
-use contract::json::{Element, submission_with_key};
+use contract::json::submissions;
 use contract::v1::submit_result;
 use contract::{Failure, check_batch, v1, validate};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::auth::Admitted;
 use crate::edge::Edge;
@@ -24,14 +24,6 @@ use crate::tasks;
 
 /// What came of one submission: the task, and whether it was there before.
 pub(crate) type Answer = Result<(v1::Task, bool), Failure>;
-
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct BatchJson {
-    /// Left out is none: that one is missing is said with the limits, by the check of how many there are.
-    #[serde(default)]
-    tasks: Vec<Element>,
-}
 
 #[derive(Serialize)]
 struct AnswersJson<'a> {
@@ -79,7 +71,7 @@ pub(crate) async fn create(
         return Err(Failure::invalid("idempotency_key", message).into());
     }
     let bytes = json::read_bytes(body, &edge.http).await?;
-    let requests = decode_all(json::parse(&bytes)?)?;
+    let requests = submissions(&bytes)?;
     let (answers, limit) = submit(&edge, &caller, requests).await?;
     let base = edge.public_url(&uri, &headers);
     let results = answers.iter().map(|answer| json_of(answer, &base));
@@ -89,15 +81,6 @@ pub(crate) async fn create(
     // For the layer that tells the caller what is left.
     response.extensions_mut().insert(limit);
     Ok(response)
-}
-
-/// The submissions of a batch, each by itself.
-pub(crate) fn decode_all(
-    batch: BatchJson,
-) -> Result<Vec<Result<v1::SubmitTask, Failure>>, Failure> {
-    check_batch(batch.tasks.len())?;
-    let read = |(index, one): (usize, Element)| submission_with_key(one.fields("tasks", index)?);
-    Ok(batch.tasks.into_iter().enumerate().map(read).collect())
 }
 
 fn json_of<'a>(answer: &'a Answer, base: &str) -> AnswerJson<'a> {
@@ -201,24 +184,6 @@ mod tests {
             assert!(held.len() < 100_000, "there is room for any number");
         }
         held
-    }
-
-    #[test]
-    fn what_is_no_object_is_refused_by_itself_with_its_place() {
-        // A list of batches is none, nor are the tasks alone.
-        for list in [&br#"[[{"prompt":"a"}]]"#[..], br#"[{"prompt":"a"}]"#] {
-            let refused = json::parse::<BatchJson>(list).err().unwrap();
-            assert!(refused.message.contains("not a list"), "{refused:?}");
-        }
-        let body = br#"{"tasks":[{"prompt":"a"},7,{"promt":"b"},{"prompt":"c"}]}"#;
-        let read = decode_all(json::parse(body).unwrap()).unwrap();
-        let failures: Vec<_> = read.into_iter().map(Result::err).collect();
-        assert!(failures[0].is_none() && failures[3].is_none());
-        let [second, third] = [1, 2].map(|index| failures[index].as_ref().unwrap());
-        assert_eq!(second.code, ErrorCode::InvalidArgument);
-        assert_eq!(second.field.as_deref(), Some("tasks"));
-        assert_eq!(second.message, "tasks[1] must be an object, not 7");
-        assert_eq!(third.field.as_deref(), Some("promt"));
     }
 
     #[tokio::test]

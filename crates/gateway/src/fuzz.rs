@@ -6,9 +6,9 @@ use bytes::Bytes;
 use contract::{Failure, limits, v1, validate};
 use prost::Message as _;
 
-use crate::json::{Fields, parse};
+use crate::json::Fields;
 use crate::query::Parameters;
-use crate::{auth, batch, dashscope, list, oip, openai, records, tasks};
+use crate::{auth, dashscope, list, oip, openai, records, tasks};
 
 /// A reader's name, good inputs, and the reader: it says whether it took an input, and panics when it took what it may not.
 pub type Target = (&'static str, Vec<Vec<u8>>, Box<dyn Fn(&[u8]) -> bool>);
@@ -118,7 +118,7 @@ const BATCH: &[&str] = &[
 ];
 
 fn many(input: &[u8]) -> Result<(), Failure> {
-    let tasks = batch::decode_all(parse(input)?)?;
+    let tasks = contract::json::submissions(input)?;
     assert!((1..=limits::MAX_BATCH_TASKS).contains(&tasks.len()));
     for task in tasks {
         // Each is refused by itself.

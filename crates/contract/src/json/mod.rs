@@ -2,6 +2,7 @@
 //! contract's own names. One decoder, whatever a submission comes by.
 
 mod asked;
+mod batch;
 mod element;
 mod event;
 mod submission;
@@ -20,7 +21,7 @@ use crate::{ErrorCode, Failure};
 
 use asked::Listener;
 pub use asked::{Asked, Kind, asked};
-pub use element::Element;
+pub use batch::submissions;
 pub use event::{OutcomeJson, TaskEventJson};
 pub use submission::{SUBMISSION_FIELDS, submission, submission_with_key};
 pub use task::TaskJson;
@@ -109,6 +110,13 @@ impl Fields {
                 Err(Failure::invalid(shorten(&name), message))
             }
             None => Ok(self),
+        }
+    }
+
+    /// Adds a field, and notes the first that is there already.
+    fn give(&mut self, name: String, value: Value) {
+        if self.fields.insert(name.clone(), value).is_some() {
+            self.given_twice.get_or_insert(name);
         }
     }
 
@@ -371,9 +379,7 @@ impl<'de> Visitor<'de> for FieldsVisitor {
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
         let mut read = Fields::default();
         while let Some((name, value)) = map.next_entry::<String, Value>()? {
-            if read.fields.insert(name.clone(), value).is_some() {
-                read.given_twice.get_or_insert(name);
-            }
+            read.give(name, value);
         }
         Ok(read)
     }
