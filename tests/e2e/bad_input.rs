@@ -74,6 +74,7 @@ async fn bad_input_of_every_kind_is_refused_by_name_and_disturbs_nothing() {
     keys(&caller).await;
     bodies(&caller);
     batches(&caller);
+    webhooks(&caller);
     openai(&caller);
     credentials(&caller).await;
     hang_ups(&platform);
@@ -194,6 +195,34 @@ fn batches(caller: &Caller<'_>) {
         assert_eq!(problem["field"], field, "{body}: {problem}");
         let detail = problem["detail"].as_str().unwrap();
         assert!(detail.contains(text), "{detail:?} does not say {text:?}");
+    }
+}
+
+/// By the name that was sent, wherever it is refused: by the gateway as no URL, by the orchestrator as none that it may call.
+fn webhooks(caller: &Caller<'_>) {
+    for url in ["example.com", "https://10.0.0.1/hook"] {
+        let short = json!({"prompt": "a cat", "webhook_url": url});
+        let full = json!({"prompt": "a cat", "webhook": {"url": url}});
+        let (status, answer) = caller.post(
+            "/v1/tasks/batch",
+            json!({"tasks": [short, full]}).to_string(),
+        );
+        assert_eq!(status, 200, "{answer}");
+        for (index, (body, field, place)) in [
+            (short, "webhook_url", "webhook_url"),
+            (full, "webhook", "webhook.url"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            caller.assert_problem(body.to_string(), 400, json!(field), place);
+            let error = &answer["results"][index]["error"];
+            assert_eq!(error["field"], field, "{answer}");
+            assert!(
+                error["detail"].as_str().unwrap().starts_with(place),
+                "{answer}"
+            );
+        }
     }
 }
 

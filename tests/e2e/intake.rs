@@ -172,7 +172,7 @@ async fn a_producer_hears_what_became_of_each_message_and_a_webhook_of_the_end()
     let invalid = "invalid_argument".to_owned();
     assert_eq!(refused("typo"), (invalid.clone(), "promt".into()));
     assert_eq!(refused("unreadable"), (invalid.clone(), Value::Null));
-    assert_eq!(refused("private"), (invalid, "webhook".into()));
+    assert_eq!(refused("private"), (invalid, "webhook_url".into()));
     assert_eq!(refused("stranger").0, "unauthenticated");
     let outcomes = producer.broker.queue("OUTCOMES");
     let unproven = outcomes.depth("inkstone.outcome.acme.unproven").await;

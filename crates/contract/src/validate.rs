@@ -179,7 +179,10 @@ fn webhook(task: &v1::SubmitTask) -> Result<(), Failure> {
         return Ok(());
     };
     let url = &webhook.url;
-    at_most("webhook", url, MAX_WEBHOOK_URL_BYTES)?;
+    at_most("webhook.url", url, MAX_WEBHOOK_URL_BYTES).map_err(|failure| Failure {
+        field: Some("webhook".to_owned()),
+        ..failure
+    })?;
     let scheme = url.starts_with("https://") || url.starts_with("http://");
     if !scheme || !url.bytes().all(|b| b.is_ascii_graphic()) {
         let message = "webhook.url must be an absolute URL (https://…) of printable ASCII";

@@ -8,7 +8,7 @@ use axum::extract::State;
 use axum::http::{HeaderMap, Uri};
 use axum::response::Response;
 use contract::auth::RateLimit;
-use contract::json::submissions;
+use contract::json::{Names, Submission, submissions};
 use contract::v1::submit_result;
 use contract::{Failure, check_batch, v1, validate};
 use serde::Serialize;
@@ -71,8 +71,9 @@ pub(crate) async fn create(
         return Err(Failure::invalid("idempotency_key", message).into());
     }
     let bytes = json::read_bytes(body, &edge.http).await?;
-    let requests = submissions(&bytes)?;
+    let (requests, names) = submissions(&bytes)?.into_iter().map(apart).unzip();
     let (answers, limit) = submit(&edge, &caller, requests).await?;
+    let answers = told(answers, names);
     let base = edge.public_url(&uri, &headers);
     let results = answers.iter().map(|answer| json_of(answer, &base));
     let mut response = json_answer(&AnswersJson {
@@ -81,6 +82,20 @@ pub(crate) async fn create(
     // For the layer that tells the caller what is left.
     response.extensions_mut().insert(limit);
     Ok(response)
+}
+
+/// A submission as every dialect has it, and the names that its caller wrote; what could not be read is told by those already.
+fn apart(read: Result<Submission, Failure>) -> (Result<v1::SubmitTask, Failure>, Names) {
+    match read {
+        Ok(Submission { task, names }) => (Ok(task), names),
+        Err(failure) => (Err(failure), Names::default()),
+    }
+}
+
+/// The answers, each complaint told by the names of its own submission.
+fn told(answers: Vec<Answer>, names: Vec<Names>) -> Vec<Answer> {
+    let told = |(answer, names): (Answer, Names)| answer.map_err(|failure| names.tell(failure));
+    answers.into_iter().zip(names).map(told).collect()
 }
 
 fn json_of<'a>(answer: &'a Answer, base: &str) -> AnswerJson<'a> {
@@ -184,6 +199,29 @@ mod tests {
             assert!(held.len() < 100_000, "there is room for any number");
         }
         held
+    }
+
+    #[test]
+    fn each_of_a_batch_hears_of_its_webhook_by_the_name_that_it_has() {
+        let body = br#"{"tasks":[{"webhook_url":"https://a"},{"webhook":"https://a"},{"webhook":{"url":"https://a"}}]}"#;
+        let read = submissions(body).unwrap().into_iter().map(apart);
+        let (requests, names): (Vec<_>, Vec<_>) = read.unzip();
+        let refused = |request: Request| -> Answer {
+            request?;
+            Err(Failure::invalid("webhook", "webhook.url must be public"))
+        };
+        let answers = told(requests.into_iter().map(refused).collect(), names);
+        let heard = answers.into_iter().map(|answer| {
+            let failure = answer.unwrap_err();
+            (failure.field.unwrap(), failure.message)
+        });
+        let expected = [
+            ("webhook_url", "webhook_url must be public"),
+            ("webhook", "webhook must be an object, not \"https://a\""),
+            ("webhook", "webhook.url must be public"),
+        ];
+        let expected = expected.map(|(field, message)| (field.to_owned(), message.to_owned()));
+        assert_eq!(heard.collect::<Vec<_>>(), expected);
     }
 
     #[tokio::test]

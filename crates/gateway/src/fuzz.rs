@@ -105,10 +105,8 @@ const OWN: &[&str] = &[
 ];
 
 fn own(input: &[u8]) -> Result<(), Failure> {
-    checked(&contract::json::submission(
-        Fields::parse(input)?,
-        String::new(),
-    )?)
+    let written = contract::json::submission(Fields::parse(input)?, String::new())?;
+    checked(&written.task)
 }
 
 const BATCH: &[&str] = &[
@@ -122,7 +120,7 @@ fn many(input: &[u8]) -> Result<(), Failure> {
     assert!((1..=limits::MAX_BATCH_TASKS).contains(&tasks.len()));
     for task in tasks {
         // Each is refused by itself.
-        let _ = task.and_then(|task| checked(&task));
+        let _ = task.and_then(|written| checked(&written.task));
     }
     Ok(())
 }
@@ -207,10 +205,11 @@ pub fn read_query(query: &str) -> Option<Vec<(String, String)>> {
 }
 
 fn messages() -> Vec<Vec<u8>> {
-    let task = |input: &str| {
+    let read = |input: &str| {
         contract::json::submission(Fields::parse(input.as_bytes())?, "key".to_owned())
     };
-    let tasks: Vec<_> = OWN.iter().filter_map(|input| task(input).ok()).collect();
+    let tasks = OWN.iter().filter_map(|input| read(input).ok());
+    let tasks: Vec<_> = tasks.map(|written| written.task).collect();
     let request = |task: &v1::SubmitTask| v1::SubmitRequest {
         task: Some(task.clone()),
     };

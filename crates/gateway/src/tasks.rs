@@ -68,9 +68,12 @@ pub(crate) async fn create(
     body: Body,
 ) -> Result<Response, Refused> {
     let fields = json::read(body, &edge.http).await?;
-    let request = submission(fields, idempotency_key(&headers)?)?;
-    validate(&request)?;
-    let (task, existing) = edge.platform.submit(&caller, request).await?;
+    let written = submission(fields, idempotency_key(&headers)?)?;
+    let names = written.names;
+    let named = |failure| names.tell(failure);
+    validate(&written.task).map_err(named)?;
+    let submitted = edge.platform.submit(&caller, written.task).await;
+    let (task, existing) = submitted.map_err(named)?;
     let base = edge.public_url(&uri, &headers);
     let mut response = json_answer(&TaskJson::new(&task, &base));
     *response.status_mut() = StatusCode::ACCEPTED;

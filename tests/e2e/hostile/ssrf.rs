@@ -181,7 +181,7 @@ async fn no_webhook_is_delivered_into_the_private_network() {
             for url in inside.addresses().into_iter().chain(inside.names()) {
                 let (status, answer) = submit(&url);
                 assert_eq!(status, 400, "{url}: {answer}");
-                assert_eq!(answer["field"], "webhook", "{url}: {answer}");
+                assert_eq!(answer["field"], "webhook_url", "{url}: {answer}");
             }
             // Where a redirect leads shows only when it is gone to, which is when its task has ended; and so do other names.
             let urls = [redirect(inside.port)];

@@ -6,9 +6,9 @@ use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::Value;
 
 use super::element::{Element, Elements};
-use super::{Fields, parse, submission_with_key};
+use super::{Fields, Submission, parse, submission_with_key};
 use crate::limits::MAX_BATCH_TASKS;
-use crate::{Failure, check_batch, v1};
+use crate::{Failure, check_batch};
 
 /// The one field that a batch has.
 const TASKS: &str = "tasks";
@@ -17,7 +17,7 @@ const TASKS: &str = "tasks";
 ///
 /// # Errors
 /// An invalid argument where the body is no batch, or has no task or too many; it names the field, where one is at fault.
-pub fn submissions(body: &[u8]) -> Result<Vec<Result<v1::SubmitTask, Failure>>, Failure> {
+pub fn submissions(body: &[u8]) -> Result<Vec<Result<Submission, Failure>>, Failure> {
     let Batch { tasks, fields } = parse::<Batch>(body)?;
     let mut fields = fields.once()?;
     fields.take(TASKS);

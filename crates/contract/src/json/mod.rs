@@ -23,7 +23,7 @@ use asked::Listener;
 pub use asked::{Asked, Kind, asked};
 pub use batch::submissions;
 pub use event::{OutcomeJson, TaskEventJson};
-pub use submission::{SUBMISSION_FIELDS, submission, submission_with_key};
+pub use submission::{Names, SUBMISSION_FIELDS, Submission, submission, submission_with_key};
 pub use task::TaskJson;
 
 /// Characters of a wrong value that are shown back.

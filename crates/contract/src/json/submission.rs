@@ -30,11 +30,61 @@ pub const SUBMISSION_FIELDS: &[&str] = &[
     "visible_label",
 ];
 
+/// The field that is `url` of [`WEBHOOK`] in short.
+const WEBHOOK_URL: &str = "webhook_url";
+/// The field of the contract that both are read into.
+const WEBHOOK: &str = "webhook";
+
+/// A submission as its caller wrote it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Submission {
+    /// What is asked for.
+    pub task: v1::SubmitTask,
+    /// By which names.
+    pub names: Names,
+}
+
+impl From<v1::SubmitTask> for Submission {
+    /// One that has the contract's own names.
+    fn from(task: v1::SubmitTask) -> Self {
+        let names = Names::default();
+        Self { task, names }
+    }
+}
+
+/// By which names a submission was written, where there are two for one thing; the contract's own unless it says otherwise.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Names {
+    /// `webhook_url`, not `url` of `webhook`.
+    short_webhook: bool,
+}
+
+impl Names {
+    /// A complaint about the task, by the name that its caller wrote.
+    pub fn tell(self, failure: Failure) -> Failure {
+        if !self.short_webhook || failure.field.as_deref() != Some(WEBHOOK) {
+            return failure;
+        }
+        let message = match failure.message.strip_prefix("webhook.url") {
+            Some(rest) => format!("{WEBHOOK_URL}{rest}"),
+            None => format!("{WEBHOOK_URL}: {}", failure.message),
+        };
+        Failure {
+            field: Some(WEBHOOK_URL.to_owned()),
+            message,
+            ..failure
+        }
+    }
+}
+
 /// Reads a submission whose idempotency key came another way.
 ///
 /// # Errors
 /// An invalid argument that names the field.
-pub fn submission(mut fields: Fields, idempotency_key: String) -> Result<v1::SubmitTask, Failure> {
+pub fn submission(mut fields: Fields, idempotency_key: String) -> Result<Submission, Failure> {
+    let names = Names {
+        short_webhook: fields.is_given(WEBHOOK_URL),
+    };
     let task = v1::SubmitTask {
         model: fields.text("model")?.unwrap_or_default(),
         prompt: fields.text("prompt")?.unwrap_or_default(),
@@ -73,14 +123,14 @@ pub fn submission(mut fields: Fields, idempotency_key: String) -> Result<v1::Sub
         visible_label: fields.truth("visible_label")?.unwrap_or_default(),
     };
     fields.nothing_else(SUBMISSION_FIELDS)?;
-    Ok(task)
+    Ok(Submission { task, names })
 }
 
 /// The same where the key is a field: among many, or without headers of its own.
 ///
 /// # Errors
 /// An invalid argument that names the field.
-pub fn submission_with_key(fields: Fields) -> Result<v1::SubmitTask, Failure> {
+pub fn submission_with_key(fields: Fields) -> Result<Submission, Failure> {
     let mut fields = fields.once()?;
     let key = fields.text("idempotency_key")?.unwrap_or_default();
     submission(fields, key)
@@ -88,14 +138,14 @@ pub fn submission_with_key(fields: Fields) -> Result<v1::SubmitTask, Failure> {
 
 /// `webhook_url` alone, or `webhook` with the events that it is to be told of.
 fn webhook(fields: &mut Fields) -> Result<Option<v1::Webhook>, Failure> {
-    let short = fields.text("webhook_url")?;
-    let long = fields.says("webhook");
-    let mut webhook = fields.object("webhook")?;
+    let short = fields.text(WEBHOOK_URL)?;
+    let long = fields.says(WEBHOOK);
+    let mut webhook = fields.object(WEBHOOK)?;
     match (short, long) {
         (None, false) => Ok(None),
         (Some(_), true) => {
             let message = "webhook_url is webhook.url in short: give one of the two";
-            Err(Failure::invalid("webhook_url", message))
+            Err(Failure::invalid(WEBHOOK_URL, message))
         }
         (Some(url), false) => Ok(Some(v1::Webhook {
             url,
@@ -114,8 +164,8 @@ fn webhook(fields: &mut Fields) -> Result<Option<v1::Webhook>, Failure> {
 /// A complaint about a part of `webhook`.
 fn inside(failure: Failure) -> Failure {
     Failure {
-        field: Some("webhook".to_owned()),
-        message: format!("webhook: {}", failure.message),
+        field: Some(WEBHOOK.to_owned()),
+        message: format!("{WEBHOOK}: {}", failure.message),
         ..failure
     }
 }
@@ -123,11 +173,16 @@ fn inside(failure: Failure) -> Failure {
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
+    use serde_json::json;
 
     use super::*;
     use crate::validate;
 
     fn read(body: &str) -> Result<v1::SubmitTask, Failure> {
+        written(body).map(|written| written.task)
+    }
+
+    fn written(body: &str) -> Result<Submission, Failure> {
         submission(Fields::parse(body.as_bytes())?, String::new())
     }
 
@@ -221,6 +276,53 @@ mod tests {
     }
 
     #[test]
+    fn a_complaint_about_a_webhook_is_told_by_the_name_that_its_caller_wrote() {
+        let long = format!("https://example.com/{}", "x".repeat(2048));
+        let told = |body: serde_json::Value| {
+            let written = written(&body.to_string()).unwrap();
+            let told = |failure| written.names.tell(failure);
+            let refused = told(validate(&written.task).unwrap_err());
+            let name = refused.field.clone().unwrap();
+            // What comes later of whoever would call it.
+            let later = told(Failure::invalid("webhook", "webhook.url must be public"));
+            assert_eq!(later.field.as_deref(), Some(&*name));
+            let other = Failure::invalid("steps", "steps must be fewer");
+            assert_eq!(told(other.clone()), other);
+            (name, refused.message, later.message)
+        };
+        for (url, must) in [
+            ("", "must be an absolute URL"),
+            ("ftp://example.com", "must be an absolute URL"),
+            (&*long, "must be at most 2048 bytes"),
+        ] {
+            for (body, field, place) in [
+                (
+                    json!({"prompt": "p", "webhook_url": url}),
+                    "webhook_url",
+                    "webhook_url",
+                ),
+                (
+                    json!({"prompt": "p", "webhook": {"url": url}}),
+                    "webhook",
+                    "webhook.url",
+                ),
+            ] {
+                let (name, refused, later) = told(body);
+                assert_eq!(name, field);
+                assert!(refused.starts_with(&format!("{place} {must}")), "{refused}");
+                assert_eq!(later, format!("{place} must be public"));
+            }
+        }
+        let short = written(r#"{"prompt":"p","webhook_url":"https://a"}"#).unwrap();
+        let whole = short
+            .names
+            .tell(Failure::invalid("webhook", "nobody is called here"));
+        assert_eq!(whole.message, "webhook_url: nobody is called here");
+        let null = written(r#"{"prompt":"p","webhook_url":null,"webhook":{"url":"x"}}"#).unwrap();
+        assert_eq!(null.names, Names::default());
+    }
+
+    #[test]
     fn a_key_is_a_field_only_where_no_header_carries_it() {
         let body = r#"{"prompt":"p","idempotency_key":"k"}"#;
         assert_eq!(
@@ -228,7 +330,7 @@ mod tests {
             Some("idempotency_key")
         );
         let read = submission_with_key(Fields::parse(body.as_bytes()).unwrap()).unwrap();
-        assert_eq!(read.idempotency_key, "k");
+        assert_eq!(read.task.idempotency_key, "k");
     }
 
     proptest! {

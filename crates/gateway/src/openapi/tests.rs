@@ -19,9 +19,9 @@ use crate::{feedback, tokens};
 #[test]
 fn the_schema_of_a_submission_is_what_its_decoder_takes() {
     let sample = json!({"prompt": "p", "webhook": {"url": "https://example.com"}});
-    let read = |body: &[u8]| validate(&submission(Fields::parse(body)?, String::new())?);
+    let read = |body: &[u8]| validate(&submission(Fields::parse(body)?, String::new())?.task);
     held_against_its_decoder(&Submission::schema(), &sample, &read);
-    let read = |body: &[u8]| validate(&submission_with_key(Fields::parse(body)?)?);
+    let read = |body: &[u8]| validate(&submission_with_key(Fields::parse(body)?)?.task);
     held_against_its_decoder(&KeyedSubmission::schema(), &sample, &read);
 }
 
@@ -47,9 +47,9 @@ fn rules_between_fields_are_those_of_the_decoders() {
             requests.push(json!({"prompt": "p", "webhook": webhook, "webhook_url": webhook_url}));
         }
     }
-    let read = |body: &[u8]| validate(&submission(Fields::parse(body)?, String::new())?);
+    let read = |body: &[u8]| validate(&submission(Fields::parse(body)?, String::new())?.task);
     rules_held_against_decoder(&Submission::schema(), &requests, &read);
-    let read = |body: &[u8]| validate(&submission_with_key(Fields::parse(body)?)?);
+    let read = |body: &[u8]| validate(&submission_with_key(Fields::parse(body)?)?.task);
     rules_held_against_decoder(&KeyedSubmission::schema(), &requests, &read);
     let read = |body: &[u8]| validate_feedback(&feedback::decode(Fields::parse(body)?)?);
     let requests = [

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use contract::auth::authenticate_request::Proof;
-use contract::json::{Fields, submission_with_key};
+use contract::json::{Fields, Names, Submission, submission_with_key};
 use contract::limits::MAX_IDEMPOTENCY_KEY_BYTES;
 use contract::proof::{Proven, is_token};
 use contract::v1::SubmitTask;
@@ -47,6 +47,8 @@ pub(crate) struct Message {
     pub(crate) json: bool,
     /// What it asks for, within the contract's limits.
     pub(crate) request: Result<SubmitTask, Failure>,
+    /// By which names its producer wrote that.
+    pub(crate) names: Names,
 }
 
 impl Message {
@@ -70,7 +72,10 @@ impl Message {
         });
         let headers = headers.unwrap_or_default();
         let format = format(&headers);
-        let request = format.clone().and_then(|json| decode(raw.payload, json));
+        let written = format.clone().and_then(|json| decode(raw.payload, json));
+        let names = written.as_ref().map(|written| written.names);
+        let names = names.unwrap_or_default();
+        let request = written.map(|written| written.task);
         let given = given_key(&headers, request.as_ref().ok());
         let fallback = || fallback_key(raw, proven.as_ref().ok());
         let (reference, key) = match &given {
@@ -80,7 +85,7 @@ impl Message {
         let request = request.and_then(|mut request| {
             given?;
             request.idempotency_key.clone_from(&key);
-            validate(&request)?;
+            validate(&request).map_err(|failure| names.tell(failure))?;
             Ok(request)
         });
         Some(Self {
@@ -90,6 +95,7 @@ impl Message {
             reference,
             json: format.unwrap_or(false),
             request,
+            names,
         })
     }
 }
@@ -165,11 +171,11 @@ fn format(headers: &HeaderMap) -> Result<bool, Failure> {
     }
 }
 
-fn decode(payload: &[u8], json: bool) -> Result<SubmitTask, Failure> {
+fn decode(payload: &[u8], json: bool) -> Result<Submission, Failure> {
     if json {
         return submission_with_key(Fields::parse(payload)?);
     }
-    SubmitTask::decode(payload).map_err(|error| {
+    SubmitTask::decode(payload).map(Submission::from).map_err(|error| {
         let text = format!(
             "the payload is no inkstone.v1.SubmitTask ({error}); send Content-Type: application/json with JSON"
         );

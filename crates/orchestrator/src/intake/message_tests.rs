@@ -178,6 +178,32 @@ fn what_is_wrong_is_told_and_the_message_is_known_all_the_same() {
 }
 
 #[test]
+fn a_producer_hears_of_its_webhook_by_the_name_that_it_wrote() {
+    let later = || Failure::invalid("webhook", "webhook.url must be public");
+    for (payload, field) in [
+        (&br#"{"prompt":"p","webhook_url":"x"}"#[..], "webhook_url"),
+        (br#"{"prompt":"p","webhook":{"url":"x"}}"#, "webhook"),
+    ] {
+        let message = read(&[BEARER, JSON], payload);
+        let refused = message.request.unwrap_err();
+        assert_eq!(refused.field.as_deref(), Some(field), "{refused}");
+        assert!(refused.message.starts_with(field), "{refused}");
+        // Of one that is refused on its admission, and so of one that is good as far as it can be read.
+        let told = message.names.tell(later());
+        assert_eq!(told.field.as_deref(), Some(field), "{told}");
+    }
+    let mut protobuf = request();
+    protobuf.webhook = Some(contract::v1::Webhook {
+        url: "x".to_owned(),
+        events: Vec::new(),
+    });
+    let message = read(&[BEARER], &protobuf.encode_to_vec());
+    let refused = message.request.unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("webhook"), "{refused}");
+    assert_eq!(message.names.tell(later()), later());
+}
+
+#[test]
 fn a_subject_without_a_tenant_is_nobodys() {
     for subject in [
         "inkstone.intake.ACME",

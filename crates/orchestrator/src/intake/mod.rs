@@ -224,7 +224,8 @@ impl Intake {
         let request = message.request.clone().map_err(at_fault)?;
         let producer = producer(message, sequence);
         let submitted = self.tasks.submit_for(&caller, &request, Some(producer));
-        submitted.await.map_err(|error| at_fault(error.into()))
+        let submitted = submitted.await;
+        submitted.map_err(|error| at_fault(message.names.tell(error.into())))
     }
 
     async fn refuse(
