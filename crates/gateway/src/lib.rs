@@ -47,6 +47,7 @@ mod router;
 mod server;
 mod settings;
 mod signed_body;
+mod styles;
 mod task_json;
 mod tasks;
 mod tokens;

@@ -10,6 +10,7 @@ use super::source::{named_picture, source};
 use crate::json::{Fields, shorten};
 use crate::pictures::{self, Picture, Source};
 use crate::problem::{by_n_and_size, by_name};
+use crate::styles::with_style;
 
 /// Where a request has its prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,9 +120,9 @@ pub(super) fn decode(
         let message = format!("n must be 1 to {MAX_IMAGES}, whatever the model, not {images}");
         return Err(Failure::invalid("n", message));
     }
-    let mut style_tags = parameters.texts("style_tags")?;
+    let style_tags = parameters.texts("style_tags")?;
     let style = parameters.word("style", STYLES)?.flatten();
-    style_tags.extend(style.map(str::to_owned));
+    let style_tags = with_style(style_tags, style)?;
     let mut task = knobs(&mut parameters)?;
     task.model = model;
     task.prompt = prompt;
@@ -376,6 +377,9 @@ pub(super) mod tests {
             field(Form::Prompt, r#"{"parameters":{"style":"x"}}"#),
             "style"
         );
+        let tags = vec!["\"a\""; 16].join(",");
+        let full = format!(r#"{{"parameters":{{"style":"<anime>","style_tags":[{tags}]}}}}"#);
+        assert_eq!(field(Form::Prompt, &full), "style");
         assert_eq!(field(Form::Prompt, r#"{"parameters":[]}"#), "parameters");
         assert_eq!(field(Form::Prompt, r#"{"input":"a cat"}"#), "input");
         // As in every dialect, what is missing altogether is found by the check that all of them share.

@@ -9,6 +9,7 @@ use contract::{Failure, v1};
 
 use super::response::Kind;
 use crate::json::{Fields, shorten};
+use crate::styles::with_style;
 
 /// What a caller of this dialect wants.
 #[derive(Debug, Clone, PartialEq)]
@@ -73,8 +74,8 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
     let (quality, known) = fields
         .word("quality", QUALITIES)?
         .unwrap_or((None, Quality::Unspecified));
-    let mut style_tags = fields.texts("style_tags")?;
-    style_tags.extend(fields.word("style", STYLES)?.map(str::to_owned));
+    let style_tags = fields.texts("style_tags")?;
+    let style_tags = with_style(style_tags, fields.word("style", STYLES)?)?;
     let task = v1::SubmitTask {
         model: fields.text("model")?.unwrap_or_default(),
         prompt: fields.text("prompt")?.unwrap_or_default(),
@@ -235,6 +236,9 @@ mod tests {
         );
         assert_eq!(field(r#"{"quality":"best"}"#), named("quality"));
         assert_eq!(field(r#"{"style":"baroque"}"#), named("style"));
+        let tags = vec!["\"a\""; 16].join(",");
+        let full = format!(r#"{{"style":"vivid","style_tags":[{tags}]}}"#);
+        assert_eq!(field(&full), named("style"));
         assert_eq!(field(r#"{"prompt":["a"]}"#), named("prompt"));
     }
 
