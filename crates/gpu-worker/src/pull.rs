@@ -38,7 +38,6 @@ pub(crate) async fn pull(
         Ok(puller) => puller,
         Err(Stopped) => return,
     };
-    run::hear_time(worker).await;
     // A pull that is dropped half-way leaves what is on its way to the ack wait at worst.
     tokio::select! {
         () = end.cancelled() => {}
@@ -51,6 +50,7 @@ pub(crate) async fn pull(
 async fn keep_pulling(worker: &Arc<Worker>, tasks: &Tasks, served: &Arc<Served>, puller: &Puller) {
     let mut backoff = Backoff::new(PAUSES.0, PAUSES.1);
     let _pulled = worker.pulled.enter();
+    run::hear_time(worker).await;
     loop {
         // Without keeping the room: a version that has nothing to do must not hold it from one that has.
         worker.slots.room().await;

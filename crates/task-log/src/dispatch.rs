@@ -58,7 +58,8 @@ pub enum Missed {
 }
 
 impl TaskLog {
-    /// Hands a task to the workers of its model version, unless they have it or it has ended.
+    /// Hands a task to the workers of its model version, unless they have it or it has ended. One whose end is on its way to the replicas of a cluster at
+    /// that moment may be handed over: the end that its worker writes is the second, and does not count.
     ///
     /// # Errors
     /// When it is not known whether its dispatch is stored. Try again: it is there once, however often that is.
@@ -71,7 +72,7 @@ impl TaskLog {
             ..State::default()
         };
         // Before the dispatch, so that a fast worker's "running" is not overwritten; and never over a state that is there, which may name
-        // a checkpoint. Nor behind an end, where that can be told.
+        // a checkpoint. Nor behind an end, but for one that is on its way to the replicas of a cluster.
         if to.sequence > 0
             && let Some(sequence) = self.append_state(&to.task, &state, to.sequence).await?
         {
@@ -86,10 +87,11 @@ impl TaskLog {
         Box::pin(self.hand_over_known(to, state)).await
     }
 
-    /// Hands a task over that is known by more than its submission, or whose submission is known by no place.
+    /// Hands a task over that is known by more than its submission, or whose submission is known by no place. The leader says whether it has ended:
+    /// it has refused the state, perhaps for an end of which a replica that lags has not heard.
     async fn hand_over_known(&self, to: Handover, state: State) -> Result<Handed, TaskLogError> {
-        let done = self.tasks.last(&to.task.subject("done")).await?;
-        if !transition::needs_dispatch(true, done.is_some()) {
+        let done = self.tasks.last_at_leader(&to.task.subject("done")).await?;
+        if !transition::needs_dispatch(done.is_some()) {
             return Ok(Handed::Ended);
         }
         // Where one stands there, whoever takes it up reads that.

@@ -105,7 +105,8 @@ pub struct Record {
     pub submitted: Submitted,
     /// Where it stands, once it left the backlog.
     pub state: Option<State>,
-    /// The place of that in the log, which [`TaskLog::replace_state`](crate::TaskLog::replace_state) goes by; 0 without one.
+    /// The place of that in the log, which [`TaskLog::replace_state`](crate::TaskLog::replace_state) and [`TaskLog::take_up`](crate::TaskLog::take_up) go
+    /// by; 0 without one.
     pub state_sequence: u64,
     /// The place of the last event of the task, of whatever kind; 0 where it is not known which that is.
     pub last_sequence: u64,
@@ -169,10 +170,13 @@ impl Record {
     }
 
     /// Behind which event the state is stored of whoever takes the task up.
+    ///
+    /// Behind the last one where a dispatch told of it: nobody had the task before. Where it was read, in place of its state: who had it may be writing in place
+    /// of that, too, and the broker of a cluster sees that two writes exclude each other only where both go by the same subjects.
     pub fn behind(&self) -> Behind {
-        match self.last_sequence {
-            0 => Behind::State(self.state_sequence),
-            last => Behind::Last(last),
+        match (self.sequence, self.last_sequence) {
+            (0, last) if last > 0 => Behind::Last(last),
+            _ => Behind::State(self.state_sequence),
         }
     }
 

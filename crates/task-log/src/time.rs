@@ -5,6 +5,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use crate::{TaskLog, TaskLogError};
 
+/// Clocks of computers go wrong by one part in so many at most, each (50 ppm; RFC 5905 allows 15), so that two go apart by twice that.
+const DRIFT: u32 = 10_000;
+
 /// What the broker said of the time.
 ///
 /// An answer was true at some moment between the question and its arrival, so the present is never before what is reckoned from its arrival, and
@@ -36,6 +39,14 @@ impl Heard {
     }
 }
 
+impl Heard {
+    /// The same, less what this machine's clock may have gone too fast since: so what is reckoned stays behind, if anything.
+    fn aged(&self, now: Instant) -> SystemTime {
+        let since = now.saturating_duration_since(self.at);
+        self.reckon(now) - since / DRIFT
+    }
+}
+
 impl Said {
     /// The present, unless the broker answered longer ago than `good_for`.
     fn reckon(&self, now: Instant, good_for: Duration) -> Option<SystemTime> {
@@ -49,9 +60,11 @@ impl Said {
         let mut said = self.said();
         *said = Some(match *said {
             // It was not later than that when it was asked: otherwise one of the two clocks was set, or runs faster.
-            Some(best) if best.reckon(now) >= time && best.reckon(asked) <= time => {
-                Heard { last: now, ..best }
-            }
+            Some(best) if best.aged(now) >= time && best.reckon(asked) <= time => Heard {
+                time: best.aged(now),
+                at: now,
+                last: now.max(best.last),
+            },
             _ => Heard {
                 time,
                 at: now,
@@ -85,10 +98,15 @@ impl TaskLog {
     /// # Errors
     /// When the broker has not answered by then.
     pub async fn time_patiently(&self) -> Result<SystemTime, TaskLogError> {
-        let asked = Instant::now();
-        let time = self.broker.patiently(|| self.deadlines.time()).await?;
-        self.said.hear(time, asked, Instant::now());
-        Ok(time)
+        self.broker
+            .patiently(|| async {
+                let asked = Instant::now();
+                let time = self.deadlines.time().await?;
+                self.said.hear(time, asked, Instant::now());
+                Ok(time)
+            })
+            .await
+            .map_err(TaskLogError::from)
     }
 
     /// The same, reckoned from what the broker said last, whoever of those that share this log asked, if that was `good_for` ago at most. Otherwise
@@ -143,7 +161,8 @@ mod tests {
         time.hear(said + GOOD_FOR, asked, asked + GOOD_FOR / 2);
         let later = begin + 2 * GOOD_FOR;
         let reckoned = time.reckon(later, GOOD_FOR);
-        assert_eq!(reckoned, Some(said + 2 * GOOD_FOR - moment));
+        let drift = (asked + GOOD_FOR / 2 - (begin + moment)) / DRIFT;
+        assert_eq!(reckoned, Some(said + 2 * GOOD_FOR - moment - drift));
         // One that came sooner after it was said puts it right.
         time.hear(said + 2 * GOOD_FOR, later - moment, later);
         let reckoned = time.reckon(later, GOOD_FOR);
@@ -159,6 +178,22 @@ mod tests {
             let (asked, heard) = (begin + GOOD_FOR / 2, begin + GOOD_FOR);
             time.hear(set, asked, heard);
             assert_eq!(time.reckon(heard, GOOD_FOR), Some(set));
+        }
+    }
+
+    #[test]
+    fn what_is_reckoned_is_never_ahead_however_fast_this_machines_clock_goes() {
+        let (time, begin, said) = (Said::default(), Instant::now(), SystemTime::now());
+        let minute = Duration::from_secs(60);
+        // Of the broker's minutes this machine counts 90 ppm more.
+        let counted = |minutes: u32| begin + minute * minutes + minute * minutes * 9 / 100_000;
+        for minutes in 0..3 * 24 * 60 {
+            let heard = counted(minutes);
+            // Of two answers one comes late.
+            let late = Duration::from_millis(u64::from(minutes % 2) * 20);
+            time.hear(said + minute * minutes - late, heard - late, heard);
+            let reckoned = time.reckon(heard, minute).unwrap();
+            assert!(reckoned <= said + minute * minutes, "{minutes}");
         }
     }
 }

@@ -43,10 +43,9 @@ impl From<&Record> for Known {
     }
 }
 
-/// Whether a waiting task is handed to the workers. `scheduled`: it had a state before, so somebody has begun to hand it over, and
-/// perhaps more. One that has no state is handed over although it may have ended: whoever takes it up finds out.
-pub fn needs_dispatch(scheduled: bool, ended: bool) -> bool {
-    !(scheduled && ended)
+/// Whether a waiting task of which there is more than its submission is handed to the workers: unless it has ended, somebody has begun to hand it over.
+pub fn needs_dispatch(ended: bool) -> bool {
+    !ended
 }
 
 /// What to do with a dispatch.
@@ -202,15 +201,15 @@ pub fn after_rest(pause: Duration, written: Written) -> Settlement {
     }
 }
 
-/// How a dispatch is settled whose task was not taken up, because its state is another than when it was read.
+/// How a dispatch is settled whose task was not taken up, because it is not as it was read or told of. `now`: as the log's leader has it. One that has ended
+/// is taken off the queue.
 ///
 /// Whoever has written that state had a later delivery, and may have given it back to a third worker that is about to take the task up. The broker
 /// takes the word of whoever ever had the message: to give this one back would hand the task to a fourth beside that one, whether the state
 /// counts more attempts than before or not. Where nobody has it, it comes again after the ack wait.
 pub fn after_refusal(now: Option<Known>) -> Settlement {
     if now.is_some_and(|now| now.ended) {
-        // Whoever gets it next takes it off the queue, and what the task leaves behind with it.
-        Settlement::GiveBack(Duration::ZERO)
+        Settlement::Ack
     } else {
         Settlement::Leave
     }
@@ -389,11 +388,10 @@ mod tests {
     }
 
     #[test]
-    fn what_another_has_written_to_meanwhile_is_not_given_back_unless_it_has_ended() {
+    fn what_another_has_written_to_meanwhile_is_left_to_it_unless_it_has_ended() {
         for attempts in 0..3 {
             assert_eq!(after_refusal(known(attempts, false)), Settlement::Leave);
-            let back = Settlement::GiveBack(Duration::ZERO);
-            assert_eq!(after_refusal(known(attempts, true)), back);
+            assert_eq!(after_refusal(known(attempts, true)), Settlement::Ack);
         }
         // It could not be read: it is decided when it comes again.
         assert_eq!(after_refusal(None), Settlement::Leave);

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use task_log::transition::{Known, Settlement, after_refusal, runs_alone};
+use task_log::transition::{Settlement, runs_alone};
 use task_log::{Record, TaskRef};
 
-use super::history;
 use super::reading::read;
+use super::{history, refused};
 use crate::retry::{Stopped, unless_stopped};
 use crate::slots::Alone;
 use crate::worker::Worker;
@@ -40,5 +40,5 @@ pub(super) async fn room<'a>(
     if now.as_ref().is_some_and(stands) {
         return Ok(Ok(Some(alone)));
     }
-    Ok(Err(after_refusal(now.as_ref().map(Known::from))))
+    Ok(Err(refused(worker, now.as_ref()).await))
 }

@@ -174,6 +174,14 @@ async fn decided(
     }
 }
 
+/// What becomes of the dispatch of a task that was not taken up, as it is now; an end leaves nothing to go on from.
+async fn refused(worker: &Worker, now: Option<&Record>) -> Settlement {
+    if now.is_some_and(|now| now.done.is_some()) {
+        forget_checkpoint(worker, now).await;
+    }
+    after_refusal(now.map(Known::from))
+}
+
 /// Gives up a task that was taken up as often as it may be.
 async fn exhausted(
     worker: &Worker,
@@ -227,9 +235,9 @@ async fn run(
     let Some(sequence) = written.await? else {
         tracing::info!(attempt, "not taken up: it has changed meanwhile");
         // Read or told of: whoever has taken it up keeps it, and where nobody has it, the next delivery is decided by what the log holds. The leader says
-        // so, which has refused it: for a replica that lags, an end would not be there yet.
+        // whether it has ended, for it has refused the state: for a replica that lags, an end would not be there yet.
         let now = read_at_leader(worker, &task).await?.ok().flatten();
-        return Ok(after_refusal(now.as_ref().map(Known::from)));
+        return Ok(refused(worker, now.as_ref()).await);
     };
     if attempt == 1 {
         metrics::queue_wait(&served.name, &record.submitted, now);

@@ -46,6 +46,7 @@ async fn a_task_ends_with_pictures_whose_bytes_are_in_the_store() {
         steps.windows(2).all(|pair| pair[0].0 <= pair[1].0),
         "{steps:?}"
     );
+    assert!(!steps.is_empty());
     assert!(steps.iter().all(|&(_, steps)| steps == 24), "{steps:?}");
     assert!(!previews.is_empty());
     for preview in &previews {

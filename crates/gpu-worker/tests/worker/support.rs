@@ -153,13 +153,20 @@ impl Platform {
     pub(crate) async fn hand_over(&self, told: &Submitted) -> TaskRef {
         let task = TaskRef::of(told).unwrap();
         let stored = self.log.read(&task.tenant, task.task).await.unwrap();
+        let sequence = stored.map_or(0, |record| record.sequence);
+        self.hand_over_lying_at(told, sequence).await
+    }
+
+    /// The same of one whose submission lies there, as far as the orchestrator knows; 0 where it does not.
+    pub(crate) async fn hand_over_lying_at(&self, told: &Submitted, sequence: u64) -> TaskRef {
+        let task = TaskRef::of(told).unwrap();
         let to = Handover {
             task: task.clone(),
             model: told.model.clone(),
             version: told.model_version.clone(),
             weight: 1,
             submitted: told.encode_to_vec(),
-            sequence: stored.map_or(0, |record| record.sequence),
+            sequence,
         };
         let handed = self.log.hand_over(to).await.unwrap();
         assert_eq!(handed, Handed::Dispatched);

@@ -97,14 +97,28 @@ async fn a_task_that_the_log_may_have_let_go_of_is_read_and_not_drawn_when_it_ha
 async fn a_task_that_was_cancelled_after_its_dispatch_is_not_taken_up() {
     let platform = Platform::start().await;
     let task = hand_over(&platform).await;
+    is_not_taken_up_once_it_is_cancelled(&platform, &task).await;
+}
+
+#[tokio::test]
+async fn a_task_whose_dispatch_does_not_tell_that_it_had_not_ended_is_asked_for_its_end() {
+    let platform = Platform::start().await;
+    let like = platform.submit_only(request("a cat", 1, 2)).await;
+    let told = platform.record(&like).await.submitted;
+    // As an earlier version does.
+    let task = platform.hand_over_lying_at(&told, 0).await;
+    is_not_taken_up_once_it_is_cancelled(&platform, &task).await;
+}
+
+async fn is_not_taken_up_once_it_is_cancelled(platform: &Platform, task: &TaskRef) {
     let cancelled = Done {
         outcome: Some(done::Outcome::Cancelled(Cancelled::default())),
         ..Done::default()
     };
-    platform.log.end(&task, &cancelled).await.unwrap();
+    platform.log.end(task, &cancelled).await.unwrap();
     let worker = platform.worker(&[]).await;
     platform.work_is_settled().await;
-    let record = platform.record(&task).await;
+    let record = platform.record(task).await;
     assert_eq!((record.attempts(), record.done), (0, Some(cancelled)));
     assert!(platform.objects("images").is_empty());
     stop(worker).await;

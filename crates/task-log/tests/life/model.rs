@@ -186,7 +186,7 @@ impl Life {
                     Dispatcher::Stood
                 }
             }
-            Dispatcher::Stood if needs_dispatch(true, world.done.is_some()) => {
+            Dispatcher::Stood if needs_dispatch(world.done.is_some()) => {
                 Dispatcher::Scheduled { told: None }
             }
             Dispatcher::Stood => Dispatcher::Published,

@@ -1,6 +1,7 @@
 //! A worker that dies, or hands back because it is asked to end, costs at most the steps since the last checkpoint (invariant I5).
 //!
-//! Progress may be lost and tells no more often than ten times a second, so what is found is a little less than what was drawn again.
+//! Progress may be lost and tells no more often than ten times a second, and nothing of a run's first tenth, so what is found is a little less than
+//! what was drawn again.
 //! What is bounded is time, as the setting bounds it: from the first step behind the checkpoint to the last that was heard of. How often more
 //! than that was at stake is a figure: a run in which it never was would not have noticed that checkpoints are missing.
 
