@@ -37,9 +37,7 @@ impl Heard {
             None => self.time - self.at.saturating_duration_since(now),
         }
     }
-}
 
-impl Heard {
     /// The same, less what this machine's clock may have gone too fast since: so what is reckoned stays behind, if anything.
     fn aged(&self, now: Instant) -> SystemTime {
         let since = now.saturating_duration_since(self.at);

@@ -201,7 +201,7 @@ pub fn after_rest(pause: Duration, written: Written) -> Settlement {
     }
 }
 
-/// How a dispatch is settled whose task was not taken up, because it is not as it was read or told of. `now`: as the log's leader has it. One that has ended
+/// How a dispatch is settled whose task was not taken up, because it is not as it was read or told of. `now`: as it is read since. One that has ended
 /// is taken off the queue.
 ///
 /// Whoever has written that state had a later delivery, and may have given it back to a third worker that is about to take the task up. The broker
