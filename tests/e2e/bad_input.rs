@@ -140,7 +140,7 @@ fn numbers(caller: &Caller<'_>) {
     assert_eq!(status, 400, "a field that nobody knows must not be ignored");
 }
 
-/// Names with control characters are the platform's own: no caller's task is known by one.
+/// Names with control characters are the platform's own: no caller's task is known by one. A key is told of by where it was.
 async fn keys(caller: &Caller<'_>) {
     let task = contract::v1::SubmitTask {
         idempotency_key: "\0dead letter\0task.acme".to_owned(),
@@ -151,6 +151,14 @@ async fn keys(caller: &Caller<'_>) {
     assert_eq!(status, 200, "{answer}");
     let text = answer.to_string();
     assert!(text.contains("must hold no control characters"), "{text}");
+    assert_eq!(answer["results"][0]["error"]["field"], "idempotency_key");
+    let (authorization, long) = (caller.platform.authorization(), "k".repeat(257));
+    for (path, key) in [("/v1/tasks", &*long), ("/v1/tasks/batch", "order-1")] {
+        let headers = [("authorization", &*authorization), ("idempotency-key", key)];
+        let (status, problem) = caller.post_with(path, batch.to_string(), &headers);
+        assert_eq!(status, 400, "{problem}");
+        assert_eq!(problem["field"], "Idempotency-Key", "{problem}");
+    }
     let refused = caller.platform.submit(task).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::InvalidArgument, "{refused}");
 }

@@ -97,6 +97,17 @@ async fn a_tenant_has_as_many_tasks_waiting_and_running_as_its_policy_allows() {
     // Whoever asks for what it has already gets it.
     let again = post(&platform, "/v1/tasks", NAMED, &body);
     assert_eq!((again.status, &again.body["id"]), (202, &json!(waiting[0])));
+    // Whoever asks for something else by the same key is told of the header that has it.
+    let other = json!({"prompt": "a 3d dog"});
+    for (path, place) in [
+        ("/v1/tasks", "/field"),
+        ("/v1/images/generations", "/error/param"),
+    ] {
+        let refused = post(&platform, path, NAMED, &other);
+        assert_eq!(refused.status, 409, "{}", refused.body);
+        let named = refused.body.pointer(place);
+        assert_eq!(named, Some(&json!("Idempotency-Key")), "{}", refused.body);
+    }
     // The worker has room for sixteen of a version, and this tenant for one.
     for id in &waiting {
         assert_eq!(phase(id).await, TaskPhase::Queued);

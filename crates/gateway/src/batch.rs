@@ -68,7 +68,7 @@ pub(crate) async fn create(
     if !tasks::idempotency_key(&headers)?.is_empty() {
         let message =
             "a batch has no idempotency key of its own: give each task an idempotency_key";
-        return Err(Failure::invalid("idempotency_key", message).into());
+        return Err(Failure::invalid(tasks::IDEMPOTENCY_KEY, message).into());
     }
     let bytes = json::read_bytes(body, &edge.http).await?;
     let (requests, names) = submissions(&bytes)?.into_iter().map(apart).unzip();

@@ -27,7 +27,8 @@ use crate::problem::{Refused, json as json_answer};
 use crate::query::Parameters;
 use crate::task_json::{TaskJson, has_ended};
 
-const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// The header of an idempotency key, as its callers are told of it.
+pub(crate) const IDEMPOTENCY_KEY: &str = "Idempotency-Key";
 const REPLAYED: HeaderName = HeaderName::from_static("idempotent-replayed");
 
 /// `POST /v1/tasks`
@@ -73,7 +74,7 @@ pub(crate) async fn create(
     let named = |failure| names.tell(failure);
     validate(&written.task).map_err(named)?;
     let submitted = edge.platform.submit(&caller, written.task).await;
-    let (task, existing) = submitted.map_err(named)?;
+    let (task, existing) = submitted.map_err(|failure| named(by_header(failure)))?;
     let base = edge.public_url(&uri, &headers);
     let mut response = json_answer(&TaskJson::new(&task, &base));
     *response.status_mut() = StatusCode::ACCEPTED;
@@ -217,10 +218,21 @@ pub(crate) fn idempotency_key(headers: &HeaderMap) -> Result<String, Failure> {
         Some(key) => Ok(key.to_owned()),
         None => {
             let message = format!(
-                "the Idempotency-Key header must be 1 to {MAX_IDEMPOTENCY_KEY_BYTES} visible ASCII characters"
+                "the {IDEMPOTENCY_KEY} header must be 1 to {MAX_IDEMPOTENCY_KEY_BYTES} visible ASCII characters"
             );
-            Err(Failure::invalid("idempotency_key", message))
+            Err(Failure::invalid(IDEMPOTENCY_KEY, message))
         }
+    }
+}
+
+/// A complaint about the idempotency key of a task whose key came by the header.
+pub(crate) fn by_header(failure: Failure) -> Failure {
+    if failure.field.as_deref() != Some("idempotency_key") {
+        return failure;
+    }
+    Failure {
+        field: Some(IDEMPOTENCY_KEY.to_owned()),
+        ..failure
     }
 }
 
@@ -273,21 +285,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_idempotency_key_is_visible_ascii() {
+    fn an_idempotency_key_is_visible_ascii_and_refused_by_its_headers_name() {
         let with = |value: &[u8]| {
-            let value = HeaderValue::from_bytes(value).unwrap();
-            idempotency_key(&HeaderMap::from_iter([(IDEMPOTENCY_KEY, value)]))
+            let mut headers = HeaderMap::new();
+            headers.insert(IDEMPOTENCY_KEY, HeaderValue::from_bytes(value).unwrap());
+            idempotency_key(&headers)
         };
         assert_eq!(idempotency_key(&HeaderMap::new()).unwrap(), "");
         assert_eq!(with(b" order 1 ").unwrap(), "order 1");
         let long = [b'k'; MAX_IDEMPOTENCY_KEY_BYTES + 1];
         assert!(with(&long[1..]).is_ok());
         for bad in [&b""[..], b"  ", b"a\tb", "\u{e9}".as_bytes(), &long] {
-            assert_eq!(
-                with(bad).unwrap_err().field.as_deref(),
-                Some("idempotency_key")
-            );
+            let refused = with(bad).unwrap_err();
+            assert_eq!(refused.field.as_deref(), Some("Idempotency-Key"));
         }
+        let other = Failure::invalid("steps", "steps must be fewer");
+        assert_eq!(by_header(other.clone()), other);
     }
 
     #[test]

@@ -13,7 +13,7 @@ use crate::auth::Admitted;
 use crate::edge::Edge;
 use crate::platform::Reader;
 use crate::task_json::end_failure;
-use crate::tasks::task_id;
+use crate::tasks::{by_header, task_id};
 use crate::watch::{Abandon, Watch};
 
 /// Tries to read a picture that is drawn, and the pause after the first of them.
@@ -43,7 +43,8 @@ pub(crate) async fn accept(
         drop(answer.send(accepted));
     });
     let failed = |_| Failure::new(ErrorCode::Internal, "the submission was not carried out");
-    answered.await.map_err(failed)?
+    // In every dialect that waits, a header brings the key.
+    answered.await.map_err(failed)?.map_err(by_header)
 }
 
 /// The task once it has succeeded.

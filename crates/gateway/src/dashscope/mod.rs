@@ -35,7 +35,7 @@ use crate::layers::RequestId;
 use crate::openapi::params::{AnyTaskIdParam, IdempotencyKeyParam, TaskIdParam};
 use crate::pictures;
 use crate::problem::{Refused, json as json_answer};
-use crate::tasks::{idempotency_key, name_task, read_query, task_id};
+use crate::tasks::{by_header, idempotency_key, name_task, read_query, task_id};
 use crate::waiting;
 
 use described::{AsyncParam, ListParams, Message, Synthesis};
@@ -118,7 +118,7 @@ async fn submit(
     let names = wish.names;
     let task = complete(&edge, &caller, wish).await?;
     let submitted = edge.platform.submit(&caller, task).await;
-    let (task, _) = submitted.map_err(|failure| names.tell(failure))?;
+    let (task, _) = submitted.map_err(|failure| names.tell(by_header(failure)))?;
     let answer = json_answer(&Accepted::new(&task, &request_id.0));
     Ok(name_task(answer, &task.id))
 }

@@ -40,7 +40,7 @@ use crate::models::allowed;
 use crate::records::{Counting, MODEL_STREAM_INFER};
 use crate::revoked::{self, OpenKey};
 use crate::room::Class;
-use crate::tasks::idempotency_key;
+use crate::tasks::{IDEMPOTENCY_KEY, idempotency_key};
 
 /// Bytes of one request: ten prompts and what goes with them.
 const MAX_REQUEST_BYTES: usize = 256 * 1024;
@@ -114,7 +114,7 @@ fn check_stream(headers: &HeaderMap) -> Result<(), Failure> {
     }
     let message = "a stream has no idempotency key, which would be that of all its requests: send each as ModelInfer, with a \
                    key of its own";
-    Err(Failure::invalid("idempotency_key", message))
+    Err(Failure::invalid(IDEMPOTENCY_KEY, message))
 }
 
 /// Draws one request of a caller; beside the answer what is left of its limit, if more was charged, and the room of the pictures inside.
