@@ -130,7 +130,7 @@ fn title(code: ErrorCode) -> String {
 pub(crate) fn by_name(failure: Failure, name: &str) -> Failure {
     let field = failure.field.as_deref().unwrap_or_default();
     let rest = failure.message.strip_prefix(field);
-    let message = match rest.filter(|rest| rest.starts_with([' ', '.', '['])) {
+    let message = match rest.filter(|rest| rest.starts_with([' ', '.', '[', ':'])) {
         Some(rest) => format!("{name}{rest}"),
         None => format!("{name}: {}", failure.message),
     };
@@ -283,6 +283,7 @@ mod tests {
         assert_eq!(told("images", "images must be", "n"), "n must be");
         assert_eq!(told("tags", "tags[1] is", "TAGS"), "TAGS[1] is");
         assert_eq!(told("steps", "too many", "STEPS"), "STEPS: too many");
+        assert_eq!(told("tasks", "tasks: fewer", "PROMPT"), "PROMPT: fewer");
         assert_eq!(told("n", "none is given", "m"), "m: none is given");
         let side = by_n_and_size(Failure::invalid("width", "width must be"));
         assert_eq!(side.message, "size: width must be");

@@ -72,8 +72,12 @@ pub(super) fn plan(asked: &Asked, idempotency_key: &str) -> Result<Plan, Failure
 
 /// A failure by the names of this protocol.
 pub(super) fn renamed(failure: Failure) -> Failure {
-    let field = failure.field.as_deref().map(str::to_ascii_uppercase);
-    let known = field.filter(|field| INPUTS.iter().any(|input| input.name == field));
+    let name = match failure.field.as_deref() {
+        // There is one for each prompt.
+        Some("tasks") => Some("PROMPT".to_owned()),
+        field => field.map(str::to_ascii_uppercase),
+    };
+    let known = name.filter(|name| INPUTS.iter().any(|input| input.name == name));
     match known {
         Some(name) => by_name(failure, &name),
         None => failure,
@@ -242,6 +246,7 @@ mod tests {
             ("width", "width must be 64", "WIDTH must be 64"),
             ("quality", "no HD for you", "QUALITY: no HD for you"),
             ("user", "user must be short", "user must be short"),
+            ("tasks", "tasks: send at most 5", "PROMPT: send at most 5"),
         ] {
             assert_eq!(renamed(Failure::invalid(field, message)).message, told);
         }
