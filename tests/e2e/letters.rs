@@ -318,6 +318,15 @@ async fn a_submission_that_was_given_up_is_taken_in_again_if_it_can_be_read_now(
     assert!(refused.contains("promt"), "{refused}");
     assert_eq!(ids(&platform, &[]), vec![id.clone()]);
 
+    // Readable now, and refused for something else, by the name that its producer wrote.
+    copy.payload = json!({"prompt": "a cat", "webhook_url": "https://10.0.0.1/hook"})
+        .to_string()
+        .into_bytes();
+    put(&platform, &id, &copy).await;
+    let refused = dead(&platform, &["retry", &id]).unwrap_err();
+    assert!(refused.contains("webhook_url"), "{refused}");
+    assert_eq!(ids(&platform, &[]), vec![id.clone()]);
+
     // As a later version would read it.
     copy.payload = json!({"prompt": "a cat", "steps": 4})
         .to_string()

@@ -245,7 +245,8 @@ impl Letters {
             .tasks
             .submit_for(&caller, &request, Some(producer))
             .await;
-        let (task, existing) = submitted?;
+        let told = |error: CallError| message.names.tell(error.into());
+        let (task, existing) = submitted.map_err(told)?;
         let id = task.id.parse()?;
         let outcome = v1::Outcome {
             r#type: TaskEvent::Accepted.into(),
