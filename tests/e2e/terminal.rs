@@ -1,8 +1,10 @@
 //! What someone at a terminal meets who stops `inkstone up`, looks away, or stands elsewhere.
 
 use std::io::BufReader;
+use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use e2e::binary;
 
@@ -107,14 +109,49 @@ fn who_stops_a_platform_hears_what_it_waits_for_and_ends_it_at_once_with_a_secon
         stopping.contains("15 s") && stopping.contains("Ctrl-C again"),
         "{stopping}"
     );
+    let pressed = Instant::now();
     press_ctrl_c(&platform.0);
     line_of(&mut told, "stopped at once");
     assert!(ended(&mut platform.0).success());
+    // Some 0.2 s on an idle machine.
+    let took = pressed.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
     assert!(!data.path().join("run.json").exists());
     assert!(!data.path().join("nats/nats-server.pid").exists());
     // What goes down with the platform is well enough for that.
     let after = &log()[before..];
     assert!(!after.contains(" fails: "), "{after}");
+}
+
+#[test]
+fn who_ends_a_platform_at_once_does_not_wait_for_a_silent_receiver_of_spans_either() {
+    let data = tempfile::tempdir().unwrap();
+    // The system takes connections for it, and nobody answers.
+    let silent = TcpListener::bind(ANY_PORT).unwrap();
+    let mut command = up_command(data.path(), ANY_PORT, &[]);
+    command
+        .arg("--otlp-endpoint")
+        .arg(format!("http://{}", silent.local_addr().unwrap()));
+    let mut platform = Running::of(command);
+    let mut told = BufReader::new(platform.0.stdout.take().unwrap());
+    line_of(&mut told, "Inkstone is up");
+    let running = std::fs::read(data.path().join("run.json")).unwrap();
+    let running: serde_json::Value = serde_json::from_slice(&running).unwrap();
+    let auth = running["auth"].as_str().unwrap();
+    let auth = auth.strip_prefix("http://").unwrap();
+    press_ctrl_c(&platform.0);
+    line_of(&mut told, "stopping");
+    // The last that stops; then the spans are sent, for 5 s.
+    while TcpStream::connect(auth).is_ok() {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let pressed = Instant::now();
+    press_ctrl_c(&platform.0);
+    line_of(&mut told, "stopped");
+    assert!(ended(&mut platform.0).success());
+    let took = pressed.elapsed();
+    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(!data.path().join("nats/nats-server.pid").exists());
 }
 
 #[test]

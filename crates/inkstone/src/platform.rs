@@ -13,6 +13,7 @@ use lifecycle::{Service, TaskFailure};
 use nats_server::NatsServer;
 use rpc::Identity;
 use telemetry::{LogFormat, Telemetry, TelemetrySettings};
+use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::callee::Callee;
@@ -208,12 +209,13 @@ impl Platform {
     }
 
     /// The same until `hurry` resolves: then nothing but the broker is waited for, and what was under way breaks off, as in a crash. Whether
-    /// everything had its end.
+    /// all services had their end.
     pub(crate) async fn stop_unless(self, hurry: impl Future<Output = ()>) -> bool {
         self.place.withdraw();
+        tokio::pin!(hurry);
         let whole = tokio::select! {
             () = stop_services(&self.services) => true,
-            () = hurry => false,
+            () = &mut hurry => false,
         };
         let Self {
             telemetry,
@@ -223,15 +225,15 @@ impl Platform {
         } = self;
         // Before the broker: what is left of them and misses it has nothing to warn of.
         drop(services);
-        let blocking = move || {
-            // What takes the spans may be away, and is waited for.
-            if whole {
-                telemetry.flush();
+        if whole {
+            // What takes the spans may be silent, which is borne for seconds.
+            tokio::select! {
+                () = flush(telemetry) => {}
+                () = hurry => {}
             }
-            drop(broker);
-        };
+        }
         // It only fails when the runtime is going down, and then the broker was dropped all the same.
-        let _ = tokio::task::spawn_blocking(blocking).await;
+        let _ = tokio::task::spawn_blocking(move || drop(broker)).await;
         whole
     }
 }
@@ -282,6 +284,21 @@ async fn stop_services(services: &[Service]) {
     for service in services.iter().rev() {
         service.stop(STOP_GRACE).await;
     }
+}
+
+/// Sends the spans that wait, on a thread that the end of the runtime does not wait for.
+async fn flush(telemetry: Telemetry) {
+    let (done, flushed) = oneshot::channel::<()>();
+    let thread = std::thread::Builder::new().name("last spans".to_owned());
+    let started = thread.spawn(move || {
+        telemetry.flush();
+        drop(done);
+    });
+    if let Err(error) = started {
+        tracing::debug!(%error, "the last spans are not sent");
+    }
+    // It is only ever dropped, by a thread that did not start too.
+    let _ = flushed.await;
 }
 
 async fn start_broker(place: &Place, sync_always: bool) -> Result<NatsServer, CliError> {
