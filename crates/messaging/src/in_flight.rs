@@ -53,13 +53,10 @@ fn pauses() -> impl Iterator<Item = Duration> {
 mod tests {
     use async_nats::jetstream;
     use bytes::Bytes;
-    use nats_server::{Cluster, NatsServer, Routes, free_port};
 
     use super::*;
-    use crate::scratch::{SPEC, event};
-    use crate::{
-        Appended, Broker, BrokerError, BrokerSettings, Bucket, EventLog, Manner, NewEvent,
-    };
+    use crate::scratch::{event, two_writers};
+    use crate::{Appended, BrokerError, Bucket, EventLog, Manner, NewEvent};
 
     /// Encounters of two writers in one test.
     const ROUNDS: usize = 100;
@@ -76,31 +73,6 @@ mod tests {
         }
         assert!(!is_why(&BrokerError::request("writing")(refused(10071))));
         assert!(!is_why(&BrokerError::request("writing")("no answer")));
-    }
-
-    /// A log that three servers keep together, as whoever is connected to one of them and whoever is to another have it.
-    async fn two_writers() -> (Cluster, EventLog, EventLog) {
-        let ports: Vec<u16> = (0..3).map(|_| free_port().unwrap()).collect();
-        let routes = ports.iter().map(|&listen| Routes {
-            listen,
-            to: ports.iter().copied().filter(|&to| to != listen).collect(),
-        });
-        let cluster = Cluster::scratch(routes.collect()).unwrap();
-        let connected = async |node: &NatsServer| {
-            let settings = BrokerSettings {
-                replicas: 3,
-                ..BrokerSettings::new(node.url(), "120s".parse().unwrap())
-            };
-            Broker::connect(&settings, "test").await.unwrap()
-        };
-        let one = connected(&cluster.nodes[0]).await;
-        let two = connected(&cluster.nodes[1]).await;
-        one.patiently(|| one.ensure_stream(&SPEC)).await.unwrap();
-        let logs = (one.log("TEST"), two.log("TEST"));
-        // It has a leader by now.
-        let ready = one.patiently(|| logs.0.put("test.ready.now", Bytes::new()));
-        ready.await.unwrap();
-        (cluster, logs.0, logs.1)
     }
 
     /// Of two, one has made it and the other hears of that one.

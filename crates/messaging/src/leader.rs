@@ -12,7 +12,7 @@ use crate::{BrokerError, Event, EventLog};
 
 const OPERATION: &str = "asking a stream's leader";
 
-/// Which places of a stream hold events, and of when.
+/// Which places of a stream hold events, and since when there is this stream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Extent {
     /// The first event's place; behind `last` where there is none.
@@ -21,6 +21,10 @@ pub struct Extent {
     pub last: u64,
     /// When that was, by the broker's clock.
     pub last_at: SystemTime,
+    /// When the stream was made. All that keep it say the same, to the nanosecond, and so do they after a restart and with other settings: one that was
+    /// removed and made anew under this name says another. In a cluster so does one that was restored from a backup, but for the server that took it
+    /// in, until that one is restarted.
+    pub made: SystemTime,
 }
 
 /// How much a stream holds.
@@ -63,11 +67,13 @@ impl EventLog {
     pub async fn extent(&self) -> Result<Extent, BrokerError> {
         let stream = self.broker.jetstream().get_stream(self.stream).await;
         let stream = stream.map_err(BrokerError::request(OPERATION))?;
-        let state = &stream.cached_info().state;
+        let info = stream.cached_info();
+        let state = &info.state;
         Ok(Extent {
             first: state.first_sequence.max(1),
             last: state.last_sequence,
             last_at: at(state.last_timestamp.unix_timestamp_nanos()),
+            made: at(info.created.unix_timestamp_nanos()),
         })
     }
 
@@ -126,6 +132,48 @@ impl EventLog {
             Ok(found) => Ok(Some(event(found))),
             Err(error) if error.kind() == LastRawMessageErrorKind::NoMessageFound => Ok(None),
             Err(error) => Err(BrokerError::request(OPERATION)(error)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nats_server::NatsServer;
+
+    use crate::scratch::{SPEC, two_writers};
+    use crate::{Broker, BrokerSettings, StreamSpec};
+
+    #[tokio::test]
+    async fn a_stream_is_known_by_when_it_was_made_until_it_is_made_anew() {
+        let mut server = NatsServer::scratch().unwrap();
+        let settings = BrokerSettings::new(server.url(), "20s".parse().unwrap());
+        let broker = Broker::connect(&settings, "test").await.unwrap();
+        broker.ensure_stream(&SPEC).await.unwrap();
+        let log = broker.log(SPEC.name);
+        let made = log.extent().await.unwrap().made;
+        let larger = StreamSpec {
+            max_bytes: 1 << 25,
+            ..SPEC
+        };
+        broker.ensure_stream(&larger).await.unwrap();
+        assert_eq!(log.extent().await.unwrap().made, made);
+        server.restart().unwrap();
+        let again = broker.patiently(|| log.extent()).await.unwrap();
+        assert_eq!(again.made, made);
+        server.remove_stream(SPEC.name).unwrap();
+        broker.ensure_stream(&SPEC).await.unwrap();
+        assert!(log.extent().await.unwrap().made > made);
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_leads_a_stream_of_a_cluster_says_the_same_of_when_it_was_made() {
+        let (mut cluster, log, _) = two_writers().await;
+        let made = log.extent().await.unwrap().made;
+        // One of them leads it, so that another does then.
+        for node in &mut cluster.nodes {
+            node.restart().unwrap();
+            let after = log.broker.patiently(|| log.extent()).await.unwrap();
+            assert_eq!(after.made, made);
         }
     }
 }

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use bytes::Bytes;
+use nats_server::{Cluster, NatsServer, Routes, free_port};
 
-use crate::{NewEvent, RetentionPolicy, StreamSpec};
+use crate::{Broker, BrokerSettings, EventLog, NewEvent, RetentionPolicy, StreamSpec};
 
 /// A stream for events, alone or together.
 pub(crate) const SPEC: StreamSpec = StreamSpec {
@@ -28,4 +29,29 @@ pub(crate) fn event(task: &str, payload: &'static str) -> NewEvent {
     let subject = format!("test.{task}.made");
     let payload = Bytes::from_static(payload.as_bytes());
     NewEvent::new(subject.clone(), subject, payload).barred_by(format!("test.{task}.*"))
+}
+
+/// A log that three servers keep together, as whoever is connected to one of them and whoever is to another have it.
+pub(crate) async fn two_writers() -> (Cluster, EventLog, EventLog) {
+    let ports: Vec<u16> = (0..3).map(|_| free_port().unwrap()).collect();
+    let routes = ports.iter().map(|&listen| Routes {
+        listen,
+        to: ports.iter().copied().filter(|&to| to != listen).collect(),
+    });
+    let cluster = Cluster::scratch(routes.collect()).unwrap();
+    let connected = async |node: &NatsServer| {
+        let settings = BrokerSettings {
+            replicas: 3,
+            ..BrokerSettings::new(node.url(), "120s".parse().unwrap())
+        };
+        Broker::connect(&settings, "test").await.unwrap()
+    };
+    let one = connected(&cluster.nodes[0]).await;
+    let two = connected(&cluster.nodes[1]).await;
+    one.patiently(|| one.ensure_stream(&SPEC)).await.unwrap();
+    let logs = (one.log("TEST"), two.log("TEST"));
+    // It has a leader by now.
+    let ready = one.patiently(|| logs.0.put("test.ready.now", Bytes::new()));
+    ready.await.unwrap();
+    (cluster, logs.0, logs.1)
 }

@@ -3,16 +3,13 @@
 //! How far one of a cluster lags nobody can tell it. A mirror of a stream may answer the stream's direct gets in its place, as replicas do, and
 //! what it hears of can be chosen.
 
-use std::io::{self, BufRead as _, BufReader, Read as _, Write as _};
-use std::net::TcpStream;
+use std::io;
 use std::time::{Duration, Instant};
 
 use crate::NatsServer;
+use crate::api::{Api, LIMIT, unexpected};
 
-/// How long the server may take to answer, and the mirror to hear of what it may.
-const LIMIT: Duration = Duration::from_secs(15);
 const POLL: Duration = Duration::from_millis(20);
-const INBOX: &str = "_INBOX.lagging";
 
 impl NatsServer {
     /// Has direct gets of `stream`, which keeps one event a subject, answered by a replica that hears of events at subjects which `filter` matches and
@@ -65,10 +62,6 @@ fn mirror_of(stream: &str) -> String {
     format!("LAGS_{stream}")
 }
 
-fn unexpected(answer: &str) -> io::Error {
-    io::Error::other(format!("not an answer that was expected: {answer}"))
-}
-
 /// The first number of this name in an answer.
 fn number(answer: &str, name: &str) -> io::Result<u64> {
     let rest = answer.split_once(&format!("\"{name}\":"));
@@ -78,19 +71,7 @@ fn number(answer: &str, name: &str) -> io::Result<u64> {
     digits.parse().map_err(|_| unexpected(answer))
 }
 
-/// A connection that asks one thing after the other.
-struct Api(BufReader<TcpStream>);
-
 impl Api {
-    fn connect(server: &NatsServer) -> io::Result<Self> {
-        let connection = TcpStream::connect(server.address)?;
-        connection.set_read_timeout(Some(LIMIT))?;
-        let mut api = Self(BufReader::new(connection));
-        let hello = r#"CONNECT {"verbose":false,"pedantic":false}"#;
-        api.send(&format!("{hello}\r\nSUB {INBOX} 1\r\n"))?;
-        Ok(api)
-    }
-
     /// Whether a stream, of which this `info` was told, answers direct gets itself.
     fn set_direct(&mut self, stream: &str, info: &str, answers: bool) -> io::Result<()> {
         let config = info
@@ -104,50 +85,6 @@ impl Api {
         let config = config.replace(&before, &after);
         self.ask(&format!("STREAM.UPDATE.{stream}"), &config)?;
         Ok(())
-    }
-
-    fn ask(&mut self, what: &str, request: &str) -> io::Result<String> {
-        let size = request.len();
-        self.send(&format!(
-            "PUB $JS.API.{what} {INBOX} {size}\r\n{request}\r\n"
-        ))?;
-        loop {
-            let line = self.line()?;
-            if line == "PING" {
-                self.send("PONG\r\n")?;
-            }
-            if line.starts_with("-ERR") {
-                return Err(io::Error::other(line));
-            }
-            // MSG <subject> <subscription> <size>
-            let Some(rest) = line.strip_prefix("MSG ") else {
-                continue;
-            };
-            let size = rest.rsplit(' ').next().and_then(|size| size.parse().ok());
-            let size: usize = size.ok_or_else(|| unexpected(&line))?;
-            let mut payload = vec![0; size + "\r\n".len()];
-            self.0.read_exact(&mut payload)?;
-            payload.truncate(size);
-            let answer = String::from_utf8(payload).map_err(io::Error::other)?;
-            // A mirror tells of errors of its own, behind its configuration.
-            let head = answer.split(r#""config":"#).next();
-            return match head.is_some_and(|head| head.contains(r#""error":"#)) {
-                true => Err(io::Error::other(answer)),
-                false => Ok(answer),
-            };
-        }
-    }
-
-    fn send(&mut self, text: &str) -> io::Result<()> {
-        self.0.get_mut().write_all(text.as_bytes())
-    }
-
-    fn line(&mut self) -> io::Result<String> {
-        let mut line = String::new();
-        match self.0.read_line(&mut line)? {
-            0 => Err(io::ErrorKind::UnexpectedEof.into()),
-            _ => Ok(line.trim_end().to_owned()),
-        }
     }
 }
 

@@ -3,6 +3,7 @@
 //!
 //! There is no in-memory imitation of the broker anywhere in Inkstone; this is the alternative.
 
+mod api;
 mod cluster;
 mod lagging;
 
