@@ -287,6 +287,7 @@ mod tests {
         let content = Content {
             recorded: "2026-01-02T03:04:05Z".to_owned(),
             source: 9,
+            log: String::new(),
             tenant: String::new(),
             task: String::new(),
             event: Event::Gap {
@@ -310,17 +311,20 @@ mod tests {
         let Event::Submitted(task) = &mut content.event else {
             panic!("{line:?}");
         };
+        assert_eq!(line.content.log, "");
         assert_eq!(task.request.expires_after_seconds, 0);
         assert!(!task.request.visible_label);
-        // What has no deadline and asks for no label is written as ever.
+        // What has no deadline, asks for no label and names no log is written as ever.
         let again = Chain::after(Head::genesis()).append(line.content);
         assert_eq!(again.unwrap(), EARLIER);
         task.request.expires_after_seconds = 60;
         task.request.visible_label = true;
+        content.log = "2026-01-02T03:04:05.000000006Z".to_owned();
         let behind = chain.clone();
         let next = chain.append(content.clone()).unwrap();
         assert!(next.contains("\"expires_after_seconds\":60"), "{next}");
         assert!(next.contains("\"visible_label\":true"), "{next}");
+        assert!(next.contains("05.000000006Z\",\"tenant\":"), "{next}");
         let mut read = behind;
         assert_eq!(read.follow(&next).unwrap().content, content);
     }

@@ -169,6 +169,7 @@ mod tests {
         Content {
             recorded: "2026-01-02T03:04:05Z".to_owned(),
             source: number,
+            log: String::new(),
             tenant: "acme".to_owned(),
             task: format!("task-{number} \"é\""),
             event: Event::Unreadable {

@@ -9,6 +9,10 @@ pub struct Content {
     pub recorded: String,
     /// The event's place in the task log's stream; of a gap the last place of it.
     pub source: u64,
+    /// When that stream was made, RFC 3339 in UTC to the nanosecond: one that was made anew has other events at the same places. It is that of all
+    /// records up to the next that says it; empty in those, and in what was recorded before there was this field.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub log: String,
     /// Whose task; empty of a gap.
     pub tenant: String,
     /// Its id; empty of a gap.
@@ -52,9 +56,15 @@ pub enum Event {
         /// The last one.
         to: u64,
         /// `expired`: the log held them for as long as it may, and let go of them. `removed`: somebody else removed them, or the log let go
-        /// of them while nothing was recorded.
+        /// of them while nothing was recorded. [`ANEW`](Event::ANEW): another log stands in place of the one that was recorded so far.
         why: String,
     },
+}
+
+impl Event {
+    /// Why there is a gap where the task log was made anew: `from` is a place of the log before, of which nobody knows how far it went, and `to` lies
+    /// in front of all that the new one had when that was found. It may be less than `from`.
+    pub const ANEW: &'static str = "anew";
 }
 
 /// A task as it was accepted.

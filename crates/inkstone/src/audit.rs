@@ -112,8 +112,16 @@ fn gap(line: &Line) -> Option<String> {
         return None;
     };
     let (sequence, recorded) = (line.sequence, &line.content.recorded);
+    let lost = match why == Event::ANEW {
+        true => format!(
+            "the task log was made anew: what the one before had from place {from} on was not recorded, and of the new one nothing up to place {to}"
+        ),
+        false => format!(
+            "places {from} to {to} of the task log were removed before they were recorded ({why})"
+        ),
+    };
     Some(format!(
-        "record {sequence}: places {from} to {to} of the task log were removed before they were recorded ({why}), as was found at {recorded}"
+        "record {sequence}: {lost}, as was found at {recorded}"
     ))
 }
 
@@ -192,35 +200,48 @@ mod tests {
 
     use super::*;
 
-    /// The file of a chain with so many gaps, and its end.
-    fn with_gaps(gaps: u64) -> (tempfile::TempDir, Head) {
+    fn gap_of(from: u64, to: u64, why: &str) -> Event {
+        let why = why.to_owned();
+        Event::Gap { from, to, why }
+    }
+
+    fn content(source: u64, event: Event) -> Content {
+        let task = match event {
+            Event::Gap { .. } => "",
+            _ => "t-1",
+        };
+        Content {
+            recorded: "2026-01-02T03:04:05Z".to_owned(),
+            source,
+            log: String::new(),
+            tenant: String::new(),
+            task: task.to_owned(),
+            event,
+        }
+    }
+
+    /// The file of a chain of these, and its end.
+    fn chain_of(contents: impl IntoIterator<Item = Content>) -> (tempfile::TempDir, Head) {
         let mut chain = Chain::after(Head::genesis());
         let mut file = file::FileWriter::after(Head::genesis());
-        for number in 0..=gaps {
-            let (event, task) = match number {
-                0 => {
-                    let sha256 = "ab".to_owned();
-                    (Event::Unreadable { sha256 }, "t-1")
-                }
-                _ => {
-                    let (from, to) = (10 * number, 10 * number + 3);
-                    let why = "removed".to_owned();
-                    (Event::Gap { from, to, why }, "")
-                }
-            };
-            let content = Content {
-                recorded: "2026-01-02T03:04:05Z".to_owned(),
-                source: 10 * number + 3,
-                tenant: String::new(),
-                task: task.to_owned(),
-                event,
-            };
+        for content in contents {
             file.line(&chain.append(content).unwrap()).unwrap();
         }
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("0-1.jsonl");
         std::fs::write(path, file.finish().unwrap()).unwrap();
         (folder, chain.head().clone())
+    }
+
+    /// The same, of one with so many gaps.
+    fn with_gaps(gaps: u64) -> (tempfile::TempDir, Head) {
+        let sha256 = "ab".to_owned();
+        let first = content(3, Event::Unreadable { sha256 });
+        let gap = |number| {
+            let (from, to) = (10 * number, 10 * number + 3);
+            content(to, gap_of(from, to, "removed"))
+        };
+        chain_of([first].into_iter().chain((1..=gaps).map(gap)))
     }
 
     #[test]
@@ -236,6 +257,24 @@ mod tests {
             assert!(error.contains(&end.to_string()), "{error}");
         }
         verify(files.path(), None, Some(&end), 2).unwrap();
+    }
+
+    #[test]
+    fn that_the_log_was_made_anew_is_a_gap_and_told_as_what_it_is() {
+        let (files, end) = chain_of([
+            content(
+                3,
+                Event::Unreadable {
+                    sha256: "ab".to_owned(),
+                },
+            ),
+            content(0, gap_of(4, 0, Event::ANEW)),
+        ]);
+        let error = verify(files.path(), None, Some(&end), 0).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("made anew"), "{error}");
+        assert!(error.contains("from place 4 on"), "{error}");
+        verify(files.path(), None, Some(&end), 1).unwrap();
     }
 
     #[test]

@@ -84,6 +84,12 @@ pub struct Following {
 }
 
 impl Following {
+    /// Whether what comes [next](Self::next) is of the log that it has read from so far: the consumer that it reads by goes with its log. What it
+    /// begins with, and goes on with after an error, may be of one that was made anew.
+    pub fn has_begun(&self) -> bool {
+        self.reader.is_some()
+    }
+
     /// The next stretch: what is there, without waiting for more. After an error it goes on where it was.
     ///
     /// # Errors

@@ -22,6 +22,7 @@ pub(super) fn of(happened: &Happened, prompts: bool, now: SystemTime) -> Content
     Content {
         recorded: time(Some(&now.into())),
         source: happened.sequence,
+        log: String::new(),
         tenant: happened.tenant.clone(),
         task: happened.task.clone(),
         event,
@@ -34,6 +35,7 @@ pub(super) fn of_gap(gap: &Gap, now: SystemTime) -> Content {
     Content {
         recorded: time(Some(&now.into())),
         source: to,
+        log: String::new(),
         tenant: String::new(),
         task: String::new(),
         event: Event::Gap {

@@ -14,7 +14,7 @@ use storage::{Key, Storage, sha256_hex};
 use task_log::TaskLog;
 
 use super::write::BLOCK_BYTES;
-use super::{AuditError, TIME_GOOD_FOR, line, number, rest, subject, text};
+use super::{AuditError, TIME_GOOD_FOR, first_line, line, number, rest, subject, text};
 use crate::settings::AuditSettings;
 
 /// Blocks in one file.
@@ -225,14 +225,11 @@ fn begin(block: u64, text: &str, room: usize) -> Result<(FileWriter, String), Au
 
 /// When a block's first record was made.
 fn recorded(event: &Event) -> Result<String, AuditError> {
-    let block = number(event);
-    let first = text(event)?.lines().next();
-    let first = line(block, first.ok_or(AuditError::Missing(block))?)?;
-    let recorded = first.content.recorded;
+    let recorded = first_line(event)?.content.recorded;
     if recorded.is_char_boundary(DAY) && recorded.len() > DAY {
         Ok(recorded)
     } else {
-        Err(AuditError::Missing(block))
+        Err(AuditError::Missing(number(event)))
     }
 }
 

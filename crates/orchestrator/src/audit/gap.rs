@@ -7,8 +7,12 @@
 //!
 //! The log itself lets go of the witness in one case, when the id of its task comes again. Then it is noted up to where nothing was missing.
 //!
+//! Where TASKS itself was made anew there is no witness either, and its places begin anew: that is told by [when it was made](super::identity), and a gap
+//! as well.
+//!
 //! Not seen is who removes single events behind the witness, in the milliseconds before they are read.
 
+use ::audit::Event;
 use messaging::{Bucket, Extent};
 
 use super::{AuditError, hold};
@@ -18,7 +22,7 @@ const EXPIRED: &str = "expired";
 /// Who removed it is not known here.
 const REMOVED: &str = "removed";
 
-/// Places of the log that were removed before they were recorded.
+/// Places of the log that were removed before they were recorded; or that another log stands in its place ([`Event::ANEW`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Gap {
     /// The first.
@@ -66,12 +70,12 @@ pub(super) async fn find(
     (log, released): (&Extent, &Bucket<hold::Released>),
 ) -> Result<Option<Gap>, AuditError> {
     let first = match witness {
-        Witness::Begin => log.first.min(let_go_before(released).await?),
+        Witness::Begin => log.first.min(let_go_before(log, released).await?),
         Witness::At(_) | Witness::Gap => log.first,
     };
     let after = match witness {
         Witness::At(place) if first > place => {
-            let before = hold::whole_before(released, place).await?;
+            let before = hold::whole_before(log, released, place).await?;
             after.max(before.saturating_sub(1))
         }
         _ => after,
@@ -79,14 +83,24 @@ pub(super) async fn find(
     let Some((from, to)) = missing(witness, after, read, first) else {
         return Ok(None);
     };
-    let is_expired = to < let_go_before(released).await?;
+    let is_expired = to < let_go_before(log, released).await?;
     let why = if is_expired { EXPIRED } else { REMOVED };
     Ok(Some(Gap { from, to, why }))
 }
 
-/// Before which place the log has let go of some that was not recorded, as is noted; 0 where it never did.
-async fn let_go_before(released: &Bucket<hold::Released>) -> Result<u64, AuditError> {
+/// The gap between a log that was recorded up to this place, and the one that was made anew in its place.
+pub(super) fn anew(recorded: u64, log: &Extent) -> Gap {
+    Gap {
+        from: recorded + 1,
+        to: log.first.saturating_sub(1),
+        why: Event::ANEW,
+    }
+}
+
+/// Before which place this log has let go of some that was not recorded, as is noted; 0 where it never did.
+async fn let_go_before(log: &Extent, released: &Bucket<hold::Released>) -> Result<u64, AuditError> {
     let found = released.get(hold::RELEASED).await?;
+    let found = found.filter(|found| found.value.is_of(log));
     Ok(found.map_or(0, |found| found.value.before))
 }
 
@@ -94,6 +108,14 @@ async fn let_go_before(released: &Bucket<hold::Released>) -> Result<u64, AuditEr
 pub(super) fn tell(gap: &Gap) {
     let Gap { from, to, why } = *gap;
     metrics::counter!("inkstone_orchestrator_audit_gaps_total").increment(1);
+    if why == Event::ANEW {
+        tracing::error!(
+            from,
+            to,
+            "TASKS was made anew, or restored from a backup: what the log before had from a place on was not recorded, the new one is recorded from its beginning, and between the two the audit chain has a gap, which `inkstone audit verify` tells of; write down what is known of it (docs/OPERATIONS.md, \"Audit\")"
+        );
+        return;
+    }
     tracing::error!(
         from,
         to,

@@ -8,15 +8,14 @@
 //! One thing goes by another way: the end of a task whose submission the log has let go of, when its id comes again (`retention::clear` in
 //! `task-log`). It may not before it is recorded. And it may be the witness: then it is noted up to where the log is known to be whole behind it.
 
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use futures::FutureExt as _;
-use messaging::{Broker, BrokerError, Bucket, EventLog};
+use messaging::{Broker, BrokerError, Bucket, EventLog, Extent};
 use task_log::{MayGo, TaskLog};
 
-use super::{AUDIT, AuditError, last_block, last_line};
+use super::{AUDIT, AuditError, first_line, identity, last_block, last_line};
 
 /// Where it lies in its bucket that the log has let go of what was not recorded.
 pub(super) const RELEASED: &str = "released";
@@ -26,13 +25,23 @@ const WITNESS: &str = "witness";
 const SAY_EVERY: Duration = Duration::from_secs(600);
 
 /// That the log has let go of what was not recorded, since it was held for too long; or of the witness, since the id of its task came again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(super) struct Released {
     /// Of some that lay before this place. Of the witness: between it and this place there was nothing to record when it went.
     pub(super) before: u64,
     /// Where the witness lay; 0 of what was not recorded.
     #[serde(default)]
     pub(super) witness: u64,
+    /// Of which [log](identity); an orchestrator of before does not say it.
+    #[serde(default)]
+    log: String,
+}
+
+impl Released {
+    /// Whether it says something of this log, and not of one that was there before it was made anew.
+    pub(super) fn is_of(&self, log: &Extent) -> bool {
+        self.log.is_empty() || self.log == identity(log)
+    }
 }
 
 /// What the log may let go of.
@@ -72,7 +81,7 @@ pub(crate) struct Hold {
     /// For so long.
     most: Duration,
     /// What `released` was last set to here.
-    noted: AtomicU64,
+    noted: Mutex<Option<Released>>,
     said: Mutex<Option<Instant>>,
 }
 
@@ -83,7 +92,7 @@ impl Hold {
             blocks: broker.log(AUDIT),
             released: released(broker).await?,
             most,
-            noted: AtomicU64::new(0),
+            noted: Mutex::default(),
             said: Mutex::new(None),
         })
     }
@@ -122,13 +131,25 @@ impl Hold {
     /// Notes that the log lets go of some of what is not recorded, so that the chain can say why it is missing. Before it does: who dies in between
     /// would leave a chain that begins with what is left, as if there had been nothing else.
     pub(crate) async fn note_release(&self) -> Result<(), AuditError> {
-        let before = self.log.extent().await?.last + 1;
-        if before > self.noted.load(Ordering::Relaxed) {
-            let released = Released { before, witness: 0 };
+        let log = self.log.extent().await?;
+        let released = Released {
+            before: log.last + 1,
+            witness: 0,
+            log: identity(&log),
+        };
+        if !self.is_noted(&released) {
             self.released.put(RELEASED, &released).await?;
-            self.noted.store(before, Ordering::Relaxed);
+            *self.noted.lock().unwrap_or_else(|e| e.into_inner()) = Some(released);
         }
         Ok(())
+    }
+
+    /// Whether this or more was noted here.
+    fn is_noted(&self, released: &Released) -> bool {
+        // It is only ever set.
+        let noted = self.noted.lock().unwrap_or_else(|e| e.into_inner());
+        let noted = noted.as_ref();
+        noted.is_some_and(|noted| noted.log == released.log && noted.before >= released.before)
     }
 
     /// Asks [`may_go`](Self::may_go).
@@ -164,17 +185,23 @@ impl Hold {
     /// Notes that the log lets go of the witness, and up to where nothing has gone behind it that is to be recorded. Before it does, as what is
     /// released.
     async fn note_witness(&self, witness: u64) -> Result<(), AuditError> {
-        let last = self.log.extent().await?.last;
+        let log = self.log.extent().await?;
+        let end = log.last + 1;
         let next = self.log.next_at_leader(witness).await?;
-        let before = next.map_or(last + 1, |next| next.min(last + 1));
+        let before = next.map_or(end, |next| next.min(end));
         // Asked last: whoever removed something behind it meanwhile has removed it, too.
-        if self.log.extent().await?.first > witness {
+        let now = self.log.extent().await?;
+        if now.first > witness || now.made != log.made {
             return Ok(());
         }
-        let released = Released { before, witness };
+        let released = Released {
+            before,
+            witness,
+            log: identity(&log),
+        };
         match self.released.get(WITNESS).await? {
             // Another has gone since: this one is no longer asked for.
-            Some(noted) if noted.value.witness > witness => {}
+            Some(noted) if noted.value.is_of(&log) && noted.value.witness > witness => {}
             Some(noted) => {
                 let revision = noted.revision;
                 self.released.update(WITNESS, &released, revision).await?;
@@ -188,13 +215,19 @@ impl Hold {
 
     /// The place of the event that was recorded last; 0 for none.
     async fn recorded(&self) -> Result<u64, AuditError> {
-        let place = match last_block(&self.blocks).await? {
-            Some(last) => last_line(&last)?.content.source,
-            None => 0,
+        let Some(last) = last_block(&self.blocks).await? else {
+            return Ok(0);
         };
+        let place = last_line(&last)?.content.source;
+        let recorded = first_line(&last)?.content.log;
+        let log = self.log.extent().await?;
         // Of a log that was made anew nothing is recorded.
-        let is_anew = self.log.last_sequence().await? < place;
-        Ok(if is_anew { 0 } else { place })
+        let is_other = !recorded.is_empty() && recorded != identity(&log);
+        Ok(if is_other || log.last < place {
+            0
+        } else {
+            place
+        })
     }
 
     async fn taken(&self) -> Result<Taken, AuditError> {
@@ -237,13 +270,14 @@ impl Hold {
     }
 }
 
-/// Before which place there was nothing to record behind this witness when the log let go of it, as is noted; 0 where it is not.
+/// Before which place there was nothing to record behind this witness when this log let go of it, as is noted; 0 where it is not.
 pub(super) async fn whole_before(
+    log: &Extent,
     released: &Bucket<Released>,
     witness: u64,
 ) -> Result<u64, AuditError> {
     let found = released.get(WITNESS).await?;
-    let found = found.filter(|found| found.value.witness == witness);
+    let found = found.filter(|found| found.value.is_of(log) && found.value.witness == witness);
     Ok(found.map_or(0, |found| found.value.before))
 }
 

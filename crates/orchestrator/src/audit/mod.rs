@@ -9,7 +9,7 @@
 //! the log has been read is in the lines themselves, so an event is recorded exactly once whatever crashes when.
 //!
 //! The log does not let go of what is not recorded ([`hold`]), for as long as `audit.hold` says. What goes all the same is recorded as missing
-//! ([`gap`]).
+//! ([`gap`]). Each block says which log it was made from ([`identity`]): where TASKS is made anew its places begin anew, and that is a gap, too.
 
 mod content;
 mod export;
@@ -21,7 +21,8 @@ use std::time::{Duration, Instant};
 
 use lifecycle::Service;
 use messaging::{
-    Broker, BrokerError, BrokerSettings, Bucket, Event, EventLog, RetentionPolicy, StreamSpec,
+    Broker, BrokerError, BrokerSettings, Bucket, Event, EventLog, Extent, RetentionPolicy,
+    StreamSpec,
 };
 use storage::{Storage, StorageError};
 use task_log::{TaskLog, TaskLogError};
@@ -60,7 +61,7 @@ pub(crate) enum AuditError {
     #[error("block {0} of the audit chain is missing in the stream AUDIT")]
     Missing(u64),
     #[error(
-        "the task log ends at {log}, and the audit chain has recorded it up to {recorded}: TASKS was made anew"
+        "the task log ends at {log}, and the audit chain has recorded it up to {recorded}: TASKS has lost its end, as where it was restored from a backup"
     )]
     LogBehind { log: u64, recorded: u64 },
     #[error("the object store did not return the audit file that it was given")]
@@ -176,6 +177,19 @@ fn text(event: &Event) -> Result<&str, AuditError> {
 /// Reads one line of a block.
 fn line(block: u64, text: &str) -> Result<::audit::Line, AuditError> {
     ::audit::Line::read(text).map_err(|source| AuditError::Block { block, source })
+}
+
+/// The first line of a block.
+fn first_line(event: &Event) -> Result<::audit::Line, AuditError> {
+    let block = number(event);
+    let first = text(event)?.lines().next();
+    line(block, first.ok_or(AuditError::Missing(block))?)
+}
+
+/// What tells a log from one that was made anew in its place, as the first record of each block has it: when it was made.
+fn identity(log: &Extent) -> String {
+    let made = jiff::Timestamp::try_from(log.made);
+    made.map(|made| made.to_string()).unwrap_or_default()
 }
 
 /// The last line of a block.

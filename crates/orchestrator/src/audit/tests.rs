@@ -15,7 +15,7 @@ use super::*;
 mod gaps;
 
 struct Bench {
-    _server: NatsServer,
+    server: NatsServer,
     folder: tempfile::TempDir,
     broker: Broker,
     log: TaskLog,
@@ -51,7 +51,7 @@ async fn bench_with(max_size: &str) -> Bench {
     let url = format!("file://{}", folder.path().display());
     let storage = Storage::open(&StorageSettings::new(url));
     Bench {
-        _server: server,
+        server,
         folder,
         broker,
         log,

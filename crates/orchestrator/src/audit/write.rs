@@ -5,12 +5,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use ::audit::{Chain, Event, Head};
 use bytes::Bytes;
-use messaging::{BrokerError, Bucket, EventLog, NewEvent, Replaced};
+use messaging::{BrokerError, Bucket, EventLog, Extent, NewEvent, Replaced};
 use task_log::{Following, Happened, Stretch, TaskLog, What};
 
 use super::gap::{self, Gap, Witness};
 use super::{
-    AuditError, BLOCKS, TIME_GOOD_FOR, content, hold, last_block, last_line, number, rest, subject,
+    AuditError, BLOCKS, TIME_GOOD_FOR, content, first_line, hold, identity, last_block, last_line,
+    number, rest, subject,
 };
 
 /// Bytes after which a block takes no more records: half of what the broker takes in one message, and the largest record is far smaller.
@@ -43,6 +44,8 @@ pub(super) struct Place {
     last: u64,
     /// How far the log is recorded.
     source: u64,
+    /// Which [log](identity) that is; empty where the last block does not say it and nothing was read so far.
+    log: String,
     /// What lies there.
     witness: Witness,
     /// What reads on. Who has just begun asks by place: it may be that another writes, and that it will never need it.
@@ -53,6 +56,21 @@ pub(super) struct Place {
     behind: u64,
     /// A block for which there was no room.
     unsent: Option<Block>,
+}
+
+impl Place {
+    /// Whether this is another log than the one that was recorded so far: then what comes next is the gap between the two, and after that the new one from its
+    /// beginning. What was read may be of either, and is read again where it is of the new one.
+    fn begins_anew(&mut self, log: &Extent) -> bool {
+        let before = std::mem::replace(&mut self.log, identity(log));
+        if before.is_empty() || before == self.log {
+            return false;
+        }
+        self.following = None;
+        self.behind = 0;
+        self.read = VecDeque::from([Next::Gap(gap::anew(self.source, log))]);
+        true
+    }
 }
 
 /// What is recorded next.
@@ -226,14 +244,23 @@ impl Writer {
 
     /// Reads what comes next; false when there is nothing.
     async fn read(&self, here: &mut Place) -> Result<bool, AuditError> {
+        let is_same = here.following.as_ref().is_some_and(Following::has_begun);
         let stretch = match &mut here.following {
             Some(following) => following.next().await?,
             None => self.log.after(here.source).await?,
         };
-        let missing = match stretch.is_whole() {
-            true => None,
-            false => self.missing(here.witness, here.source, &stretch).await?,
-        };
+        let mut missing = None;
+        if !is_same || !stretch.is_whole() {
+            // Asked last: the log cannot have been another when that was read, and be the same now.
+            let log = self.log.extent().await?;
+            if here.begins_anew(&log) {
+                return Ok(true);
+            }
+            if !stretch.is_whole() {
+                let (witness, source) = (here.witness, here.source);
+                missing = self.missing(witness, source, &stretch, &log).await?;
+            }
+        }
         here.behind = stretch.behind;
         here.read = stretch.happened.into_iter().map(Next::Event).collect();
         if let Some(gap) = missing {
@@ -255,8 +282,8 @@ impl Writer {
         witness: Witness,
         source: u64,
         stretch: &Stretch,
+        log: &Extent,
     ) -> Result<Option<Gap>, AuditError> {
-        let log = self.log.extent().await?;
         if stretch.last.is_none() && log.last < source {
             return Err(AuditError::LogBehind {
                 log: log.last,
@@ -270,7 +297,7 @@ impl Writer {
             true if witness == Witness::Gap => &[],
             _ => &stretch.places,
         };
-        gap::find(witness, after, read, (&log, &self.released)).await
+        gap::find(witness, after, read, (log, &self.released)).await
     }
 
     /// A block with as much of what was read as fits, recorded `now`.
@@ -283,7 +310,7 @@ impl Writer {
             && let Some(next) = here.read.pop_front()
         {
             here.source = next.place();
-            let content = match next {
+            let mut content = match next {
                 Next::Event(happened) => {
                     here.witness = Witness::At(happened.sequence);
                     last = at(&happened);
@@ -295,6 +322,9 @@ impl Writer {
                     content::of_gap(&gap, now)
                 }
             };
+            if records == 0 {
+                content.log = here.log.clone();
+            }
             text.push_str(&here.chain.append(content)?);
             text.push('\n');
             records += 1;
@@ -308,9 +338,11 @@ impl Writer {
     }
 
     async fn place(&self) -> Result<Place, AuditError> {
+        let mut log = String::new();
         let (head, block, last, source, witness) = match last_block(&self.blocks).await? {
             None => (Head::genesis(), 0, 0, 0, Witness::Begin),
             Some(last) => {
+                log = first_line(&last)?.content.log;
                 let line = last_line(&last)?;
                 let source = line.content.source;
                 let witness = match line.content.event {
@@ -329,6 +361,7 @@ impl Writer {
             block: block + 1,
             last,
             source,
+            log,
             witness,
             following: None,
             read: VecDeque::new(),

@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use ::audit::Event;
 use contract::task::State;
 use contract::v1::Feedback;
+use messaging::NewEvent;
 use task_log::{Commit, Intake, LetGo, Submission};
 
 use super::*;
@@ -13,6 +15,13 @@ impl Bench {
     async fn purge(&self, before: u64) {
         let tasks = self.broker.log("TASKS");
         tasks.remove_before(before).await.unwrap();
+    }
+
+    /// Removes the log itself, and makes it anew.
+    async fn make_log_anew(&self) {
+        self.server.remove_stream("TASKS").unwrap();
+        let streams = StreamSettings::small();
+        self.log.ensure_streams(&streams).await.unwrap();
     }
 
     /// What is recorded: places, and of gaps from where to where and why.
@@ -312,4 +321,118 @@ async fn what_is_purged_behind_an_end_that_its_id_has_removed_is_a_gap_all_the_s
     let (places, gaps) = bench.recorded().await;
     assert_eq!(places, [2, 5]);
     assert_eq!(gaps, [gap(3, 4, "removed")]);
+}
+
+#[tokio::test]
+async fn a_log_that_was_made_anew_is_a_gap_and_recorded_from_its_beginning_however_long_it_is() {
+    for tasks in [1, 3] {
+        let bench = bench().await;
+        bench.task().await;
+        bench.task().await;
+        until_idle(&bench.writer()).await;
+        bench.make_log_anew().await;
+        for _ in 0..tasks {
+            bench.task().await;
+        }
+        until_idle(&bench.writer()).await;
+        bench.task().await;
+        until_idle(&bench.writer()).await;
+        let (places, gaps) = bench.recorded().await;
+        let expected: Vec<u64> = (1..=4).chain(1..=2 * tasks + 2).collect();
+        assert_eq!(places, expected);
+        assert_eq!(gaps, [gap(5, 0, Event::ANEW)]);
+    }
+}
+
+#[tokio::test]
+async fn a_writer_that_goes_on_while_the_log_is_made_anew_tells_of_it_once() {
+    let bench = bench().await;
+    let (writer, mut place) = (bench.writer(), None);
+    // By place, and then in turn.
+    for _ in 0..2 {
+        bench.task().await;
+        go_on(&writer, &mut place).await;
+    }
+    bench.make_log_anew().await;
+    for _ in 0..3 {
+        bench.task().await;
+    }
+    // What it reads by has gone with the log, and after an error it begins anew.
+    while !matches!(writer.turn(&mut place).await, Ok(Turn::Idle)) {}
+    bench.task().await;
+    go_on(&writer, &mut place).await;
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    let expected: Vec<u64> = (1..=4).chain(1..=8).collect();
+    assert_eq!(places, expected);
+    assert_eq!(gaps, [gap(5, 0, Event::ANEW)]);
+}
+
+#[tokio::test]
+async fn a_chain_of_before_it_knew_its_log_goes_on_and_knows_it_from_then_on() {
+    let bench = bench().await;
+    bench.task().await;
+    let content = ::audit::Content {
+        recorded: "2026-01-02T03:04:05Z".to_owned(),
+        source: 2,
+        log: String::new(),
+        tenant: "acme".to_owned(),
+        task: "t-1".to_owned(),
+        event: Event::Unreadable {
+            sha256: "ab".to_owned(),
+        },
+    };
+    let mut chain = ::audit::Chain::after(::audit::Head::genesis());
+    let line = chain.append(content).unwrap() + "\n";
+    let block = NewEvent::new(subject(1), BLOCKS.to_owned(), line.into());
+    bench.broker.log(AUDIT).append(&block, 0).await.unwrap();
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    bench.make_log_anew().await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [2, 3, 4, 1, 2]);
+    assert_eq!(gaps, [gap(5, 0, Event::ANEW)]);
+}
+
+#[tokio::test]
+async fn of_a_log_that_was_made_anew_nothing_is_recorded_so_far_and_what_was_noted_of_the_old_one_does_not_count()
+ {
+    let bench = bench().await;
+    for _ in 0..4 {
+        bench.task().await;
+    }
+    until_idle(&bench.writer()).await;
+    let hold = bench.hold("1h").await;
+    hold.note_release().await.unwrap();
+    bench.make_log_anew().await;
+    for _ in 0..5 {
+        bench.task().await;
+    }
+    let now = bench.log.time().await.unwrap();
+    assert_eq!(hold.leave(now).await.before, 0);
+    assert!(!hold.may_go(2).await);
+    until_idle(&bench.writer()).await;
+    assert_eq!(hold.leave(now).await.before, 10);
+    assert!(hold.may_go(2).await);
+    bench.make_log_anew().await;
+    bench.task().await;
+    until_idle(&bench.writer()).await;
+    // In front of the place up to which the first log was let go of.
+    bench.task().await;
+    bench.purge(4).await;
+    until_idle(&bench.writer()).await;
+    bench.task().await;
+    hold.note_release().await.unwrap();
+    bench.purge(6).await;
+    until_idle(&bench.writer()).await;
+    let (_, gaps) = bench.recorded().await;
+    let expected = [
+        gap(9, 0, Event::ANEW),
+        gap(11, 0, Event::ANEW),
+        gap(3, 3, "removed"),
+        gap(5, 5, "expired"),
+    ];
+    assert_eq!(gaps, expected);
 }
