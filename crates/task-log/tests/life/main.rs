@@ -6,6 +6,7 @@
 
 mod model;
 mod properties;
+mod worker;
 mod world;
 
 use std::collections::{BTreeSet, HashMap};
