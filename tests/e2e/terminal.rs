@@ -113,9 +113,9 @@ fn who_stops_a_platform_hears_what_it_waits_for_and_ends_it_at_once_with_a_secon
     press_ctrl_c(&platform.0);
     line_of(&mut told, "stopped at once");
     assert!(ended(&mut platform.0).success());
-    // Some 0.2 s on an idle machine.
+    // Some 0.2 s on an idle machine, where what is under way may take 15.
     let took = pressed.elapsed();
-    assert!(took < Duration::from_secs(3), "{took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
     assert!(!data.path().join("run.json").exists());
     assert!(!data.path().join("nats/nats-server.pid").exists());
     // What goes down with the platform is well enough for that.
@@ -142,9 +142,12 @@ fn who_ends_a_platform_at_once_does_not_wait_for_a_silent_receiver_of_spans_eith
     press_ctrl_c(&platform.0);
     line_of(&mut told, "stopping");
     // The last that stops; then the spans are sent, for 5 s.
+    let pressed = Instant::now();
     while TcpStream::connect(auth).is_ok() {
+        assert!(pressed.elapsed() < Duration::from_secs(30), "auth is there");
         std::thread::sleep(Duration::from_millis(10));
     }
+    silent.accept().unwrap();
     let pressed = Instant::now();
     press_ctrl_c(&platform.0);
     line_of(&mut told, "stopped");

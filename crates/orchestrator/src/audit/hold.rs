@@ -38,9 +38,13 @@ pub(super) struct Released {
 }
 
 impl Released {
-    /// Whether it says something of this log, and not of one that was there before it was made anew.
+    /// Whether it says something of this log, and not of one that was there before it was made anew. Where it names none it is taken for this one's unless
+    /// it says what cannot be of it.
     pub(super) fn is_of(&self, log: &Extent) -> bool {
-        self.log.is_empty() || self.log == identity(log)
+        match self.log.is_empty() {
+            true => self.before <= log.last + 1,
+            false => self.log == identity(log),
+        }
     }
 }
 

@@ -61,7 +61,7 @@ pub(crate) enum AuditError {
     #[error("block {0} of the audit chain is missing in the stream AUDIT")]
     Missing(u64),
     #[error(
-        "the task log ends at {log}, and the audit chain has recorded it up to {recorded}: TASKS has lost its end, as where it was restored from a backup"
+        "the task log ends at {log}, and the audit chain has recorded it up to {recorded}: TASKS has lost its end, as where it was restored from a backup, or was made anew behind a block of an earlier version"
     )]
     LogBehind { log: u64, recorded: u64 },
     #[error("the object store did not return the audit file that it was given")]

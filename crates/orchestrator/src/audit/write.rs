@@ -44,7 +44,7 @@ pub(super) struct Place {
     last: u64,
     /// How far the log is recorded.
     source: u64,
-    /// Which [log](identity) that is; empty where the last block does not say it and nothing was read so far.
+    /// Which [log](identity) that is; empty until something is read where the last block does not say it.
     log: String,
     /// What lies there.
     witness: Witness,
@@ -59,16 +59,23 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// Whether this is another log than the one that was recorded so far: then what comes next is the gap between the two, and after that the new one from its
-    /// beginning. What was read may be of either, and is read again where it is of the new one.
+    /// Whether this is another log than the one that was recorded so far: then what comes next is the gap between the two, if any was, and after that the new
+    /// one from its beginning. What was read may be of either, and is read again where it is of the new one.
     fn begins_anew(&mut self, log: &Extent) -> bool {
         let before = std::mem::replace(&mut self.log, identity(log));
-        if before.is_empty() || before == self.log {
+        if before == self.log {
             return false;
         }
         self.following = None;
         self.behind = 0;
-        self.read = VecDeque::from([Next::Gap(gap::anew(self.source, log))]);
+        self.read.clear();
+        if self.witness == Witness::Begin {
+            // Of the one before nothing was recorded, so nothing is missed: the chain begins with this one.
+            self.source = 0;
+        } else {
+            let gap = gap::anew(self.source, log);
+            self.read.push_back(Next::Gap(gap));
+        }
         true
     }
 }
@@ -245,16 +252,20 @@ impl Writer {
     /// Reads what comes next; false when there is nothing.
     async fn read(&self, here: &mut Place) -> Result<bool, AuditError> {
         let is_same = here.following.as_ref().is_some_and(Following::has_begun);
+        if here.log.is_empty() {
+            here.log = identity(&self.log.extent().await?);
+        }
         let stretch = match &mut here.following {
             Some(following) => following.next().await?,
             None => self.log.after(here.source).await?,
         };
         let mut missing = None;
         if !is_same || !stretch.is_whole() {
-            // Asked last: the log cannot have been another when that was read, and be the same now.
+            // Asked last: the log cannot have been another when that was read, and be the same now. (By place any replica answers: one that has not heard for
+            // seconds that the log is another may tell of the old one.)
             let log = self.log.extent().await?;
             if here.begins_anew(&log) {
-                return Ok(true);
+                return Ok(!here.read.is_empty());
             }
             if !stretch.is_whole() {
                 let (witness, source) = (here.witness, here.source);

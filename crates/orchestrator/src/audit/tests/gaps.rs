@@ -358,7 +358,11 @@ async fn a_writer_that_goes_on_while_the_log_is_made_anew_tells_of_it_once() {
         bench.task().await;
     }
     // What it reads by has gone with the log, and after an error it begins anew.
-    while !matches!(writer.turn(&mut place).await, Ok(Turn::Idle)) {}
+    let mut turns = 0;
+    while !matches!(writer.turn(&mut place).await, Ok(Turn::Idle)) {
+        turns += 1;
+        assert!(turns < 100, "it does not come to an end");
+    }
     bench.task().await;
     go_on(&writer, &mut place).await;
     until_idle(&bench.writer()).await;
@@ -394,6 +398,32 @@ async fn a_chain_of_before_it_knew_its_log_goes_on_and_knows_it_from_then_on() {
     let (places, gaps) = bench.recorded().await;
     assert_eq!(places, [2, 3, 4, 1, 2]);
     assert_eq!(gaps, [gap(5, 0, Event::ANEW)]);
+}
+
+#[tokio::test]
+async fn a_log_that_was_made_anew_before_anything_was_recorded_is_no_gap() {
+    let bench = bench().await;
+    let (writer, mut place) = (bench.writer(), None);
+    go_on(&writer, &mut place).await;
+    bench.make_log_anew().await;
+    bench.task().await;
+    // The first time it sees that it is another log.
+    go_on(&writer, &mut place).await;
+    go_on(&writer, &mut place).await;
+    let (places, gaps) = bench.recorded().await;
+    assert_eq!(places, [1, 2]);
+    assert!(gaps.is_empty(), "{gaps:?}");
+}
+
+#[tokio::test]
+async fn a_note_that_names_no_log_counts_only_for_one_that_it_may_be_of() {
+    let bench = bench().await;
+    bench.task().await;
+    let log = bench.log.extent().await.unwrap();
+    let note = |before| serde_json::json!({ "before": before });
+    let of = |before| serde_json::from_value::<hold::Released>(note(before)).unwrap();
+    assert!(of(3).is_of(&log));
+    assert!(!of(4).is_of(&log), "the log ends at place 2");
 }
 
 #[tokio::test]
