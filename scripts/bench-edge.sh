@@ -21,18 +21,21 @@ if [ ! -f "$venv/.done" ]; then
   touch "$venv/.done"
 fi
 
+# No process interrupts another because it wakes up, ours and the peers alike (sched(7), SCHED_BATCH; docs/OPERATIONS.md, "Few processors").
+run=(chrt --batch 0)
+
 free_port() { python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
 peers=()
 # Each is a group of processes of its own, which goes as a whole.
 trap 'for peer in "${peers[@]}"; do kill -- "-$peer" 2>/dev/null || true; done' EXIT
 result=$(mktemp)
-"$CARGO_TARGET_DIR/release/examples/bench_edge" --seconds "$seconds" --result "$result"
+"${run[@]}" "$CARGO_TARGET_DIR/release/examples/bench_edge" --seconds "$seconds" --result "$result"
 ours=$(cat "$result")
 rm -f "$result"
 
 mosec_port=$(free_port)
 litserve_port=$(free_port)
-start() { setsid "$@" >>"$log" 2>&1 & peers+=($!); }
+start() { setsid "${run[@]}" "$@" >>"$log" 2>&1 & peers+=($!); }
 : >"$log"
 start "$venv/bin/python" scripts/bench/mosec_noop.py --address 127.0.0.1 --port "$mosec_port"
 start "$venv/bin/python" scripts/bench/litserve_noop.py "$litserve_port"
@@ -47,5 +50,5 @@ wait_for() {
 wait_for "http://127.0.0.1:$mosec_port/inference"
 wait_for "http://127.0.0.1:$litserve_port/predict"
 
-"$CARGO_TARGET_DIR/release/examples/bench_edge" --seconds "$seconds" --ours "$ours" \
+"${run[@]}" "$CARGO_TARGET_DIR/release/examples/bench_edge" --seconds "$seconds" --ours "$ours" \
   --peer "mosec=127.0.0.1:$mosec_port/inference" --peer "litserve=127.0.0.1:$litserve_port/predict"

@@ -24,11 +24,13 @@ if [ ! -f "$venv/.done" ]; then
   touch "$venv/.done"
 fi
 
-"$CARGO_TARGET_DIR/release/examples/bench_tasks" --seconds "$seconds" --outstanding "$outstanding" --report "$scratch/ours"
+# No process interrupts another because it wakes up, ours and the peer's alike (sched(7), SCHED_BATCH; docs/OPERATIONS.md, "Few processors").
+run=(chrt --batch 0)
+"${run[@]}" "$CARGO_TARGET_DIR/release/examples/bench_tasks" --seconds "$seconds" --outstanding "$outstanding" --report "$scratch/ours"
 
 # Only now: it must not take anything from what was measured before.
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
-"$venv/bin/temporal" server start-dev --headless --port "$port" --db-filename "$scratch/temporal.db" --log-level error >"$scratch/log" 2>&1 &
+"${run[@]}" "$venv/bin/temporal" server start-dev --headless --port "$port" --db-filename "$scratch/temporal.db" --log-level error >"$scratch/log" 2>&1 &
 temporal=$!
-"$venv/bin/python" scripts/bench/temporal_noop.py "127.0.0.1:$port" "$seconds" "$outstanding" "$(cat "$scratch/ours")" ||
+"${run[@]}" "$venv/bin/python" scripts/bench/temporal_noop.py "127.0.0.1:$port" "$seconds" "$outstanding" "$(cat "$scratch/ours")" ||
   { tail -20 "$scratch/log" >&2; exit 1; }
