@@ -21,6 +21,14 @@ const MAX_HEADERS: usize = 64;
 const CONTENT_TYPE: &str = "content-type";
 const IDEMPOTENCY_KEY: &str = "idempotency-key";
 const MESSAGE_ID: &str = "nats-msg-id";
+/// What a message may say only once, by the names that producers write. The broker's client keeps no order among spellings of a name,
+/// so a message that comes again would be read in another way. What proves who sent it has a reader of its own ([`Proven`]).
+const ONCE: [&str; 4] = [
+    "Content-Type",
+    "Idempotency-Key",
+    "Nats-Msg-Id",
+    "traceparent",
+];
 
 /// A message as the broker has it.
 pub(crate) struct Raw<'a> {
@@ -82,7 +90,7 @@ impl Message {
             Ok(Some(given)) => (given.clone(), given.clone()),
             _ => (String::new(), fallback()),
         };
-        let request = request.and_then(|mut request| {
+        let request = once(&headers).and(request).and_then(|mut request| {
             given?;
             request.idempotency_key.clone_from(&key);
             validate(&request).map_err(|failure| names.tell(failure))?;
@@ -136,22 +144,63 @@ fn headers(raw: &Raw<'_>) -> Result<HeaderMap, Failure> {
     Ok(headers)
 }
 
-/// A header's text: over NATS it is UTF-8, which HTTP knows nothing of.
+/// Whether each header is there once that can mean one thing only; the same twice is refused too, as over HTTP.
+fn once(headers: &HeaderMap) -> Result<(), Failure> {
+    match ONCE.iter().find(|name| is_repeated(headers, name)) {
+        Some(name) => {
+            let message = format!(
+                "{name} must be given once: the header is there more than once, in one spelling or in several"
+            );
+            Err(Failure::invalid(*name, message))
+        }
+        None => Ok(()),
+    }
+}
+
+fn is_repeated(headers: &HeaderMap, name: &str) -> bool {
+    headers.get_all(name).iter().nth(1).is_some()
+}
+
+/// A header's text: over NATS it is UTF-8, which HTTP knows nothing of. One that is there more than once says nothing, or it would be a
+/// matter of luck what.
 fn text<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let value = headers.get(name)?;
+    let value = headers.get(name).filter(|_| !is_repeated(headers, name))?;
     let text = std::str::from_utf8(value.as_bytes()).unwrap_or("");
     Some(text.trim())
 }
 
-/// Of a message's headers those that say what its payload is and what it is known by. What proves who sent it is kept nowhere.
+/// Of a message's headers those that say what its payload is and what it is known by. What proves who sent it is kept nowhere. Of one that
+/// is there more than once each value is a line, for [`as_sent`].
 pub(crate) fn kept<'a>(
     headers: impl Iterator<Item = (&'a str, &'a str)>,
 ) -> HashMap<String, String> {
-    let lower = headers.map(|(name, value)| (name.to_ascii_lowercase(), value.to_owned()));
     let known = [CONTENT_TYPE, IDEMPOTENCY_KEY, MESSAGE_ID];
-    lower
-        .filter(|(name, _)| known.contains(&name.as_str()))
-        .collect()
+    let mut kept = HashMap::<String, String>::new();
+    for (name, value) in headers {
+        let name = name.to_ascii_lowercase();
+        if !known.contains(&name.as_str()) {
+            continue;
+        }
+        match kept.get_mut(&name) {
+            Some(values) => {
+                values.push('\n');
+                values.push_str(value);
+            }
+            None => {
+                kept.insert(name, value.to_owned());
+            }
+        }
+    }
+    kept
+}
+
+/// The headers that were [`kept`], as often as they were sent: what was refused for that is refused again.
+pub(crate) fn as_sent(kept: &HashMap<String, String>) -> Vec<(&str, &str)> {
+    let all = kept.iter().flat_map(|(name, values)| {
+        let values = values.split('\n');
+        values.map(move |value| (name.as_str(), value))
+    });
+    all.collect()
 }
 
 /// True for JSON.

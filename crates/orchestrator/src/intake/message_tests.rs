@@ -85,6 +85,49 @@ fn a_key_may_be_of_any_visible_characters_wherever_it_stands() {
 }
 
 #[test]
+fn a_header_that_is_there_twice_is_refused_by_its_name_in_whatever_order_it_comes() {
+    let payload = br#"{"prompt":"a cat"}"#;
+    let none = read(&[BEARER, JSON], payload).task;
+    for name in ONCE {
+        let (lower, upper) = (name.to_ascii_lowercase(), name.to_ascii_uppercase());
+        for [one, two] in [[&lower, &lower], [&lower, &upper], [&upper, &lower]] {
+            for values in [["first", "second"], ["second", "first"], ["same", "same"]] {
+                let twice = [(one.as_str(), values[0]), (two.as_str(), values[1])];
+                let mut headers = vec![BEARER, twice[0], twice[1]];
+                if name != "Content-Type" {
+                    headers.push(JSON);
+                }
+                let message = read(&headers, payload);
+                let known = (message.task, message.reference.as_str());
+                assert_eq!(known, (none, ""), "{headers:?}");
+                assert_eq!(message.json, name != "Content-Type");
+                let refused = message.request.unwrap_err();
+                assert_eq!(refused.code, ErrorCode::InvalidArgument);
+                assert_eq!(refused.field.as_deref(), Some(name), "{headers:?}");
+                assert!(refused.message.starts_with(name), "{refused}");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_kept_of_a_header_that_is_there_twice_is_refused_again() {
+    let sent = [
+        BEARER,
+        JSON,
+        ("Idempotency-Key", "first"),
+        ("idempotency-key", "second"),
+    ];
+    let kept = kept(sent.into_iter());
+    assert_eq!(kept["content-type"], "application/json");
+    assert_eq!(kept["idempotency-key"], "first\nsecond");
+    assert!(!kept.contains_key("authorization"));
+    let again = read(&as_sent(&kept), br#"{"prompt":"a cat"}"#);
+    let refused = again.request.unwrap_err();
+    assert_eq!(refused.field.as_deref(), Some("Idempotency-Key"));
+}
+
+#[test]
 fn only_a_key_that_is_shown_as_it_is_is_one_that_the_broker_would_store() {
     let payload = request().encode_to_vec();
     let shown = |headers: &[(&str, &str)]| refuse_key(&read(headers, &payload).proof.unwrap());

@@ -22,7 +22,7 @@ use crate::auth::Auth;
 use crate::backlog::queue_of;
 use crate::error::CallError;
 use crate::exchange;
-use crate::intake::message::{Message, Raw};
+use crate::intake::message::{self, Message, Raw};
 use crate::models;
 use crate::notices::webhook;
 use crate::notices::{Outcomes, Target};
@@ -323,7 +323,7 @@ fn access_token() -> Result<String, Failure> {
 fn submission(subject: &str, headers: &HashMap<String, String>, payload: &[u8]) -> Option<Message> {
     Message::read(&Raw {
         subject,
-        headers: headers.iter().map(|(n, v)| (&**n, &**v)).collect(),
+        headers: message::as_sent(headers),
         payload,
         // It names the message only where nothing else does, and then the letter does.
         sequence: 0,
