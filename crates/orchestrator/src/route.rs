@@ -287,6 +287,43 @@ mod tests {
     }
 
     #[test]
+    fn rules_can_be_given_as_one_text() {
+        let given = [
+            (
+                "scheduling.routes",
+                r#"[{ style_tags = ["anime"], max_pixels = 1048576, model = "drawn" }, { named = "auto", tier = "priority", model = "any" }]"#,
+            ),
+            (
+                "scheduling.classes",
+                r#"[{ name = "hd", quality = "hd", min_steps = 2 }, { name = "image" }]"#,
+            ),
+        ];
+        let given = given.map(|(key, text)| (key, text.to_owned()));
+        let scheduling = settings::load::<crate::Settings>(None, &given)
+            .unwrap()
+            .scheduling;
+        let expected = [
+            RouteRule {
+                style_tags: vec!["anime".to_owned()],
+                max_pixels: Some(1024 * 1024),
+                ..to("drawn")
+            },
+            RouteRule {
+                named: Some("auto".to_owned()),
+                tier: Some("priority".to_owned()),
+                ..to("any")
+            },
+        ];
+        assert_eq!(scheduling.routes, expected);
+        let hd = ClassRule {
+            quality: Some(QualityName::Hd),
+            min_steps: Some(2),
+            ..class_rule("hd")
+        };
+        assert_eq!(scheduling.classes, [hd, class_rule("image")]);
+    }
+
+    #[test]
     fn routes_to_nowhere_are_refused() {
         let empty = |change: fn(&mut RouteRule)| {
             let mut rule = to("m");

@@ -8,6 +8,7 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Deserialize as _;
 use serde::de::DeserializeOwned;
 
 mod secret_file;
@@ -36,6 +37,17 @@ pub enum SettingsError {
         /// The key and what was expected.
         #[source]
         source: Box<config::ConfigError>,
+    },
+    /// A list or a table in the environment is not TOML.
+    #[error("settings of {service}: {variable} is not written as in TOML: {source}")]
+    Parse {
+        /// Whose settings.
+        service: &'static str,
+        /// The variable of the environment.
+        variable: String,
+        /// What is wrong, and where.
+        #[source]
+        source: Box<toml::de::Error>,
     },
     /// A value is of the right type but cannot work.
     #[error("settings of {service}: {key} {problem}")]
@@ -74,8 +86,8 @@ pub trait Settings: DeserializeOwned {
 
 /// Loads defaults, then `file`, then the environment, then `overrides` (dotted key and value), and validates.
 ///
-/// Values from the environment and overrides are plain text (`8080`, `info`, `5s`), or a TOML list of strings
-/// (`["a", "b"]`) where the setting is a list.
+/// Values from the environment and overrides are plain text (`8080`, `info`, `5s`), or TOML where the setting is a list
+/// (`["a", "b"]`, `[{ name = "a" }]`) or a table (`{ a = 1 }`), which overrides key by key.
 ///
 /// # Errors
 /// See [`SettingsError`].
@@ -88,7 +100,9 @@ pub fn load<S: Settings>(
         source: Box::new(source),
     };
     let toml = |text: &str| config::File::from_str(text, config::FileFormat::Toml);
-    let mut layers = config::Config::builder().add_source(toml(S::DEFAULTS));
+    let defaults = config::Config::builder().add_source(toml(S::DEFAULTS));
+    let defaults = defaults.build().map_err(understand)?;
+    let mut layers = config::Config::builder().add_source(defaults.clone());
     if let Some(path) = file {
         let text = std::fs::read_to_string(path).map_err(|source| SettingsError::ReadFile {
             path: path.to_owned(),
@@ -101,10 +115,16 @@ pub fn load<S: Settings>(
         .iter()
         .map(|(key, value)| ((*key).to_owned(), value.clone()))
         .collect();
-    for (key, value) in environment(&prefix).iter().chain(&overrides) {
-        layers = layers
-            .set_override(key, scalar_or_list(value))
-            .map_err(understand)?;
+    for (key, text) in environment(&prefix).iter().chain(&overrides) {
+        let value = value(&defaults, key, text).map_err(|source| SettingsError::Parse {
+            service: S::SERVICE,
+            variable: prefix.clone() + &key.to_uppercase().replace('.', "__"),
+            source: Box::new(source),
+        })?;
+        // Each a layer: the builder's own overrides have no order, and a table and a key in it can both be given.
+        let layer = config::Config::builder().set_override(key, value);
+        let layer = layer.and_then(|layer| layer.build()).map_err(understand)?;
+        layers = layers.add_source(layer);
     }
     let settings: S = layers
         .build()
@@ -114,30 +134,37 @@ pub fn load<S: Settings>(
     Ok(settings)
 }
 
-/// `INKSTONE_GATEWAY__HTTP__LISTEN=…` as (`http.listen`, …).
+/// `INKSTONE_GATEWAY__HTTP__LISTEN=…` as (`http.listen`, …); a table comes before the keys in it.
 fn environment(prefix: &str) -> Vec<(String, String)> {
     let ours = |(name, value): (String, String)| {
         let key = name.strip_prefix(prefix)?.to_lowercase().replace("__", ".");
         Some((key, value))
     };
-    std::env::vars_os()
+    let mut all: Vec<_> = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .filter_map(ours)
-        .collect()
+        .collect();
+    all.sort();
+    all
 }
 
-fn scalar_or_list(text: &str) -> config::Value {
-    #[derive(serde::Deserialize)]
-    struct List {
-        list: Vec<String>,
-    }
-    let list = text
-        .starts_with('[')
-        .then(|| toml::from_str::<List>(&format!("list = {text}")).ok())
-        .flatten();
-    match list {
-        Some(List { list }) => list.into(),
-        None => text.into(),
+/// TOML where `text` begins as the default does, if that is a list or a table; else `text` itself, for an address may begin
+/// as a list does (`[::1]:8080`).
+fn value(
+    defaults: &config::Config,
+    key: &str,
+    text: &str,
+) -> Result<config::Value, toml::de::Error> {
+    let trimmed = text.trim();
+    let in_toml = match trimmed.chars().next() {
+        Some('[') => defaults.get_array(key).is_ok(),
+        Some('{') => defaults.get_table(key).is_ok(),
+        _ => false,
+    };
+    if in_toml {
+        config::Value::deserialize(toml::de::ValueDeserializer::parse(trimmed)?)
+    } else {
+        Ok(text.into())
     }
 }
 
@@ -153,8 +180,10 @@ mod tests {
     struct Sample {
         wait: Millis,
         body: ByteSize,
+        listen: String,
         names: Names,
         list: Vec<String>,
+        rules: Vec<Rule>,
     }
 
     #[derive(Debug, serde::Deserialize)]
@@ -163,10 +192,19 @@ mod tests {
         max: u32,
     }
 
+    #[derive(Debug, Default, PartialEq, Eq, serde::Deserialize)]
+    #[serde(deny_unknown_fields, default)]
+    struct Rule {
+        named: Option<String>,
+        tags: Vec<String>,
+        max: Option<u64>,
+        model: String,
+    }
+
     impl Settings for Sample {
         const SERVICE: &'static str = "sample-of-settings";
-        const DEFAULTS: &'static str =
-            "wait = \"5s\"\nbody = \"1MiB\"\nlist = []\n[names]\nmax = 3\n";
+        const DEFAULTS: &'static str = "wait = \"5s\"\nbody = \"1MiB\"\nlisten = \"127.0.0.1:1\"\nlist = []\nrules = []\n\
+            [names]\nmax = 3\n";
 
         fn validate(&self) -> Result<(), SettingsError> {
             if self.names.max == 0 {
@@ -195,6 +233,58 @@ mod tests {
     fn a_list_is_given_as_toml() {
         let loaded: Sample = load(None, &[("list", "[\"a\", \"b\"]".to_owned())]).unwrap();
         assert_eq!(loaded.list, ["a", "b"]);
+    }
+
+    fn set(key: &str, text: &str) -> Result<Sample, SettingsError> {
+        load(None, &[(key, text.to_owned())])
+    }
+
+    #[test]
+    fn a_list_of_tables_is_given_as_toml() {
+        let text = r#" [{ tags = ["anime"], max = 1048576, model = "a" }, { named = "auto", model = "b" }]"#;
+        let expected = [
+            Rule {
+                tags: vec!["anime".to_owned()],
+                max: Some(1 << 20),
+                model: "a".to_owned(),
+                ..Rule::default()
+            },
+            Rule {
+                named: Some("auto".to_owned()),
+                model: "b".to_owned(),
+                ..Rule::default()
+            },
+        ];
+        assert_eq!(set("rules", text).unwrap().rules, expected);
+    }
+
+    #[test]
+    fn a_table_is_given_as_toml_and_a_key_of_it_besides() {
+        assert_eq!(set("names", "{ max = 7 }").unwrap().names.max, 7);
+        let both = [
+            ("names", "{ max = 7 }".to_owned()),
+            ("names.max", "8".to_owned()),
+        ];
+        assert_eq!(load::<Sample>(None, &both).unwrap().names.max, 8);
+    }
+
+    #[test]
+    fn a_list_that_is_not_toml_is_refused_with_its_variable_and_the_reason() {
+        let error = set("rules", "[{ model = a }]").unwrap_err();
+        assert!(
+            matches!(&error, SettingsError::Parse { source, .. } if error.to_string().contains(source.message())),
+            "{error}"
+        );
+        let variable = "INKSTONE_SAMPLE_OF_SETTINGS__RULES";
+        assert!(error.to_string().contains(variable), "{error}");
+        let error = set("rules", r#"[{ modle = "a" }]"#).unwrap_err();
+        assert!(error.to_string().contains("modle"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_begins_as_a_list_does_is_no_list() {
+        let loaded = set("listen", "[::1]:8080").unwrap();
+        assert_eq!(loaded.listen, "[::1]:8080");
     }
 
     #[test]

@@ -145,7 +145,8 @@ pub(crate) fn render(services: &[(String, Vec<Section>)]) -> String {
          # Settings\n\n\
          Every setting of every service, with its default. `--config FILE` overrides defaults key by key, and the\n\
          environment overrides both. A key that no one knows is refused. `inkstone-<service> --defaults` prints the\n\
-         same from the binary. In a variable of the environment a list is written as in TOML: `[\"a\", \"b\"]`.\n",
+         same from the binary. In a variable of the environment a list or a table is written as in TOML:\n\
+         `[\"a\", \"b\"]`, `[{ name = \"a\" }]`, `{ a = 1 }`.\n",
     );
     for (service, sections) in services {
         // Writing to a string does not fail.
