@@ -1,7 +1,7 @@
 //! kill -9 of each part in the middle of a picture: the accepted task still ends, once, with the picture it would have
 //! had. "Once" is the log's create-only `done`; here it shows as an end that never changes.
 
-use contract::v1::Quality;
+use contract::v1::{Quality, SubmitRequest, SubmitTask};
 use e2e::{Platform, SERVICES};
 
 use crate::{assert_whole, digests, long_picture, short_picture};
@@ -137,6 +137,20 @@ async fn a_submission_repeated_with_its_idempotency_key_over_a_crash_is_one_task
     platform.wait_ready("gateway");
     let second = platform.submit(picture.clone()).await.unwrap();
     assert_eq!(first.id, second.id);
+    // The same key, as metadata.
+    let without = SubmitTask {
+        idempotency_key: String::new(),
+        ..picture.clone()
+    };
+    let mut by_metadata = platform.request(SubmitRequest {
+        task: Some(without),
+    });
+    let metadata = by_metadata.metadata_mut();
+    metadata.insert("idempotency-key", "order-17".parse().unwrap());
+    let third = platform.client().submit(by_metadata).await.unwrap();
+    let third = third.into_inner();
+    assert!(third.existing);
+    assert_eq!(third.task.unwrap().id, first.id);
     let mut other = picture.clone();
     other.prompt = "a dog".to_owned();
     let mut other_lane = picture;

@@ -65,11 +65,7 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, Refused> {
-    if !tasks::idempotency_key(&headers)?.is_empty() {
-        let message =
-            "a batch has no idempotency key of its own: give each task an idempotency_key";
-        return Err(Failure::invalid(tasks::IDEMPOTENCY_KEY, message).into());
-    }
+    has_no_key(&headers)?;
     let bytes = json::read_bytes(body, &edge.http).await?;
     let (requests, names) = submissions(&bytes)?.into_iter().map(apart).unzip();
     let (answers, limit) = submit(&edge, &caller, requests).await?;
@@ -82,6 +78,18 @@ pub(crate) async fn create(
     // For the layer that tells the caller what is left.
     response.extensions_mut().insert(limit);
     Ok(response)
+}
+
+/// Refuses an idempotency key that came with a whole batch.
+///
+/// # Errors
+/// An invalid argument that names the header.
+pub(crate) fn has_no_key(headers: &HeaderMap) -> Result<(), Failure> {
+    if tasks::idempotency_key(headers)?.is_empty() {
+        return Ok(());
+    }
+    let message = "a batch has no idempotency key of its own: give each task an idempotency_key";
+    Err(Failure::invalid(tasks::IDEMPOTENCY_KEY, message))
 }
 
 /// A submission as every dialect has it, and the names that its caller wrote; what could not be read is told by those already.

@@ -5,6 +5,7 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use axum::http::HeaderMap;
 use contract::proto::PUBLIC_DESCRIPTORS;
 use contract::v1::image_service_server::{ImageService, ImageServiceServer};
 use contract::{ErrorCode, Failure, v1, validate, validate_feedback};
@@ -25,7 +26,7 @@ use crate::models;
 use crate::oip::grpc::INFERENCE_SERVICE;
 use crate::platform::Reader;
 use crate::records::Counting;
-use crate::tasks::task_id;
+use crate::tasks::{IDEMPOTENCY_KEY, by_header, idempotency_key, task_id};
 use crate::watch::Watch;
 
 /// What gRPC puts in front of a message, bytes: whether it is packed, and its length.
@@ -94,9 +95,13 @@ impl ImageService for Images {
         request: Request<v1::SubmitRequest>,
     ) -> Result<Response<v1::SubmitResponse>, Status> {
         let caller = caller(&request)?;
-        let task = request.into_inner().task.unwrap_or_default();
+        let (metadata, _, request) = request.into_parts();
+        let mut task = request.task.unwrap_or_default();
+        let keyed = take_key(&mut task, metadata.as_ref())?;
         validate(&task)?;
-        let (task, existing) = self.edge.platform.submit(&caller, task).await?;
+        let submitted = self.edge.platform.submit(&caller, task).await;
+        let told = |failure| if keyed { by_header(failure) } else { failure };
+        let (task, existing) = submitted.map_err(told)?;
         let task = Some(task);
         Ok(Response::new(v1::SubmitResponse { task, existing }))
     }
@@ -106,6 +111,7 @@ impl ImageService for Images {
         request: Request<v1::SubmitBatchRequest>,
     ) -> Result<Response<v1::SubmitBatchResponse>, Status> {
         let caller = caller(&request)?;
+        batch::has_no_key(request.metadata().as_ref())?;
         let tasks = request.into_inner().tasks.into_iter().map(Ok).collect();
         let (answers, limit) = batch::submit(&self.edge, &caller, tasks).await?;
         let results = answers.into_iter().map(batch::result).collect();
@@ -220,6 +226,25 @@ impl ImageService for Images {
     }
 }
 
+/// Gives a task without an idempotency key the one that came as metadata, as it comes over HTTP; says whether it did.
+///
+/// # Errors
+/// An invalid argument that names the metadata, where it is no key or not the one that the task has.
+fn take_key(task: &mut v1::SubmitTask, metadata: &HeaderMap) -> Result<bool, Failure> {
+    let key = idempotency_key(metadata)?;
+    if key.is_empty() || key == task.idempotency_key {
+        return Ok(false);
+    }
+    if !task.idempotency_key.is_empty() {
+        let message = format!(
+            "{IDEMPOTENCY_KEY} in the metadata and the task's idempotency_key are not the same"
+        );
+        return Err(Failure::invalid(IDEMPOTENCY_KEY, message));
+    }
+    task.idempotency_key = key;
+    Ok(true)
+}
+
 fn page(page: v1::ListRequest) -> Result<v1::ListRequest, Failure> {
     use contract::limits::{DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE, MAX_PHASES};
     if page.page_size > MAX_PAGE_SIZE {
@@ -247,7 +272,72 @@ fn page(page: v1::ListRequest) -> Result<v1::ListRequest, Failure> {
 
 #[cfg(test)]
 mod tests {
+    use contract::auth::Caller;
+    use lifecycle::Service;
+
     use super::*;
+    use crate::edge::tests::edge;
+
+    /// A request of a known caller, with this key as metadata.
+    fn keyed<T>(message: T, key: &str) -> Request<T> {
+        let mut request = Request::new(message);
+        let metadata = request.metadata_mut();
+        metadata.insert("idempotency-key", key.parse().unwrap());
+        let caller = Admitted::now(Caller::default());
+        request.extensions_mut().insert(caller);
+        request
+    }
+
+    fn with_key(key: &str) -> v1::SubmitTask {
+        v1::SubmitTask {
+            prompt: "a cat".to_owned(),
+            idempotency_key: key.to_owned(),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn a_key_of_the_metadata_is_that_of_a_task_that_has_none() {
+        let take = |own: &str, key: Option<&str>| {
+            let mut task = with_key(own);
+            let mut metadata = HeaderMap::new();
+            if let Some(key) = key {
+                metadata.insert(IDEMPOTENCY_KEY, key.parse().unwrap());
+            }
+            let taken = take_key(&mut task, &metadata)?;
+            Ok::<_, Failure>((task.idempotency_key, taken))
+        };
+        let known = |key: &str, taken| Ok::<_, Failure>((key.to_owned(), taken));
+        assert_eq!(take("", None), known("", false));
+        assert_eq!(take("", Some("k")), known("k", true));
+        assert_eq!(take("k", None), known("k", false));
+        assert_eq!(take("k", Some("k")), known("k", false));
+        for refused in [take("k", Some("other")), take("", Some("a\tb"))] {
+            let refused = refused.unwrap_err();
+            assert_eq!(refused.code, ErrorCode::InvalidArgument);
+            assert_eq!(refused.field.as_deref(), Some("Idempotency-Key"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_key_of_the_metadata_is_refused_beside_another_and_of_a_batch() {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let images = Images {
+            edge: Arc::new(edge(&service, &storage)),
+        };
+        let task = Some(with_key("k"));
+        let two = images.submit(keyed(v1::SubmitRequest { task }, "other"));
+        let two = two.await.map(drop);
+        let tasks = vec![with_key("k")];
+        let batch = images.submit_batch(keyed(v1::SubmitBatchRequest { tasks }, "k"));
+        let batch = batch.await.map(drop);
+        for (refused, why) in [(two, "not the same"), (batch, "give each task")] {
+            let refused = Failure::from(refused.unwrap_err());
+            assert_eq!(refused.code, ErrorCode::InvalidArgument);
+            assert_eq!(refused.field.as_deref(), Some("Idempotency-Key"));
+            assert!(refused.message.contains(why), "{refused}");
+        }
+    }
 
     #[test]
     fn a_page_over_the_limit_is_refused_and_none_means_the_default() {
