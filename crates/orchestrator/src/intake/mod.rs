@@ -304,7 +304,7 @@ impl Intake {
         self.outcomes.tell(target, &outcome).await
     }
 
-    /// Keeps a copy of what could not be read, with the reason.
+    /// Keeps a copy of what is wrong in itself, with the reason.
     async fn bury(
         &self,
         delivery: &Delivery,
