@@ -22,6 +22,9 @@ use crate::error::CliError;
 use crate::out::say;
 use crate::place::Place;
 
+/// Characters of a reason in a list, where each letter has a line; `show` has all of it.
+const MAX_REASON: usize = 80;
+
 /// Where the orchestrator's address can be given.
 const ORCHESTRATOR_URL: &str = "--orchestrator-url";
 
@@ -196,7 +199,7 @@ impl Letters {
         say!("{:<54} {:<20} {:<22} REASON", "ID", "AT", "CODE");
         for info in &listed.letters {
             let letter = info.letter.clone().unwrap_or_default();
-            let reason = one_line(&letter.reason);
+            let reason = beginning(one_line(&letter.reason));
             say!(
                 "{:<54} {:<20} {:<22} {reason}",
                 info.id,
@@ -349,6 +352,14 @@ fn one_line(text: &str) -> String {
     text.chars().map(shown).collect()
 }
 
+/// As much of a line as a list shows.
+fn beginning(line: String) -> String {
+    match line.char_indices().nth(MAX_REASON) {
+        Some((end, _)) => format!("{}…", &line[..end]),
+        None => line,
+    }
+}
+
 /// The payload for people: text where it is text.
 fn payload(letter: &DeadLetter) -> String {
     let size = letter.payload.len();
@@ -431,6 +442,13 @@ mod tests {
         let plain = url(&letter(DeadLetterKind::Webhook, "https://example.com/h"));
         assert_eq!(plain.as_deref(), Some("https://example.com/h"));
         assert_eq!(url(&letter(DeadLetterKind::Task, secret)), None);
+    }
+
+    #[test]
+    fn a_list_shows_the_beginning_of_a_long_reason() {
+        let whole = "ä".repeat(MAX_REASON);
+        assert_eq!(beginning(whole.clone()), whole);
+        assert_eq!(beginning(format!("{whole}b")), format!("{whole}…"));
     }
 
     #[test]
