@@ -5,6 +5,7 @@
 //! speak gRPC to the public port and would work against any deployment.
 
 mod audit;
+mod broker;
 mod callee;
 mod cli;
 mod client;

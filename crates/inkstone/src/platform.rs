@@ -16,6 +16,7 @@ use telemetry::{LogFormat, Telemetry, TelemetrySettings};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::broker::Watch;
 use crate::callee::Callee;
 use crate::cli::TlsArgs;
 use crate::client::{service_peer, with_bearer};
@@ -174,9 +175,10 @@ impl Platform {
         Ok(bearer)
     }
 
-    /// Keeps the broker running until a service fails or a folder is gone, and says which.
+    /// Keeps the broker running, and storing, until a service fails or a folder is gone, and says which.
     pub(crate) async fn keep(&mut self) -> CliError {
         let mut look = tokio::time::interval(LOOK);
+        let mut watch = Watch::new();
         loop {
             tokio::select! {
                 failure = failure_of(&self.services) => return failure.into(),
@@ -187,8 +189,7 @@ impl Platform {
                 return CliError::FolderGone { path };
             }
             self.telemetry.upkeep();
-            if !self.broker.is_running() {
-                tracing::error!("nats-server ended; starting it again");
+            if tokio::task::block_in_place(|| watch.must_restart(&mut self.broker)) {
                 // Some 100 ms, mostly; the services run on meanwhile.
                 let restarted = tokio::task::block_in_place(|| self.broker.restart());
                 if let Err(error) = restarted {

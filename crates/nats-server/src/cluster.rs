@@ -2,7 +2,7 @@
 
 use std::net::Ipv4Addr;
 
-use crate::{NatsServer, Options, ServerError, free_port};
+use crate::{NatsServer, Options, ServerError};
 
 /// Where a server of a cluster is reached by the others, and where it reaches them.
 #[derive(Debug, Clone)]
@@ -18,8 +18,6 @@ pub struct Routes {
 pub struct Node {
     /// Its name, which tells it apart.
     pub name: String,
-    /// Where it answers HTTP about itself.
-    pub monitor: u16,
     /// The ways to and from the others.
     pub routes: Routes,
 }
@@ -39,10 +37,10 @@ impl Node {
             .map(|port| format!("nats://{host}:{port}"))
             .collect();
         format!(
-            "server_name: {:?}\nhttp: \"{host}:{}\"\n\
+            "server_name: {:?}\n\
              cluster {{\n  name: inkstone\n  listen: \"{host}:{listen}\"\n  no_advertise: true\n  \
              advertise: \"{host}:{NOWHERE}\"\n  routes: {routes:?}\n}}\n",
-            self.name, self.monitor,
+            self.name,
         )
     }
 }
@@ -65,10 +63,6 @@ impl Cluster {
             path: std::env::temp_dir(),
             source,
         })?;
-        let folder = |source| ServerError::Folder {
-            path: scratch.path().to_owned(),
-            source,
-        };
         let mut nodes = Vec::new();
         for (number, routes) in (1..).zip(routes) {
             let name = format!("node-{number}");
@@ -78,11 +72,7 @@ impl Cluster {
                 sync_always: false,
                 max_store: None,
                 tls: None,
-                node: Some(Node {
-                    name,
-                    monitor: free_port().map_err(folder)?,
-                    routes,
-                }),
+                node: Some(Node { name, routes }),
                 include: None,
             })?);
         }
@@ -107,7 +97,6 @@ mod tests {
     fn a_server_knows_the_ways_that_it_was_given_and_tells_of_none() {
         let node = Node {
             name: "node-1".to_owned(),
-            monitor: 7000,
             routes: Routes {
                 listen: 7001,
                 to: vec![7002, 7003],

@@ -6,6 +6,7 @@
 mod api;
 mod cluster;
 mod lagging;
+mod writes;
 
 use std::fs;
 use std::io;
@@ -84,6 +85,8 @@ pub struct NatsServer {
     options: Options,
     binary: PathBuf,
     address: SocketAddr,
+    /// Where it tells how it is.
+    monitor: SocketAddr,
     child: Child,
     /// Keeps a temporary folder for as long as the server.
     _scratch: Option<tempfile::TempDir>,
@@ -107,12 +110,15 @@ impl NatsServer {
             Some(port) => port,
             None => free_port().map_err(folder)?,
         };
+        let monitor = free_port().map_err(folder)?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let child = spawn(&binary, &options, address)?;
+        let monitor = SocketAddr::from((Ipv4Addr::LOCALHOST, monitor));
+        let child = spawn(&binary, &options, address, monitor)?;
         let mut server = Self {
             options,
             binary,
             address,
+            monitor,
             child,
             _scratch: None,
         };
@@ -188,10 +194,9 @@ impl NatsServer {
         self.address.port()
     }
 
-    /// Where it tells how it is, `http://…`; none unless it is one of a cluster.
-    pub fn monitor_url(&self) -> Option<String> {
-        let node = self.options.node.as_ref()?;
-        Some(format!("http://{}:{}", self.address.ip(), node.monitor))
+    /// Where it tells how it is, `http://…`.
+    pub fn monitor_url(&self) -> String {
+        format!("http://{}", self.monitor)
     }
 
     /// The folder with its streams and its log.
@@ -222,7 +227,7 @@ impl NatsServer {
     /// See [`ServerError`].
     pub fn restart(&mut self) -> Result<(), ServerError> {
         self.kill();
-        self.child = spawn(&self.binary, &self.options, self.address)?;
+        self.child = spawn(&self.binary, &self.options, self.address, self.monitor)?;
         self.wait_until_up()
     }
 
@@ -254,14 +259,19 @@ impl Drop for NatsServer {
     }
 }
 
-fn spawn(binary: &Path, options: &Options, address: SocketAddr) -> Result<Child, ServerError> {
+fn spawn(
+    binary: &Path,
+    options: &Options,
+    address: SocketAddr,
+    monitor: SocketAddr,
+) -> Result<Child, ServerError> {
     let config = options.folder.join("nats-server.conf");
     let log = options.folder.join("nats-server.log");
     let folder = |source| ServerError::Folder {
         path: options.folder.clone(),
         source,
     };
-    fs::write(&config, configuration(options, address)).map_err(folder)?;
+    fs::write(&config, configuration(options, address, monitor)).map_err(folder)?;
     let mut command = Command::new(binary);
     command.arg("-c").arg(&config).arg("-l").arg(&log);
     command
@@ -279,7 +289,7 @@ fn spawn(binary: &Path, options: &Options, address: SocketAddr) -> Result<Child,
     })
 }
 
-fn configuration(options: &Options, address: SocketAddr) -> String {
+fn configuration(options: &Options, address: SocketAddr, monitor: SocketAddr) -> String {
     let store = options.folder.join("jetstream");
     // In quotes below: without them the server takes 2m for two million seconds.
     let sync = if options.sync_always { "always" } else { "2m" };
@@ -291,7 +301,7 @@ fn configuration(options: &Options, address: SocketAddr) -> String {
         format!("tls {{\n  ca_file: {ca:?}\n  cert_file: {cert:?}\n  key_file: {key:?}\n  verify: true\n}}\n")
     });
     let plain = format!(
-        "host: \"{}\"\nport: {}\nmax_payload: 8MB\n\
+        "host: \"{}\"\nport: {}\nhttp: \"{monitor}\"\nmax_payload: 8MB\n\
          jetstream {{\n  store_dir: {:?}\n  sync_interval: \"{sync}\"\n{room}}}\n",
         address.ip(),
         address.port(),

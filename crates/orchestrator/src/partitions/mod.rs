@@ -18,7 +18,7 @@ use std::time::{Duration, Instant, SystemTime};
 use contract::TenantId;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use lifecycle::Service;
+use lifecycle::{Check, Service};
 use messaging::{Broker, BrokerError, Bucket};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
@@ -159,10 +159,11 @@ pub(crate) async fn start(
     let opened = Membership::open(broker, name, partitions.0, mandate, served);
     let mut membership = opened.await?;
     let stopping = service.tasks.stopping();
+    let check = service.health.check("partitions");
     service.tasks.critical("partitions", async move {
         tokio::select! {
             () = stopping => {}
-            () = membership.run() => {}
+            () = membership.run(&check) => {}
         }
         membership.leave().await;
         Ok::<(), BrokerError>(())
@@ -195,8 +196,10 @@ impl Membership {
         })
     }
 
-    /// Renews again and again. What is given away goes beside that: however long it takes, no renewal waits for it.
-    async fn run(&mut self) {
+    /// Renews again and again. What is given away goes beside that: however long it takes, no renewal waits for it. The check fails once nobody takes this one
+    /// for alive any more: it dispatches nothing then, although the broker may answer whoever reads.
+    async fn run(&mut self, check: &Check) {
+        let mut renewed = Instant::now();
         let mut every = tokio::time::interval(RENEW_EVERY);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut giving: BoxFuture<'static, Result<(), BrokerError>> =
@@ -205,15 +208,21 @@ impl Membership {
             tokio::select! {
                 biased;
                 _ = every.tick() => match self.renew().await {
-                    // One at a time: what else is to go is found again by the renewal after it.
-                    Ok(Some(release)) if self.giving.is_empty() => {
-                        self.giving = release.revisions.keys().copied().collect();
-                        giving = release.carry_out().boxed();
+                    Ok(release) => {
+                        renewed = Instant::now();
+                        check.pass();
+                        // One at a time: what else is to go is found again by the renewal after it.
+                        if let Some(release) = release.filter(|_| self.giving.is_empty()) {
+                            self.giving = release.revisions.keys().copied().collect();
+                            giving = release.carry_out().boxed();
+                        }
                     }
-                    Ok(_) => {}
                     Err(error) => {
                         let error = lifecycle::chain(&error);
                         tracing::debug!(error, "partitions are not renewed");
+                        if renewed.elapsed() >= DEAD_AFTER {
+                            check.fail(format!("nothing is dispatched from here: {error}"));
+                        }
                     }
                 },
                 given = &mut giving => {
