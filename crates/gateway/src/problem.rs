@@ -13,12 +13,36 @@ use serde::Serialize;
 
 use crate::{dashscope, oip, openai};
 
+/// What OpenAI's clients ask for first. Most of it is not served, and they show a refusal in other words than theirs as an empty one.
+const OPENAI: &[&str] = &[
+    "assistants",
+    "audio",
+    "batches",
+    "chat",
+    "completions",
+    "containers",
+    "conversations",
+    "embeddings",
+    "evals",
+    "files",
+    "fine_tuning",
+    "images",
+    "models",
+    "moderations",
+    "realtime",
+    "responses",
+    "threads",
+    "uploads",
+    "vector_stores",
+    "videos",
+];
+
 /// Whose words a caller expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
     /// Our own paths, and everything that nobody claims: RFC 9457.
     Own,
-    /// OpenAI Images.
+    /// OpenAI's, also where its clients lead with a wrong base URL.
     OpenAi,
     /// DashScope.
     DashScope,
@@ -43,7 +67,10 @@ impl Dialect {
             path.strip_prefix(root)
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        if under("/v1/images") || under("/v1/models") {
+        // Without `/v1` where the base URL lacks it.
+        let asked = path.strip_prefix("/v1").unwrap_or(path);
+        let asked = asked.strip_prefix('/').and_then(|p| p.split('/').next());
+        if asked.is_some_and(|first| OPENAI.contains(&first)) {
             Self::OpenAi
         } else if under("/api/v1") {
             Self::DashScope
@@ -253,6 +280,13 @@ mod tests {
         assert_eq!(of("/v1/images/generations"), Dialect::OpenAi);
         assert_eq!(of("/v1/models"), Dialect::OpenAi);
         assert_eq!(of("/v1/modelsx"), Dialect::Own);
+        assert_eq!(of("/v1/chat/completions"), Dialect::OpenAi);
+        assert_eq!(of("/v1/responses"), Dialect::OpenAi);
+        assert_eq!(of("/images/generations"), Dialect::OpenAi);
+        assert_eq!(of("/models"), Dialect::OpenAi);
+        assert_eq!(of("/v1models"), Dialect::Own);
+        assert_eq!(of("/v1"), Dialect::Own);
+        assert_eq!(of("/v1/tasks/images"), Dialect::Own);
         assert_eq!(of("/api/v1/tasks/x"), Dialect::DashScope);
         assert_eq!(of("/v2"), Dialect::Oip);
         assert_eq!(of("/v2/models/m/infer"), Dialect::Oip);

@@ -20,7 +20,7 @@ use crate::error::StartError;
 use crate::json::shorten;
 use crate::layers::{Observer, Terms};
 use crate::openapi::{Routes, also_at, answers, with_version};
-use crate::problem::{Refused, text};
+use crate::problem::{Dialect, Refused, text};
 use crate::{
     batch, cors, dashscope, feedback, grpc, health, images, layers, list, models, oip, openai,
     openapi, tasks, tokens, welcome,
@@ -257,11 +257,15 @@ fn quick(edge: &Arc<Edge>, (schemas, mut paths, methods): Routes) -> Routes {
 }
 
 async fn nothing_here(uri: Uri) -> impl IntoResponse {
-    let path = shorten(uri.path());
-    Refused(Failure::new(
-        ErrorCode::NotFound,
-        format!("there is nothing at {path}"),
-    ))
+    let path = uri.path();
+    let mut message = format!("there is nothing at {}", shorten(path));
+    if Dialect::of_path(path) == Dialect::OpenAi && !path.starts_with("/v1/") {
+        message.push_str("; the base URL of an OpenAI client ends in /v1");
+    } else if path == "/v1/images/variations" {
+        message.push_str("; to draw from a picture, use ");
+        message.push_str(openai::EDITS);
+    }
+    Refused(Failure::new(ErrorCode::NotFound, message))
 }
 
 async fn not_this_way(method: Method, request: Request) -> impl IntoResponse {

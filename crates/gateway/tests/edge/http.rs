@@ -70,11 +70,28 @@ async fn a_path_that_is_not_there_is_a_problem_or_an_openai_error() {
     let expected = json!({"type": "/docs/errors/not_found", "title": "Not found", "status": 404,
         "detail": "there is nothing at /v1/task", "instance": "my-id.1", "code": "not_found"});
     assert_eq!(answer.json(), expected);
-    let answer = ask(edge.address, "POST /v1/images/variations").await;
+    let base = "; the base URL of an OpenAI client ends in /v1";
+    for (path, hint) in [
+        (
+            "/v1/images/variations",
+            "; to draw from a picture, use /v1/images/edits",
+        ),
+        ("/v1/chat/completions", ""),
+        ("/v1/responses", ""),
+        ("/images/generations", base),
+        ("/chat/completions", base),
+    ] {
+        let answer = ask(edge.address, &format!("POST {path}")).await;
+        assert_eq!(answer.status, 404);
+        let message = format!("there is nothing at {path}{hint}");
+        let expected = json!({"error": {"message": message, "type": "invalid_request_error",
+            "param": null, "code": "not_found"}});
+        assert_eq!(answer.json(), expected);
+    }
+    let answer = ask(edge.address, "GET /models").await;
     assert_eq!(answer.status, 404);
-    let expected = json!({"error": {"message": "there is nothing at /v1/images/variations",
-        "type": "invalid_request_error", "param": null, "code": "not_found"}});
-    assert_eq!(answer.json(), expected);
+    let shown = answer.json();
+    assert!(shown["error"]["message"].as_str().unwrap().ends_with(base));
     edge.stop().await;
 }
 
