@@ -1,11 +1,11 @@
 //! What this protocol takes over HTTP, described by the tables that its decoder reads by.
 
-use serde_json::json;
+use serde_json::{Value, json};
 use utoipa::openapi::Object;
 use utoipa::openapi::schema::{AdditionalProperties, Array, SchemaType, Type};
 
 use super::model::{Described, IMAGE, INPUTS, Kind, OUTPUTS};
-use super::tensor::{DATATYPES, Datatype};
+use super::tensor::{CLASSIFICATION, DATATYPES, Datatype, SHARED_MEMORY};
 use crate::openapi::params::{header, params};
 use crate::openapi::schema::{
     component, file, given, or_null, part, record, rule, text, where_there, whole, with, word,
@@ -32,10 +32,7 @@ component!(
     OutputTensor,
     "OutputTensor",
     [],
-    record([
-        ("name", "", word(OUTPUTS.iter().map(|output| output.name)).into()),
-        ("parameters?", "`binary_data`: raw, behind the JSON.", parameters().into()),
-    ])
+    output_tensor()
 );
 
 component!(
@@ -132,12 +129,37 @@ fn input_tensor() -> Object {
         );
         rule(&mut tensor, json!({"if": named, "then": of}));
     }
-    let has = |parameter: &str| with("parameters", with(parameter, json!({})));
     let here = given("data");
-    let behind = json!({"if": has("binary_data_size"), "then": {"not": here}, "else": here});
+    let behind =
+        json!({"if": has("binary_data_size", json!({})), "then": {"not": here}, "else": here});
     rule(&mut tensor, behind);
-    rule(&mut tensor, json!({"not": has("shared_memory_region")}));
+    rule(&mut tensor, json!({"not": has(SHARED_MEMORY, json!({}))}));
     tensor
+}
+
+/// It comes with the answer, and whole.
+fn output_tensor() -> Object {
+    let mut tensor = record([
+        (
+            "name",
+            "",
+            word(OUTPUTS.iter().map(|output| output.name)).into(),
+        ),
+        (
+            "parameters?",
+            "`binary_data`: raw, behind the JSON.",
+            parameters().into(),
+        ),
+    ]);
+    for parameter in [SHARED_MEMORY, CLASSIFICATION] {
+        rule(&mut tensor, json!({"not": has(parameter, json!({}))}));
+    }
+    tensor
+}
+
+/// A tensor that has a parameter of which `said` holds.
+fn has(parameter: &str, said: Value) -> Value {
+    with("parameters", with(parameter, said))
 }
 
 /// Whether an input of a kind may have this datatype.
@@ -177,7 +199,6 @@ fn anything() -> Object {
 mod tests {
     use bytes::Bytes;
     use contract::Failure;
-    use serde_json::Value;
 
     use super::super::{json as wire, request};
     use super::*;
@@ -271,5 +292,23 @@ mod tests {
             read(json!({"inputs": inputs}).to_string().as_bytes())
         };
         rules_held_against_decoder(&input_tensor().into(), &tensors, &read_one);
+    }
+
+    #[test]
+    fn how_an_output_may_be_asked_for_is_said_by_the_schema_as_by_the_decoder() {
+        let image = |parameters: Value| json!({"name": "IMAGE", "parameters": parameters});
+        let outputs = [
+            json!({"name": "IMAGE"}),
+            image(json!(null)),
+            image(json!({"binary_data": true})),
+            image(json!({"shared_memory_region": "r", "shared_memory_byte_size": 9})),
+            image(json!({"classification": 3})),
+        ];
+        let read_one = |body: &[u8]| {
+            let output: Value = serde_json::from_slice(body).unwrap();
+            let request = json!({"inputs": [prompt()], "outputs": [output]});
+            read(request.to_string().as_bytes())
+        };
+        rules_held_against_decoder(&output_tensor().into(), &outputs, &read_one);
     }
 }

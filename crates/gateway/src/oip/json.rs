@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::request::{Asked, IMAGE_FORMAT};
-use super::tensor::{Datatype, Tensor, Values, invalid, read_raw};
+use super::tensor::{Datatype, SHARED_MEMORY, Tensor, Values, check_output, invalid, read_raw};
 use crate::json::{parse, shorten};
 
 pub(super) use answer::{AnswerJson, encode};
@@ -94,6 +94,9 @@ pub(super) fn decode(body: &Bytes, json_bytes: Option<&str>) -> Result<(Asked, B
             return Err(Failure::invalid(IMAGE_FORMAT, message));
         }
     };
+    for output in &request.outputs {
+        check_output(&output.name, |name| output.parameters.contains_key(name))?;
+    }
     let is_set = |parameters: &Parameters, name| parameters.get(name) == Some(&Value::Bool(true));
     let binary = request.outputs.iter();
     let binary = binary.filter(|output| is_set(&output.parameters, "binary_data"));
@@ -138,7 +141,7 @@ fn read_input(input: InputJson, raw: &mut Bytes) -> Result<Tensor, Failure> {
     // Whatever is wrong with it, its name is not repeated whole.
     let shown = shorten(&input.name);
     let datatype = Datatype::read(&shown, &input.datatype)?;
-    if input.parameters.contains_key("shared_memory_region") {
+    if input.parameters.contains_key(SHARED_MEMORY) {
         let message = format!("{shown} must come with the request: there is no shared memory");
         return Err(invalid(&shown, message));
     }
@@ -343,6 +346,16 @@ mod tests {
         );
         let failure = read(&json!({"inputs": [{"name": "X", "shape": [1]}]})).unwrap_err();
         assert!(failure.message.contains("datatype"), "{failure}");
+    }
+
+    #[test]
+    fn an_output_in_shared_memory_or_as_classes_is_refused_by_its_name() {
+        let region = json!({"shared_memory_region": "r", "shared_memory_byte_size": 9});
+        for parameters in [region, json!({"classification": 3})] {
+            let outputs = json!([{"name": "SEED"}, {"name": "IMAGE", "parameters": parameters}]);
+            let failure = read(&json!({"inputs": [], "outputs": outputs})).unwrap_err();
+            assert_eq!(failure.field.as_deref(), Some("IMAGE"), "{failure}");
+        }
     }
 
     proptest! {

@@ -17,7 +17,7 @@ use contract::{Failure, v1};
 use super::infer::Answer;
 use super::model::{Described, INPUTS, OUTPUTS, PLATFORM, READY, config_type};
 use super::request::{Asked, IMAGE_FORMAT};
-use super::tensor::{Datatype, Tensor, Values, invalid, read_raw};
+use super::tensor::{Datatype, SHARED_MEMORY, Tensor, Values, check_output, invalid, read_raw};
 use crate::json::shorten;
 
 /// The parameter by which clients of Triton know the last response to a request of a stream.
@@ -34,6 +34,9 @@ pub(super) fn decode(request: ModelInferRequest) -> Result<Asked, Failure> {
             return Err(Failure::invalid(IMAGE_FORMAT, message));
         }
     };
+    for output in &request.outputs {
+        check_output(&output.name, |name| output.parameters.contains_key(name))?;
+    }
     let (count, raws) = (request.inputs.len(), request.raw_input_contents);
     if !raws.is_empty() && raws.len() != count {
         let message = format!(
@@ -65,7 +68,7 @@ fn read_input(input: InferInputTensor, raw: Option<Bytes>) -> Result<Tensor, Fai
     // Whatever is wrong with it, its name is not repeated whole.
     let shown = shorten(&input.name);
     let datatype = Datatype::read(&shown, &input.datatype)?;
-    if input.parameters.contains_key("shared_memory_region") {
+    if input.parameters.contains_key(SHARED_MEMORY) {
         let message = format!("{shown} must come with the request: there is no shared memory");
         return Err(invalid(&shown, message));
     }
@@ -212,6 +215,7 @@ pub(super) fn index(models: &[v1::ModelSummary]) -> RepositoryIndexResponse {
 
 #[cfg(test)]
 mod tests {
+    use contract::inference::model_infer_request::InferRequestedOutputTensor;
     use proptest::prelude::*;
 
     use super::*;
@@ -259,6 +263,24 @@ mod tests {
         assert!(decode(request(0, None)).is_err());
         let contents = InferTensorContents::default();
         assert!(decode(request(2, Some(contents))).is_err());
+    }
+
+    #[test]
+    fn an_output_in_shared_memory_or_as_classes_is_refused_by_its_name() {
+        for name in ["shared_memory_region", "classification"] {
+            let mut output = InferRequestedOutputTensor {
+                name: "IMAGE".to_owned(),
+                ..Default::default()
+            };
+            let parameter = InferParameter::default();
+            output.parameters.insert(name.to_owned(), parameter);
+            let failure = decode(ModelInferRequest {
+                outputs: vec![output],
+                ..Default::default()
+            });
+            let failure = failure.unwrap_err();
+            assert_eq!(failure.field.as_deref(), Some("IMAGE"), "{failure}");
+        }
     }
 
     #[test]

@@ -7,6 +7,10 @@ use crate::json::shorten;
 
 /// Bytes in front of each element of a `BYTES` tensor: its length, little endian.
 const LENGTH_BYTES: usize = 4;
+/// The parameter of a tensor whose data is not in the message.
+pub(super) const SHARED_MEMORY: &str = "shared_memory_region";
+/// The parameter of an output of which only the likeliest classes are wanted.
+pub(super) const CLASSIFICATION: &str = "classification";
 
 /// The datatypes that an input may have. The protocol has more; no input takes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +71,20 @@ pub(super) struct Tensor {
 /// A complaint about an input.
 pub(super) fn invalid(name: &str, message: String) -> Failure {
     Failure::invalid(shorten(name), message)
+}
+
+/// Refuses an output that is asked for in a way in which none is answered: who asked so would read something else. `has` says which
+/// parameters it has.
+pub(super) fn check_output(name: &str, has: impl Fn(&str) -> bool) -> Result<(), Failure> {
+    let shown = shorten(name);
+    let message = if has(SHARED_MEMORY) {
+        format!("{shown} must come with the answer: there is no shared memory")
+    } else if has(CLASSIFICATION) {
+        format!("{shown} has no classes: leave the parameter {CLASSIFICATION} out")
+    } else {
+        return Ok(());
+    };
+    Err(invalid(&shown, message))
 }
 
 /// Reads the raw form of an input: numbers in little endian one behind the other, texts each behind its length.
