@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::request::{Asked, IMAGE_FORMAT};
-use super::tensor::{Datatype, SHARED_MEMORY, Tensor, Values, check_output, invalid, read_raw};
+use super::tensor::{Datatype, Tensor, Values, check_input, check_output, invalid, read_raw};
 use crate::json::{parse, shorten};
 
 pub(super) use answer::{AnswerJson, encode};
@@ -141,10 +141,7 @@ fn read_input(input: InputJson, raw: &mut Bytes) -> Result<Tensor, Failure> {
     // Whatever is wrong with it, its name is not repeated whole.
     let shown = shorten(&input.name);
     let datatype = Datatype::read(&shown, &input.datatype)?;
-    if input.parameters.contains_key(SHARED_MEMORY) {
-        let message = format!("{shown} must come with the request: there is no shared memory");
-        return Err(invalid(&shown, message));
-    }
+    check_input(&shown, |name| input.parameters.contains_key(name))?;
     let values = match (input.parameters.get("binary_data_size"), input.data) {
         (Some(size), None) => {
             let fits = |size: &usize| *size <= raw.len();

@@ -17,7 +17,7 @@ use contract::{Failure, v1};
 use super::infer::Answer;
 use super::model::{Described, INPUTS, OUTPUTS, PLATFORM, READY, config_type};
 use super::request::{Asked, IMAGE_FORMAT};
-use super::tensor::{Datatype, SHARED_MEMORY, Tensor, Values, check_output, invalid, read_raw};
+use super::tensor::{Datatype, Tensor, Values, check_input, check_output, invalid, read_raw};
 use crate::json::shorten;
 
 /// The parameter by which clients of Triton know the last response to a request of a stream.
@@ -34,6 +34,10 @@ pub(super) fn decode(request: ModelInferRequest) -> Result<Asked, Failure> {
             return Err(Failure::invalid(IMAGE_FORMAT, message));
         }
     };
+    // Before they are counted: clients send no raw contents for those in shared memory.
+    for input in &request.inputs {
+        check_input(&input.name, |name| input.parameters.contains_key(name))?;
+    }
     for output in &request.outputs {
         check_output(&output.name, |name| output.parameters.contains_key(name))?;
     }
@@ -68,10 +72,6 @@ fn read_input(input: InferInputTensor, raw: Option<Bytes>) -> Result<Tensor, Fai
     // Whatever is wrong with it, its name is not repeated whole.
     let shown = shorten(&input.name);
     let datatype = Datatype::read(&shown, &input.datatype)?;
-    if input.parameters.contains_key(SHARED_MEMORY) {
-        let message = format!("{shown} must come with the request: there is no shared memory");
-        return Err(invalid(&shown, message));
-    }
     let values = match (raw, input.contents) {
         (Some(raw), None) => read_raw(&shown, datatype, &raw)?,
         (None, Some(contents)) => typed(datatype, contents),
@@ -263,6 +263,22 @@ mod tests {
         assert!(decode(request(0, None)).is_err());
         let contents = InferTensorContents::default();
         assert!(decode(request(2, Some(contents))).is_err());
+    }
+
+    #[test]
+    fn an_input_in_shared_memory_is_refused_by_its_name_beside_others_that_are_raw() {
+        let mut elsewhere = input("INT8", None);
+        elsewhere.name = "SEED".to_owned();
+        let region = InferParameter::default();
+        let name = "shared_memory_region".to_owned();
+        elsewhere.parameters.insert(name, region);
+        let failure = decode(ModelInferRequest {
+            inputs: vec![input("INT8", None), elsewhere],
+            raw_input_contents: vec![vec![1]],
+            ..Default::default()
+        });
+        let failure = failure.unwrap_err();
+        assert_eq!(failure.field.as_deref(), Some("SEED"), "{failure}");
     }
 
     #[test]

@@ -73,6 +73,16 @@ pub(super) fn invalid(name: &str, message: String) -> Failure {
     Failure::invalid(shorten(name), message)
 }
 
+/// Refuses an input that is not in its message.
+pub(super) fn check_input(name: &str, has: impl Fn(&str) -> bool) -> Result<(), Failure> {
+    if !has(SHARED_MEMORY) {
+        return Ok(());
+    }
+    let shown = shorten(name);
+    let message = format!("{shown} must come with the request: there is no shared memory");
+    Err(invalid(&shown, message))
+}
+
 /// Refuses an output that is asked for in a way in which none is answered: who asked so would read something else. `has` says which
 /// parameters it has.
 pub(super) fn check_output(name: &str, has: impl Fn(&str) -> bool) -> Result<(), Failure> {
