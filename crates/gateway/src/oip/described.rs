@@ -4,8 +4,9 @@ use serde_json::{Value, json};
 use utoipa::openapi::Object;
 use utoipa::openapi::schema::{AdditionalProperties, Array, SchemaType, Type};
 
+use super::json::{BINARY_DATA, BINARY_DATA_OUTPUT};
 use super::model::{Described, IMAGE, INPUTS, Kind, OUTPUTS};
-use super::tensor::{CLASSIFICATION, DATATYPES, Datatype, SHARED_MEMORY};
+use super::tensor::{BASE64, CLASSIFICATION, CONTENT_TYPE, DATATYPES, Datatype, SHARED_MEMORY};
 use crate::openapi::params::{header, params};
 use crate::openapi::schema::{
     component, file, given, or_null, part, record, rule, text, where_there, whole, with, word,
@@ -83,6 +84,7 @@ fn inference() -> Object {
         let once = where_there("outputs", named(output, u32::from(output.name == IMAGE)));
         rule(&mut request, json!({"if": some, "then": once}));
     }
+    rule(&mut request, truth(BINARY_DATA_OUTPUT));
     request
 }
 
@@ -134,6 +136,8 @@ fn input_tensor() -> Object {
         json!({"if": has("binary_data_size", json!({})), "then": {"not": here}, "else": here});
     rule(&mut tensor, behind);
     rule(&mut tensor, json!({"not": has(SHARED_MEMORY, json!({}))}));
+    let base64 = has(CONTENT_TYPE, json!({"const": BASE64}));
+    rule(&mut tensor, json!({"not": base64}));
     tensor
 }
 
@@ -154,12 +158,19 @@ fn output_tensor() -> Object {
     for parameter in [SHARED_MEMORY, CLASSIFICATION] {
         rule(&mut tensor, json!({"not": has(parameter, json!({}))}));
     }
+    rule(&mut tensor, truth(BINARY_DATA));
     tensor
 }
 
 /// A tensor that has a parameter of which `said` holds.
 fn has(parameter: &str, said: Value) -> Value {
     with("parameters", with(parameter, said))
+}
+
+/// A parameter that is true or false where it is there.
+fn truth(parameter: &str) -> Value {
+    let truth = where_there(parameter, json!({"enum": [true, false, null]}));
+    where_there("parameters", truth)
 }
 
 /// Whether an input of a kind may have this datatype.
@@ -250,6 +261,10 @@ mod tests {
                 requests.push(json!({"inputs": inputs, "outputs": outputs}));
             }
         }
+        for set in [json!(null), json!(true), json!("true"), json!(1)] {
+            let parameters = json!({"binary_data_output": set});
+            requests.push(json!({"inputs": [prompt], "parameters": parameters}));
+        }
         rules_held_against_decoder(&inference().into(), &requests, &read);
     }
 
@@ -282,6 +297,8 @@ mod tests {
             with(json!({"parameters": {"binary_data_size": RAW.len()}})),
             with(json!({"parameters": {"binary_data_size": RAW.len()}, "data": null})),
             with(json!({"parameters": {"shared_memory_region": "r"}})),
+            with(json!({"parameters": {"content_type": "str"}})),
+            with(json!({"parameters": {"content_type": "base64"}})),
         ]);
         let read_one = |body: &[u8]| {
             let tensor: Value = serde_json::from_slice(body).unwrap();
@@ -301,6 +318,8 @@ mod tests {
             json!({"name": "IMAGE"}),
             image(json!(null)),
             image(json!({"binary_data": true})),
+            image(json!({"binary_data": null})),
+            image(json!({"binary_data": "yes"})),
             image(json!({"shared_memory_region": "r", "shared_memory_byte_size": 9})),
             image(json!({"classification": 3})),
         ];

@@ -14,7 +14,9 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::request::{Asked, IMAGE_FORMAT};
-use super::tensor::{Datatype, Tensor, Values, check_input, check_output, invalid, read_raw};
+use super::tensor::{
+    CONTENT_TYPE, Datatype, Tensor, Values, check_input, check_output, invalid, read_raw,
+};
 use crate::json::{parse, shorten};
 
 pub(super) use answer::{AnswerJson, encode};
@@ -22,6 +24,11 @@ pub(super) use answer::{AnswerJson, encode};
 /// How many bytes of a body are JSON.
 pub(super) const JSON_BYTES: HeaderName =
     HeaderName::from_static("inference-header-content-length");
+
+/// The parameter of a request that asks for all outputs in raw form.
+pub(super) const BINARY_DATA_OUTPUT: &str = "binary_data_output";
+/// The parameter of an output that asks for it alone.
+pub(super) const BINARY_DATA: &str = "binary_data";
 
 type Parameters = BTreeMap<String, Value>;
 
@@ -94,16 +101,16 @@ pub(super) fn decode(body: &Bytes, json_bytes: Option<&str>) -> Result<(Asked, B
             return Err(Failure::invalid(IMAGE_FORMAT, message));
         }
     };
+    let mut binary = Binary {
+        all: is_set(&request.parameters, BINARY_DATA_OUTPUT)?,
+        outputs: Vec::new(),
+    };
     for output in &request.outputs {
         check_output(&output.name, |name| output.parameters.contains_key(name))?;
+        if is_set(&output.parameters, BINARY_DATA)? {
+            binary.outputs.push(output.name.clone());
+        }
     }
-    let is_set = |parameters: &Parameters, name| parameters.get(name) == Some(&Value::Bool(true));
-    let binary = request.outputs.iter();
-    let binary = binary.filter(|output| is_set(&output.parameters, "binary_data"));
-    let binary = Binary {
-        all: is_set(&request.parameters, "binary_data_output"),
-        outputs: binary.map(|output| output.name.clone()).collect(),
-    };
     let asked = Asked {
         id: request.id.unwrap_or_default(),
         inputs,
@@ -116,6 +123,18 @@ pub(super) fn decode(body: &Bytes, json_bytes: Option<&str>) -> Result<(Asked, B
         ..Default::default()
     };
     Ok((asked, binary))
+}
+
+/// Whether a parameter is set that is true or false; false where it is left out.
+fn is_set(parameters: &Parameters, name: &str) -> Result<bool, Failure> {
+    match parameters.get(name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(set)) => Ok(*set),
+        Some(_) => {
+            let message = format!("the parameter {name} must be true or false");
+            Err(Failure::invalid(name, message))
+        }
+    }
 }
 
 fn split(body: &Bytes, json_bytes: Option<&str>) -> Result<(Bytes, Bytes), Failure> {
@@ -141,7 +160,9 @@ fn read_input(input: InputJson, raw: &mut Bytes) -> Result<Tensor, Failure> {
     // Whatever is wrong with it, its name is not repeated whole.
     let shown = shorten(&input.name);
     let datatype = Datatype::read(&shown, &input.datatype)?;
-    check_input(&shown, |name| input.parameters.contains_key(name))?;
+    let has = |name: &str| input.parameters.contains_key(name);
+    let content_type = input.parameters.get(CONTENT_TYPE).and_then(Value::as_str);
+    check_input(&shown, has, content_type)?;
     let values = match (input.parameters.get("binary_data_size"), input.data) {
         (Some(size), None) => {
             let fits = |size: &usize| *size <= raw.len();
@@ -343,6 +364,41 @@ mod tests {
         );
         let failure = read(&json!({"inputs": [{"name": "X", "shape": [1]}]})).unwrap_err();
         assert!(failure.message.contains("datatype"), "{failure}");
+    }
+
+    #[test]
+    fn whether_outputs_are_raw_is_true_or_false_and_nothing_else() {
+        let with = |set: &Value| {
+            let all = json!({"inputs": [], "parameters": {"binary_data_output": set}});
+            let output = json!({"name": "IMAGE", "parameters": {"binary_data": set}});
+            [all, json!({"inputs": [], "outputs": [output]})]
+        };
+        for set in [json!("true"), json!("yes"), json!(1), json!([true])] {
+            let fields = with(&set).map(|request| read(&request).unwrap_err().field.unwrap());
+            assert_eq!(fields, ["binary_data_output", "binary_data"], "{set}");
+        }
+        for (set, is_set) in [
+            (json!(true), true),
+            (json!(false), false),
+            (json!(null), false),
+        ] {
+            let raw = with(&set).map(|request| read(&request).unwrap().1.has("IMAGE"));
+            assert_eq!(raw, [is_set; 2], "{set}");
+        }
+    }
+
+    #[test]
+    fn an_input_in_base64_is_refused_rather_than_drawn_as_it_is_written() {
+        let with = |content_type: &str| {
+            let parameters = json!({"content_type": content_type});
+            read(
+                &json!({"inputs": [{"name": "PROMPT", "shape": [1], "datatype": "BYTES",
+                "parameters": parameters, "data": ["YSBjYXQ="]}]}),
+            )
+        };
+        let failure = with("base64").unwrap_err();
+        assert_eq!(failure.field.as_deref(), Some("PROMPT"), "{failure}");
+        assert!(with("str").is_ok());
     }
 
     #[test]

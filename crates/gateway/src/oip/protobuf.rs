@@ -17,7 +17,9 @@ use contract::{Failure, v1};
 use super::infer::Answer;
 use super::model::{Described, INPUTS, OUTPUTS, PLATFORM, READY, config_type};
 use super::request::{Asked, IMAGE_FORMAT};
-use super::tensor::{Datatype, Tensor, Values, check_input, check_output, invalid, read_raw};
+use super::tensor::{
+    CONTENT_TYPE, Datatype, Tensor, Values, check_input, check_output, invalid, read_raw,
+};
 use crate::json::shorten;
 
 /// The parameter by which clients of Triton know the last response to a request of a stream.
@@ -36,7 +38,13 @@ pub(super) fn decode(request: ModelInferRequest) -> Result<Asked, Failure> {
     };
     // Before they are counted: clients send no raw contents for those in shared memory.
     for input in &request.inputs {
-        check_input(&input.name, |name| input.parameters.contains_key(name))?;
+        let has = |name: &str| input.parameters.contains_key(name);
+        let content_type = input.parameters.get(CONTENT_TYPE);
+        let content_type = content_type.and_then(|p| match &p.parameter_choice {
+            Some(ParameterChoice::StringParam(text)) => Some(text.as_str()),
+            _ => None,
+        });
+        check_input(&input.name, has, content_type)?;
     }
     for output in &request.outputs {
         check_output(&output.name, |name| output.parameters.contains_key(name))?;
@@ -279,6 +287,30 @@ mod tests {
         });
         let failure = failure.unwrap_err();
         assert_eq!(failure.field.as_deref(), Some("SEED"), "{failure}");
+    }
+
+    #[test]
+    fn an_input_in_base64_is_refused_rather_than_drawn_as_it_is_written() {
+        let with = |content_type: &str| {
+            let contents = InferTensorContents {
+                bytes_contents: vec![b"YSBjYXQ=".to_vec()],
+                ..Default::default()
+            };
+            let mut prompt = input("BYTES", Some(contents));
+            let text = ParameterChoice::StringParam(content_type.to_owned());
+            let parameter = InferParameter {
+                parameter_choice: Some(text),
+            };
+            let name = "content_type".to_owned();
+            prompt.parameters.insert(name, parameter);
+            decode(ModelInferRequest {
+                inputs: vec![prompt],
+                ..Default::default()
+            })
+        };
+        let failure = with("base64").unwrap_err();
+        assert_eq!(failure.field.as_deref(), Some("X"), "{failure}");
+        assert!(with("str").is_ok());
     }
 
     #[test]

@@ -11,6 +11,10 @@ const LENGTH_BYTES: usize = 4;
 pub(super) const SHARED_MEMORY: &str = "shared_memory_region";
 /// The parameter of an output of which only the likeliest classes are wanted.
 pub(super) const CLASSIFICATION: &str = "classification";
+/// The parameter of a tensor that says what its elements are.
+pub(super) const CONTENT_TYPE: &str = "content_type";
+/// The one that files have in answers, and no input takes.
+pub(super) const BASE64: &str = "base64";
 
 /// The datatypes that an input may have. The protocol has more; no input takes them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -73,13 +77,21 @@ pub(super) fn invalid(name: &str, message: String) -> Failure {
     Failure::invalid(shorten(name), message)
 }
 
-/// Refuses an input that is not in its message.
-pub(super) fn check_input(name: &str, has: impl Fn(&str) -> bool) -> Result<(), Failure> {
-    if !has(SHARED_MEMORY) {
-        return Ok(());
-    }
+/// Refuses an input that is not in its message, or stands there for something else, which would be drawn as it is written. `has` says
+/// which parameters it has; `content_type` is the value of [`CONTENT_TYPE`].
+pub(super) fn check_input(
+    name: &str,
+    has: impl Fn(&str) -> bool,
+    content_type: Option<&str>,
+) -> Result<(), Failure> {
     let shown = shorten(name);
-    let message = format!("{shown} must come with the request: there is no shared memory");
+    let message = if has(SHARED_MEMORY) {
+        format!("{shown} must come with the request: there is no shared memory")
+    } else if content_type == Some(BASE64) {
+        format!("{shown} must be the text itself, not {CONTENT_TYPE} {BASE64}")
+    } else {
+        return Ok(());
+    };
     Err(invalid(&shown, message))
 }
 
