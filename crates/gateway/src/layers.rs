@@ -80,6 +80,7 @@ pub(crate) async fn observe(
     let dialect = Dialect::of(&request);
     let route = request.extensions().get::<MatchedPath>().cloned();
     let id = request_id(request.headers());
+    let called = (dialect == Dialect::Grpc).then(|| request.uri().clone());
     // Of the highest level, so that no filter of log lines takes the trace out of answers.
     let span = tracing::error_span!(
         "request",
@@ -94,7 +95,10 @@ pub(crate) async fn observe(
     });
     request.extensions_mut().insert(id.clone());
     let mut response = async {
-        let response = observer.answer(request, next).await;
+        let mut response = observer.answer(request, next).await;
+        if let Some(called) = &called {
+            problem::in_our_words(called.path(), &mut response);
+        }
         let response = problem::in_words(dialect, &id.0, response);
         tracing::debug!(status = response.status().as_u16(), "answered");
         response

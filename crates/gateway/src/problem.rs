@@ -8,9 +8,12 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderValue, Request, header};
 use axum::response::{IntoResponse, Response};
+use contract::error::is_of_a_service;
 use contract::{ErrorCode, Failure};
 use serde::Serialize;
+use tonic::{Code, Status};
 
+use crate::json::shorten;
 use crate::{dashscope, oip, openai};
 
 /// What OpenAI's clients ask for first. Most of it is not served, and they show a refusal in other words than theirs as an empty one.
@@ -36,6 +39,8 @@ const OPENAI: &[&str] = &[
     "vector_stores",
     "videos",
 ];
+/// How the library of messages begins to tell of one that cannot be read.
+const UNREADABLE: &str = "failed to decode Protobuf message";
 
 /// Whose words a caller expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -193,7 +198,7 @@ pub(crate) fn answer(dialect: Dialect, failure: Failure, request_id: &str) -> Re
     let waits = retry_after(&failure);
     let unauthenticated = failure.code == ErrorCode::Unauthenticated;
     let mut response = match dialect {
-        Dialect::Grpc => return tonic::Status::from(failure).into_http(),
+        Dialect::Grpc => return Status::from(failure).into_http(),
         Dialect::Own => {
             let problem = text(&Problem::new(&failure, Some(request_id)));
             let kind = [(header::CONTENT_TYPE, "application/problem+json")];
@@ -242,6 +247,39 @@ pub(crate) fn in_words(dialect: Dialect, request_id: &str, mut response: Respons
     answered
 }
 
+/// What the library of gRPC says by itself of a call of `path`, if that is for us to say: of a method that there is not it says nothing,
+/// and a message that cannot be read it takes for a fault of ours.
+pub(crate) fn of_the_library(path: &str, status: &Status) -> Option<Failure> {
+    if is_of_a_service(status) {
+        return None;
+    }
+    let said = status.message();
+    match status.code() {
+        Code::Unimplemented if said.is_empty() => {
+            let message = format!("there is no method {}", shorten(path));
+            Some(Failure::new(ErrorCode::MethodNotAllowed, message))
+        }
+        Code::Internal if said.starts_with(UNREADABLE) => {
+            Some(Failure::new(ErrorCode::InvalidArgument, said))
+        }
+        _ => None,
+    }
+}
+
+/// Puts what the library says by itself of a call into our words. Headers that layers have set stay.
+pub(crate) fn in_our_words(path: &str, response: &mut Response) {
+    // An answer that goes on has its status behind it.
+    let said = Status::from_header_map(response.headers());
+    let Some(failure) = said.and_then(|status| of_the_library(path, &status)) else {
+        return;
+    };
+    let status = Status::from(failure);
+    // Only what cannot stand in a header keeps it out, and the message is escaped.
+    if status.add_header(response.headers_mut()).is_ok() {
+        response.extensions_mut().insert(status);
+    }
+}
+
 /// Whole seconds until a retry makes sense; never 0, which would mean at once.
 fn retry_after(failure: &Failure) -> Option<u64> {
     let tells = matches!(failure.code.http().as_u16(), 429 | 503);
@@ -272,7 +310,14 @@ pub(crate) fn json<T: Serialize>(value: &T) -> Response {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
+    use lifecycle::Service;
+    use tower::ServiceExt as _;
+
     use super::*;
+    use crate::edge::tests::edge;
+    use crate::router::grpc;
 
     #[test]
     fn a_path_belongs_to_the_dialect_whose_root_it_is_under() {
@@ -334,5 +379,43 @@ mod tests {
             "field": "width",
         });
         assert_eq!(problem, expected);
+    }
+
+    #[tokio::test]
+    async fn a_method_that_there_is_not_and_a_message_that_cannot_be_read_are_refused_with_our_codes()
+     {
+        let (service, storage) = (Service::new("test"), tempfile::tempdir().unwrap());
+        let edge = Arc::new(edge(&service, &storage));
+        let (router, _reporter) = grpc(&edge).unwrap();
+        let refused = async |path: &str, message: &[u8]| {
+            let request = Request::post(path)
+                .header(header::HOST, "x")
+                .header(header::CONTENT_TYPE, "application/grpc");
+            // Not packed, and as long as it is.
+            let body = [&[0, 0, 0, 0, message.len() as u8][..], message].concat();
+            let request = request.body(Body::from(body)).unwrap();
+            let answer = router.clone().oneshot(request).await.unwrap();
+            let status = Status::from_header_map(answer.headers()).unwrap();
+            let failure = Failure::from(status.clone());
+            assert!(is_of_a_service(&status), "{status:?}");
+            assert_eq!(status.code(), failure.code.grpc());
+            failure
+        };
+        for service in [
+            "grpc.health.v1.Health",
+            "grpc.reflection.v1.ServerReflection",
+        ] {
+            let path = format!("/{service}/Nothing");
+            let failure = refused(&path, &[]).await;
+            assert_eq!(failure.code, ErrorCode::MethodNotAllowed);
+            assert!(failure.message.contains(&path), "{failure}");
+        }
+        for path in [
+            "/grpc.health.v1.Health/Check",
+            "/inference.GRPCInferenceService/ServerReady",
+        ] {
+            let failure = refused(path, &[0xff]).await;
+            assert_eq!(failure.code, ErrorCode::InvalidArgument, "{path}");
+        }
     }
 }

@@ -37,6 +37,7 @@ use crate::edge::{Edge, OpenStream};
 use crate::grpc::{PREFIX_BYTES, SMALL_REQUEST, caller};
 use crate::layers;
 use crate::models::allowed;
+use crate::problem::of_the_library;
 use crate::records::{Counting, MODEL_STREAM_INFER};
 use crate::revoked::{self, OpenKey};
 use crate::room::Class;
@@ -151,7 +152,10 @@ impl Answering {
             let request = tokio::select! {
                 request = self.requests.message() => match request {
                     Ok(request) => request?,
-                    Err(status) => return Some(Err(status)),
+                    Err(status) => {
+                        let ours = of_the_library(MODEL_STREAM_INFER, &status);
+                        return Some(Err(ours.map_or(status, Status::from)));
+                    }
                 },
                 failure = self.key.revoked() => return Some(Err(Status::from(failure))),
             };
