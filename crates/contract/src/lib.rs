@@ -2,7 +2,7 @@
 //!
 //! Services depend on this crate and never on each other: messages and gRPC services generated from
 //! `proto/`, [typed ids](id), the [clock], the [words](words) for its enums, our own dialect's [JSON](json), what auth [asserts](assertion) of callers and the [keys](token_keys) that it signs with, the [limits] that hold for every
-//! request and the [check](validate()) of them, and the one closed list of [error codes](error) with its mapping to gRPC and HTTP.
+//! request and the [check](validate()) of them, what is [left](source) of the steps for a picture to begin from, and the one closed list of [error codes](error) with its mapping to gRPC and HTTP.
 //! Nothing here talks to anything.
 
 pub mod assertion;
@@ -14,6 +14,7 @@ pub mod json;
 pub mod limits;
 mod policy;
 pub mod proof;
+pub mod source;
 pub mod token_keys;
 mod validate;
 pub mod words;

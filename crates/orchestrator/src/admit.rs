@@ -3,7 +3,7 @@
 use contract::auth::Policy;
 use contract::registry::{Model, ModelVersion, Profile};
 use contract::v1::{OutputFormat, Quality, SubmitTask};
-use contract::{ErrorCode, Failure, Lane, TenantId, validate};
+use contract::{ErrorCode, Failure, Lane, TenantId, source, validate};
 use storage::Key;
 
 use crate::models;
@@ -137,6 +137,7 @@ pub(crate) fn normalise(
     full.images = request.images.max(1);
     full.seed = Some(request.seed.unwrap_or(seed));
     full.steps = at_most("steps", steps, profile.max_steps, name)?;
+    check_steps_left(&full, profile.max_steps)?;
     full.guidance_scale = Some(guidance);
     full.output_compression = Some(request.output_compression.unwrap_or(DEFAULT_COMPRESSION));
     if request.quality() == Quality::Unspecified {
@@ -158,6 +159,27 @@ fn at_most(field: &str, given: u32, limit: u32, name: &str) -> Result<u32, Failu
         return Ok(given);
     }
     let text = format!("{field} must be 1 to {limit} for the model {name}, not {given}");
+    Err(Failure::invalid(field, text))
+}
+
+/// A picture to begin from is led through a share of the steps: of few and a small one none is left, which the engine cannot draw by.
+fn check_steps_left(full: &SubmitTask, max_steps: u32) -> Result<(), Failure> {
+    let Some(from) = &full.source else {
+        return Ok(());
+    };
+    let (steps, strength) = (full.steps, source::strength(from));
+    if source::steps_led(steps, strength) > 0 {
+        return Ok(());
+    }
+    let fewest = source::fewest_steps(strength);
+    let (field, way) = if fewest > max_steps {
+        let way = format!("strength must be at least 1/{max_steps}");
+        ("strength", way)
+    } else {
+        let field = from.strength.map_or("steps", |_| "strength");
+        (field, format!("steps must be at least {fewest}"))
+    };
+    let text = format!("of {steps} steps a strength of {strength} leaves none: {way}");
     Err(Failure::invalid(field, text))
 }
 
@@ -349,6 +371,53 @@ mod tests {
             told(|r| r.set_quality(Quality::Hd)),
             "your key's policy does not allow HD"
         );
+    }
+
+    #[test]
+    fn an_edit_of_whose_steps_none_is_left_is_refused_with_a_way_out() {
+        let edit = |(steps, strength, mask): (u32, Option<f32>, &str)| SubmitTask {
+            steps,
+            source: Some(contract::v1::Source {
+                image_key: "x".to_owned(),
+                mask_key: mask.to_owned(),
+                strength,
+            }),
+            ..request("a cat")
+        };
+        for (given, field, few, way) in [
+            (
+                (3, None, ""),
+                "steps",
+                "3 steps a strength of 0.3",
+                "steps must be at least 4",
+            ),
+            (
+                (1, None, "x"),
+                "steps",
+                "1 steps a strength of 0.9999",
+                "steps must be at least 2",
+            ),
+            (
+                (0, Some(0.05), ""),
+                "strength",
+                "12 steps a strength of 0.05",
+                "steps must be at least 20",
+            ),
+            (
+                (100, Some(0.001), ""),
+                "strength",
+                "100 steps a strength of 0.001",
+                "strength must be at least 1/100",
+            ),
+        ] {
+            let failure = admit(&edit(given)).unwrap_err();
+            assert_eq!(failure.code, ErrorCode::InvalidArgument);
+            assert_eq!(failure.field.as_deref(), Some(field), "{few}");
+            assert_eq!(failure.message, format!("of {few} leaves none: {way}"));
+        }
+        for given in [(4, None, ""), (2, None, "x"), (1, Some(1.0), "")] {
+            assert!(admit(&edit(given)).is_ok());
+        }
     }
 
     #[test]

@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use contract::source;
 use contract::task::{Done, Submitted, done};
 use contract::v1::{Quality, Scheduler, SubmitTask};
 
@@ -53,14 +54,11 @@ pub(crate) fn pixel_steps(request: &SubmitTask) -> u64 {
 
 /// Times that a picture passes through the model.
 fn passes(request: &SubmitTask) -> u64 {
-    let mut steps = f64::from(request.steps);
-    if let Some(source) = &request.source {
-        let masked = !source.mask_key.is_empty();
-        let strength = source.strength.unwrap_or(if masked { 1.0 } else { 0.3 });
-        // Only this part of the way is led through.
-        steps = (steps * f64::from(strength)).ceil();
-    }
-    let steps = steps.max(1.0) as u64;
+    let steps = match &request.source {
+        Some(from) => source::steps_led(request.steps, source::strength(from)),
+        None => request.steps,
+    };
+    let steps = u64::from(steps.max(1));
     match request.scheduler() {
         // They ask the model twice a step, but for the last.
         Scheduler::Heun | Scheduler::HeunKarras => steps.saturating_mul(2) - 1,
@@ -266,6 +264,15 @@ mod tests {
             });
         };
         assert_eq!(request(half), 7);
+        // As many as the engine takes of them.
+        let most = |r: &mut SubmitTask| {
+            r.source = Some(Source {
+                image_key: "x".to_owned(),
+                strength: Some(0.79),
+                ..Source::default()
+            });
+        };
+        assert_eq!(request(most), 9);
         assert_eq!(pixel_steps(&SubmitTask::default()), 1);
     }
 

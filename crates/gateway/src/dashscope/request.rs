@@ -37,6 +37,8 @@ pub(super) struct Names {
     form: Form,
     /// The input that is the picture to begin from.
     picture: Option<&'static str>,
+    /// Whether the strength came as `ref_strength`.
+    stays: bool,
 }
 
 impl Names {
@@ -46,6 +48,7 @@ impl Names {
         match (field.as_str(), self.form, self.picture) {
             ("prompt", Form::Messages, _) => by_name(failure, "messages[0].content"),
             ("source", _, Some(picture)) => by_name(failure, picture),
+            ("strength", ..) if self.stays => by_name(failure, "ref_strength"),
             _ => by_n_and_size(failure),
         }
     }
@@ -104,7 +107,11 @@ pub(super) fn decode(
         Form::Messages => read_message(input.objects("messages")?)?,
     };
     let picture = image.as_ref().map(Picture::field);
-    let names = Names { form, picture };
+    let names = Names {
+        form,
+        picture,
+        stays: parameters.says("ref_strength"),
+    };
     let source = source(image, &mut parameters)?;
     // The older requests have it in their input, the newer ones in their parameters.
     let negative_prompt = match input.text("negative_prompt")? {
@@ -307,6 +314,7 @@ pub(super) mod tests {
     #[test]
     fn what_the_platform_complains_of_is_told_by_the_name_that_was_written() {
         let prompt = r#"{"input":{"prompt":"p","images":["https://h/x"]}}"#;
+        let stays = r#"{"input":{"prompt":"p","images":["https://h/x"]},"parameters":{"ref_strength":0.9}}"#;
         let message =
             r#"{"input":{"messages":[{"content":[{"image":"https://h/x"},{"text":"p"}]}]}}"#;
         for (form, body, field, told) in [
@@ -315,6 +323,8 @@ pub(super) mod tests {
             (Form::Prompt, prompt, "prompt", "prompt must be"),
             (Form::Prompt, prompt, "source", "images must be"),
             (Form::Prompt, prompt, "steps", "steps must be"),
+            (Form::Prompt, prompt, "strength", "strength must be"),
+            (Form::Prompt, stays, "strength", "ref_strength must be"),
             (Form::Messages, message, "images", "n must be"),
             (
                 Form::Messages,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use diffusion::SchedulerKind;
+use diffusion::{Mask, SchedulerKind};
 
 use super::entry::same;
 use super::*;
@@ -117,6 +117,50 @@ fn a_job_goes_on_with_a_request_whose_strength_was_filled_in() {
         ..request
     };
     assert!(!same(job.request(), &other));
+}
+
+#[test]
+fn the_engine_goes_through_as_many_steps_as_the_contract_says() {
+    let model = demo();
+    let side = 128;
+    let image = Arc::new(RgbImage {
+        width: side,
+        height: side,
+        pixels: vec![100; 128 * 128 * 3],
+    });
+    let all = Arc::new(Mask {
+        width: side,
+        height: side,
+        values: vec![255; 128 * 128],
+    });
+    for (steps, strength, masked) in [
+        (3, None, false),
+        (4, None, false),
+        (1, None, true),
+        (2, None, true),
+        (10, Some(0.7), false),
+        (19, Some(0.05), false),
+        (20, Some(0.05), false),
+    ] {
+        let source = contract::v1::Source {
+            mask_key: if masked {
+                "x".to_owned()
+            } else {
+                String::new()
+            },
+            strength,
+            ..contract::v1::Source::default()
+        };
+        let led = contract::source::steps_led(steps, contract::source::strength(&source));
+        let request = Request {
+            image: Some(Arc::clone(&image)),
+            mask: masked.then(|| Arc::clone(&all)),
+            strength,
+            ..request(1, steps)
+        };
+        let begun = model.begin(&request).map(|job| job.progress().steps);
+        assert_eq!(begun.unwrap_or(0), led, "{steps} at {strength:?}");
+    }
 }
 
 #[tokio::test]
