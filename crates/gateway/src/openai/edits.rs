@@ -41,6 +41,22 @@ const NUMBERS: &[&str] = &[
 ];
 /// Fields that are true or false.
 const TRUTHS: &[&str] = &["stream", "visible_label"];
+/// Fields that are texts or lists of them.
+const TEXTS: &[&str] = &[
+    "prompt",
+    "model",
+    "negative_prompt",
+    "size",
+    "quality",
+    "response_format",
+    "background",
+    "style",
+    "style_tags",
+    "scheduler",
+    "output_format",
+    "user",
+    "prompt_syntax",
+];
 /// What would change the picture and cannot.
 const NOT_HERE: &[(&str, &str)] = &[(
     "markup",
@@ -188,7 +204,7 @@ fn sort(parts: Vec<Part>) -> Result<Read, Failure> {
     let (mut images, mut mask, mut fields) = (Vec::new(), None, Map::new());
     for Part { name, data } in parts {
         match name.as_str() {
-            "image" | "image[]" => images.push(data),
+            name if is_image(name) => images.push(data),
             "mask" if mask.is_some() => {
                 let message = "mask must be one picture: it is given more than once";
                 return Err(Failure::invalid("mask", message));
@@ -202,8 +218,26 @@ fn sort(parts: Vec<Part>) -> Result<Read, Failure> {
     Ok((Fields::of(fields), image, mask))
 }
 
-/// A field of a form, as it would be in JSON.
+/// `image`, or one of a list: `image[]`, `image[0]`.
+fn is_image(name: &str) -> bool {
+    let place = name.strip_prefix("image[");
+    let place = place.and_then(|rest| rest.strip_suffix(']'));
+    name == "image" || place.is_some_and(|place| place.bytes().all(|b| b.is_ascii_digit()))
+}
+
+/// Whether a field of a form, or a list of its name, means something here.
+fn is_read(name: &str) -> bool {
+    let name = name.strip_suffix("[]").unwrap_or(name);
+    [TEXTS, NUMBERS, TRUTHS]
+        .iter()
+        .any(|names| names.contains(&name))
+}
+
+/// A field of a form, as it would be in JSON. One that is not read may be anything, a file too.
 fn field(name: &str, data: &Bytes, fields: &mut Map<String, Value>) -> Result<(), Failure> {
+    if !is_read(name) {
+        return Ok(());
+    }
     let shown = shorten(name);
     let text = std::str::from_utf8(data).map_err(|_| {
         let message = format!("{shown} must be UTF-8");
@@ -289,7 +323,12 @@ mod tests {
         assert_eq!(field(vec![part("n", b"1"), part("n", b"2")]), "n");
         assert_eq!(field(vec![part("prompt", b"\xff")]), "prompt");
         assert_eq!(field(vec![part("markup", b"\xff")]), "markup");
-        assert!(sort(vec![part("image[]", b"x")]).is_ok());
+        let indexed = vec![part("image[0]", b"x"), part("image[1]", b"y")];
+        assert_eq!(field(indexed), "image");
+        for name in ["image[]", "image[0]"] {
+            assert!(sort(vec![part(name, b"x")]).is_ok(), "{name}");
+        }
+        assert_eq!(field(vec![part("image[a]", b"x")]), "image");
         // Binary, as pictures are: it is not taken for a text that is none.
         let masks = vec![
             part("image", b"x"),
@@ -299,6 +338,33 @@ mod tests {
         let failure = sort(masks).unwrap_err();
         assert_eq!(failure.field.as_deref(), Some("mask"));
         assert!(failure.message.contains("more than once"), "{failure}");
+    }
+
+    #[test]
+    fn a_field_of_a_form_that_is_not_read_may_be_a_file_and_be_there_twice() {
+        let parts = vec![
+            part("image", b"x"),
+            part("prompt", b"p"),
+            part("foo", b"\xff"),
+            part("foo", b"\xff"),
+            part("foo[]", b"\xff"),
+        ];
+        let wish = request::decode(sort(parts).unwrap().0, String::new()).unwrap();
+        assert_eq!(wish.task.prompt, "p");
+    }
+
+    #[test]
+    fn the_fields_of_a_form_that_are_read_are_those_that_are_read_of_json() {
+        let decode = |mut fields: Fields| {
+            fields.number("strength")?;
+            request::decode(fields, String::new())
+        };
+        let asked = contract::json::asked("{}", decode).unwrap();
+        let mut asked: Vec<_> = asked.iter().map(|asked| asked.path.as_str()).collect();
+        let mut known = [TEXTS, NUMBERS, TRUTHS].concat();
+        asked.sort_unstable();
+        known.sort_unstable();
+        assert_eq!(known, asked);
     }
 
     #[test]
