@@ -197,6 +197,7 @@ pub(crate) fn answer(dialect: Dialect, failure: Failure, request_id: &str) -> Re
     let status = failure.code.http();
     let waits = retry_after(&failure);
     let unauthenticated = failure.code == ErrorCode::Unauthenticated;
+    let next_day = failure.code == ErrorCode::QuotaExceeded;
     let mut response = match dialect {
         Dialect::Grpc => return Status::from(failure).into_http(),
         Dialect::Own => {
@@ -219,8 +220,9 @@ pub(crate) fn answer(dialect: Dialect, failure: Failure, request_id: &str) -> Re
         }
     };
     let headers = response.headers_mut();
-    // The OpenAI packages send a request again after 409 and 5xx unless told not to, and the task would be drawn anew.
-    if dialect == Dialect::OpenAi && waits.is_none() {
+    // The OpenAI packages send a request again after 409 and 5xx unless told not to, and the task would be drawn anew. After 429 they do so
+    // within seconds, however long the wait: too soon for another day.
+    if dialect == Dialect::OpenAi && (waits.is_none() || next_day) {
         headers.insert("x-should-retry", HeaderValue::from_static("false"));
     }
     if let Some(seconds) = waits {
@@ -350,6 +352,21 @@ mod tests {
             answer(Dialect::OpenAi, at_once, "r").headers()["retry-after"],
             "1"
         );
+    }
+
+    #[test]
+    fn openais_packages_are_told_not_to_come_back_before_the_next_day() {
+        let told = |code| {
+            let failure = Failure {
+                retry_after: Some(Duration::from_secs(3600)),
+                ..Failure::new(code, "no more")
+            };
+            let response = answer(Dialect::OpenAi, failure, "r");
+            assert_eq!(response.headers()["retry-after"], "3600");
+            response.headers().contains_key("x-should-retry")
+        };
+        assert!(told(ErrorCode::QuotaExceeded));
+        assert!(!told(ErrorCode::RateLimited));
     }
 
     #[test]
