@@ -126,7 +126,9 @@ fn field(path: &str, schema: &mut Object) {
         "quality" => {
             "`hd` and `high` are HD, which needs a policy that allows it; the others are standard."
         }
-        "response_format" => "`b64_json` where it is left out; `url` not with `stream`.",
+        "response_format" => {
+            "`b64_json` where it is left out, and for `dall-e-2` and `dall-e-3` `url`; `url` not with `stream`."
+        }
         "background" => {
             schema.enum_values = Some(vec!["auto".into(), "opaque".into()]);
             "Pictures have no transparency."

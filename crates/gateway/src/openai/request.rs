@@ -47,6 +47,8 @@ const QUALITIES: &[(&str, (Option<&str>, Quality))] = &[
     ("high", (Some("high"), Quality::Hd)),
 ];
 const DELIVERIES: &[(&str, Delivery)] = &[("b64_json", Delivery::Inline), ("url", Delivery::Url)];
+/// Models whose own API answered with URLs where nothing was said: what was written for them reads no other.
+const GAVE_URLS: &[&str] = &["dall-e-2", "dall-e-3"];
 const BACKGROUNDS: &[(&str, bool)] = &[("auto", true), ("opaque", true), ("transparent", false)];
 const STYLES: &[(&str, &str)] = &[("vivid", "vivid"), ("natural", "natural")];
 
@@ -113,10 +115,14 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
         expires_after_seconds: fields.small("expires_after_seconds")?.unwrap_or_default(),
         visible_label: fields.truth("visible_label")?.unwrap_or_default(),
     };
+    let delivery = delivery.unwrap_or(match task.model.as_str() {
+        model if GAVE_URLS.contains(&model) && !stream => Delivery::Url,
+        _ => Delivery::Inline,
+    });
     Ok(Wish {
         task,
         kind: Kind::Generation,
-        delivery: delivery.unwrap_or(Delivery::Inline),
+        delivery,
         stream,
         quality,
         picture: "image",
@@ -182,6 +188,22 @@ mod tests {
         );
         assert!(!wish.stream);
         assert!(validate(&wish.task).is_ok());
+    }
+
+    #[test]
+    fn a_request_for_a_model_that_gave_urls_is_answered_with_them_unless_it_says_otherwise() {
+        let delivery = |more: &str| {
+            let wish = read(&format!(r#"{{"prompt":"p",{more}}}"#));
+            wish.unwrap().delivery
+        };
+        for model in ["dall-e-2", "dall-e-3"] {
+            let with = |more: &str| delivery(&format!(r#""model":"{model}"{more}"#));
+            assert_eq!(with(""), Delivery::Url);
+            assert_eq!(with(r#","response_format":null"#), Delivery::Url);
+            assert_eq!(with(r#","response_format":"b64_json""#), Delivery::Inline);
+            assert_eq!(with(r#","stream":true"#), Delivery::Inline);
+        }
+        assert_eq!(delivery(r#""model":"gpt-image-1""#), Delivery::Inline);
     }
 
     #[test]
