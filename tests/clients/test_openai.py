@@ -84,6 +84,12 @@ def test_models_are_listed(client):
     assert "inkstone-demo" in [model.id for model in client.models.list()]
 
 
+def test_a_model_that_is_not_there_is_named_as_the_parameter(client):
+    with pytest.raises(openai.NotFoundError) as raised:
+        client.models.retrieve("dall-e-9")
+    assert raised.value.param == "model"
+
+
 @pytest.mark.parametrize(
     ("change", "error", "param"),
     [

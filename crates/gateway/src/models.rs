@@ -110,7 +110,10 @@ pub(crate) async fn get(
         .find(|model| model.name == name || model.aliases.contains(&name));
     let model = found.ok_or_else(|| {
         let message = format!("there is no model {:?} that you may use", shorten(&name));
-        Failure::new(ErrorCode::ModelNotFound, message)
+        Failure {
+            field: Some("model".to_owned()),
+            ..Failure::new(ErrorCode::ModelNotFound, message)
+        }
     })?;
     Ok(json(&ModelJson::new(model)))
 }

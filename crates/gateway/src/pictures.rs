@@ -297,12 +297,12 @@ pub(crate) fn only<T>(field: &'static str, mut list: Vec<T>) -> Result<T, Failur
     match (list.pop(), list.is_empty()) {
         (Some(one), true) => Ok(one),
         (None, _) => {
-            let message = format!("{field} must be 1 picture, and none is given");
+            let message = format!("{field} must hold 1 picture, and none is given");
             Err(Failure::invalid(field, message))
         }
         _ => {
             let message =
-                format!("{field} must be 1 picture, not {count}: the models here draw from one");
+                format!("{field} must hold 1 picture, not {count}: the models here draw from one");
             Err(Failure::invalid(field, message))
         }
     }
@@ -357,7 +357,7 @@ mod tests {
         for list in [vec![], vec![1, 2]] {
             let failure = only("image", list).unwrap_err();
             assert_eq!(failure.field.as_deref(), Some("image"));
-            assert!(failure.message.contains("must be 1 picture"), "{failure}");
+            assert!(failure.message.contains("must hold 1 picture"), "{failure}");
         }
     }
 

@@ -67,9 +67,9 @@ mod tests {
             "message": "size must be WIDTH*HEIGHT", "request_id": "r-1"});
         assert_eq!(shown, expected);
         // Its inputs may have pictures by this name, which are not how many it asks for.
-        let failure = Failure::invalid("images", "images must be 1 picture, not 2");
+        let failure = Failure::invalid("images", "images must hold 1 picture, not 2");
         let shown = serde_json::to_value(Error::new(&failure, "r-1")).unwrap();
-        assert_eq!(shown["message"], "images must be 1 picture, not 2");
+        assert_eq!(shown["message"], "images must hold 1 picture, not 2");
         assert_eq!(word(ErrorCode::Unauthenticated, None), "InvalidApiKey");
         assert_eq!(word(ErrorCode::RateLimited, None), "Throttling.RateQuota");
         assert_eq!(word(ErrorCode::PermissionDenied, None), "AccessDenied");

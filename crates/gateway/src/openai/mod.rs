@@ -279,7 +279,7 @@ mod tests {
         let expected = serde_json::json!({"error": {"message": "size: height must be a multiple of 32",
             "type": "invalid_request_error", "param": "size", "code": "invalid_argument"}});
         assert_eq!(shown(&failure), expected);
-        let failure = Failure::invalid("images", "images must be 1 picture, not 2");
+        let failure = Failure::invalid("images", "images must hold 1 picture, not 2");
         assert_eq!(shown(&failure)["error"]["param"], "images");
         for (field, param) in [("images", "n"), ("source", "images"), ("steps", "steps")] {
             let of_a_task = Failure::invalid(field, format!("{field} must be at most 5"));

@@ -97,10 +97,10 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
             .word("output_format", FORMATS)?
             .unwrap_or_default()
             .into(),
-        // OpenAI counts from 0; encoders from 1.
         output_compression: fields
             .small("output_compression")?
-            .map(|level| level.max(1)),
+            .map(compression)
+            .transpose()?,
         partial_images,
         style_tags,
         idempotency_key,
@@ -127,6 +127,15 @@ pub(super) fn decode(mut fields: Fields, idempotency_key: String) -> Result<Wish
         quality,
         picture: "image",
     })
+}
+
+/// OpenAI counts from 0; encoders from 1.
+fn compression(level: u32) -> Result<u32, Failure> {
+    if level > 100 {
+        let message = format!("output_compression must be 0 to 100, not {level}");
+        return Err(Failure::invalid("output_compression", message));
+    }
+    Ok(level.max(1))
 }
 
 fn streamable(images: u32, delivery: Option<Delivery>) -> Result<(), Failure> {
@@ -262,6 +271,12 @@ mod tests {
         let full = format!(r#"{{"style":"vivid","style_tags":[{tags}]}}"#);
         assert_eq!(field(&full), named("style"));
         assert_eq!(field(r#"{"prompt":["a"]}"#), named("prompt"));
+        let failure = read(r#"{"output_compression":101}"#).unwrap_err();
+        assert_eq!(failure.field, named("output_compression"));
+        assert_eq!(
+            failure.message,
+            "output_compression must be 0 to 100, not 101"
+        );
     }
 
     #[test]
