@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 
 use async_nats::jetstream;
+use async_nats::jetstream::context::{CreateStreamError, CreateStreamErrorKind};
+use settings::ByteSize;
 
 type Cause = Box<dyn std::error::Error + Send + Sync>;
 
@@ -72,6 +74,17 @@ pub enum BrokerError {
         /// Which stream.
         stream: &'static str,
     },
+    /// The broker cannot set aside what a stream is to take.
+    #[error(
+        "the broker has no room to set aside {size} for the stream {stream}: its disk, or its max_file_store, has less left; make \
+         room there, or lower the setting of the stream's size (docs/SETTINGS.md)"
+    )]
+    NoRoom {
+        /// Which stream.
+        stream: String,
+        /// What it is to take.
+        size: ByteSize,
+    },
     /// It was refused for something that is there and is not [of its family](crate::NewEvent::barred_by).
     #[error("it cannot be created while there is something at {filter}")]
     Barred {
@@ -90,6 +103,29 @@ impl BrokerError {
     /// Whether the broker had no room: nothing is stored then.
     pub fn is_full(&self) -> bool {
         matches!(self, Self::Full { .. }) || is_full(self)
+    }
+
+    /// Whether another try would hear the same until someone does something.
+    pub(crate) fn is_final(&self) -> bool {
+        matches!(self, Self::NoRoom { .. })
+    }
+
+    /// Why a stream of `max_bytes` could not be created.
+    pub(crate) fn creating<E>(
+        operation: &'static str,
+        stream: &str,
+        max_bytes: i64,
+    ) -> impl FnOnce(E) -> Self
+    where
+        E: std::error::Error + Send + Sync + 'static,
+    {
+        move |error| match u64::try_from(max_bytes) {
+            Ok(bytes) if lacks_storage(&error) => Self::NoRoom {
+                stream: stream.to_owned(),
+                size: ByteSize::of(bytes),
+            },
+            _ => Self::request(operation)(error),
+        }
     }
 
     pub(crate) fn request<E: Into<Cause>>(operation: &'static str) -> impl FnOnce(E) -> Self {
@@ -119,6 +155,19 @@ impl BrokerError {
 /// Whether the broker refused because the stream has no room. It does not say more than that it could not store.
 pub(crate) fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
     refusal(error) == Some(jetstream::ErrorCode::STREAM_STORE_FAILED)
+}
+
+/// Whether the broker refused to create a stream because it has not as much storage left.
+fn lacks_storage(error: &(dyn std::error::Error + 'static)) -> bool {
+    // The broker's answer is in the kind of such an error, not in its cause. A bucket's error lies around its stream's.
+    let mut causes = std::iter::successors(Some(error), |&error| error.source());
+    let refusal = causes.find_map(|cause| cause.downcast_ref::<CreateStreamError>());
+    refusal.is_some_and(|refusal| match refusal.kind() {
+        CreateStreamErrorKind::JetStream(answer) => {
+            answer.error_code() == jetstream::ErrorCode::STORAGE_RESOURCES_EXCEEDED
+        }
+        _ => false,
+    })
 }
 
 /// The code with which the broker refused, where it did.

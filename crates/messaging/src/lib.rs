@@ -135,7 +135,8 @@ impl Broker {
         Ok(broker)
     }
 
-    /// Tries `operation` until it succeeds or the start timeout has passed; then the last error counts.
+    /// Tries `operation` until it succeeds or the start timeout has passed; then the last error counts. A broker without room for a
+    /// stream is not waited for: it has none until someone makes some.
     ///
     /// # Errors
     /// What `operation` last failed with.
@@ -147,7 +148,9 @@ impl Broker {
         loop {
             match operation().await {
                 Ok(value) => return Ok(value),
-                Err(error) if tokio::time::Instant::now() >= deadline => return Err(error),
+                Err(error) if error.is_final() || tokio::time::Instant::now() >= deadline => {
+                    return Err(error);
+                }
                 Err(error) => tracing::debug!(%error, "waiting for the broker"),
             }
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -199,7 +202,8 @@ impl Broker {
     /// Creates a stream or brings it to this configuration, and opens it.
     ///
     /// # Errors
-    /// When the broker refuses, for instance because the change is not allowed on a stream with messages.
+    /// [`BrokerError::NoRoom`] when the broker has less room than the stream sets aside; when it refuses otherwise, for instance because
+    /// the change is not allowed on a stream with messages.
     pub async fn ensure_stream(&self, spec: &StreamSpec) -> Result<(), BrokerError> {
         let config = Config {
             name: spec.name.to_owned(),
@@ -230,8 +234,11 @@ impl Broker {
             ..Config::default()
         };
         let made = self.jetstream().create_or_update_stream(config).await;
-        made.map(drop)
-            .map_err(BrokerError::request("creating a stream"))
+        made.map(drop).map_err(BrokerError::creating(
+            "creating a stream",
+            spec.name,
+            spec.max_bytes,
+        ))
     }
 
     /// The log kept in `stream`, which must exist.
@@ -260,7 +267,7 @@ impl Broker {
     /// The same of one that takes `max_bytes`, which the broker sets aside. Full it refuses what is new.
     ///
     /// # Errors
-    /// When the broker refuses.
+    /// [`BrokerError::NoRoom`] when the broker has less room than that; when it refuses otherwise.
     pub async fn bucket_of_size<T>(
         &self,
         name: &'static str,
@@ -286,7 +293,7 @@ impl Broker {
             ..jetstream::kv::Config::default()
         };
         let store = self.jetstream().create_or_update_key_value(config).await;
-        let store = store.map_err(BrokerError::request("opening a bucket"))?;
+        let store = store.map_err(BrokerError::creating("opening a bucket", name, max_bytes))?;
         Ok(Bucket::new(name, store, self.clone()))
     }
 
@@ -402,5 +409,28 @@ mod tests {
             text.contains("broker.tls_dir") && text.contains("ca.pem"),
             "{text}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_broker_without_room_for_a_stream_is_not_waited_for() {
+        let server = NatsServer::scratch_with_room(1 << 20).unwrap();
+        let patient = BrokerSettings::new(server.url(), "10m".parse().unwrap());
+        let broker = Broker::connect(&patient, "test").await.unwrap();
+        let limit = Duration::from_secs(60);
+
+        let stream = broker.patiently(|| broker.ensure_stream(&crate::scratch::SPEC));
+        let stream = tokio::time::timeout(limit, stream).await.unwrap();
+        let size = settings::ByteSize::of(32 << 20);
+        let bucket =
+            broker.patiently(|| broker.bucket_of_size::<u32>("KEPT", Duration::ZERO, size));
+        let bucket = tokio::time::timeout(limit, bucket).await.unwrap();
+        for (refused, words) in [
+            (stream.unwrap_err(), ["16 MiB", "stream TEST:"]),
+            (bucket.err().unwrap(), ["32 MiB", "stream KEPT:"]),
+        ] {
+            let text = refused.to_string();
+            assert!(words.iter().all(|word| text.contains(word)), "{text}");
+            assert!(text.contains("max_file_store"), "{text}");
+        }
     }
 }
