@@ -35,6 +35,15 @@ pub enum ServerError {
         OLDEST.0, OLDEST.1
     )]
     NotFound,
+    /// The one that was named is none, or too old: another in its place would not be what was asked for.
+    #[error(
+        "INKSTONE_NATS_SERVER is {}, which is no nats-server {}.{} or newer that can be run; name one, or unset it",
+        binary.display(), OLDEST.0, OLDEST.1
+    )]
+    Unfit {
+        /// What was named.
+        binary: PathBuf,
+    },
     /// Its data folder or log cannot be used.
     #[error("cannot use {} for the broker's data", path.display())]
     Folder {
@@ -371,21 +380,29 @@ pub fn free_port() -> io::Result<u16> {
 /// The binary that would be run.
 ///
 /// # Errors
-/// [`ServerError::NotFound`] when none is new enough.
+/// [`ServerError::Unfit`] when the one that `INKSTONE_NATS_SERVER` names is none or too old, [`ServerError::NotFound`] when none is
+/// named and none is new enough.
 pub fn find() -> Result<PathBuf, ServerError> {
-    let named = std::env::var_os("INKSTONE_NATS_SERVER").map(PathBuf::from);
+    find_from(std::env::var_os("INKSTONE_NATS_SERVER").map(PathBuf::from))
+}
+
+/// `named`: what the environment says, which may be empty.
+fn find_from(named: Option<PathBuf>) -> Result<PathBuf, ServerError> {
+    let is_fit =
+        |binary: &PathBuf| binary.is_file() && version(binary).is_some_and(|v| v >= OLDEST);
+    if let Some(binary) = named.filter(|named| !named.as_os_str().is_empty()) {
+        return match is_fit(&binary) {
+            true => Ok(binary),
+            false => Err(ServerError::Unfit { binary }),
+        };
+    }
     let here = std::env::current_dir().unwrap_or_default();
     let tools = here.ancestors().map(|d| d.join(".tools/bin/nats-server"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path: Vec<PathBuf> = std::env::split_paths(&path)
         .map(|d| d.join("nats-server"))
         .collect();
-    named
-        .into_iter()
-        .chain(tools)
-        .chain(path)
-        .find(|binary| binary.is_file() && version(binary).is_some_and(|v| v >= OLDEST))
-        .ok_or(ServerError::NotFound)
+    tools.chain(path).find(is_fit).ok_or(ServerError::NotFound)
 }
 
 /// `nats-server: v2.15.1` → (2, 15).
@@ -412,6 +429,21 @@ mod tests {
         server.restart().unwrap();
         assert_eq!(server.url(), url);
         assert_ne!(server.process_id(), first);
+    }
+
+    #[test]
+    fn a_server_that_is_named_and_unfit_is_refused_and_no_other_is_taken() {
+        let there = find_from(None).unwrap();
+        assert_eq!(find_from(Some(PathBuf::new())).unwrap(), there);
+        assert_eq!(find_from(Some(there.clone())).unwrap(), there);
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("nats-server");
+        fs::write(&file, "not a program").unwrap();
+        for unfit in [file, folder.path().join("none")] {
+            let refused = find_from(Some(unfit.clone())).unwrap_err().to_string();
+            assert!(refused.contains("INKSTONE_NATS_SERVER"), "{refused}");
+            assert!(refused.contains(&*unfit.to_string_lossy()), "{refused}");
+        }
     }
 
     #[test]
