@@ -1,7 +1,24 @@
-//! What `inkstone up` looks for in the environment besides each service's own settings: what would be without effect, and what cannot
-//! work there.
+//! What the command line takes from the environment, and what `inkstone up` looks for there besides each service's own settings: what would
+//! be without effect, and what cannot work there.
+
+use std::ffi::OsStr;
 
 use crate::error::CliError;
+
+/// The command line without the variables that are set and empty, which stands for unset: clap would take them as values.
+pub(crate) fn without_empty(command: clap::Command) -> clap::Command {
+    without(command, &|name| {
+        std::env::var_os(name).is_some_and(|value| value.is_empty())
+    })
+}
+
+fn without(command: clap::Command, left_out: &dyn Fn(&OsStr) -> bool) -> clap::Command {
+    let command = command.mut_args(|option| match option.get_env().is_some_and(left_out) {
+        true => option.env(None::<&'static str>),
+        false => option,
+    });
+    command.mut_subcommands(|command| without(command, left_out))
+}
 
 /// What stands behind `INKSTONE_` and in front of `__` in settings of services.
 pub(crate) const SERVICES: [&str; 5] = [
@@ -47,7 +64,28 @@ pub(crate) fn refuse_certificates(
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory as _;
+
     use super::*;
+
+    fn variables(command: &clap::Command) -> Vec<String> {
+        let own = command.get_arguments().filter_map(clap::Arg::get_env);
+        let own = own.map(|name| name.to_string_lossy().into_owned());
+        let nested = command.get_subcommands().flat_map(variables);
+        own.chain(nested).collect()
+    }
+
+    #[test]
+    fn a_variable_that_is_left_out_is_no_options_any_more_and_the_others_are() {
+        let whole = variables(&crate::cli::Cli::command());
+        let left = without(crate::cli::Cli::command(), &|name| name == "INKSTONE_KEY");
+        left.clone().debug_assert();
+        let but_keys = whole.iter().filter(|name| *name != "INKSTONE_KEY");
+        assert!(but_keys.clone().count() < whole.len());
+        assert!(but_keys.eq(variables(&left).iter()));
+        let none = without(crate::cli::Cli::command(), &|_| true);
+        assert!(variables(&none).is_empty());
+    }
 
     #[test]
     fn a_setting_of_no_service_is_found_and_everything_else_is_not() {

@@ -35,14 +35,15 @@ mod watch;
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 use crate::out::complain;
 pub use error::CliError;
 
 /// Parses the command line, runs it, and says what went wrong in one line.
 pub fn main() -> ExitCode {
-    let command = cli::Cli::parse();
+    let typed = environment::without_empty(cli::Cli::command()).get_matches();
+    let command = cli::Cli::from_arg_matches(&typed).unwrap_or_else(|error| error.exit());
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(lifecycle::threads(0, false))
         .enable_all()
