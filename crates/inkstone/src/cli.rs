@@ -216,8 +216,8 @@ pub(crate) struct GenerateArgs {
     #[arg(long, value_parser = seed, allow_negative_numbers = true)]
     pub(crate) seed: Option<u64>,
     /// Denoising steps, from 1 to the model's limit: more take longer. Default: the model's.
-    #[arg(long, value_parser = steps, allow_negative_numbers = true, default_value_t = 0, hide_default_value = true)]
-    pub(crate) steps: u32,
+    #[arg(long, value_parser = steps, allow_negative_numbers = true)]
+    pub(crate) steps: Option<u32>,
     /// Guidance scale, from 0 to the model's limit: how closely to keep to the prompt; 1 or less switches guidance off. Default: the model's.
     #[arg(long, allow_negative_numbers = true)]
     pub(crate) guidance: Option<f32>,

@@ -50,6 +50,9 @@ pub enum CliError {
         /// Where to.
         path: PathBuf,
     },
+    /// A picture is to be written to the standard output.
+    #[error("-: a picture goes into a file, not to the standard output; name one, such as cat.png")]
+    OutputStream,
     /// A picture is to be written into a folder that is not there.
     #[error("{}: there is no folder {}; make it first, or name another", output.display(), folder.display())]
     NoOutputFolder {

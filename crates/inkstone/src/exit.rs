@@ -35,6 +35,7 @@ pub(crate) fn code(error: &CliError) -> u8 {
         | CliError::Away { .. } => UNREACHABLE,
         CliError::Extension { .. }
         | CliError::OutputFolder { .. }
+        | CliError::OutputStream
         | CliError::NoOutputFolder { .. }
         | CliError::NoKey
         | CliError::BadKey

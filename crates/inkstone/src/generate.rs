@@ -61,7 +61,8 @@ fn request(args: &GenerateArgs) -> Result<SubmitTask, CliError> {
         height,
         images: args.n,
         seed: args.seed,
-        steps: args.steps,
+        // 0 is the model's.
+        steps: args.steps.unwrap_or_default(),
         guidance_scale: args.guidance,
         guidance_rescale: args.guidance_rescale,
         visible_label: args.visible_label,
@@ -174,6 +175,10 @@ fn numbered(output: &Path, index: u32, of: usize) -> PathBuf {
 /// Before anything is drawn: what cannot be written would be drawn, and charged, for nobody. A folder is not made: one that is not there
 /// is misspelt more often than wished.
 pub(crate) fn check_output(output: &Path) -> Result<(), CliError> {
+    // Elsewhere this is the standard output, which here has the line about the picture.
+    if output.as_os_str() == "-" {
+        return Err(CliError::OutputStream);
+    }
     if output.is_dir() {
         let path = output.to_owned();
         return Err(CliError::OutputFolder { path });
@@ -213,6 +218,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let refused = check_output(root.path()).unwrap_err().to_string();
         assert!(refused.contains("is a folder"), "{refused}");
+        let refused = check_output(Path::new("-")).unwrap_err().to_string();
+        assert!(refused.contains("into a file"), "{refused}");
+        check_output(Path::new("./-")).unwrap();
         let output = root.path().join("a/b/cat.png");
         let refused = check_output(&output).unwrap_err().to_string();
         let folder = root.path().join("a/b").display().to_string();

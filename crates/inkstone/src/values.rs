@@ -34,9 +34,10 @@ pub(crate) fn seed(text: &str) -> Result<u64, String> {
 
 /// The most is the model's, and the platform says it.
 pub(crate) fn steps(text: &str) -> Result<u32, String> {
-    let parsed = text.parse();
-    parsed.map_err(|_| {
-        "the number of steps is a whole number that the model takes, such as 20".to_owned()
+    let parsed = text.parse::<u32>().ok().filter(|count| *count > 0);
+    parsed.ok_or_else(|| {
+        "the number of steps is a whole number from 1 to what the model takes, such as 20"
+            .to_owned()
     })
 }
 
@@ -129,7 +130,9 @@ mod tests {
             assert!(pictures(bad).is_err(), "{bad}");
         }
         assert_eq!(steps("20"), Ok(20));
-        assert!(steps("1.5").is_err());
+        for bad in ["0", "-1", "1.5"] {
+            assert!(steps(bad).unwrap_err().contains("from 1 to"), "{bad}");
+        }
         assert_eq!(requests("5"), Ok(5));
         assert!(requests("-1").is_err());
     }
