@@ -98,7 +98,10 @@ impl Client {
         } else {
             format!("http://{url}")
         };
-        let key = server.key.clone().or_else(|| place.key());
+        let key = match &server.key {
+            Some(key) => Some(key.clone()),
+            None => place.key()?,
+        };
         Self::new(&url, key.ok_or(CliError::NoKey)?, server.ca.as_deref())
     }
 

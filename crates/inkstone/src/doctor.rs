@@ -49,7 +49,7 @@ pub(crate) async fn run(data: &Path, server: &ServerArgs) -> Result<(), CliError
                     .map_err(|e| e.to_string()),
             );
         }
-        Err(error) => report("platform", Err(error.to_string())),
+        Err(error) => report("platform", Err(lifecycle::chain(&error))),
     }
     if failed == 0 {
         Ok(())

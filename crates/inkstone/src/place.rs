@@ -89,9 +89,16 @@ impl Place {
     }
 
     /// The bearer that `inkstone up` made for this laptop.
-    pub(crate) fn key(&self) -> Option<String> {
-        let text = fs::read_to_string(self.join("key")).ok()?;
-        Some(text.trim().to_owned()).filter(|key| !key.is_empty())
+    ///
+    /// # Errors
+    /// When there is one that cannot be read, as another user's.
+    pub(crate) fn key(&self) -> Result<Option<String>, CliError> {
+        let path = self.join("key");
+        match fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned()).filter(|key| !key.is_empty())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(CliError::file("read", &path)(error)),
+        }
     }
 
     pub(crate) fn keep_key(&self, bearer: &str) -> Result<(), CliError> {
@@ -135,6 +142,21 @@ impl Held {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_key_that_cannot_be_read_is_an_error_and_one_that_is_not_there_is_none() {
+        let root = tempfile::tempdir().unwrap();
+        let place = Place::at(root.path());
+        assert_eq!(place.key().unwrap(), None);
+        place.keep_key("ink_x").unwrap();
+        assert_eq!(place.key().unwrap().as_deref(), Some("ink_x"));
+        fs::remove_file(place.join("key")).unwrap();
+        // Nobody can read a folder as a file, root included.
+        fs::create_dir(place.join("key")).unwrap();
+        let refused = place.key().unwrap_err().to_string();
+        let path = place.join("key").display().to_string();
+        assert!(refused.contains(&path), "{refused}");
+    }
 
     #[test]
     fn a_folder_that_was_removed_or_made_anew_is_gone_whatever_is_in_it() {

@@ -146,7 +146,7 @@ impl Platform {
         let clear = TlsArgs { tls_dir: None };
         let callee = Callee::service(&self.running.auth, AUTH_URL, &clear);
         let auth = service_peer(&callee, Identity::Auth, &clear)?;
-        if let Some(key) = self.place.key() {
+        if let Ok(Some(key)) = self.place.key() {
             let proof = Some(Proof::Bearer(key.clone()));
             let mut client = AuthServiceClient::new(auth.clone());
             if client
