@@ -100,6 +100,11 @@ fn lifetime(body: &[u8]) -> Result<u32, Failure> {
 pub(crate) fn lifetime_of(mut fields: Fields) -> Result<u32, Failure> {
     let lifetime = fields.small(LIFETIME)?;
     fields.nothing_else(&[LIFETIME])?;
+    // To auth 0 is the longest that there is, which nobody means who asks for none.
+    if lifetime == Some(0) {
+        let text = format!("{LIFETIME} must be 60 or more; left out, it is the longest");
+        return Err(Failure::invalid(LIFETIME, text));
+    }
     Ok(lifetime.unwrap_or(0))
 }
 
@@ -157,6 +162,7 @@ mod tests {
         assert_eq!(lifetime(br#"{"lifetime_seconds": 60}"#).unwrap(), 60);
         for bad in [
             &br#"{"lifetime_seconds": -1}"#[..],
+            br#"{"lifetime_seconds": 0}"#,
             br#"{"scope": "x"}"#,
             b"x",
         ] {

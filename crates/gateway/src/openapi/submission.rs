@@ -77,6 +77,7 @@ const FEEDBACK: About = About {
 const TOKEN: About = About {
     field: |path, schema| {
         if path == tokens::LIFETIME {
+            schema.minimum = Some(1_u32.into());
             schema.description = Some("From 60 up to the longest that the platform gives (15 minutes unless set), which it is where it is left out.".to_owned());
         }
     },
