@@ -13,6 +13,10 @@ use crate::openapi::params::{params, path as path_param};
 use crate::openapi::task::codes;
 use crate::problem::Refused;
 
+/// A page whose style is its own, and that loads nothing.
+const PAGE_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
+    frame-ancestors 'none'";
+
 /// `GET /`
 #[utoipa::path(
     get,
@@ -21,12 +25,9 @@ use crate::problem::Refused;
     summary = "A page with an example",
     responses((status = 200, description = "The page.", body = String, content_type = "text/html; charset=utf-8"))
 )]
-pub(crate) async fn page(
-    State(edge): State<Arc<Edge>>,
-    uri: Uri,
-    headers: HeaderMap,
-) -> Html<String> {
-    Html(page_at(&edge.public_url(&uri, &headers)))
+pub(crate) async fn page(State(edge): State<Arc<Edge>>, uri: Uri, headers: HeaderMap) -> Response {
+    let page = Html(page_at(&edge.public_url(&uri, &headers)));
+    ([(header::CONTENT_SECURITY_POLICY, PAGE_POLICY)], page).into_response()
 }
 
 /// The front page of a gateway that is known by `url`, which comes from settings or from a request.

@@ -315,12 +315,11 @@ async fn an_error_code_leads_to_its_page() {
         ask(edge.address, "GET /docs/errors/nonsense").await.status,
         404
     );
-    assert!(
-        ask(edge.address, "GET /")
-            .await
-            .body
-            .contains("<title>Inkstone</title>")
-    );
+    let welcome = ask(edge.address, "GET /").await;
+    assert!(welcome.body.contains("<title>Inkstone</title>"));
+    let policy = welcome.header("content-security-policy").unwrap();
+    assert!(policy.starts_with("default-src 'none'"), "{policy}");
+    assert!(!welcome.body.contains("src=") && !welcome.body.contains("<script"));
     edge.stop().await;
 }
 
