@@ -35,7 +35,7 @@ pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
     // A folder of its own, so that a demo and a running platform do not meet.
     let interrupted = lifecycle::shutdown_signal().map_err(CliError::Runtime)?;
     let platform = tokio::select! {
-        started = Platform::start(Place::at(&data.join("demo")), &options) => started?,
+        started = Platform::start(Place::at(&data.join("demo")), &options) => started.map_err(of_demo)?,
         () = interrupted => return Err(CliError::Interrupted),
     };
     let up = began.elapsed();
@@ -54,6 +54,14 @@ pub(crate) async fn run(data: &Path, args: &DemoArgs) -> Result<(), CliError> {
     );
     say!("      make demo PROMPT=\"a rocket, flat style\"");
     Ok(())
+}
+
+/// An error of the platform's start without advice that is good for `inkstone up` alone.
+fn of_demo(error: CliError) -> CliError {
+    match error {
+        CliError::NoModels { .. } => CliError::NoDemoModel,
+        error => error,
+    }
 }
 
 async fn draw(
@@ -89,6 +97,14 @@ fn file_name(prompt: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_demo_without_its_model_is_not_told_of_an_option_that_it_lacks() {
+        let data = PathBuf::from(".inkstone/demo");
+        let said = of_demo(CliError::NoModels { data }).to_string();
+        assert!(said.contains("`inkstone up --model FOLDER`"), "{said}");
+        assert!(matches!(of_demo(CliError::NoKey), CliError::NoKey));
+    }
 
     #[test]
     fn a_prompt_of_any_kind_gives_a_plain_file_name() {

@@ -128,6 +128,12 @@ pub enum CliError {
         /// The data folder.
         data: PathBuf,
     },
+    /// `inkstone demo` where its model is not.
+    #[error(
+        "`inkstone demo` draws with the demo model of the repository: start it in there; elsewhere give a folder with a model to \
+         `inkstone up --model FOLDER`"
+    )]
+    NoDemoModel,
     /// `inkstone up` with certificates between its services.
     #[error(
         "{variable} is set, but `inkstone up` runs all services in one process, without certificates between them; unset it, or \
