@@ -13,7 +13,6 @@ use contract::{ErrorCode, Failure};
 use serde::Serialize;
 use tonic::{Code, Status};
 
-use crate::json::shorten;
 use crate::{dashscope, oip, openai};
 
 /// What OpenAI's clients ask for first. Most of it is not served, and they show a refusal in other words than theirs as an empty one.
@@ -41,6 +40,8 @@ const OPENAI: &[&str] = &[
 ];
 /// How the library of messages begins to tell of one that cannot be read.
 const UNREADABLE: &str = "failed to decode Protobuf message";
+/// Characters of a method's path that are told to whoever called it: all that there are have fewer.
+const LONGEST_METHOD: usize = 200;
 
 /// Whose words a caller expects.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -258,7 +259,8 @@ pub(crate) fn of_the_library(path: &str, status: &Status) -> Option<Failure> {
     let said = status.message();
     match status.code() {
         Code::Unimplemented if said.is_empty() => {
-            let message = format!("there is no method {}", shorten(path));
+            let path: String = path.chars().take(LONGEST_METHOD).collect();
+            let message = format!("there is no method {path}");
             Some(Failure::new(ErrorCode::MethodNotAllowed, message))
         }
         Code::Internal if said.starts_with(UNREADABLE) => {
