@@ -13,10 +13,10 @@ use crate::command_line::{SLOW, Up, ended, line_of, log_of, press_ctrl_c, text, 
 const ANY_PORT: &str = "127.0.0.1:0";
 
 /// A process that is killed when a test fails before its end.
-pub(crate) struct Running(pub(crate) Child);
+struct Running(Child);
 
 impl Running {
-    pub(crate) fn of(mut command: Command) -> Self {
+    fn of(mut command: Command) -> Self {
         Self(command.spawn().unwrap())
     }
 }
